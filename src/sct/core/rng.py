@@ -1,0 +1,83 @@
+"""Randomness that can be named: one generator an image, one seed a training step, one dropout mask a pair."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+
+
+def mix_seed(*parts: int) -> int:
+    """One well-mixed 63-bit seed from several integers (SplitMix64's finaliser applied part by part).
+
+    Everything random in a training step is a function of mix_seed(seed, step, stream), so that a run
+    continued from a checkpoint draws what the unbroken run would have drawn, with no state to keep.
+    """
+    mask = (1 << 64) - 1
+    state = 0x9E3779B97F4A7C15
+    for part in parts:
+        state = (state + (part & mask) + 0x9E3779B97F4A7C15) & mask
+        state = ((state ^ (state >> 30)) * 0xBF58476D1CE4E5B9) & mask
+        state = ((state ^ (state >> 27)) * 0x94D049BB133111EB) & mask
+        state ^= state >> 31
+    return state >> 1
+
+
+class ImageNoise:
+    """Standard normal noise with one generator an image: image i depends on its own seed alone.
+
+    A call draws the next [B, *shape] block, image by image, always on the CPU (so that every device
+    starts from the same noise), then moves it. Source: EDM's per-image seeding (2206.00364).
+    """
+
+    def __init__(self, seeds: Sequence[int], device: torch.device | str = "cpu") -> None:
+        self.generators = [torch.Generator("cpu").manual_seed(int(seed)) for seed in seeds]
+        self.device = device
+
+    def __len__(self) -> int:
+        return len(self.generators)
+
+    def __call__(self, *shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+        noise = torch.stack([torch.randn(*shape, generator=g, dtype=dtype) for g in self.generators])
+        return noise.to(self.device)
+
+
+@contextmanager
+def shared_dropout(device: torch.device) -> Iterator["DropoutMask"]:
+    """Let two network passes draw the same dropout mask (ECT, 2406.14548; iCT, 2310.14189).
+
+        with shared_dropout(device) as mask:
+            f_t = model(...)
+            with mask.again():
+                f_r = target(...)
+
+    Restores the global generators of the CPU and of the device; after the second pass they stand where
+    the first one left them. The one sanctioned use of the global generator.
+    """
+    yield DropoutMask(device)
+
+
+class DropoutMask:
+    """The generator state at which a pass began; see `shared_dropout`."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._before = self._capture()
+
+    def _capture(self) -> tuple[Tensor, Tensor | None]:
+        on_card = torch.cuda.get_rng_state(self._device) if self._device.type == "cuda" else None
+        return torch.get_rng_state(), on_card
+
+    def _restore(self, state: tuple[Tensor, Tensor | None]) -> None:
+        torch.set_rng_state(state[0])
+        if state[1] is not None:
+            torch.cuda.set_rng_state(state[1], self._device)
+
+    @contextmanager
+    def again(self) -> Iterator[None]:
+        after = self._capture()
+        self._restore(self._before)
+        try:
+            yield
+        finally:
+            self._restore(after)
