@@ -1,1 +1,1 @@
-
+"""Images in: sources, the prepared format, references by class."""

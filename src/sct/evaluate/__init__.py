@@ -1,1 +1,1 @@
-
+"""Measures: features, distances, memorisation."""

@@ -1,1 +1,1 @@
-
+"""Other people's files: checkpoints in, exports out."""

@@ -1,1 +1,1 @@
-
+"""Networks, their preconditioning, and models on disk."""

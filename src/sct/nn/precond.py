@@ -33,7 +33,7 @@ class Preconditioned(nn.Module):
 
     kind: ClassVar[str]
     network_name: ClassVar[str] = "model"
-    """The attribute that holds the network, hence the prefix of its parameters' names: official weights fix it."""
+    """The attribute that holds the network, so the prefix of its parameters: official weights fix it."""
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
@@ -42,7 +42,7 @@ class Preconditioned(nn.Module):
 
     @property
     def network(self) -> nn.Module:
-        return getattr(self, self.network_name)  # type: ignore[no-any-return]
+        return getattr(self, self.network_name)
 
     @property
     def options(self) -> dict[str, object]:

@@ -42,7 +42,7 @@ class ModulatedBlock(nn.Module):
     def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
         scale, shift = self.modulation(embedding).chunk(2, dim=1)
         h = torch.addcmul(shift, self.norm(x), 1 + scale)
-        return x + self.outer(self.dropout(nn.functional.silu(self.inner(h))))  # type: ignore[no-any-return]
+        return x + self.outer(self.dropout(nn.functional.silu(self.inner(h))))
 
 
 class ResidualMLP(nn.Module):
@@ -103,4 +103,4 @@ class ResidualMLP(nn.Module):
         h = self.enter(x.flatten(1))
         for block in self.trunk:
             h = block(h, embedding)
-        return self.leave(self.norm(h)).view_as(x)  # type: ignore[no-any-return]
+        return self.leave(self.norm(h)).view_as(x)

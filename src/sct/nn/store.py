@@ -20,6 +20,7 @@ from sct.nn.precond import EDMPrecond, Preconditioned
 from sct.nn.small import ResidualMLP
 
 FORMAT = 1
+CONFIG, WEIGHTS = "config.json", "model.safetensors"
 NETWORKS: dict[str, type[nn.Module]] = {"mlp": ResidualMLP}
 PRECONDITIONERS: dict[str, type[Preconditioned]] = {"edm": EDMPrecond}
 
@@ -63,8 +64,8 @@ def save(model: Preconditioned, folder: str | Path) -> Path:
     try:
         partial.mkdir()
         weights = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
-        save_file(weights, partial / "model.safetensors")
-        (partial / "config.json").write_text(json.dumps(describe(model), indent=2) + "\n", encoding="utf-8")
+        save_file(weights, partial / WEIGHTS)
+        (partial / CONFIG).write_text(json.dumps(describe(model), indent=2) + "\n", encoding="utf-8")
         if folder.exists():
             old = folder.with_name(f".{folder.name}.{os.getpid()}.old")
             folder.rename(old)
@@ -84,7 +85,7 @@ def load(folder: str | Path, device: torch.device | str = "cpu") -> Precondition
         raise UserError(
             "no such model folder", str(folder), "give a folder with config.json and model.safetensors"
         )
-    paths = [folder / "config.json", folder / "model.safetensors"]
+    paths = [folder / CONFIG, folder / WEIGHTS]
     for path in paths:
         if not path.is_file():
             raise UserError(f"not a model folder: {path.name} is missing", str(folder))

@@ -1,1 +1,1 @@
-
+"""Pages: the report."""
