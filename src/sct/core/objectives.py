@@ -1,0 +1,183 @@
+"""What training minimises: distances, weightings, and the two objectives that use them (METHOD §3).
+
+An objective gives one loss for each sample, [B], fp32, never reduced: the training loop reduces it once.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Generator, Tensor
+
+from sct.core.estimators import NoiseEstimator
+from sct.core.noise import NoiseSchedule
+from sct.core.rng import shared_dropout
+from sct.core.solve import Method, solve
+from sct.core.times import LogNormal, TimePairs
+from sct.core.types import Batch, Denoiser, Progress, Times, expand
+
+
+class Distance(Protocol):
+    """d(a, b) over whole samples: a, b [B, ...] → [B]."""
+
+    def __call__(self, a: Tensor, b: Tensor) -> Tensor: ...
+
+
+@dataclass(frozen=True)
+class Huber:
+    """√(‖a − b‖² + c²) − c over the whole sample (pseudo-Huber; iCT, 2310.14189, §3.3).
+
+    c = 0 is the plain L2 norm, with gradient 0 where a = b. `per_root_dim` is iCT's scale:
+    c + per_root_dim·√d (0.00054 there).
+    """
+
+    c: float = 0.0
+    per_root_dim: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.c < 0 or self.per_root_dim < 0:
+            raise ValueError(f"c and per_root_dim must not be negative, got {self.c}, {self.per_root_dim}")
+
+    def __call__(self, a: Tensor, b: Tensor) -> Tensor:
+        norm = torch.linalg.vector_norm((a - b).flatten(1), dim=1)
+        c = self.c + self.per_root_dim * math.sqrt(a[0].numel())
+        # hypot(n, c) − c = n²/(hypot(n, c) + c), which does not cancel for n ≪ c.
+        return norm.square() / (torch.sqrt(norm.square() + c * c) + c) if c > 0 else norm
+
+
+@dataclass(frozen=True)
+class SquaredL2:
+    """‖a − b‖², summed over the sample (CM, 2303.01469, up to its mean over elements)."""
+
+    def __call__(self, a: Tensor, b: Tensor) -> Tensor:
+        return (a - b).flatten(1).square().sum(1)
+
+
+@dataclass(frozen=True)
+class L1:
+    """Σ|a − b| over the sample."""
+
+    def __call__(self, a: Tensor, b: Tensor) -> Tensor:
+        return (a - b).flatten(1).abs().sum(1)
+
+
+class Weight(Protocol):
+    """The factor of each sample's loss, from its times [B] → [B]."""
+
+    def __call__(self, times: Times, schedule: NoiseSchedule) -> Tensor: ...
+
+
+@dataclass(frozen=True)
+class InverseGap:
+    """1/(t − r)  (iCT, 2310.14189; ECT on CIFAR-10, 2406.14548)."""
+
+    def __call__(self, times: Times, schedule: NoiseSchedule) -> Tensor:  # noqa: ARG002 - in the schedule's t
+        return 1 / (times.t - times.r)
+
+
+@dataclass(frozen=True)
+class SNRPlus:
+    """SNR + 1/σ_d² = (α/σ)² + 1/σ_d²  (EDM's λ, 2206.00364, table 1; ECT on ImageNet-64)."""
+
+    sigma_data: float = 0.5
+
+    def __call__(self, times: Times, schedule: NoiseSchedule) -> Tensor:
+        return schedule.noise_to_signal(times.t) ** -2 + self.sigma_data**-2
+
+
+@dataclass(frozen=True)
+class InverseCOut:
+    """1/c_out(t) = √(s² + σ_d²)/(s·σ_d), s = σ/α: unit weight on the raw network's output."""
+
+    sigma_data: float = 0.5
+
+    def __call__(self, times: Times, schedule: NoiseSchedule) -> Tensor:
+        s = schedule.noise_to_signal(times.t)
+        return torch.sqrt(s.square() + self.sigma_data**2) / (s * self.sigma_data)
+
+
+@dataclass(frozen=True)
+class Uniform:
+    """1."""
+
+    def __call__(self, times: Times, schedule: NoiseSchedule) -> Tensor:  # noqa: ARG002 - constant
+        return torch.ones_like(times.t)
+
+
+class Objective(Protocol):
+    """Per-sample loss [B] of a model on a batch at a point of training."""
+
+    def __call__(
+        self, model: Denoiser, target: Denoiser, batch: Batch, progress: Progress, generator: Generator
+    ) -> Tensor: ...
+
+
+@dataclass(frozen=True)
+class Denoising:
+    """Diffusion pretraining: λ(t)·mean over elements of (D(x_t, t) − x_0)²  (EDM, 2206.00364, eq. 2, 8)."""
+
+    schedule: NoiseSchedule
+    law: LogNormal = LogNormal(mean=-1.2, std=1.2)
+    weight: Weight = SNRPlus()
+
+    def __call__(
+        self, model: Denoiser, target: Denoiser, batch: Batch, progress: Progress, generator: Generator
+    ) -> Tensor:
+        del target, progress
+        t = self.schedule.time_at(self.law.sample(len(batch), generator)).to(batch.x_0)
+        noise = gaussian_like(batch.x_0, generator)
+        error = model(self.schedule.diffuse(batch.x_0, noise, t), t, batch.condition) - batch.x_0
+        weight = self.weight(Times(t, torch.zeros_like(t), torch.zeros_like(t)), self.schedule)
+        return weight * error.float().flatten(1).square().mean(1)
+
+
+@dataclass(frozen=True)
+class Consistency:
+    """Consistency learning: w(t, r)·d( f_θ(x_t, t → s), f_θ⁻(x_r, r → s) )  (METHOD §1, §3, §4).
+
+    Draw (t, r, s); x_t = α_t x_0 + σ_t ε; x_r by the solver with the estimator's x̂_0 (the reward);
+    f(x, t → s) = step(x, D(x, t), t, s). The target is taken without gradient and with the student's
+    dropout mask; where r = s it is x_s itself, and the network never sees σ = 0.
+    """
+
+    schedule: NoiseSchedule
+    pairs: TimePairs
+    estimator: NoiseEstimator
+    distance: Distance = Huber()
+    weight: Weight = InverseGap()
+    steps: int = 1
+    method: Method = "euler"
+
+    def __call__(
+        self, model: Denoiser, target: Denoiser, batch: Batch, progress: Progress, generator: Generator
+    ) -> Tensor:
+        times = self.pairs.sample(len(batch), progress, generator)
+        times = Times(*(u.to(batch.x_0) for u in (times.t, times.r, times.s)))
+        return self.at(model, target, batch, times, gaussian_like(batch.x_0, generator))
+
+    def at(self, model: Denoiser, target: Denoiser, batch: Batch, times: Times, noise: Tensor) -> Tensor:
+        """The loss at given times and noise ε [B, C, H, W] → [B]."""
+        t, r, s = times.t, times.r, times.s
+        x_t = self.schedule.diffuse(batch.x_0, noise, t)
+        with torch.no_grad():
+            x_r = solve(self.schedule, self.estimator, x_t, t, r, batch, self.steps, self.method)
+        with shared_dropout(x_t.device) as mask:
+            f_t = self.jump(model, x_t, t, s, batch.condition)
+            bootstrap = r > s
+            f_r = x_r
+            if bool(bootstrap.any()):
+                with torch.no_grad(), mask.again():
+                    inside = torch.where(bootstrap, r, t)
+                    f_r = self.jump(target, x_r, inside, s, batch.condition)
+                    f_r = torch.where(expand(bootstrap, x_r), f_r, x_r)
+        return self.weight(times, self.schedule) * self.distance(f_t.float(), f_r.float())
+
+    def jump(self, model: Denoiser, x_t: Tensor, t: Tensor, s: Tensor, condition: Tensor | None) -> Tensor:
+        """f(x_t, t → s): to the lower edge s of the phase, with the model's x̂_0 (METHOD §4)."""
+        return self.schedule.step(x_t, model(x_t, t, condition), t, s)
+
+
+def gaussian_like(x: Tensor, generator: Generator) -> Tensor:
+    """ε ~ N(0, I) in the shape, dtype and place of x, drawn where the generator lives."""
+    return torch.randn(x.shape, generator=generator, device=generator.device).to(x)
