@@ -21,7 +21,9 @@ from sct.nn.small import ResidualMLP
 
 FORMAT = 1
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
-NETWORKS: dict[str, type[nn.Module]] = {"mlp": ResidualMLP}
+Network = nn.Module
+"""A raw network, as `Preconditioned` describes it."""
+NETWORKS: dict[str, type[Network]] = {"mlp": ResidualMLP}
 PRECONDITIONERS: dict[str, type[Preconditioned]] = {"edm": EDMPrecond}
 
 
