@@ -76,9 +76,10 @@ def sample(
     Returns:
         uint8 images [N, C, H, W].
     """
-    model.eval()
     seeds = list(seeds)
     device = next(model.parameters()).device
+    training = model.training
+    model.eval()
     labels = _labels(model, seeds, condition, device)
     sampler = sampler or default_sampler(model, steps, mid_t, eta)
     denoiser = Guided(model, worse, guidance) if guidance != 1.0 else model
@@ -96,6 +97,7 @@ def sample(
         images.append(quantise(x).cpu())
         if progress is not None:
             progress(len(seeds[part]))
+    model.train(training)
     if not images:
         return torch.empty(0, *model.image_shape, dtype=torch.uint8)
     return torch.cat(images)

@@ -1,6 +1,5 @@
 """Checkpoints: whole, atomic, and verified when read."""
 
-import os
 import pickle
 import re
 from pathlib import Path
@@ -9,36 +8,16 @@ from typing import Any
 import torch
 
 from sct.errors import UserError
+from sct.files import atomic_file
 
 KEPT = 2
 
 
-def write_atomically(path: Path, data: bytes) -> None:
-    """Write beside the destination, flush, then rename: the file is the old one or the new one."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        with partial.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
-
-
 def save(folder: Path, state: dict[str, Any]) -> Path:
     """Write `folder/step-NNNNNNNN.pt` and remove all but the newest two."""
-    folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"step-{state['step']:08d}.pt"
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        with partial.open("wb") as file:
-            torch.save(state, file)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+    with atomic_file(path) as file:
+        torch.save(state, file)
     for old in found(folder)[:-KEPT]:
         old.unlink()
     return path

@@ -22,6 +22,7 @@ import torch
 
 import sct
 from sct.errors import UserError
+from sct.files import write_atomically
 from sct.nn import store
 from sct.train import checkpoint
 from sct.train.loop import StepReport, Trainer
@@ -77,8 +78,8 @@ class RunFolder:
                     "add --resume to continue it, or choose another --out",
                 )
             path.mkdir(parents=True, exist_ok=True)
-            checkpoint.write_atomically(saved, recipe_text.encode())
-            checkpoint.write_atomically(path / "environment.json", _environment().encode())
+            write_atomically(saved, recipe_text)
+            write_atomically(path / "environment.json", _environment())
 
     def resume(self, trainer: Trainer) -> None:
         """Load the newest readable checkpoint, and forget what was logged after it."""
@@ -88,7 +89,7 @@ class RunFolder:
             self.say(f"warning: {path.name} cannot be read and was passed over")
         lines = self._metrics().read_text(encoding="utf-8").splitlines() if self._metrics().exists() else []
         kept = [line for line in lines if _images_in(line) <= trainer.images]
-        checkpoint.write_atomically(self._metrics(), "".join(f"{line}\n" for line in kept).encode())
+        write_atomically(self._metrics(), "".join(f"{line}\n" for line in kept))
         self.say(f"continued at {trainer.images:,} images")
 
     def say(self, message: str) -> None:
