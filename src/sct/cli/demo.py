@@ -18,10 +18,7 @@ def demo(out: Path, seed: int) -> None:
         try:
             results = Demo(out, seed, screen).run()
         except Interrupted:
-            screen.say(
-                "stopped and saved; continue with: sct demo"
-                + (f" --out {out}" if out != Path("runs/demo") else "")
-            )
+            screen.say(f"stopped and saved; continue with: sct demo --out {out} --seed {seed}")
             raise SystemExit(130) from None
     page = out / "report.html"
     write_atomically(page, demo_page(results, (time.perf_counter() - began) / 60 if fresh else None))

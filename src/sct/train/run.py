@@ -128,10 +128,11 @@ class RunFolder:
                     for share in options.snapshots:
                         if before < share * options.images <= report.images:
                             store.save(trainer.averaged, self.path / "snapshots" / f"{share:.0%}")
-                    if _crosses(before, report.images, options.checkpoint_images) or stop.wanted:
+                    if _crosses(before, report.images, options.checkpoint_images):
                         checkpoint.save(self.checkpoints, trainer.state_dict())
                     yield report
                     if stop.wanted and report.images < options.images:
+                        checkpoint.save(self.checkpoints, trainer.state_dict())
                         self.say(f"stopped at {report.images:,} images")
                         raise Interrupted
         finally:

@@ -57,8 +57,8 @@ demonstration, not a comparison; for three seeds see the project's benchmarks.</
 <h2>Measures</h2>
 <div class="scroll">{_table(results)}</div>
 <p class="soft">{results["samples"]:,} samples a row, classes in equal parts. Fréchet distance: on the 64
-features of a small classifier trained on the spot ({results["classifier_accuracy"]:.1%} of the held-out digits
-right), in % of the training images' feature variance; this is not FID, and few images bias it upwards.
+features of a small classifier trained on the spot ({results["classifier_accuracy"]:.1%} right on held-out
+digits), in % of the training images' feature variance; this is not FID, and few images bias it upwards.
 Accuracy: share of samples that the classifier gives the class they were asked for. Novelty: mean
 distance to the nearest training image over the same for held-out images; about 1 is new, towards 0 is
 copied.</p>
