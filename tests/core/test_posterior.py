@@ -67,7 +67,7 @@ def test_streaming_is_exact_for_any_size_block_and_time(ratio: float, n: int, bl
 
 @pytest.mark.parametrize("ratio", [0.002, 0.01, 0.05])
 def test_large_images_with_near_duplicates_are_told_apart(ratio: float) -> None:
-    """d = 3072 and copies that differ by one level in a few pixels: where 10⁻⁷ in a dot product would show."""
+    """d = 3072 and copies one level apart in a few pixels: 10⁻⁷ in a dot product would show."""
     base = pixels(1, shape=(3, 32, 32))
     images = base.repeat(24, 1, 1, 1)
     for i in range(24):

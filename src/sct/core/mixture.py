@@ -64,7 +64,12 @@ class GaussianMixture:
         return y + expand(s.square(), y) * self.score(y, s)
 
     def consistency(
-        self, x_t: Tensor, t: Tensor, schedule: NoiseSchedule, tolerance: float = 1e-9, max_steps: int = 1 << 14
+        self,
+        x_t: Tensor,
+        t: Tensor,
+        schedule: NoiseSchedule,
+        tolerance: float = 1e-9,
+        max_steps: int = 1 << 14,
     ) -> Tensor:
         """f(x_t, t): the end of the trajectory through x_t, what a perfect consistency model gives.
 
