@@ -1,20 +1,42 @@
-"""What the tests share."""
+"""What several rooms' tests share: the parity fixtures, the four schedules, Gaussian data in closed form."""
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from hypothesis import settings
+
+# Timing says nothing on a shared machine; the same examples every time make a failure repeatable.
+settings.register_profile("sct", deadline=None, derandomize=True, max_examples=40)
+settings.load_profile("sct")
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 
 
 @pytest.fixture(scope="session")
 def shared() -> Path:
-    """The reference data that lie beside the repository: numbers of the published implementations."""
-    folder = REPOSITORY.parent / "shared"
-    if not folder.is_dir():
-        pytest.skip("the reference data (../shared) are not beside this checkout")
-    return folder
+    """The folder with the parity fixtures and small data sets, beside the checkout."""
+    path = REPOSITORY.parent / "shared"
+    if not path.is_dir():
+        pytest.skip("no folder shared/ beside the checkout: parity fixtures are not available")
+    return path
+
+
+@pytest.fixture(scope="session")
+def parity(shared):
+    """parity("ect/ect_imagenet_maps") → dict of float-preserving tensors."""
+
+    def load(name: str) -> dict[str, torch.Tensor]:
+        with np.load(shared / "parity" / f"{name}.npz") as archive:
+            return {key: torch.from_numpy(np.array(archive[key])) for key in archive}
+
+    return load
+
+
+@pytest.fixture
+def generator() -> torch.Generator:
+    return torch.Generator().manual_seed(0)
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -23,6 +23,7 @@ from sct.plan import make_plan
 from sct.recipe import read_recipe, to_yaml
 from sct.train.loop import Trainer
 from sct.train.run import RunFolder
+from sct.web.report import demo_page
 
 SAMPLES = 5000
 CURVE_POINTS = 8
@@ -120,8 +121,10 @@ class Demo:
         evaluations = int(sampler.evaluations)  # type: ignore[attr-defined]
         return Row(name, evaluations, seconds, **asdict(measure(images, self.labels)))
 
-    def run(self) -> dict[str, Any]:
-        """All stages; what the report shows."""
+    def run(self) -> Path:
+        """All stages, then the page. Raises train.run.Interrupted after a signal, when the state is saved."""
+        began = time.perf_counter()
+        fresh = not (self.out / "teacher").exists()
         measure = self.measure()
         teacher_folder = self.train("teacher", "digits-edm", None)
         folders = {
@@ -150,9 +153,12 @@ class Demo:
             "rows": rows,
             "curves": {key: read_json(folder / "curve.json", []) for key, folder in folders.items()},
             "target_variance": self.target_variance(),
+            "minutes": (time.perf_counter() - began) / 60 if fresh else None,
         }
         write_atomically(self.out / "results.json", json.dumps(results, indent=1))
-        return {**results, "pictures": pictures}
+        page = self.out / "report.html"
+        write_atomically(page, demo_page({**results, "pictures": pictures}))
+        return page
 
     def target_variance(self) -> list[dict[str, Any]]:
         return []

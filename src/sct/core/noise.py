@@ -39,6 +39,16 @@ class NoiseSchedule(ABC):
         """x_t = α(t)·x_0 + σ(t)·ε. x_0, noise [B, ...], t [B] → [B, ...]."""
         return expand(self.alpha(t), x_0) * x_0 + expand(self.sigma(t), x_0) * noise
 
+    def renoise(self, x_s: Tensor, noise: Tensor, s: Tensor, t: Tensor) -> Tensor:
+        """From a lower time s up to t > s: x_t = (α_t/α_s)·x_s + √(σ_t² − (α_t/α_s·σ_s)²)·ε.
+
+        The forward process's own transition, so the marginal at s becomes the marginal at t; `diffuse` is
+        s = 0. x_s, noise [B, ...], s, t [B] → [B, ...].
+        """
+        carry = self.alpha(t) / self.alpha(s)
+        fresh = torch.sqrt((self.sigma(t).square() - (carry * self.sigma(s)).square()).clamp(min=0))
+        return expand(carry, x_s) * x_s + expand(fresh, x_s) * noise
+
     def step(self, x_t: Tensor, x0_hat: Tensor, t: Tensor, s: Tensor) -> Tensor:
         """One first-order step of the probability-flow ODE from t to s (DDIM), exact if x̂_0 is constant.
 

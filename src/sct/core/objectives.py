@@ -70,10 +70,13 @@ class Weight(Protocol):
 
 @dataclass(frozen=True)
 class InverseGap:
-    """1/(t − r)  (iCT, 2310.14189; ECT on CIFAR-10, 2406.14548)."""
+    """1/(s_t − s_r), s = σ/α: 1/(t − r) under EDM's schedule  (iCT, 2310.14189; ECT on CIFAR-10, 2406.14548).
 
-    def __call__(self, times: Times, schedule: NoiseSchedule) -> Tensor:  # noqa: ARG002 - in the schedule's t
-        return 1 / (times.t - times.r)
+    In noise-to-signal ratios, so that the same transition weighs the same under every schedule (our choice).
+    """
+
+    def __call__(self, times: Times, schedule: NoiseSchedule) -> Tensor:
+        return 1 / (schedule.noise_to_signal(times.t) - schedule.noise_to_signal(times.r))
 
 
 @dataclass(frozen=True)
@@ -125,7 +128,7 @@ class Denoising:
         self, model: Denoiser, target: Denoiser, batch: Batch, progress: Progress, generator: Generator
     ) -> Tensor:
         del target, progress
-        t = self.schedule.time_at(self.law.sample(len(batch), generator)).to(batch.x_0)
+        t = self.schedule.time_at(self.law.sample(len(batch), generator)).to(batch.x_0.device)
         noise = gaussian_like(batch.x_0, generator)
         error = model(self.schedule.diffuse(batch.x_0, noise, t), t, batch.condition) - batch.x_0
         weight = self.weight(Times(t, torch.zeros_like(t), torch.zeros_like(t)), self.schedule)
@@ -153,7 +156,7 @@ class Consistency:
         self, model: Denoiser, target: Denoiser, batch: Batch, progress: Progress, generator: Generator
     ) -> Tensor:
         times = self.pairs.sample(len(batch), progress, generator)
-        times = Times(*(u.to(batch.x_0) for u in (times.t, times.r, times.s)))
+        times = Times(*(u.to(batch.x_0.device) for u in (times.t, times.r, times.s)))
         return self.at(model, target, batch, times, gaussian_like(batch.x_0, generator))
 
     def at(self, model: Denoiser, target: Denoiser, batch: Batch, times: Times, noise: Tensor) -> Tensor:
@@ -179,5 +182,6 @@ class Consistency:
 
 
 def gaussian_like(x: Tensor, generator: Generator) -> Tensor:
-    """ε ~ N(0, I) in the shape, dtype and place of x, drawn where the generator lives."""
-    return torch.randn(x.shape, generator=generator, device=generator.device).to(x)
+    """ε ~ N(0, I) in the shape and place of x, fp32 at the least, drawn where the generator lives."""
+    noise = torch.randn(x.shape, generator=generator, device=generator.device)
+    return noise.to(x.device, torch.promote_types(x.dtype, torch.float32))

@@ -68,9 +68,22 @@ class Reference:
 
     @classmethod
     def grouped(cls, images: Tensor, labels: Tensor, num_groups: int | None = None) -> "Reference":
-        """Groups by integer label [n]; images are reordered so that a group is contiguous (stable)."""
+        """Groups by integer label [n]; images are reordered so that a group is contiguous (stable).
+
+        Raises ValueError for labels that are not [n] integers in 0 … num_groups − 1.
+        """
+        if labels.is_floating_point() or labels.shape != images.shape[:1]:
+            raise ValueError(
+                f"labels must be integers [{len(images)}], got {labels.dtype} {list(labels.shape)}"
+            )
+        if num_groups is None:
+            num_groups = int(labels.max()) + 1 if len(labels) else 0
+        if len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < num_groups:
+            raise ValueError(
+                f"labels must lie in 0 … {num_groups - 1}, got {int(labels.min())} … {int(labels.max())}"
+            )
         order = torch.argsort(labels, stable=True)
-        sizes = torch.bincount(labels, minlength=num_groups or 0)
+        sizes = torch.bincount(labels, minlength=num_groups)
         return cls(images[order.to(images.device)], (0, *torch.cumsum(sizes, 0).tolist()))
 
     def __len__(self) -> int:
@@ -239,6 +252,8 @@ def posterior(
         raise ValueError(f"queries are on {x_t.device}, the reference on {reference.images.device}")
     t = t.double()
     alpha, sigma = schedule.alpha(t), schedule.sigma(t)
+    if not bool(torch.isfinite(x_t).all()):
+        raise ValueError("the noisy images contain NaN or infinity")
     if not bool((sigma > 0).all()):
         raise ValueError("the posterior mean needs sigma(t) > 0; at sigma = 0 it is the image itself")
     if not bool((alpha > 0).all()):

@@ -48,13 +48,17 @@ class Multistep:
     """f from T; then for each t' of `mid`: re-noise to t', f again  (CM, 2303.01469, algorithm 1).
 
     x ← f(x_T, T);  x ← f(α_{t'} x + σ_{t'} ε, t') for t' in `mid`. No `mid` is one-step sampling. The
-    published second times are 0.821 (CIFAR-10) and 1.526 (ImageNet-64).
+    published second times are 0.821 (CIFAR-10) and 1.526 (ImageNet-64). `boundary` is the time at which
+    f is the identity: 0, or CM's 0.002, from which its own samplers re-noise with √(t'² − 0.002²).
     """
 
     mid: tuple[float, ...] = ()
     t_max: float | None = None
+    boundary: float = 0.0
 
     def __post_init__(self) -> None:
+        if not 0 <= self.boundary < min((*self.mid, math.inf)):
+            raise ValueError(f"boundary must lie in [0, the last time), got {self.boundary}")
         if any(b >= a for a, b in itertools.pairwise(self.mid)) or any(t <= 0 for t in self.mid):
             raise ValueError(
                 f"the times of multistep sampling must fall and be positive, got {list(self.mid)}"
@@ -77,7 +81,7 @@ class Multistep:
         x = model(x, _times(top, x), condition).double()
         for t in self.mid:
             fresh = noise(*shape).to(x)
-            x = schedule.diffuse(x, fresh, _times(t, x))
+            x = schedule.renoise(x, fresh, _times(self.boundary, x), _times(t, x))
             x = model(x, _times(t, x), condition).double()
         return x
 

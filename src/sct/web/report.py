@@ -33,12 +33,13 @@ pre { background: #f4f6f8; padding: .8rem 1rem; overflow-x: auto; border-radius:
 """
 
 
-def demo_page(results: dict[str, Any], minutes: float | None) -> str:
-    """The page for the results of `sct.demo.Demo.run`."""
+def demo_page(results: dict[str, Any]) -> str:
+    """The page for the results of `sct.demo.Demo.run`: its JSON, and "pictures" (name → uint8 images)."""
     rows = {(row["name"], row["evaluations"]): row for row in results["rows"]}
     ect, sct = rows["ECT", 1]["frechet_train"], rows["SCT", 1]["frechet_train"]
     teacher = results["rows"][0]
-    took = f" The whole demo took {minutes:.0f} minutes." if minutes is not None else ""
+    minutes = results["minutes"]
+    took = f" All of it took {minutes:.0f} minutes." if minutes is not None else ""
     return f"""<!doctype html>
 <html lang="en"><head><meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
