@@ -21,7 +21,9 @@ from sct.nn.small import ResidualMLP
 
 FORMAT = 1
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
-NETWORKS: dict[str, type[nn.Module]] = {"mlp": ResidualMLP}
+Network = nn.Module
+"""A raw network, as `Preconditioned` describes it."""
+NETWORKS: dict[str, type[Network]] = {"mlp": ResidualMLP}
 PRECONDITIONERS: dict[str, type[Preconditioned]] = {"edm": EDMPrecond}
 
 
@@ -79,8 +81,13 @@ def save(model: Preconditioned, folder: str | Path) -> Path:
 
 
 def load(folder: str | Path, device: torch.device | str = "cpu") -> Preconditioned:
-    """The model in a folder, in evaluation mode. Raises UserError for anything that is not one."""
+    """The model in a folder, or in a run's folder, in evaluation mode.
+
+    Raises UserError for anything that is not one.
+    """
     folder = Path(folder)
+    if not (folder / CONFIG).exists() and (folder / "model" / CONFIG).exists():
+        folder = folder / "model"
     if not folder.is_dir():
         raise UserError(
             "no such model folder", str(folder), "give a folder with config.json and model.safetensors"

@@ -1,0 +1,120 @@
+"""`sct`: parse, call, print. Everything heavy is imported inside the commands, so that --help is quick."""
+
+import errno
+import sys
+from pathlib import Path
+from typing import Annotated, NoReturn
+
+import typer
+
+from sct.errors import UserError
+
+app = typer.Typer(
+    name="sct",
+    help="Stable Consistency Tuning: from a diffusion model to a one-step generator.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+INTERRUPTED = 130
+"""Exit status after Ctrl-C, as shells expect it."""
+
+
+@app.callback()
+def options(
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+) -> None:
+    """Read by `main` from the command line; declared here for --help."""
+
+
+@app.command()
+def train(
+    recipe: Annotated[str, typer.Argument(help="A recipe's name or file, or a run's folder to continue.")],
+    overrides: Annotated[
+        list[str] | None, typer.Argument(metavar="[key=value]...", help="Values for any key of the recipe.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="The run's folder; default: runs/NAME.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue the run in that folder.")] = False,
+    device: Annotated[str, typer.Option(help="cpu, cuda, or auto.")] = "auto",
+) -> None:
+    """Train what a recipe says: a diffusion model, or a consistency model from one."""
+    from sct.cli.train import train as run
+
+    run(recipe, overrides or [], out, resume, device)
+
+
+@app.command()
+def sample(
+    model: Annotated[Path, typer.Argument(help="A model's or a run's folder.")],
+    seeds: Annotated[str, typer.Option(help="One image a seed: 0-63, or 1,5,8-11.")] = "0-63",
+    steps: Annotated[
+        int | None, typer.Option(help="Steps; default: 1, or 18 Heun steps for a diffusion model.")
+    ] = None,
+    classes: Annotated[
+        str | None, typer.Option(help="Class labels, taken in turn by seed: 0-9, or 3.")
+    ] = None,
+    out: Annotated[
+        Path, typer.Option(help="NAME.png: a grid; NAME.npz: an array; else a folder of PNGs.")
+    ] = Path("samples.png"),
+    mid_t: Annotated[
+        str | None, typer.Option(help="Times of the steps after the first: 0.8, or 2,0.5.")
+    ] = None,
+    eta: Annotated[float, typer.Option(help="Edge-skipping of phased models, 0 to 1.")] = 1.0,
+    guidance: Annotated[float, typer.Option(help="ω of guidance by a worse model; 1: none.")] = 1.0,
+    worse: Annotated[Path | None, typer.Option(help="The worse model's folder, for --guidance.")] = None,
+    batch: Annotated[int, typer.Option(help="Images at a time.")] = 256,
+    device: Annotated[str, typer.Option(help="cpu, cuda, or auto.")] = "auto",
+) -> None:
+    """Draw images, one a seed: the same seed gives the same image, whatever else is drawn."""
+    from sct.cli.sample import sample as run
+
+    run(model, seeds, steps, classes, out, mid_t, eta, guidance, worse, batch, device)
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option(help="Where everything goes.")] = Path("runs/demo"),
+    seed: Annotated[int, typer.Option(help="Seed of all three trainings.")] = 0,
+) -> None:
+    """The whole job on scikit-learn's digits: pretrain, tune with ECT and SCT, sample, measure, report.
+
+    Run again after a stop, it continues.
+    """
+    from sct.cli.demo import demo as run
+
+    run(out, seed)
+
+
+def main() -> NoReturn:
+    """Run a command; say what is wrong in one line, with status 2 for the user's input and 1 otherwise."""
+    debug = "--debug" in sys.argv
+    try:
+        status = app(standalone_mode=False)
+        sys.exit(status if isinstance(status, int) else 0)
+    except KeyboardInterrupt:
+        print("sct: stopped", file=sys.stderr)
+        sys.exit(INTERRUPTED)
+    except Exception as error:
+        if debug:
+            raise
+        status, line = explain(error)
+        print(f"sct: {line}", file=sys.stderr)
+        sys.exit(status)
+
+
+def explain(error: Exception) -> tuple[int, str]:
+    """Exit status and one line for an error."""
+    if isinstance(error, UserError):
+        return 2, str(error)
+    if hasattr(error, "format_message"):  # what the command-line parser raises
+        return 2, " ".join(error.format_message().split()) or "no command given; see sct --help"
+    if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+        return 1, f"the disk is full: {error.filename or 'writing failed'}; free some space and run again"
+    if isinstance(error, OSError) and error.filename:
+        return 1, f"{error.filename}: {error.strerror}"
+    line = " ".join(str(error).split())
+    return 1, f"failed: {type(error).__name__}: {line} (--debug shows where)"
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,90 @@
+"""sct sample"""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sct.cli.common import Screen, parse_integers, parse_times, pick_device
+from sct.errors import UserError
+from sct.files import atomic_file
+from sct.generate import default_sampler
+from sct.generate import sample as draw
+from sct.nn import store
+from sct.nn.precond import Preconditioned
+from sct.pictures import grid, save_png
+
+SMALLEST_SIDE = 48
+"""Images of a grid are enlarged to about this many pixels, so that small ones can be seen."""
+
+
+def sample(
+    folder: Path,
+    seeds_text: str,
+    steps: int | None,
+    classes: str | None,
+    out: Path,
+    mid_t: str | None,
+    eta: float,
+    guidance: float,
+    worse: Path | None,
+    batch: int,
+    device: str,
+) -> None:
+    """Draw and write images. Raises UserError for what does not fit the model."""
+    place = pick_device(device)
+    model = store.load(folder, place)
+    seeds = parse_integers(seeds_text, "--seeds")
+    labels = _labels(model, seeds, classes)
+    if batch < 1:
+        raise UserError(f"{batch} images at a time", "--batch", "use at least 1")
+    if worse is None and guidance != 1.0 and not model.num_classes:
+        raise UserError("an unconditional model has no unlabelled branch", "--guidance", "give --worse")
+    try:
+        sampler = default_sampler(model, steps, parse_times(mid_t, "--mid-t"), eta)
+    except ValueError as error:
+        raise UserError(str(error), "--steps") from error
+    with Screen() as screen, screen.bar("sampling", len(seeds)) as bar:
+        images = draw(
+            model,
+            seeds,
+            condition=labels,
+            sampler=sampler,
+            guidance=guidance,
+            worse=store.load(worse, place) if worse else None,
+            batch=batch,
+            progress=bar.advance,
+        )
+    write_images(out, images, seeds, labels)
+    print(out)
+
+
+def _labels(model: Preconditioned, seeds: list[int], classes: str | None) -> Tensor | None:
+    if model.num_classes == 0:
+        if classes is not None:
+            raise UserError("the model is unconditional", "--classes", "leave the option out")
+        return None
+    wanted = parse_integers(classes, "--classes") if classes else list(range(model.num_classes))
+    if min(wanted) < 0 or max(wanted) >= model.num_classes:
+        raise UserError(
+            f"{classes} is out of range", "--classes", f"the model's classes are 0 to {model.num_classes - 1}"
+        )
+    return torch.tensor([wanted[seed % len(wanted)] for seed in seeds])
+
+
+def write_images(out: Path, images: Tensor, seeds: list[int], labels: Tensor | None) -> None:
+    """A grid (.png), an array (.npz: arr_0 NHWC, arr_1 labels), or a folder with a PNG a seed."""
+    if out.suffix == ".npz":
+        arrays = {"arr_0": images.permute(0, 2, 3, 1).contiguous().numpy(), "seeds": np.array(seeds)}
+        if labels is not None:
+            arrays["arr_1"] = labels.numpy()
+        with atomic_file(out) as file:
+            np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
+    elif out.suffix == ".png":
+        save_png(out, grid(images), scale=max(1, SMALLEST_SIDE // images.shape[-1]))
+    elif out.suffix:
+        raise UserError(f"{out.suffix!r} is not known", "--out", "use .png, .npz, or a folder's name")
+    else:
+        for seed, image in zip(seeds, images, strict=True):
+            save_png(out / f"{seed:06d}.png", image)

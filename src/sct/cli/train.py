@@ -1,0 +1,41 @@
+"""sct train"""
+
+from pathlib import Path
+
+from sct.cli.common import Screen, pick_device
+from sct.errors import UserError
+from sct.plan import make_plan
+from sct.recipe import read_recipe, to_yaml
+from sct.train.run import Interrupted, RunFolder
+
+
+def train(recipe_name: str, overrides: list[str], out: Path | None, resume: bool, device: str) -> None:
+    """Run a recipe in a folder. Raises SystemExit(130) after a signal, when the state is saved."""
+    given = Path(recipe_name)
+    if given.is_dir():
+        if not resume:
+            raise UserError("a run's folder is given instead of a recipe", recipe_name, "add --resume")
+        if not (given / "recipe.yaml").is_file():
+            raise UserError("there is no run to continue: recipe.yaml is missing", recipe_name)
+        out, recipe_name = out or given, str(given / "recipe.yaml")
+    recipe = read_recipe(recipe_name, overrides)
+    folder = out or Path("runs") / Path(recipe_name).stem
+    plan = make_plan(recipe, pick_device(device))
+    run = RunFolder(folder, to_yaml(recipe), resume=resume)
+    trainer = plan.trainer(pick_device(device))
+    if resume:
+        run.resume(trainer)
+    parameters = sum(p.numel() for p in plan.model.parameters())
+    with Screen() as screen:
+        screen.say(f"{folder}: {recipe.objective}, {parameters:,} parameters, on {trainer.device}")
+        try:
+            with screen.bar("training", trainer.options.images, trainer.images) as bar:
+                for report in run.steps(trainer):
+                    note = f"loss {report.loss:.4f}"
+                    if report.nonfinite_total:
+                        note += f", {report.nonfinite_total} non-finite"
+                    bar.advance(trainer.options.batch, note)
+        except Interrupted:
+            screen.say(f"stopped and saved; continue with: sct train {folder} --resume")
+            raise SystemExit(130) from None
+        screen.say(f"done: {folder / 'model'}")

@@ -1,0 +1,162 @@
+"""The demo: from the embedded digits to two one-step generators, compared and shown.
+
+Every stage leaves its result in the folder; run again, the demo takes what is there and goes on.
+"""
+
+import json
+import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+
+from sct.data.images import DataSplit, digits
+from sct.evaluate.digits import DigitMeasure
+from sct.files import write_atomically
+from sct.generate import default_sampler, sample
+from sct.nn import store
+from sct.nn.precond import Preconditioned
+from sct.plan import make_plan
+from sct.recipe import read_recipe, to_yaml
+from sct.train.loop import Trainer
+from sct.train.run import RunFolder
+
+SAMPLES = 5000
+CURVE_POINTS = 8
+SHOWN = 60
+METHODS = {"ect": "ECT", "sct": "SCT"}
+
+
+class Bar(Protocol):
+    def advance(self, amount: int, note: str | None = None) -> None: ...
+
+
+class Screen(Protocol):
+    """What the demo needs of whoever shows its progress."""
+
+    def say(self, text: str) -> None: ...
+
+    def bar(self, description: str, total: int, done: int = 0) -> AbstractContextManager[Bar]: ...
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the report's table: a model, a sampler, its measures."""
+
+    name: str
+    evaluations: int
+    seconds_an_image: float
+    frechet_train: float
+    frechet_held_out: float
+    accuracy: float | None
+    memorisation: float
+
+
+class Demo:
+    """The stages of the demo in one folder."""
+
+    def __init__(self, out: Path, seed: int, screen: Screen, overrides: tuple[str, ...] = ()) -> None:
+        self.out, self.seed, self.screen, self.overrides = out, seed, screen, overrides
+        self.data: DataSplit = digits()
+        self.labels = torch.arange(SAMPLES) % len(self.data.train.class_names)
+        out.mkdir(parents=True, exist_ok=True)
+
+    def measure(self) -> DigitMeasure:
+        """The classifier, trained anew (a few seconds; the same for the same data)."""
+        train, held_out = self.data.train, self.data.held_out
+        measure = DigitMeasure(train.images, train.labels, held_out.images, held_out.labels)
+        self.screen.say(f"classifier: {measure.classifier_accuracy:.1%} of the held-out digits right")
+        return measure
+
+    def train(self, name: str, recipe_name: str, watch: Callable[[Trainer], None] | None, *keys: str) -> Path:
+        """A run in the folder `name`: begun, continued, or found finished."""
+        folder = self.out / name
+        recipe = read_recipe(recipe_name, [*keys, f"train.seed={self.seed}", *self.overrides])
+        text = to_yaml(recipe)
+        if (folder / "model").is_dir() and (folder / "recipe.yaml").read_text(encoding="utf-8") == text:
+            self.screen.say(f"{name}: found finished in {folder}")
+            return folder
+        resume = bool(list((folder / "checkpoints").glob("step-*.pt")))
+        if not resume and (folder / "recipe.yaml").exists():
+            (folder / "recipe.yaml").unlink()  # stopped before its first checkpoint: nothing to lose
+        run = RunFolder(folder, text, resume=resume)
+        trainer = make_plan(recipe).trainer()
+        if resume:
+            run.resume(trainer)
+        with self.screen.bar(name, trainer.options.images, trainer.images) as bar:
+            for report in run.steps(trainer):
+                bar.advance(trainer.options.batch, f"loss {report.loss:.4f}")
+                if watch is not None:
+                    watch(trainer)
+        return folder
+
+    def watch(self, measure: DigitMeasure, name: str) -> Callable[[Trainer], None]:
+        """Measures a run at CURVE_POINTS points, in one and two steps; the curve is kept in curve.json."""
+        path = self.out / name / "curve.json"
+
+        def at_step(trainer: Trainer) -> None:
+            options = trainer.options
+            every = options.images / CURVE_POINTS
+            if trainer.images // every == (trainer.images - options.batch) // every:
+                return
+            curve = [p for p in read_json(path, []) if p["images"] < trainer.images]
+            point: dict[str, Any] = {"images": trainer.images}
+            for steps in (1, 2):
+                images = sample(trainer.averaged, range(SAMPLES), steps, self.labels)
+                point[f"steps_{steps}"] = asdict(measure(images, self.labels))
+            write_atomically(path, json.dumps([*curve, point], indent=1))
+
+        return at_step
+
+    def row(self, measure: DigitMeasure, name: str, model: Preconditioned, steps: int) -> Row:
+        """Draw, time and measure SAMPLES images, the same noise for every row."""
+        sampler = default_sampler(model, steps)
+        began = time.perf_counter()
+        images = sample(model, range(SAMPLES), condition=self.labels, sampler=sampler)
+        seconds = (time.perf_counter() - began) / SAMPLES
+        evaluations = int(sampler.evaluations)  # type: ignore[attr-defined]
+        return Row(name, evaluations, seconds, **asdict(measure(images, self.labels)))
+
+    def run(self) -> dict[str, Any]:
+        """All stages; what the report shows."""
+        measure = self.measure()
+        teacher_folder = self.train("teacher", "digits-edm", None)
+        folders = {
+            key: self.train(
+                key, f"digits-{key}", self.watch(measure, key), f"start_from={teacher_folder / 'model'}"
+            )
+            for key in METHODS
+        }
+        models = {key: store.load(folder) for key, folder in folders.items()}
+        teacher = store.load(teacher_folder)
+        jobs = [("EDM teacher", teacher, 18), ("EDM teacher, forced to one step", teacher, 1)]
+        jobs += [(METHODS[key], models[key], steps) for key in METHODS for steps in (1, 2)]
+        rows, pictures = [], {}
+        with self.screen.bar("measuring", len(jobs) * SAMPLES) as bar:
+            for name, model, steps in jobs:
+                row = self.row(measure, name, model, steps)
+                rows.append(asdict(row))
+                key = f"{name}, {row.evaluations} evaluation{'s' if row.evaluations > 1 else ''}"
+                pictures[key] = sample(model, range(SHOWN), steps, self.labels[:SHOWN])
+                bar.advance(SAMPLES, name)
+        results = {
+            "seed": self.seed,
+            "samples": SAMPLES,
+            "classifier_accuracy": measure.classifier_accuracy,
+            "real": asdict(measure(self.data.held_out.images, self.data.held_out.labels)),
+            "rows": rows,
+            "curves": {key: read_json(folder / "curve.json", []) for key, folder in folders.items()},
+            "target_variance": self.target_variance(),
+        }
+        write_atomically(self.out / "results.json", json.dumps(results, indent=1))
+        return {**results, "pictures": pictures}
+
+    def target_variance(self) -> list[dict[str, Any]]:
+        return []
+
+
+def read_json(path: Path, otherwise: Any) -> Any:
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else otherwise

@@ -1,0 +1,163 @@
+"""From a validated recipe to the objects of a run: data, model, objective, optimizer, options."""
+
+import inspect
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+
+from sct.core.objectives import Consistency, Denoising, Objective
+from sct.data.images import DataSplit, load_data
+from sct.errors import UserError
+from sct.nn import store
+from sct.nn.precond import Preconditioned
+from sct.recipe import DiffusionRecipe, Recipe, Section
+from sct.train.loop import Trainer, TrainOptions
+from sct.train.optim import Optimizer
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Everything that a run needs, built and checked."""
+
+    data: DataSplit
+    model: Preconditioned
+    objective: Objective
+    optimizer: Optimizer
+    options: TrainOptions
+    conditional: bool
+
+    def trainer(self, device: torch.device | str = "cpu") -> Trainer:
+        return Trainer(self.model, self.objective, self.data.train, self.optimizer, self.options, device)
+
+
+def make_plan(recipe: Recipe, device: torch.device | str = "cpu") -> Plan:
+    """Build every part. Raises UserError for combinations that cannot work, naming the keys."""
+    data = load_data(recipe.data)
+    schedule = build(recipe.schedule, "schedule")
+    model = _model(recipe, data)
+    if isinstance(recipe, DiffusionRecipe):
+        objective: Objective = Denoising(
+            schedule, law=build(recipe.law, "law"), weight=build(recipe.weight, "weight")
+        )
+    else:
+        words = {"reference": _reference, "model": _teacher}
+        wired = {"recipe": recipe, "data": data, "device": device}
+        objective = Consistency(
+            schedule=schedule,
+            pairs=build(recipe.pairs, "pairs", schedule=schedule),
+            estimator=build(recipe.estimator, "estimator", schedule=schedule, words=words, context=wired),
+            distance=build(recipe.loss.distance, "loss.distance"),
+            weight=build(recipe.loss.weight, "loss.weight"),
+            steps=recipe.loss.steps,
+            method=recipe.loss.method,
+        )
+        _check_solver(recipe)
+    model.meta = {
+        "objective": recipe.objective,
+        "data": recipe.data,
+        "class_names": list(data.train.class_names) if recipe.conditional else [],
+        "edges": list(getattr(getattr(recipe, "pairs", None), "edges", ())),
+        "mid_t": list(getattr(recipe, "mid_t", ())),
+    }
+    return Plan(
+        data=data,
+        model=model,
+        objective=objective,
+        optimizer=build(recipe.optimizer, "optimizer"),
+        options=build(recipe.train, "train"),
+        conditional=recipe.conditional,
+    )
+
+
+def build(section: Section, where: str, *, words: Any = None, context: Any = None, **wired: Any) -> Any:
+    """The object a section describes. `wired` are the arguments that the rest of the recipe decides."""
+    given: dict[str, Any] = {}
+    for name in type(section).model_fields:
+        value = getattr(section, name)
+        if name == "kind" and "kind" not in _arguments(section.target):
+            continue
+        if isinstance(value, Section):
+            value = build(value, f"{where}.{name}", **wired)
+        elif words and name in words:
+            value = words[name](value, **context)
+        given[name] = value
+    accepted = _arguments(section.target)
+    given |= {name: value for name, value in wired.items() if name in accepted}
+    try:
+        return section.target(**given)
+    except ValueError as error:
+        raise UserError(str(error), where) from error
+
+
+def _arguments(cls: Any) -> set[str]:
+    return set(inspect.signature(cls.__init__).parameters)
+
+
+def _model(recipe: Recipe, data: DataSplit) -> Preconditioned:
+    if (recipe.network is None) == (recipe.start_from is None):
+        raise UserError(
+            "a run needs either a network or weights to start from",
+            "network, start_from",
+            "give one of the two keys",
+        )
+    if recipe.network is not None:
+        torch.manual_seed(recipe.train.seed)
+        classes = len(data.train.class_names) if recipe.conditional else 0
+        network = build(recipe.network, "network", image_shape=data.train.image_shape, num_classes=classes)
+        model = cast(Preconditioned, build(recipe.precond, "precond", network=network))
+    else:
+        model = _start(recipe, data)
+    if recipe.dropout is not None:
+        for module in model.modules():
+            if isinstance(module, torch.nn.Dropout):
+                module.p = recipe.dropout
+        model.network.options["dropout"] = recipe.dropout  # type: ignore[index, operator]
+    return model
+
+
+def _start(recipe: Recipe, data: DataSplit) -> Preconditioned:
+    model = store.load(str(recipe.start_from))
+    if model.image_shape != data.train.image_shape:
+        raise UserError(
+            f"the model makes images {list(model.image_shape)}, the data are {list(data.train.image_shape)}",
+            "start_from",
+        )
+    classes = len(data.train.class_names) if recipe.conditional else 0
+    if model.num_classes != classes:
+        raise UserError(
+            f"the model knows {model.num_classes} classes, the recipe asks for {classes}",
+            "start_from, conditional",
+            f"set conditional={str(model.num_classes > 0).lower()} or start from another model",
+        )
+    return model
+
+
+def _reference(word: str, *, recipe: Any, data: DataSplit, device: torch.device | str) -> Any:
+    if word == "all" and recipe.conditional:
+        raise UserError(
+            "references must share the condition, and the recipe is conditional",
+            "estimator.reference=all",
+            "use reference: class, or conditional: false",
+        )
+    if word == "class" and not recipe.conditional:
+        raise UserError(
+            "an unconditional recipe has no classes",
+            "estimator.reference=class",
+            "use reference: all, or conditional: true",
+        )
+    return None if word == "batch" else data.train.reference(by_class=word == "class", device=device)
+
+
+def _teacher(path: str, *, recipe: Any, data: DataSplit, device: torch.device | str) -> Any:
+    del recipe, data
+    return store.load(path, device).requires_grad_(False)
+
+
+def _check_solver(recipe: Any) -> None:
+    if recipe.estimator.kind == "one-sample" and (recipe.loss.steps > 1 or recipe.loss.method == "heun"):
+        raise UserError(
+            "the one-sample estimate is valid only at x_t",
+            "loss.steps, loss.method",
+            "use steps: 1 and method: euler, or another estimator",
+        )

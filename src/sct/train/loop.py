@@ -1,0 +1,196 @@
+"""The training loop: a generator that takes one optimizer step and then reports it.
+
+Everything random in a step is drawn from seeds that name the step (`rng.mix_seed`), and everything
+scheduled is a function of the images seen; so the state is the weights, the optimizer, the averages and
+two counters, and a run continued from it repeats the unbroken run bit for bit.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from sct.core.objectives import Objective
+from sct.core.rng import mix_seed
+from sct.core.types import Batch
+from sct.nn.precond import Preconditioned
+from sct.train.ema import EMA
+from sct.train.optim import Optimizer
+
+
+class Stream(IntEnum):
+    """The independent sources of randomness of a run."""
+
+    ORDER = 1
+    NOISE = 2
+    DROPOUT = 3
+
+
+@dataclass(frozen=True)
+class StepReport:
+    """What one step did. `finite` is False where the step was skipped for a non-finite loss or gradient."""
+
+    step: int
+    images: int
+    loss: float
+    learning_rate: float
+    gradient_norm: float
+    finite: bool
+    nonfinite_total: int
+
+
+@dataclass(frozen=True)
+class TrainOptions:
+    """How long, how many at a time, and what is kept.
+
+    Attributes:
+        images: training images to see in all.
+        batch: images a step.
+        ema: decays per step; the first is the model that is sampled and stored.
+        seed: everything random follows from it.
+        checkpoint_images, log_images: how often, in images.
+        snapshots: shares of training at which the averaged model is kept, for guidance by an earlier self.
+        max_nonfinite: so many non-finite steps in a row end the run.
+    """
+
+    images: int
+    batch: int = 128
+    ema: tuple[float, ...] = (0.9999,)
+    seed: int = 0
+    checkpoint_images: int = 100_000
+    log_images: int = 6_400
+    snapshots: tuple[float, ...] = (0.25, 0.5, 0.75)
+    max_nonfinite: int = 20
+
+    def __post_init__(self) -> None:
+        for name in ("images", "batch", "checkpoint_images", "log_images", "max_nonfinite"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if not self.ema or any(not 0 <= decay < 1 for decay in self.ema):
+            raise ValueError(f"ema must list decays in [0, 1), got {list(self.ema)}")
+        if any(not 0 < share < 1 for share in self.snapshots):
+            raise ValueError(f"snapshots must list shares in (0, 1), got {list(self.snapshots)}")
+
+
+class TrainingDiverged(RuntimeError):
+    """Too many non-finite steps in a row."""
+
+
+class TrainingData(Protocol):
+    """What the loop asks of a data set."""
+
+    def __len__(self) -> int: ...
+
+    def batch(self, rows: Tensor, conditional: bool, device: torch.device | str = "cpu") -> Batch: ...
+
+
+class EpochOrder:
+    """The k-th image of training: a fresh permutation of the data for every epoch, a function of k alone."""
+
+    def __init__(self, size: int, seed: int) -> None:
+        self.size, self.seed = size, seed
+        self._epoch, self._order = -1, torch.empty(0)
+
+    def rows(self, start: int, count: int) -> Tensor:
+        """Rows of the images number start … start + count − 1."""
+        parts = []
+        while count > 0:
+            epoch, offset = divmod(start, self.size)
+            if epoch != self._epoch:
+                generator = torch.Generator().manual_seed(mix_seed(self.seed, epoch, Stream.ORDER))
+                self._epoch, self._order = epoch, torch.randperm(self.size, generator=generator)
+            parts.append(self._order[offset : offset + count])
+            start, count = start + len(parts[-1]), count - len(parts[-1])
+        return torch.cat(parts)
+
+
+class Trainer:
+    """One model, one objective, one data set: `for report in trainer.steps(): …`.
+
+    The target network is the online one (under stop-gradient), as in iCT, ECT and SCT.
+    """
+
+    def __init__(
+        self,
+        model: Preconditioned,
+        objective: Objective,
+        data: TrainingData,
+        optimizer: Optimizer,
+        options: TrainOptions,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        self.model = model.to(device).train().requires_grad_(True)
+        self.objective, self.data, self.options = objective, data, options
+        self.device = torch.device(device)
+        self.optimizer, self.optimizer_options = optimizer.build(self.model), optimizer
+        self.averages = [EMA(self.model, decay) for decay in options.ema]
+        self.order = EpochOrder(len(data), options.seed)
+        self.step = self.images = self.nonfinite_total = 0
+
+    @property
+    def averaged(self) -> Preconditioned:
+        """The model that is sampled and stored: the first average, in evaluation mode."""
+        return self.averages[0].model  # type: ignore[return-value]
+
+    def steps(self) -> Iterator[StepReport]:
+        """Take steps until `options.images` are seen, and report each after the optimizer's update."""
+        in_a_row = 0
+        while self.images < self.options.images:
+            report = self._step()
+            in_a_row = 0 if report.finite else in_a_row + 1
+            yield report
+            if in_a_row >= self.options.max_nonfinite:
+                raise TrainingDiverged(
+                    f"{in_a_row} steps in a row had a non-finite loss or gradient ({report.images:,} images)"
+                )
+
+    def _step(self) -> StepReport:
+        options = self.options
+        torch.manual_seed(mix_seed(options.seed, self.step, Stream.DROPOUT))
+        generator = torch.Generator(self.device)
+        generator.manual_seed(mix_seed(options.seed, self.step, Stream.NOISE))
+        rows = self.order.rows(self.images, options.batch)
+        batch = self.data.batch(rows, self.model.num_classes > 0, self.device)
+        rate = self.optimizer_options.rate_at(self.images / options.images)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+
+        self.optimizer.zero_grad(set_to_none=True)
+        loss = self.objective(self.model, self.model, batch, self.images, generator).mean()
+        loss.backward()  # type: ignore[no-untyped-call]
+        gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
+        norm = float(torch.nn.utils.get_total_norm(gradients))
+        finite = norm - norm == 0 and bool(torch.isfinite(loss.detach()))
+        if finite:
+            self.optimizer.step()
+            for average in self.averages:
+                average.update(self.model)
+        else:
+            self.nonfinite_total += 1
+        self.step += 1
+        self.images += options.batch
+        return StepReport(
+            self.step, self.images, float(loss.detach()), rate, norm, finite, self.nonfinite_total
+        )
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that the rest of the run depends on."""
+        return {
+            "step": self.step,
+            "images": self.images,
+            "nonfinite_total": self.nonfinite_total,
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "averages": [average.model.state_dict() for average in self.averages],
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.step, self.images = state["step"], state["images"]
+        self.nonfinite_total = state["nonfinite_total"]
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        for average, weights in zip(self.averages, state["averages"], strict=True):
+            average.model.load_state_dict(weights)

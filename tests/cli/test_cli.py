@@ -1,0 +1,155 @@
+"""The command line as a user meets it: statuses, single lines, nothing half-written."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from sct.cli.common import parse_integers, parse_times
+from sct.errors import UserError
+from sct.nn import store
+from sct.nn.precond import EDMPrecond
+from sct.nn.small import ResidualMLP
+
+TINY = [
+    "network={kind: mlp, width: 8, blocks: 1}",
+    "train={images: 640, batch: 64, checkpoint_images: 256, log_images: 128}",
+]
+
+
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
+
+
+def sct(*arguments: str | Path, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "sct", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, cwd=cwd, env=ENVIRONMENT, check=False)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    torch.manual_seed(0)
+    model = EDMPrecond(ResidualMLP((1, 8, 8), num_classes=10, width=8, blocks=1))
+    model.meta = {"objective": "consistency", "mid_t": [0.8]}
+    return store.save(model, tmp_path_factory.mktemp("models") / "model")
+
+
+def test_help_is_quick_and_imports_nothing_heavy() -> None:
+    code = (
+        "import sys\n"
+        "sys.argv = ['sct', '--help']\n"
+        "from sct.cli.main import main\n"
+        "try:\n    main()\nexcept SystemExit as e:\n    assert not e.code\n"
+        "heavy = {'torch', 'numpy', 'pydantic', 'matplotlib', 'sklearn', 'yaml'} & set(sys.modules)\n"
+        "assert not heavy, heavy\n"
+    )
+    began = time.perf_counter()
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "train" in done.stdout
+    assert time.perf_counter() - began < 5  # far above what it takes; the imports are the real test
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["train", "no-such-recipe"], ["no-such-recipe", "digits-edm"]),
+        (["train", "digits-edm", "train.imgs=3"], ["train.imgs", "images"]),
+        (["train", "{tmp}/typo.yaml"], ["typo.yaml", "objectiv", "objective"]),
+        (["train", "digits-ect"], ["runs/digits-edm/model", "no such model folder"]),
+        (["train", "digits-edm", "--resume", "--out", "{tmp}/none"], ["no run to continue"]),
+        (["sample", "{tmp}/missing"], ["missing", "no such model folder"]),
+        (["sample", "{tmp}"], ["not a model folder", "config.json"]),
+        (["sample", "{model}", "--classes", "10"], ["--classes", "0 to 9"]),
+        (["sample", "{model}", "--seeds", "a"], ["--seeds", "0-63"]),
+        (["sample", "{model}", "--steps", "5"], ["--steps", "mid_t"]),
+        (["sample", "{model}", "--out", "{tmp}/x.jpg"], ["--out", ".jpg", ".png"]),
+        (["sample", "{model}", "--device", "tpu9"], ["--device", "cpu"]),
+        (["smaple"], ["smaple"]),
+        (["sample"], ["model"]),
+    ],
+)
+def test_bad_input_gives_one_line_and_status_2(
+    arguments: list[str], words: list[str], tmp_path: Path, model: Path
+) -> None:
+    (tmp_path / "typo.yaml").write_text("objectiv: diffusion\ntrain: {images: 1}\n")
+    before = sorted(tmp_path.rglob("*"))
+    done = sct(*(a.format(tmp=tmp_path, model=model) for a in arguments), cwd=tmp_path)
+    assert done.returncode == 2
+    lines = [line for line in done.stderr.splitlines() if line.startswith("sct: ")]
+    assert len(lines) == 1
+    assert "Traceback" not in done.stderr
+    for word in words:
+        assert word.lower() in lines[0].lower()
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_debug_shows_the_traceback(tmp_path: Path) -> None:
+    assert "Traceback" in sct("--debug", "sample", tmp_path).stderr
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+def test_a_full_disk_is_status_1(model: Path, tmp_path: Path) -> None:
+    code = (
+        "import errno, sys\n"
+        "import sct.cli.sample as command\n"
+        "def full(*a, **k): raise OSError(errno.ENOSPC, 'No space left on device', 'out.png')\n"
+        "command.write_images = full\n"
+        f"sys.argv = ['sct', 'sample', {str(model)!r}, '--out', {str(tmp_path / 'out.png')!r}]\n"
+        "from sct.cli.main import main\nmain()\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert "the disk is full: out.png" in done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_samples_as_grid_array_and_files(model: Path, tmp_path: Path) -> None:
+    for out in ("grid.png", "array.npz", "folder"):
+        done = sct("sample", model, "--seeds", "0-4,9", "--classes", "3", "--out", tmp_path / out)
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.strip() == str(tmp_path / out)
+    arrays = np.load(tmp_path / "array.npz")
+    assert arrays["arr_0"].shape == (6, 8, 8, 1)
+    assert arrays["arr_1"].tolist() == [3] * 6
+    assert arrays["seeds"].tolist() == [0, 1, 2, 3, 4, 9]
+    single = np.array(Image.open(tmp_path / "folder" / "000009.png"))
+    assert (single == arrays["arr_0"][5, :, :, 0]).all()
+    grid = np.array(Image.open(tmp_path / "grid.png"))
+    side = 48 // 8
+    assert (grid[:48:side, :48:side] == arrays["arr_0"][0, :, :, 0]).all()
+
+
+def test_ctrl_c_saves_and_the_run_goes_on_to_the_same_end(tmp_path: Path) -> None:
+    keys = [TINY[0], "train={images: 38_400, batch: 64, checkpoint_images: 38_400}"]
+    command = [sys.executable, "-m", "sct", "train", "digits-edm", *keys, "--out", str(tmp_path / "run")]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT)
+    while not (tmp_path / "run" / "metrics.jsonl").exists():
+        assert process.poll() is None, process.stderr and process.stderr.read()
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    _, stderr = process.communicate(timeout=60)
+    assert process.returncode == 130, stderr
+    assert f"sct train {tmp_path / 'run'} --resume" in stderr
+    assert list((tmp_path / "run" / "checkpoints").glob("step-*.pt"))
+    assert not (tmp_path / "run" / "model").exists()
+    done = sct("train", tmp_path / "run", "--resume")
+    assert done.returncode == 0, done.stderr
+    unbroken = sct("train", "digits-edm", *keys, "--out", tmp_path / "unbroken")
+    assert unbroken.returncode == 0
+    weights = [(tmp_path / name / "model" / "model.safetensors").read_bytes() for name in ("run", "unbroken")]
+    assert weights[0] == weights[1]
+
+
+def test_lists_of_numbers() -> None:
+    assert parse_integers("0-3,7", "x") == [0, 1, 2, 3, 7]
+    assert parse_times("2,0.5", "x") == (2.0, 0.5)
+    for text in ("", "1-", "3-1", "a"):
+        with pytest.raises(UserError):
+            parse_integers(text, "x")

@@ -1,0 +1,121 @@
+"""Recipes: strict, explained in one line, and complete when written out."""
+
+from pathlib import Path
+
+import pytest
+
+from sct.core.estimators import OneSample, ScoreIdentity
+from sct.core.objectives import Consistency
+from sct.core.times import LogNormalPairs, Phased, SigmoidGap
+from sct.errors import UserError
+from sct.nn import store
+from sct.plan import make_plan
+from sct.recipe import parse_yaml, read_recipe, recipe_path, to_yaml, validate
+
+TINY = ["network={kind: mlp, width: 8, blocks: 1}", "start_from=null"]
+
+
+@pytest.mark.parametrize(
+    ("override", "names"),
+    [
+        ("train.imagess=3", ["train.imagess", "batch", "images"]),
+        ("train.images=3.5", ["train.images", "integer"]),
+        ("pairs.gap.kind=linear", ["pairs.gap.kind", "sigmoid", "const"]),
+        ("pairs.gap={kind: sigmoid, qq: 1}", ["pairs.gap.qq", "stages_per_halving"]),
+        ("pairs.gap.q=1", ["pairs", "q must be greater than 1"]),
+        ("estimator.kind=two-sample", ["estimator.kind", "one-sample", "score-identity"]),
+        ("estimator={kind: score-identity}", ["estimator.reference", "missing"]),
+        (
+            "estimator={kind: score-identity, reference: everything}",
+            ["estimator.reference", "batch", "class"],
+        ),
+        ("optimizer.kind=sgd", ["optimizer.kind", "radam"]),
+        ("optimizer.lr_schedule.kind=step", ["optimizer.lr_schedule.kind", "cosine"]),
+        ("network.kind=unet", ["network.kind", "mlp"]),
+        ("objective=distillation", ["objective", "diffusion", "consistency"]),
+        ("dropout=1.5", ["dropout", "less than 1"]),
+        ("train.batch=0", ["train", "batch must be at least 1"]),
+        ("data=cifar", ["data", "cifar", "digits"]),
+        ("train.ema=[2]", ["train", "ema"]),
+        ("nonsense", ["nonsense", "key=value"]),
+    ],
+)
+def test_a_mistake_is_named_with_what_is_allowed(override: str, names: list[str]) -> None:
+    with pytest.raises(UserError) as error:
+        make_plan(read_recipe("digits-ect", [*TINY, override]))
+    line = str(error.value)
+    assert "\n" not in line
+    for name in names:
+        assert name in line
+
+
+@pytest.mark.parametrize(
+    ("overrides", "names"),
+    [
+        (
+            ["estimator={kind: score-identity, reference: all}"],
+            ["reference=all", "class", "conditional: false"],
+        ),
+        (["conditional=false", "estimator={kind: score-identity, reference: class}"], ["reference=class"]),
+        (["loss.steps=2"], ["one-sample", "loss.steps"]),
+        (["loss.method=heun"], ["one-sample"]),
+        (["network=null"], ["network", "start_from"]),
+        (["start_from=somewhere"], ["network", "start_from"]),
+    ],
+)
+def test_impossible_combinations_are_refused(overrides: list[str], names: list[str]) -> None:
+    with pytest.raises(UserError) as error:
+        make_plan(read_recipe("digits-ect", [*TINY, *overrides]))
+    for name in names:
+        assert name in str(error.value)
+
+
+def test_a_start_that_knows_other_classes_is_refused(tmp_path: Path) -> None:
+    plan = make_plan(read_recipe("digits-edm", [TINY[0], "conditional=false"]))
+    store.save(plan.model, tmp_path / "model")
+    with pytest.raises(UserError, match="0 classes"):
+        make_plan(read_recipe("digits-ect", [f"start_from={tmp_path / 'model'}"]))
+
+
+def test_an_override_reaches_its_object() -> None:
+    keys = [
+        "pairs.gap.stages_per_halving=8",
+        "pairs.std=1.5",
+        "estimator={kind: score-identity, reference: class}",
+    ]
+    objective = make_plan(read_recipe("digits-ect", [*TINY, *keys])).objective
+    assert isinstance(objective, Consistency)
+    assert isinstance(objective.pairs, LogNormalPairs)
+    assert isinstance(objective.pairs.gap, SigmoidGap)
+    assert (objective.pairs.std, objective.pairs.gap.stages_per_halving) == (1.5, 8)
+    assert isinstance(objective.estimator, ScoreIdentity)
+    assert objective.estimator.reference is not None
+    assert len(objective.estimator.reference.offsets) == 11
+
+
+def test_parts_nest() -> None:
+    key = "pairs={kind: phased, edges: [1.0], pairs: {kind: lognormal, gap: {kind: const}}}"
+    objective = make_plan(read_recipe("digits-ect", [*TINY, key])).objective
+    assert isinstance(objective, Consistency)
+    assert isinstance(objective.pairs, Phased)
+    assert objective.pairs.edges == (1.0,)
+    assert isinstance(objective.estimator, OneSample)
+
+
+@pytest.mark.parametrize("name", [p.stem for p in sorted(recipe_path("digits-edm").parent.glob("*.yaml"))])
+def test_the_written_recipe_reads_back_the_same(name: str) -> None:
+    recipe = read_recipe(name)
+    assert validate(parse_yaml(to_yaml(recipe), "written")) == recipe
+
+
+def test_numbers_are_yaml_1_2_and_keys_unique() -> None:
+    assert parse_yaml("{a: 1e-4, b: 2_000, c: 1.5}", "x") == {"a": 1e-4, "b": 2000, "c": 1.5}
+    with pytest.raises(UserError, match="twice"):
+        parse_yaml("a: 1\na: 2\n", "x")
+    with pytest.raises(UserError, match="line 2"):
+        parse_yaml("a: 1\n  b: [\n", "x")
+
+
+def test_an_unknown_recipe_lists_the_known() -> None:
+    with pytest.raises(UserError, match="digits-edm"):
+        read_recipe("digits-emd")

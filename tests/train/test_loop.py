@@ -1,0 +1,124 @@
+"""The loop: exact continuation, honest counting, averages that follow their formula."""
+
+import copy
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from sct.plan import make_plan
+from sct.recipe import read_recipe
+from sct.train.ema import EMA
+from sct.train.loop import EpochOrder, Trainer, TrainingDiverged
+from sct.train.optim import Cosine, LinearDecay
+
+KEYS = {
+    "digits-edm": ["network={kind: mlp, width: 16, blocks: 1, dropout: 0.2}"],
+    "digits-ect": ["network={kind: mlp, width: 16, blocks: 1, dropout: 0.2}", "start_from=null"],
+    "digits-sct": ["network={kind: mlp, width: 16, blocks: 1, dropout: 0.2}", "start_from=null"],
+}
+
+
+def trainer(name: str, *keys: str) -> Trainer:
+    keys = (*KEYS[name], "train.images=640", "train.batch=64", *keys)
+    return make_plan(read_recipe(name, keys)).trainer()
+
+
+def tensors(tree: object) -> list[Tensor]:
+    if isinstance(tree, Tensor):
+        return [tree]
+    if isinstance(tree, dict):
+        return [t for value in tree.values() for t in tensors(value)]
+    if isinstance(tree, list | tuple):
+        return [t for value in tree for t in tensors(value)]
+    return []
+
+
+@pytest.mark.parametrize("name", sorted(KEYS))
+def test_a_split_run_equals_the_unbroken_one_bit_for_bit(name: str) -> None:
+    unbroken = trainer(name)
+    losses = [report.loss for report in unbroken.steps()]
+    first = trainer(name)
+    steps = first.steps()
+    early = [next(steps).loss for _ in range(4)]
+    state = copy.deepcopy(first.state_dict())
+    torch.manual_seed(123)  # whatever happens in between must not matter
+    second = trainer(name)
+    second.load_state_dict(state)
+    late = [report.loss for report in second.steps()]
+    assert early + late == losses
+    assert len(tensors(unbroken.state_dict())) > 20
+    for a, b in zip(tensors(unbroken.state_dict()), tensors(second.state_dict()), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_another_seed_is_another_run() -> None:
+    losses = [[r.loss for r in trainer("digits-ect", f"train.seed={seed}").steps()] for seed in (0, 1)]
+    assert losses[0] != losses[1]
+
+
+def test_training_lowers_the_loss() -> None:
+    reports = list(trainer("digits-edm", "train.images=38_400", "optimizer.lr=3e-3").steps())
+    assert sum(r.loss for r in reports[-50:]) < 0.75 * sum(r.loss for r in reports[:50])
+
+
+def poisoned(trainer: Trainer, bad: Callable[[int], bool]) -> Trainer:
+    """Make the loss NaN at the steps that `bad` names."""
+    inner = trainer.objective
+
+    def objective(*args: object) -> Tensor:
+        loss = inner(*args)  # type: ignore[arg-type]
+        return loss * torch.nan if bad(trainer.step) else loss
+
+    trainer.objective = objective
+    return trainer
+
+
+def test_a_nonfinite_step_changes_nothing_and_is_counted() -> None:
+    run = poisoned(trainer("digits-edm"), lambda step: step == 2)
+    before: list[Tensor] = []
+    for report in run.steps():
+        if report.step == 2:
+            before = [t.clone() for t in tensors(run.state_dict())]
+        if report.step == 3:
+            assert not report.finite
+            assert report.nonfinite_total == 1
+            for a, b in zip(before, tensors(run.state_dict()), strict=True):
+                assert torch.equal(a, b)
+    assert run.nonfinite_total == 1
+    assert run.images == 640
+
+
+def test_only_nonfinite_steps_end_the_run() -> None:
+    with pytest.raises(TrainingDiverged, match="3 steps in a row"):
+        list(poisoned(trainer("digits-edm", "train.max_nonfinite=3"), lambda step: step >= 4).steps())
+
+
+def test_the_average_follows_its_recursion() -> None:
+    model = nn.Linear(3, 2)
+    average = EMA(model, 0.9)
+    expected = model.weight.detach().double().clone()
+    for step in range(20):
+        with torch.no_grad():
+            model.weight.add_(torch.full_like(model.weight, 0.1 * step))
+        average.update(model)
+        expected = 0.9 * expected + 0.1 * model.weight.detach().double()
+    assert torch.allclose(average.model.weight.double(), expected, rtol=1e-5)
+
+
+def test_every_epoch_shows_every_image_once_and_batches_do_not_matter() -> None:
+    order = EpochOrder(100, seed=3)
+    whole = order.rows(0, 300)
+    for epoch in whole.view(3, 100):
+        assert sorted(epoch.tolist()) == list(range(100))
+    assert not torch.equal(whole[:100], whole[100:200])
+    pieces = torch.cat([EpochOrder(100, seed=3).rows(start, 37) for start in range(0, 296, 37)])
+    assert torch.equal(pieces, whole[:296])
+
+
+def test_learning_rates() -> None:
+    assert [Cosine().factor(u) for u in (0, 1)] == [1, 0]
+    assert Cosine().factor(0.5) == pytest.approx(0.5)
+    decay = LinearDecay(start=0.5)
+    assert [decay.factor(u) for u in (0, 0.5, 0.75, 1)] == [1, 1, 0.5, 0]
