@@ -8,12 +8,17 @@ import pytest
 
 SOURCE = Path(__file__).resolve().parents[1] / "src" / "sct"
 ORDER = (
-    ("errors",),
+    ("errors", "files"),
+    ("pictures",),
     ("core",),
     ("nn",),
     ("data", "train", "evaluate", "interop"),
-    ("recipe",),
-    ("cli", "web"),
+    ("recipe", "generate", "analyze"),
+    ("plan",),
+    ("demo",),
+    ("web",),
+    ("cli",),
+    ("__main__",),
 )
 """From the foundation up. Rooms of one layer never import each other."""
 

@@ -1,4 +1,4 @@
-"""What the score-identity target buys on a data set, measured: variance, bias, reference size, discretisation."""
+"""What the score-identity target buys on a data set: variance, bias, reference size, discretisation."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""Consistency learning as value estimation: reward, value, TD error, and how wrong a reward estimate is (METHOD §1).
+"""Consistency learning as value estimation: reward, value, TD error, and errors of estimates (METHOD §1).
 
 State (t, x_t), action "follow the flow to r", reward of it, value h of what remains:
 
