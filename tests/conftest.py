@@ -1,4 +1,4 @@
-"""What several rooms' tests share: the parity fixtures, the four schedules, Gaussian data in closed form."""
+"""What several rooms' tests share: the reference data, and settings under which a failure repeats."""
 
 from pathlib import Path
 
@@ -16,16 +16,16 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 
 @pytest.fixture(scope="session")
 def shared() -> Path:
-    """The folder with the parity fixtures and small data sets, beside the checkout."""
-    path = REPOSITORY.parent / "shared"
-    if not path.is_dir():
-        pytest.skip("no folder shared/ beside the checkout: parity fixtures are not available")
-    return path
+    """The reference data that lie beside the repository: numbers of the published implementations."""
+    folder = REPOSITORY.parent / "shared"
+    if not folder.is_dir():
+        pytest.skip("the reference data (../shared) are not beside this checkout")
+    return folder
 
 
 @pytest.fixture(scope="session")
 def parity(shared):
-    """parity("ect/ect_imagenet_maps") → dict of float-preserving tensors."""
+    """parity("ect/ect_imagenet_maps") → the fixture's arrays as tensors, in their own precision."""
 
     def load(name: str) -> dict[str, torch.Tensor]:
         with np.load(shared / "parity" / f"{name}.npz") as archive:

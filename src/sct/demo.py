@@ -13,6 +13,7 @@ from typing import Any, Protocol
 
 import torch
 
+from sct.analyze import target_variance
 from sct.data.images import DataSplit, digits
 from sct.evaluate.digits import DigitMeasure
 from sct.files import write_atomically
@@ -161,7 +162,9 @@ class Demo:
         return page
 
     def target_variance(self) -> list[dict[str, Any]]:
-        return []
+        """How far each estimator's target is from the exact posterior mean, against t."""
+        train = self.data.train
+        return [asdict(row) for row in target_variance(train.images, train.labels, queries=512)]
 
 
 def read_json(path: Path, otherwise: Any) -> Any:

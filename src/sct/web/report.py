@@ -138,11 +138,15 @@ def _variance(table: list[dict[str, Any]]) -> str:
     for point in table:
         xs, ys = series.setdefault(point["estimator"], ([], []))
         xs.append(point["t"])
-        ys.append(point["variance"])
+        ys.append(point["relative"])
     svg = lines(
-        series, Axis("noise level t", log=True), Axis("variance of x̂₀ / variance of one-sample"), "Target"
+        series,
+        Axis("noise level t", log=True),
+        Axis("relative mean squared error of x̂₀"),
+        "The estimators' error",
     )
     return (
         f"<figure>{svg}<figcaption>Mean squared distance of each estimate x̂₀ from the exact posterior mean "
-        "over the class, as a share of the one-sample estimate's.</figcaption></figure>"
+        "over the class, as a share of the one-sample estimate's. The class reference is that mean, so its "
+        'error is 0; "all" ignores the label, so its error is bias.</figcaption></figure>'
     )
