@@ -13,7 +13,7 @@ ORDER = (
     ("nn",),
     ("data", "train", "evaluate", "interop"),
     ("recipe",),
-    ("plan", "generate", "pictures"),
+    ("plan", "generate", "pictures", "analyze"),
     ("web",),
     ("demo",),
     ("cli",),
