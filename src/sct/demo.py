@@ -24,6 +24,7 @@ from sct.plan import make_plan
 from sct.recipe import read_recipe, to_yaml
 from sct.train.loop import Trainer
 from sct.train.run import RunFolder
+from sct.web.plots import panels
 from sct.web.report import demo_page
 
 SAMPLES = 5000
@@ -157,6 +158,8 @@ class Demo:
             "minutes": (time.perf_counter() - began) / 60 if fresh else None,
         }
         write_atomically(self.out / "results.json", json.dumps(results, indent=1))
+        shown = {name: x for name, x in pictures.items() if "forced" not in name and "2 eval" not in name}
+        write_atomically(self.out / "overview.png", panels(shown, columns=10))
         page = self.out / "report.html"
         write_atomically(page, demo_page({**results, "pictures": pictures}))
         return page
