@@ -9,11 +9,12 @@ import pytest
 SOURCE = Path(__file__).resolve().parents[1] / "src" / "sct"
 ORDER = (
     ("errors", "files"),
+    ("pictures",),
     ("core",),
     ("nn",),
     ("data", "train", "evaluate", "interop"),
     ("recipe",),
-    ("plan", "generate", "pictures", "analyze"),
+    ("plan", "generate", "analyze"),
     ("web",),
     ("demo",),
     ("cli",),

@@ -17,7 +17,7 @@ from sct.analyze import target_variance
 from sct.data.images import DataSplit, digits
 from sct.evaluate.digits import DigitMeasure
 from sct.files import write_atomically
-from sct.generate import default_sampler, sample
+from sct.generate import default_sampler, draw_sheet, sample
 from sct.nn import store
 from sct.nn.precond import Preconditioned
 from sct.plan import make_plan
@@ -82,10 +82,8 @@ class Demo:
         if (folder / "model").is_dir() and (folder / "recipe.yaml").read_text(encoding="utf-8") == text:
             self.screen.say(f"{name}: found finished in {folder}")
             return folder
-        resume = bool(list((folder / "checkpoints").glob("step-*.pt")))
-        if not resume and (folder / "recipe.yaml").exists():
-            (folder / "recipe.yaml").unlink()  # stopped before its first checkpoint: nothing to lose
-        run = RunFolder(folder, text, resume=resume)
+        resume = (folder / "recipe.yaml").exists()
+        run = RunFolder(folder, text, resume=resume, draw=draw_sheet)
         trainer = make_plan(recipe).trainer()
         if resume:
             run.resume(trainer)
