@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+import torch
+
 from sct.cli.common import Screen
 from sct.demo import Demo
 from sct.train.run import Interrupted
@@ -9,6 +11,8 @@ from sct.train.run import Interrupted
 
 def demo(out: Path, seed: int) -> None:
     """The whole job. Raises SystemExit(130) after a signal, when the state is saved."""
+    # Layers this small gain little from a second thread, and lose much where the cores are shared.
+    torch.set_num_threads(1)
     with Screen() as screen:
         try:
             page = Demo(out, seed, screen).run()

@@ -39,8 +39,11 @@ def lines(series: Mapping[str, tuple[Sequence[float], Sequence[float]]], x: Axis
         axes.set_title(title, fontsize=11)
         if x.log:
             axes.set_xscale("log")
+            axes.xaxis.set_major_formatter("{x:g}")
         if y.log:
             axes.set_yscale("log")
+            axes.yaxis.set_major_formatter("{x:g}")
+            axes.yaxis.set_minor_formatter("{x:g}")
         axes.grid(True, which="both", alpha=0.25, linewidth=0.6)
         axes.legend(frameon=False)
         buffer = io.StringIO()
@@ -59,7 +62,7 @@ def _scalable(svg: str) -> str:
 def panels(pictures: Mapping[str, Tensor], columns: int) -> bytes:
     """One PNG with a grid of samples for each name → uint8 images [N, C, H, W], side by side."""
     plt = _pyplot()
-    figure, axes = plt.subplots(1, len(pictures), figsize=(3.4 * len(pictures), 2.5), layout="constrained")
+    figure, axes = plt.subplots(1, len(pictures), figsize=(3.4 * len(pictures), 2.3), layout="constrained")
     for axis, (name, images) in zip(axes, pictures.items(), strict=True):
         axis.imshow(to_pil(grid(images, columns)), cmap="gray", interpolation="nearest")
         axis.set_title(name, fontsize=11)

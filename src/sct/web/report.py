@@ -18,7 +18,7 @@ p { max-width: 46rem; margin: .5rem 0; }
 .soft, figcaption { color: var(--soft); font-size: .92rem; }
 .pictures, .plots { display: grid; gap: 1.2rem; }
 .pictures { grid-template-columns: repeat(auto-fit, minmax(min(100%, 18rem), 1fr)); }
-.plots { grid-template-columns: repeat(auto-fit, minmax(min(100%, 24rem), 1fr)); }
+.plots { grid-template-columns: repeat(auto-fill, minmax(min(100%, 24rem), 1fr)); }
 figure { margin: 0; }
 figure img { width: 100%; image-rendering: pixelated; border: 1px solid var(--line); display: block; }
 figure svg { width: 100%; height: auto; display: block; }
@@ -29,6 +29,11 @@ th, td { padding: .4rem .6rem; border-bottom: 1px solid var(--line); text-align:
 th:first-child, td:first-child { text-align: left; }
 thead th { border-bottom: 2px solid var(--ink); vertical-align: bottom; white-space: normal; }
 tr.real td { color: var(--soft); }
+@media (max-width: 40rem) {
+  table { font-size: .82rem; }
+  th, td { padding: .35rem .3rem; }
+  td:first-child { white-space: normal; min-width: 6rem; }
+}
 pre { background: #f4f6f8; padding: .8rem 1rem; overflow-x: auto; border-radius: .4rem; font-size: .88rem; }
 """
 
@@ -100,7 +105,8 @@ def _table(results: dict[str, Any]) -> str:
             *_measures(row),
         )
         body.append(_line(cells))
-    body.append(_line(("Held-out digits", "", "", *_measures(results["real"])), "real"))
+    train, _, accuracy, novelty = _measures(results["real"])
+    body.append(_line(("Held-out digits", "", "", train, "–", accuracy, novelty), "real"))
     return (
         f"<table><thead><tr>{''.join(f'<th>{h}</th>' for h in head)}</tr></thead>"
         f"<tbody>{''.join(body)}</tbody></table>"
