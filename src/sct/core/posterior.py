@@ -2,33 +2,28 @@
 
     w_i = softmax_i( −‖x_t − α_t x⁽ⁱ⁾‖² / (2σ_t²) )
 
-With y = x_t/α_t and s = σ_t/α_t this is attention with the query y, and the images as keys and values. It is
-streamed in blocks with a running maximum and sum, so that neither [B, n, d] nor [B, n] is ever formed.
-
-Precision. The logits reach 10⁵ at small t, where an error of 10⁻⁷ in a dot product would already matter.
-Images are stored as uint8, so y is split into c, the nearest whole pixel levels, and the rest e:
-
-    ‖y − x‖² = ‖c − x‖² + 2e·(c − x) + ‖e‖²
-
-‖c − x‖² is a sum of whole numbers, which fp32 products of at most 1024 of them give without any rounding;
-e·x needs only relative accuracy, and what does not depend on i drops out of the softmax.
+With y = x_t/α_t and s = σ_t/α_t this is attention with the query y, and the images as keys and values;
+`streaming` computes it a block of images at a time, exactly, from uint8 images as they are stored.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from functools import cached_property
+from typing import NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
 
 from sct.core.noise import NoiseSchedule
+from sct.core.streaming import LEVELS, FloatQuery, LevelQuery, Query, Stream, levels
 from sct.core.types import expand
 
-LEVELS = 127.5
-"""Pixel levels p = 0 … 255 stand for x = p/127.5 − 1."""
-EXACT_TERMS = 1024
-"""2¹⁰ products of two whole numbers up to 2⁷ sum to at most 2²⁴, which fp32 holds exactly."""
 BLOCK = 4096
+LogPrior: TypeAlias = Callable[[Tensor, int, int], Tensor]
+"""log_prior(queries [b], first, last) → [b, last − first], added to the logits of those reference rows.
+
+−inf leaves a reference out. It must not be positive infinity, and each query needs one finite value.
+"""
 
 
 def dequantise(pixels: Tensor) -> Tensor:
@@ -89,111 +84,21 @@ class Reference:
     def __len__(self) -> int:
         return len(self.images)
 
+    @cached_property
+    def squares(self) -> Tensor:
+        """‖x‖² of each image in the units of its queries (pixel levels, or as they are), float64 [n]."""
+        parts = []
+        for block in torch.split(self.images.flatten(1), BLOCK):
+            x = levels(block).float() if block.dtype == torch.uint8 else block.double()
+            parts.append(x.square().sum(1, dtype=torch.float64))
+        return torch.cat(parts)
+
 
 class Posterior(NamedTuple):
     """mean x̂_0, as x_t; effective_size 1/Σw² [B]: how many references really count."""
 
     mean: Tensor
     effective_size: Tensor
-
-
-class _Query(Protocol):
-    """Queries in a reference's own units, able to score a block of it."""
-
-    def rows(self, rows: Tensor) -> "_Query": ...
-    def keys(self, images: Tensor) -> Tensor: ...
-    def logits(self, keys: Tensor) -> Tensor: ...
-
-
-class _LevelQuery(NamedTuple):
-    """y in pixel levels (less 128), split into whole levels c and the rest e; s in levels."""
-
-    c: Tensor
-    e: Tensor
-    s: Tensor
-
-    @classmethod
-    def of(cls, y: Tensor, s: Tensor) -> "_LevelQuery":
-        levels = y.double() * LEVELS + (LEVELS - 128)
-        c = levels.round().clamp(-128, 127)
-        return cls(c.float(), (levels - c).float(), s.double() * LEVELS)
-
-    def rows(self, rows: Tensor) -> "_LevelQuery":
-        return _LevelQuery(self.c[rows], self.e[rows], self.s[rows])
-
-    def keys(self, images: Tensor) -> Tensor:
-        return images.float() - 128
-
-    def logits(self, keys: Tensor) -> Tensor:
-        squares = torch.zeros(len(self.c), len(keys), dtype=torch.float64, device=keys.device)
-        for start in range(0, keys.shape[1], EXACT_TERMS):
-            part = slice(start, start + EXACT_TERMS)
-            c, x = self.c[:, part], keys[:, part]
-            squares += c.square().sum(1)[:, None] - 2 * (c @ x.T).double() + x.square().sum(1)
-        squares -= 2 * (self.e @ keys.T)
-        return squares / (-2 * self.s.square())[:, None]
-
-    def to_image(self, mean: Tensor) -> Tensor:
-        return (mean + (128 - LEVELS)) / LEVELS
-
-
-class _FloatQuery(NamedTuple):
-    """y and s as they are, in float64."""
-
-    y: Tensor
-    s: Tensor
-
-    @classmethod
-    def of(cls, y: Tensor, s: Tensor) -> "_FloatQuery":
-        return cls(y.double(), s.double())
-
-    def rows(self, rows: Tensor) -> "_FloatQuery":
-        return _FloatQuery(self.y[rows], self.s[rows])
-
-    def keys(self, images: Tensor) -> Tensor:
-        return images.double()
-
-    def logits(self, keys: Tensor) -> Tensor:
-        squares = keys.square().sum(1) - 2 * (self.y @ keys.T)
-        return squares / (-2 * self.s.square())[:, None]
-
-    def to_image(self, mean: Tensor) -> Tensor:
-        return mean
-
-
-class _Stream:
-    """The running softmax average: maximum m, Σe^{l−m}, Σe^{2(l−m)}, Σe^{l−m}·x for each query."""
-
-    def __init__(self, rows: int, size: int, like: Tensor) -> None:
-        self.maximum = torch.full((rows,), -torch.inf, dtype=torch.float64, device=like.device)
-        self.weight = like.new_zeros(rows)
-        self.square = like.new_zeros(rows)
-        self.total = like.new_zeros(rows, size)
-
-    def add(self, rows: Tensor, logits: Tensor, keys: Tensor) -> None:
-        """Take in a block: logits [b, m] (float64) of the queries `rows` [b] for the keys [m, d]."""
-        if keys.device.type == "cpu":
-            # Far blocks weigh nothing, below the smallest fp32 number: leave them out of the product.
-            near = logits.amax(1) > self.maximum[rows] - 104
-            rows, logits = rows[near], logits[near]
-        maximum = torch.maximum(self.maximum[rows], logits.amax(1))
-        decay = torch.exp(self.maximum[rows] - maximum).to(self.weight)
-        weights = torch.exp((logits - maximum[:, None]).to(self.weight.dtype))
-        self.maximum[rows] = maximum
-        self.weight[rows] = self.weight[rows] * decay + weights.sum(1)
-        self.square[rows] = self.square[rows] * decay.square() + weights.square().sum(1)
-        self.total[rows] = torch.addmm(self.total[rows] * decay[:, None], weights, keys)
-
-    def merged(self, other: "_Stream") -> "_Stream":
-        """The average over both streams' references."""
-        both = _Stream.__new__(_Stream)
-        both.maximum = torch.maximum(self.maximum, other.maximum)
-        a = torch.exp(self.maximum - both.maximum).to(self.weight)
-        b = torch.exp(other.maximum - both.maximum).to(self.weight)
-        both.weight = a * self.weight + b * other.weight
-        both.square = a.square() * self.square + b.square() * other.square
-        both.total = a[:, None] * self.total + b[:, None] * other.total
-        return both
 
 
 def _segments(reference: Reference, group: Tensor | None, rows: int) -> Iterator[tuple[Tensor, int, int]]:
@@ -224,6 +129,7 @@ def posterior(
     reference: Reference,
     group: Tensor | None = None,
     *,
+    log_prior: LogPrior | None = None,
     mirrored: bool = False,
     block: int = BLOCK,
 ) -> Posterior:
@@ -232,6 +138,7 @@ def posterior(
     Args:
         x_t: noisy images [B, C, H, W]; t: their times [B], with α(t) > 0 and σ(t) > 0.
         group: each query's group [B] (integers); None where the reference has one group.
+        log_prior: what to add to each logit, for weighted or left-out references; see `LogPrior`.
         mirrored: every reference counts twice, as it is and flipped left to right.
         block: reference rows at a time; memory is O(B·d + B·block + block·d).
 
@@ -258,10 +165,12 @@ def posterior(
         raise ValueError("the posterior mean needs sigma(t) > 0; at sigma = 0 it is the image itself")
     if not bool((alpha > 0).all()):
         raise ValueError("the posterior mean needs alpha(t) > 0; at alpha = 0 it is the reference mean")
-    stream, query = _run(x_t.double() / expand(alpha, x_t), sigma / alpha, reference, group, block)
+    y, s = x_t.double() / expand(alpha, x_t), sigma / alpha
+    segments = list(_segments(reference, group, len(y)))
+    stream, query = _run(y, s, reference, segments, log_prior, block)
     shape = x_t.shape
     if mirrored:
-        flipped, _ = _run(x_t.flip(-1).double() / expand(alpha, x_t), sigma / alpha, reference, group, block)
+        flipped, _ = _run(y.flip(-1), s, reference, segments, log_prior, block)
         flipped.total = flipped.total.view(shape).flip(-1).reshape(flipped.total.shape)
         stream = stream.merged(flipped)
     mean = query.to_image(stream.total / stream.weight[:, None]).view(shape)
@@ -270,17 +179,25 @@ def posterior(
 
 
 def _run(
-    y: Tensor, s: Tensor, reference: Reference, group: Tensor | None, block: int
-) -> tuple[_Stream, _LevelQuery | _FloatQuery]:
-    kind = _LevelQuery if reference.images.dtype == torch.uint8 else _FloatQuery
+    y: Tensor,
+    s: Tensor,
+    reference: Reference,
+    segments: list[tuple[Tensor, int, int]],
+    log_prior: LogPrior | None,
+    block: int,
+) -> tuple[Stream, Query]:
+    kind = LevelQuery if reference.images.dtype == torch.uint8 else FloatQuery
     query = kind.of(y.flatten(1), s)
-    dtype = torch.float32 if kind is _LevelQuery else torch.float64
-    stream = _Stream(len(y), y[0].numel(), torch.empty(0, dtype=dtype, device=y.device))
-    for queries, start, stop in _segments(reference, group, len(y)):
+    dtype = torch.float32 if kind is LevelQuery else torch.float64
+    stream = Stream(len(y), y[0].numel(), torch.empty(0, dtype=dtype, device=y.device))
+    for queries, start, stop in segments:
         part = query.rows(queries)
         for first in range(start, stop, block):
-            keys = query.keys(reference.images[first : min(first + block, stop)].flatten(1))
-            stream.add(queries, part.logits(keys), keys)
+            last = min(first + block, stop)
+            keys, squares = reference.images[first:last].flatten(1), reference.squares[first:last]
+            prior = None if log_prior is None else log_prior(queries, first, last).double()
+            rows, logits, values = part.score(keys, squares, stream.maximum[queries], prior)
+            stream.add(queries[rows], logits, values)
     return stream, query
 
 
