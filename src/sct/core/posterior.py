@@ -43,10 +43,12 @@ class Reference:
     Attributes:
         images: [n, C, H, W], uint8 pixels or floating point in [−1, 1] (computed with in float64).
         offsets: group g is rows offsets[g] … offsets[g + 1] − 1.
+        conditions: continuous conditions [n, K], one an image, where there are such.
     """
 
     images: Tensor
     offsets: tuple[int, ...]
+    conditions: Tensor | None = None
 
     def __post_init__(self) -> None:
         if self.images.dtype != torch.uint8 and not self.images.is_floating_point():
