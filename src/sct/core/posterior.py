@@ -22,7 +22,7 @@ BLOCK = 4096
 LogPrior: TypeAlias = Callable[[Tensor, int, int], Tensor]
 """log_prior(queries [b], first, last) → [b, last − first], added to the logits of those reference rows.
 
-−inf leaves a reference out. It must not be positive infinity, and each query needs one finite value.
+−inf leaves a reference out. Values must not be positive, and each query needs one that is finite.
 """
 
 
