@@ -18,7 +18,7 @@ from sct.core.noise import NoiseSchedule
 from sct.core.streaming import LEVELS, FloatQuery, LevelQuery, Query, Stream, levels
 from sct.core.types import expand
 
-BLOCK = 4096
+BLOCK = 2048
 LogPrior: TypeAlias = Callable[[Tensor, int, int], Tensor]
 """log_prior(queries [b], first, last) → [b, last − first], added to the logits of those reference rows.
 
