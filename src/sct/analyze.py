@@ -49,7 +49,7 @@ def target_variance(
     *,
     batch_size: int = 128,
     queries: int = 1024,
-    schedule: NoiseSchedule = EDM(),  # noqa: B008 - a frozen dataclass
+    schedule: NoiseSchedule = EDM(),
     mirrored: bool = False,
     seed: int = 0,
 ) -> list[VarianceRow]:

@@ -13,19 +13,24 @@ from typing import Any, Protocol
 
 import torch
 
+from sct.analyze import target_variance
 from sct.data.images import DataSplit, digits
 from sct.evaluate.digits import DigitMeasure
 from sct.files import write_atomically
-from sct.generate import default_sampler, sample
+from sct.generate import default_sampler, draw_sheet, sample
 from sct.nn import store
 from sct.nn.precond import Preconditioned
 from sct.plan import make_plan
 from sct.recipe import read_recipe, to_yaml
 from sct.train.loop import Trainer
 from sct.train.run import RunFolder
+from sct.web.plots import panels
+from sct.web.report import demo_page
 
 SAMPLES = 5000
 CURVE_POINTS = 8
+VARIANCE_TIMES = (0.2, 0.3, 0.5, 0.8, 1.2, 2.0, 3.0, 5.0, 10.0, 20.0, 80.0)
+"""Below 0.2 the posterior of a digit is one-hot: all targets are the image itself."""
 SHOWN = 60
 METHODS = {"ect": "ECT", "sct": "SCT"}
 
@@ -79,10 +84,8 @@ class Demo:
         if (folder / "model").is_dir() and (folder / "recipe.yaml").read_text(encoding="utf-8") == text:
             self.screen.say(f"{name}: found finished in {folder}")
             return folder
-        resume = bool(list((folder / "checkpoints").glob("step-*.pt")))
-        if not resume and (folder / "recipe.yaml").exists():
-            (folder / "recipe.yaml").unlink()  # stopped before its first checkpoint: nothing to lose
-        run = RunFolder(folder, text, resume=resume)
+        resume = (folder / "recipe.yaml").exists()
+        run = RunFolder(folder, text, resume=resume, draw=draw_sheet)
         trainer = make_plan(recipe).trainer()
         if resume:
             run.resume(trainer)
@@ -120,8 +123,10 @@ class Demo:
         evaluations = int(sampler.evaluations)  # type: ignore[attr-defined]
         return Row(name, evaluations, seconds, **asdict(measure(images, self.labels)))
 
-    def run(self) -> dict[str, Any]:
-        """All stages; what the report shows."""
+    def run(self) -> Path:
+        """All stages, then the page. Raises train.run.Interrupted after a signal, when the state is saved."""
+        began = time.perf_counter()
+        fresh = not (self.out / "teacher").exists()
         measure = self.measure()
         teacher_folder = self.train("teacher", "digits-edm", None)
         folders = {
@@ -150,12 +155,20 @@ class Demo:
             "rows": rows,
             "curves": {key: read_json(folder / "curve.json", []) for key, folder in folders.items()},
             "target_variance": self.target_variance(),
+            "minutes": (time.perf_counter() - began) / 60 if fresh else None,
         }
         write_atomically(self.out / "results.json", json.dumps(results, indent=1))
-        return {**results, "pictures": pictures}
+        shown = {name: x for name, x in pictures.items() if "forced" not in name and "2 eval" not in name}
+        write_atomically(self.out / "overview.png", panels(shown, columns=10))
+        page = self.out / "report.html"
+        write_atomically(page, demo_page({**results, "pictures": pictures}))
+        return page
 
     def target_variance(self) -> list[dict[str, Any]]:
-        return []
+        """How far each estimator's target is from the exact posterior mean, against t."""
+        train = self.data.train
+        rows = target_variance(train.images, train.labels, VARIANCE_TIMES, queries=512)
+        return [asdict(row) for row in rows]
 
 
 def read_json(path: Path, otherwise: Any) -> Any:

@@ -1,6 +1,7 @@
 """Images from a model: the same seed gives the same image, whatever else is drawn beside it."""
 
 from collections.abc import Callable, Iterable
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -12,6 +13,7 @@ from sct.core.rng import ImageNoise
 from sct.core.sampling import ODE, Multistep, PhasedSteps, Sampler
 from sct.core.types import Denoiser
 from sct.nn.precond import Preconditioned
+from sct.pictures import SMALLEST_SIDE, grid, save_png
 
 DIFFUSION_STEPS = 18
 """Heun steps of a diffusion model by default: 35 evaluations, EDM's choice for CIFAR-10."""
@@ -101,6 +103,12 @@ def sample(
     if not images:
         return torch.empty(0, *model.image_shape, dtype=torch.uint8)
     return torch.cat(images)
+
+
+def draw_sheet(model: Preconditioned, path: Path) -> None:
+    """A picture of 64 samples at fixed seeds, drawn as the model is meant to be."""
+    images = sample(model, range(64), steps=None)
+    save_png(path, grid(images), scale=max(1, SMALLEST_SIDE // images.shape[-1]))
 
 
 def _labels(

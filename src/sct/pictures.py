@@ -10,6 +10,9 @@ from torch import Tensor
 
 from sct.files import write_atomically
 
+SMALLEST_SIDE = 48
+"""Images of a grid are enlarged to about this many pixels, so that small ones can be seen."""
+
 
 def to_pil(image: Tensor, scale: int = 1) -> Image.Image:
     """uint8 [C, H, W] (C = 1 or 3) → a picture, each pixel drawn as scale × scale."""

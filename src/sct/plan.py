@@ -12,6 +12,7 @@ from sct.errors import UserError
 from sct.nn import store
 from sct.nn.precond import Preconditioned
 from sct.recipe import DiffusionRecipe, Recipe, Section
+from sct.train.ema import Online, Target
 from sct.train.loop import Trainer, TrainOptions
 from sct.train.optim import Optimizer
 
@@ -25,10 +26,12 @@ class Plan:
     objective: Objective
     optimizer: Optimizer
     options: TrainOptions
-    conditional: bool
+    target: Target
 
     def trainer(self, device: torch.device | str = "cpu") -> Trainer:
-        return Trainer(self.model, self.objective, self.data.train, self.optimizer, self.options, device)
+        return Trainer(
+            self.model, self.objective, self.data.train, self.optimizer, self.options, device, self.target
+        )
 
 
 def make_plan(recipe: Recipe, device: torch.device | str = "cpu") -> Plan:
@@ -66,7 +69,7 @@ def make_plan(recipe: Recipe, device: torch.device | str = "cpu") -> Plan:
         objective=objective,
         optimizer=build(recipe.optimizer, "optimizer"),
         options=build(recipe.train, "train"),
-        conditional=recipe.conditional,
+        target=Online() if isinstance(recipe, DiffusionRecipe) else build(recipe.target, "target"),
     )
 
 
@@ -75,17 +78,17 @@ def build(section: Section, where: str, *, words: Any = None, context: Any = Non
     given: dict[str, Any] = {}
     for name in type(section).model_fields:
         value = getattr(section, name)
-        if name == "kind" and "kind" not in _arguments(section.target):
+        if name == "kind" and "kind" not in _arguments(section.builds):
             continue
         if isinstance(value, Section):
             value = build(value, f"{where}.{name}", **wired)
         elif words and name in words:
             value = words[name](value, **context)
         given[name] = value
-    accepted = _arguments(section.target)
+    accepted = _arguments(section.builds)
     given |= {name: value for name, value in wired.items() if name in accepted}
     try:
-        return section.target(**given)
+        return section.builds(**given)
     except ValueError as error:
         raise UserError(str(error), where) from error
 

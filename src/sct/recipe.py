@@ -20,7 +20,7 @@ from sct.core import estimators, noise, objectives, times
 from sct.errors import UserError
 from sct.nn import store
 from sct.nn.precond import EDMPrecond, Preconditioned
-from sct.train import optim
+from sct.train import ema, optim
 from sct.train.loop import TrainOptions
 
 PARTS: dict[Any, dict[str, Callable[..., Any]]] = {
@@ -58,6 +58,11 @@ PARTS: dict[Any, dict[str, Callable[..., Any]]] = {
         "cosine": optim.Cosine,
         "linear-decay": optim.LinearDecay,
     },
+    ema.Target: {
+        "online": ema.Online,
+        "average": ema.FixedAverage,
+        "growing-average": ema.GrowingAverage,
+    },
     store.Network: dict(store.NETWORKS),
     Preconditioned: dict(store.PRECONDITIONERS),
 }
@@ -73,10 +78,10 @@ WIRED = {"schedule", "image_shape", "num_classes", "network"}
 
 
 class Section(BaseModel):
-    """A part of a recipe; `target` is the class that its keys are the arguments of."""
+    """A part of a recipe; `builds` is the class that its keys are the arguments of."""
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
-    target: ClassVar[Any] = None
+    builds: ClassVar[Any] = None
 
 
 @cache
@@ -92,7 +97,7 @@ def section(cls: Any, kind: str | None = None) -> type[Section]:
             hint = one_of(hints[name], inside=cls) if hints[name] in PARTS else hints[name]
             fields[name] = (hint, default)
     made = cast(type[Section], create_model(kind or cls.__name__, __base__=Section, **fields))
-    made.target = cls
+    made.builds = cls
     return made
 
 
@@ -154,6 +159,7 @@ class ConsistencyRecipe(Common):
     pairs: one_of(times.TimePairs)  # type: ignore[valid-type]
     estimator: one_of(estimators.NoiseEstimator)  # type: ignore[valid-type]
     loss: Loss = Loss()
+    target: one_of(ema.Target) = _default(ema.Online())  # type: ignore[valid-type]
     mid_t: tuple[Annotated[float, Field(gt=0)], ...] = (0.821,)
 
 

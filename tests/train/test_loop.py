@@ -9,13 +9,14 @@ from torch import Tensor, nn
 
 from sct.plan import make_plan
 from sct.recipe import read_recipe
-from sct.train.ema import EMA
+from sct.train.ema import EMA, GrowingAverage
 from sct.train.loop import EpochOrder, Trainer, TrainingDiverged
 from sct.train.optim import Cosine, LinearDecay
 
 KEYS = {
     "digits-edm": ["network={kind: mlp, width: 16, blocks: 1, dropout: 0.2}"],
     "digits-ect": ["network={kind: mlp, width: 16, blocks: 1, dropout: 0.2}", "start_from=null"],
+    "digits-cm": ["network={kind: mlp, width: 16, blocks: 1, dropout: 0.2}", "start_from=null"],
     "digits-sct": ["network={kind: mlp, width: 16, blocks: 1, dropout: 0.2}", "start_from=null"],
 }
 
@@ -105,6 +106,19 @@ def test_the_average_follows_its_recursion() -> None:
         average.update(model)
         expected = 0.9 * expected + 0.1 * model.weight.detach().double()
     assert torch.allclose(average.model.weight.double(), expected, rtol=1e-5)
+
+
+def test_the_averaged_target_follows_its_schedule() -> None:
+    run = trainer("digits-cm", "target={kind: growing-average, total_images: 640}")
+    assert run.target_average is not None
+    weight = next(run.target_average.model.parameters())
+    expected = weight.clone()
+    for report in run.steps():
+        mu = GrowingAverage(640).decay(report.images - 64)
+        assert mu is not None
+        expected = mu * expected + (1 - mu) * next(run.model.parameters()).detach()
+        assert torch.allclose(weight, expected, atol=1e-6)
+    assert run.target_average.model.training
 
 
 def test_every_epoch_shows_every_image_once_and_batches_do_not_matter() -> None:

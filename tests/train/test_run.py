@@ -12,6 +12,7 @@ import torch
 
 from sct.errors import UserError
 from sct.nn import store
+from sct.nn.precond import Preconditioned
 from sct.plan import make_plan
 from sct.recipe import read_recipe, to_yaml
 from sct.train import checkpoint
@@ -78,6 +79,32 @@ def test_a_torn_checkpoint_is_passed_over(tmp_path: Path) -> None:
     _, trainer = start(tmp_path / "run", resume=True)
     assert trainer.step == int(older.stem.removeprefix("step-"))
     assert newest.name in (tmp_path / "run" / "log.txt").read_text()
+
+
+def test_a_run_killed_before_its_first_checkpoint_starts_again(tmp_path: Path) -> None:
+    run, first = start(tmp_path / "run")
+    next(run.steps(first))
+    run, again = start(tmp_path / "run", resume=True)
+    assert again.step == 0
+    assert len(list(run.steps(again))) == 10
+
+
+def test_samples_are_drawn_with_every_checkpoint_and_disturb_nothing(tmp_path: Path) -> None:
+    drawn: list[str] = []
+
+    def draw(model: Preconditioned, path: Path) -> None:
+        torch.randn(3)
+        assert not model.training
+        drawn.append(path.name)
+
+    recipe = read_recipe("digits-edm", KEYS)
+    models = []
+    for name, callback in (("plain", None), ("drawn", draw)):
+        trainer = make_plan(recipe).trainer()
+        list(RunFolder(tmp_path / name, to_yaml(recipe), resume=False, draw=callback).steps(trainer))
+        models.append(trainer.model.state_dict())
+    assert drawn == [f"{images:012d}.png" for images in (192, 384, 576, 640)]
+    assert all(torch.equal(models[0][key], models[1][key]) for key in models[0])
 
 
 def test_runs_are_not_mixed_up(tmp_path: Path) -> None:

@@ -13,10 +13,7 @@ from sct.generate import default_sampler
 from sct.generate import sample as draw
 from sct.nn import store
 from sct.nn.precond import Preconditioned
-from sct.pictures import grid, save_png
-
-SMALLEST_SIDE = 48
-"""Images of a grid are enlarged to about this many pixels, so that small ones can be seen."""
+from sct.pictures import SMALLEST_SIDE, grid, save_png
 
 
 def sample(

@@ -4,6 +4,7 @@ from pathlib import Path
 
 from sct.cli.common import Screen, pick_device
 from sct.errors import UserError
+from sct.generate import draw_sheet
 from sct.plan import make_plan
 from sct.recipe import read_recipe, to_yaml
 from sct.train.run import Interrupted, RunFolder
@@ -21,7 +22,7 @@ def train(recipe_name: str, overrides: list[str], out: Path | None, resume: bool
     recipe = read_recipe(recipe_name, overrides)
     folder = out or Path("runs") / Path(recipe_name).stem
     plan = make_plan(recipe, pick_device(device))
-    run = RunFolder(folder, to_yaml(recipe), resume=resume)
+    run = RunFolder(folder, to_yaml(recipe), resume=resume, draw=draw_sheet)
     trainer = plan.trainer(pick_device(device))
     if resume:
         run.resume(trainer)

@@ -13,22 +13,23 @@ def moments(features: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _square_root(matrix: Tensor) -> Tensor:
+    """The symmetric root; eigenvalues that are rounding noise around zero count as zero."""
     values, vectors = torch.linalg.eigh(matrix)
-    return (vectors * values.clamp(min=0).sqrt()) @ vectors.T
+    noise = len(values) * torch.finfo(values.dtype).eps * values[-1]
+    return (vectors * torch.where(values > noise, values, 0.0).clamp(min=0).sqrt()) @ vectors.T
 
 
 def frechet(mean_a: Tensor, covariance_a: Tensor, mean_b: Tensor, covariance_b: Tensor) -> float:
     """‖μ_a − μ_b‖² + tr(Σ_a + Σ_b − 2(Σ_a Σ_b)^{1/2}), in float64  (FID, 1706.08500, eq. 6).
 
-    tr (Σ_a Σ_b)^{1/2} is the sum of the square roots of the eigenvalues of Σ_a^{1/2} Σ_b Σ_a^{1/2}, which is
-    symmetric: two symmetric eigenproblems, stable where a covariance is singular. Means [D], covariances
-    [D, D].
+    tr (Σ_a Σ_b)^{1/2} is the sum of the singular values of Σ_a^{1/2} Σ_b^{1/2}. Both roots come from
+    symmetric eigenproblems; no root is taken of the product, so a singular covariance costs no accuracy.
+    Means [D], covariances [D, D].
     """
     mean_a, covariance_a, mean_b, covariance_b = (
         u.double() for u in (mean_a, covariance_a, mean_b, covariance_b)
     )
-    root = _square_root(covariance_a)
-    between = torch.linalg.eigvalsh(root @ covariance_b @ root).clamp(min=0).sqrt().sum()
+    between = torch.linalg.svdvals(_square_root(covariance_a) @ _square_root(covariance_b)).sum()
     shift = (mean_a - mean_b).square().sum()
     return float(shift + covariance_a.trace() + covariance_b.trace() - 2 * between)
 

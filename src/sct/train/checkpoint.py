@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 
-from sct.errors import UserError
 from sct.files import atomic_file
 
 KEPT = 2
@@ -28,15 +27,12 @@ def found(folder: Path) -> list[Path]:
     return sorted(p for p in folder.glob("step-*.pt") if re.fullmatch(r"step-\d{8}\.pt", p.name))
 
 
-def load_newest(folder: Path, device: torch.device | str) -> tuple[dict[str, Any], list[Path]]:
-    """The newest readable checkpoint, and the torn ones that were passed over.
-
-    Raises UserError where there is none.
-    """
+def load_newest(folder: Path, device: torch.device | str) -> tuple[dict[str, Any] | None, list[Path]]:
+    """The newest readable checkpoint (None: there is none), and the torn ones that were passed over."""
     torn: list[Path] = []
     for path in reversed(found(folder)):
         try:
             return torch.load(path, map_location=device, weights_only=True), torn
         except (RuntimeError, EOFError, OSError, ValueError, KeyError, pickle.UnpicklingError):
             torn.append(path)
-    raise UserError("there is no checkpoint to continue from", str(folder), "start without --resume")
+    return None, torn

@@ -17,7 +17,7 @@ from sct.core.objectives import Objective
 from sct.core.rng import mix_seed
 from sct.core.types import Batch
 from sct.nn.precond import Preconditioned
-from sct.train.ema import EMA
+from sct.train.ema import EMA, Online, Target
 from sct.train.optim import Optimizer
 
 
@@ -108,10 +108,7 @@ class EpochOrder:
 
 
 class Trainer:
-    """One model, one objective, one data set: `for report in trainer.steps(): …`.
-
-    The target network is the online one (under stop-gradient), as in iCT, ECT and SCT.
-    """
+    """One model, one objective, one data set: `for report in trainer.steps(): …`."""
 
     def __init__(
         self,
@@ -121,12 +118,18 @@ class Trainer:
         optimizer: Optimizer,
         options: TrainOptions,
         device: torch.device | str = "cpu",
+        target: Target = Online(),
     ) -> None:
         self.model = model.to(device).train().requires_grad_(True)
         self.objective, self.data, self.options = objective, data, options
         self.device = torch.device(device)
         self.optimizer, self.optimizer_options = optimizer.build(self.model), optimizer
         self.averages = [EMA(self.model, decay) for decay in options.ema]
+        self.target_options = target
+        averaged = None if target.decay(0) is None else EMA(self.model, 0.0)
+        if averaged is not None:
+            averaged.model.train()  # the target draws the student's dropout mask
+        self.target_average = averaged
         self.order = EpochOrder(len(data), options.seed)
         self.step = self.images = self.nonfinite_total = 0
 
@@ -159,7 +162,8 @@ class Trainer:
             group["lr"] = rate
 
         self.optimizer.zero_grad(set_to_none=True)
-        loss = self.objective(self.model, self.model, batch, self.images, generator).mean()
+        target = self.model if self.target_average is None else self.target_average.model
+        loss = self.objective(self.model, target, batch, self.images, generator).mean()
         loss.backward()  # type: ignore[no-untyped-call]
         gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
         norm = float(torch.nn.utils.get_total_norm(gradients))
@@ -168,6 +172,8 @@ class Trainer:
             self.optimizer.step()
             for average in self.averages:
                 average.update(self.model)
+            if self.target_average is not None:
+                self.target_average.update(self.model, self.target_options.decay(self.images))
         else:
             self.nonfinite_total += 1
         self.step += 1
@@ -175,6 +181,9 @@ class Trainer:
         return StepReport(
             self.step, self.images, float(loss.detach()), rate, norm, finite, self.nonfinite_total
         )
+
+    def _all_averages(self) -> list[EMA]:
+        return self.averages + ([] if self.target_average is None else [self.target_average])
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that the rest of the run depends on."""
@@ -184,7 +193,7 @@ class Trainer:
             "nonfinite_total": self.nonfinite_total,
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
-            "averages": [average.model.state_dict() for average in self.averages],
+            "averages": [average.model.state_dict() for average in self._all_averages()],
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -192,5 +201,5 @@ class Trainer:
         self.nonfinite_total = state["nonfinite_total"]
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
-        for average, weights in zip(self.averages, state["averages"], strict=True):
+        for average, weights in zip(self._all_averages(), state["averages"], strict=True):
             average.model.load_state_dict(weights)

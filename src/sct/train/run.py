@@ -4,6 +4,7 @@ recipe.yaml        the resolved recipe            metrics.jsonl   a line every l
 environment.json   versions, hardware, command    log.txt         what the run said
 checkpoints/       the newest two                 tensorboard/    the same scalars
 snapshots/         averaged models at shares of training, for guidance
+samples/           images from the same noise, as training goes on
 model/             the averaged model, when the run is done
 """
 
@@ -13,7 +14,7 @@ import platform
 import signal
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any
@@ -24,6 +25,7 @@ import sct
 from sct.errors import UserError
 from sct.files import write_atomically
 from sct.nn import store
+from sct.nn.precond import Preconditioned
 from sct.train import checkpoint
 from sct.train.loop import StepReport, Trainer
 
@@ -57,8 +59,16 @@ class StopSignal:
 class RunFolder:
     """Creates or reopens a run's folder and keeps it up to date while a trainer steps."""
 
-    def __init__(self, path: Path, recipe_text: str, *, resume: bool) -> None:
-        self.path = path
+    def __init__(
+        self,
+        path: Path,
+        recipe_text: str,
+        *,
+        resume: bool,
+        draw: Callable[[Preconditioned, Path], None] | None = None,
+    ) -> None:
+        """`draw` puts samples of a model into a picture file; it is called with every checkpoint."""
+        self.path, self.draw = path, draw
         self.checkpoints = path / "checkpoints"
         saved = path / "recipe.yaml"
         if resume:
@@ -82,9 +92,13 @@ class RunFolder:
             write_atomically(path / "environment.json", _environment())
 
     def resume(self, trainer: Trainer) -> None:
-        """Load the newest readable checkpoint, and forget what was logged after it."""
+        """Load the newest readable checkpoint, and forget what was logged after it.
+
+        A run that was killed before its first checkpoint starts again from the beginning.
+        """
         state, torn = checkpoint.load_newest(self.checkpoints, trainer.device)
-        trainer.load_state_dict(state)
+        if state is not None:
+            trainer.load_state_dict(state)
         for path in torn:
             self.say(f"warning: {path.name} cannot be read and was passed over")
         lines = self._metrics().read_text(encoding="utf-8").splitlines() if self._metrics().exists() else []
@@ -129,7 +143,7 @@ class RunFolder:
                         if before < share * options.images <= report.images:
                             store.save(trainer.averaged, self.path / "snapshots" / f"{share:.0%}")
                     if _crosses(before, report.images, options.checkpoint_images):
-                        checkpoint.save(self.checkpoints, trainer.state_dict())
+                        self._save(trainer)
                     yield report
                     if stop.wanted and report.images < options.images:
                         checkpoint.save(self.checkpoints, trainer.state_dict())
@@ -137,9 +151,14 @@ class RunFolder:
                         raise Interrupted
         finally:
             board.close()
-        checkpoint.save(self.checkpoints, trainer.state_dict())
+        self._save(trainer)
         store.save(trainer.averaged, self.path / "model")
         self.say(f"done: {trainer.images:,} images, {trainer.nonfinite_total} non-finite steps")
+
+    def _save(self, trainer: Trainer) -> None:
+        checkpoint.save(self.checkpoints, trainer.state_dict())
+        if self.draw is not None:
+            self.draw(trainer.averaged, self.path / "samples" / f"{trainer.images:012d}.png")
 
     def _log_step(self, report: StepReport, speed: float, board: Any) -> None:
         scalars = {

@@ -1,9 +1,14 @@
-"""Line plots as SVG text, readable in grey: every line has its own dash and marker."""
+"""Line plots as SVG, readable in grey (every line has its own dash and marker), and panels of samples."""
 
 import io
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from sct.pictures import grid, to_pil
 
 STYLES = (
     ("#0072B2", "-", "o"),
@@ -24,11 +29,7 @@ class Axis:
 
 def lines(series: Mapping[str, tuple[Sequence[float], Sequence[float]]], x: Axis, y: Axis, title: str) -> str:
     """One SVG with a line for each name → (xs, ys)."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
+    plt = _pyplot()
     with plt.rc_context({"svg.fonttype": "none", "svg.hashsalt": "sct", "font.size": 11}):
         figure, axes = plt.subplots(figsize=(5.6, 3.7), layout="constrained")
         for (name, (xs, ys)), (colour, dash, marker) in zip(series.items(), STYLES, strict=False):
@@ -38,18 +39,44 @@ def lines(series: Mapping[str, tuple[Sequence[float], Sequence[float]]], x: Axis
         axes.set_title(title, fontsize=11)
         if x.log:
             axes.set_xscale("log")
+            axes.xaxis.set_major_formatter("{x:g}")
         if y.log:
             axes.set_yscale("log")
+            axes.yaxis.set_major_formatter("{x:g}")
+            axes.yaxis.set_minor_formatter("{x:g}")
         axes.grid(True, which="both", alpha=0.25, linewidth=0.6)
         axes.legend(frameon=False)
         buffer = io.StringIO()
         figure.savefig(buffer, format="svg", metadata={"Date": None})
         plt.close(figure)
-    svg = buffer.getvalue()
+    return _scalable(buffer.getvalue())
+
+
+def _scalable(svg: str) -> str:
+    """The bare <svg> element, sized by its page: its own width and height taken away."""
     svg = svg[svg.index("<svg") :]
-    return re.sub(
-        r'(<svg[^>]*?) width="[^"]*"',
-        r"\1",
-        re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", svg, count=1),
-        count=1,
-    )
+    head, body = svg.split(">", 1)
+    return re.sub(r' (width|height)="[^"]*"', "", head) + ">" + body
+
+
+def panels(pictures: Mapping[str, Tensor], columns: int) -> bytes:
+    """One PNG with a grid of samples for each name → uint8 images [N, C, H, W], side by side."""
+    plt = _pyplot()
+    figure, axes = plt.subplots(1, len(pictures), figsize=(3.4 * len(pictures), 2.3), layout="constrained")
+    for axis, (name, images) in zip(axes, pictures.items(), strict=True):
+        axis.imshow(to_pil(grid(images, columns)), cmap="gray", interpolation="nearest")
+        axis.set_title(name, fontsize=11)
+        axis.axis("off")
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=150)
+    plt.close(figure)
+    return buffer.getvalue()
+
+
+def _pyplot() -> Any:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    return plt

@@ -18,7 +18,7 @@ p { max-width: 46rem; margin: .5rem 0; }
 .soft, figcaption { color: var(--soft); font-size: .92rem; }
 .pictures, .plots { display: grid; gap: 1.2rem; }
 .pictures { grid-template-columns: repeat(auto-fit, minmax(min(100%, 18rem), 1fr)); }
-.plots { grid-template-columns: repeat(auto-fit, minmax(min(100%, 24rem), 1fr)); }
+.plots { grid-template-columns: repeat(auto-fill, minmax(min(100%, 24rem), 1fr)); }
 figure { margin: 0; }
 figure img { width: 100%; image-rendering: pixelated; border: 1px solid var(--line); display: block; }
 figure svg { width: 100%; height: auto; display: block; }
@@ -29,16 +29,22 @@ th, td { padding: .4rem .6rem; border-bottom: 1px solid var(--line); text-align:
 th:first-child, td:first-child { text-align: left; }
 thead th { border-bottom: 2px solid var(--ink); vertical-align: bottom; white-space: normal; }
 tr.real td { color: var(--soft); }
+@media (max-width: 40rem) {
+  table { font-size: .82rem; }
+  th, td { padding: .35rem .3rem; }
+  td:first-child { white-space: normal; min-width: 6rem; }
+}
 pre { background: #f4f6f8; padding: .8rem 1rem; overflow-x: auto; border-radius: .4rem; font-size: .88rem; }
 """
 
 
-def demo_page(results: dict[str, Any], minutes: float | None) -> str:
-    """The page for the results of `sct.demo.Demo.run`."""
+def demo_page(results: dict[str, Any]) -> str:
+    """The page for the results of `sct.demo.Demo.run`: its JSON, and "pictures" (name → uint8 images)."""
     rows = {(row["name"], row["evaluations"]): row for row in results["rows"]}
     ect, sct = rows["ECT", 1]["frechet_train"], rows["SCT", 1]["frechet_train"]
     teacher = results["rows"][0]
-    took = f" The whole demo took {minutes:.0f} minutes." if minutes is not None else ""
+    minutes = results["minutes"]
+    took = f" All of it took {minutes:.0f} minutes." if minutes is not None else ""
     return f"""<!doctype html>
 <html lang="en"><head><meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
@@ -99,7 +105,8 @@ def _table(results: dict[str, Any]) -> str:
             *_measures(row),
         )
         body.append(_line(cells))
-    body.append(_line(("Held-out digits", "", "", *_measures(results["real"])), "real"))
+    train, _, accuracy, novelty = _measures(results["real"])
+    body.append(_line(("Held-out digits", "", "", train, "–", accuracy, novelty), "real"))
     return (
         f"<table><thead><tr>{''.join(f'<th>{h}</th>' for h in head)}</tr></thead>"
         f"<tbody>{''.join(body)}</tbody></table>"
@@ -137,11 +144,15 @@ def _variance(table: list[dict[str, Any]]) -> str:
     for point in table:
         xs, ys = series.setdefault(point["estimator"], ([], []))
         xs.append(point["t"])
-        ys.append(point["variance"])
+        ys.append(point["relative"])
     svg = lines(
-        series, Axis("noise level t", log=True), Axis("variance of x̂₀ / variance of one-sample"), "Target"
+        series,
+        Axis("noise level t", log=True),
+        Axis("relative mean squared error of x̂₀"),
+        "The estimators' error",
     )
     return (
         f"<figure>{svg}<figcaption>Mean squared distance of each estimate x̂₀ from the exact posterior mean "
-        "over the class, as a share of the one-sample estimate's.</figcaption></figure>"
+        "over the class, as a share of the one-sample estimate's. The class reference is that mean, so its "
+        'error is 0; "all" ignores the label, so its error is bias.</figcaption></figure>'
     )

@@ -1,0 +1,74 @@
+"""The tables and plots of docs/digits.md, from benchmarks/results/digits_seeds.json.
+
+    python benchmarks/digits_table.py
+
+Writes docs/digits-tables.md (included by hand where the text wants it: see docs/digits.md) and the curves
+docs/digits-search.svg and docs/digits-end.svg.
+"""
+
+import json
+from collections import defaultdict
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any
+
+from sct.files import write_atomically
+from sct.web.plots import Axis, lines
+
+ROOT = Path(__file__).resolve().parents[1]
+RESULTS = Path(__file__).parent / "results" / "digits_seeds.json"
+Group = dict[tuple[str, str], list[dict[str, Any]]]
+
+
+def value(run: dict[str, Any], point: int, steps: int, measure: str = "frechet_train") -> float:
+    return float(run["curve"][point][f"steps_{steps}"][measure])
+
+
+def cell(runs: list[dict[str, Any]], point: int, steps: int, measure: str = "frechet_train") -> str:
+    values = [value(run, point, steps, measure) for run in runs]
+    spread = f" ± {stdev(values):.2f}" if len(values) > 1 else ""
+    return f"{mean(values):.2f}{spread} ({', '.join(f'{v:.2f}' for v in values)})"
+
+
+def table(groups: Group, first: str) -> list[str]:
+    rows = [
+        f"| {first} | target | 1 step, half-way | 1 step, end | 2 steps, end | 1 step, held-out, end |",
+        "|---|---|---|---|---|---|",
+    ]
+    for (setting, estimator), runs in groups.items():
+        cells = [
+            cell(runs, 3, 1),
+            cell(runs, -1, 1),
+            cell(runs, -1, 2),
+            cell(runs, -1, 1, "frechet_held_out"),
+        ]
+        rows.append(f"| {setting} | {estimator} | {' | '.join(cells)} |")
+    return rows
+
+
+def curves(groups: Group, steps: int, title: str) -> str:
+    series = {}
+    for (setting, estimator), runs in groups.items():
+        images = [point["images"] / 1000 for point in runs[0]["curve"]]
+        means = [mean(value(run, i, steps) for run in runs) for i in range(len(images))]
+        series[f"{estimator}{setting}"] = (images, means)
+    return lines(series, Axis("thousand images seen"), Axis("Fréchet distance, %", log=True), title)
+
+
+def main() -> None:
+    search: Group = defaultdict(list)
+    end: Group = defaultdict(list)
+    for run in json.loads(RESULTS.read_text())["runs"]:
+        setting = run["keys"][-1].partition("=")[2]
+        (search if run["set"] == "search" else end)[setting, run["estimator"]].append(run)
+    text = ["Learning rate, 192,000 images:", "", *table(dict(sorted(search.items())), "rate"), ""]
+    text += ["Cap on r/t, 384,000 images, rate 5e-4:", "", *table(end, "max_ratio"), ""]
+    write_atomically(ROOT / "docs" / "digits-tables.md", "\n".join(text))
+    middle = {("", name): runs for (rate, name), runs in search.items() if rate == "5e-4"}
+    write_atomically(ROOT / "docs" / "digits-search.svg", curves(middle, 1, "1 step, mean of three seeds"))
+    ends = {(f", cap {cap}", name): runs for (cap, name), runs in end.items() if cap in ("1.0", "0.9375")}
+    write_atomically(ROOT / "docs" / "digits-end.svg", curves(ends, 1, "1 step, twice the budget"))
+
+
+if __name__ == "__main__":
+    main()
