@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sct.core.noise import EDM, VP, NoiseSchedule, RectifiedFlow, convert
+from sct.core.noise import EDM, VP, NoiseSchedule, RectifiedFlow, Rescheduled, convert
 from tests.core.gaussian import SCHEDULES, Gaussian
 
 every_schedule = pytest.mark.parametrize("schedule", SCHEDULES, ids=lambda s: type(s).__name__)
@@ -122,3 +122,11 @@ def test_conversion_commutes_with_the_flow(schedule: NoiseSchedule) -> None:
 def test_pure_noise_cannot_be_converted() -> None:
     with pytest.raises(ValueError, match="alpha"):
         convert(torch.zeros(1, 2), torch.ones(1), RectifiedFlow(), EDM())
+
+
+@every_schedule
+def test_a_denoiser_of_one_process_serves_another(schedule: NoiseSchedule) -> None:
+    x_t = torch.randn(5, 1, 2, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    t = schedule.time_at(torch.tensor([0.01, 0.1, 1.0, 10.0, 80.0], dtype=torch.float64))
+    adapted = Rescheduled(Gaussian(EDM()).denoise, schedule)
+    torch.testing.assert_close(adapted(x_t, t), Gaussian(schedule).denoise(x_t, t), rtol=1e-8, atol=1e-10)

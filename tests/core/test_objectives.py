@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from sct.core.estimators import OneSample, ScoreIdentity, Teacher
-from sct.core.noise import EDM
+from sct.core.noise import EDM, Rescheduled
 from sct.core.objectives import (
     L1,
     Consistency,
@@ -290,3 +290,95 @@ def test_half_precision_images_never_give_a_nan(dtype: torch.dtype, stage: int) 
         loss = objective(net, net, Batch(x_0), stage * STAGE, torch.Generator().manual_seed(0))
         assert loss.dtype == torch.float32
         assert bool(torch.isfinite(loss).all())
+
+
+@every_schedule
+@pytest.mark.parametrize("stage", [0, 5])
+@pytest.mark.parametrize("reference", [False, True])
+def test_one_network_has_the_same_loss_under_every_schedule(schedule, stage, reference) -> None:
+    """An EDM network, adapted: the same pairs, noise, weights and targets give the same numbers."""
+    x_0, net = images(32).double(), Net().double()
+    bank = Reference.whole(pixels(9, shape=(1, 4, 4)))
+
+    def loss(schedule, model) -> Tensor:
+        estimator = ScoreIdentity(schedule, bank) if reference else OneSample()
+        pairs = LogNormalPairs(SigmoidGap(), low=0.01, high=80.0, schedule=schedule)
+        ratios = LogNormalPairs(SigmoidGap(), low=0.01, high=80.0).sample(
+            32, stage * STAGE, torch.Generator().manual_seed(0)
+        )
+        times = Times(
+            schedule.time_at(ratios.t.double()), schedule.time_at(ratios.r.double()), 0 * ratios.t.double()
+        )
+        noise = torch.randn(x_0.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+        return Consistency(schedule, pairs, estimator).at(model, model, Batch(x_0), times, noise)
+
+    torch.testing.assert_close(
+        loss(schedule, Rescheduled(net, schedule)), loss(EDM(), net), rtol=1e-5, atol=1e-7
+    )
+
+
+@pytest.mark.parametrize("reference", [None, Reference.whole(pixels(9, shape=(1, 4, 4)))])
+def test_the_gradient_is_that_of_finite_differences(reference) -> None:
+    """Central differences of the loss in the student's weights, the target held fixed, in float64."""
+    estimator = OneSample() if reference is None else ScoreIdentity(EDM(), reference)
+    x_0, net, target = images(6).double(), Net().double(), Net().double()
+    objective = Consistency(EDM(), PAIRS, estimator, distance=Huber(0.03))
+    times = PAIRS.sample(6, 3 * STAGE, torch.Generator().manual_seed(0))
+    times = Times(times.t.double(), times.r.double(), times.s.double())
+    noise = torch.randn(x_0.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+
+    def loss(weight: Tensor) -> Tensor:
+        with torch.no_grad():
+            net.weight.copy_(weight)
+        return objective.at(net, target, Batch(x_0), times, noise).sum()
+
+    start = target.weight.detach().clone()
+    (gradient,) = torch.autograd.grad(loss(start), net.weight)
+    for i, j in [(0, 0), (3, 7), (15, 16), (8, 2)]:
+        bump = torch.zeros_like(start)
+        bump[i, j] = 1e-6
+        numeric = (loss(start + bump) - loss(start - bump)) / 2e-6
+        assert float(gradient[i, j]) == pytest.approx(float(numeric.detach()), rel=1e-5, abs=1e-7)
+
+
+def test_learned_uncertainty_is_least_at_the_mean_loss() -> None:
+    """L/e^u + u has its minimum u = ln E[L] and there the value 1 + ln E[L]."""
+    x_0, zero = images(256), lambda x, t, c=None: torch.zeros_like(x)
+    plain = Denoising(EDM())(zero, zero, Batch(x_0), 0, torch.Generator().manual_seed(0))
+    u = plain.mean().log().expand(256).clone().requires_grad_()
+    objective = Denoising(EDM(), log_variance=lambda t: u)
+    loss = objective(zero, zero, Batch(x_0), 0, torch.Generator().manual_seed(0)).mean()
+    assert float(loss.detach()) == pytest.approx(1 + float(plain.mean().log()), rel=1e-5)
+    (gradient,) = torch.autograd.grad(loss, u)
+    assert float(gradient.sum()) == pytest.approx(0, abs=1e-5)
+
+
+def at(t=1.0, r=0.5, s=0.0, x_0=None, noise=None, estimator=OneSample()) -> Tensor:
+    x_0 = images(4) if x_0 is None else x_0
+    times = Times(*(torch.full((4,), float(u)) for u in (t, r, s)))
+    noise = torch.zeros_like(x_0) if noise is None else noise
+    return Consistency(EDM(), PAIRS, estimator).at(Net(), Net(), Batch(x_0), times, noise)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: at(t=0.5, r=1.0), "t > r"),
+        (lambda: at(t=0.5, r=0.5), "t > r"),
+        (lambda: at(r=-0.1), "t > r"),
+        (lambda: at(r=0.2, s=0.3), "t > r"),
+        (lambda: at(t=math.inf), "t > r"),
+        (lambda: at(t=math.nan), "t > r"),
+        (lambda: at(x_0=torch.full((4, 1, 4, 4), math.nan)), "NaN"),
+        (lambda: at(noise=torch.full((4, 1, 4, 4), math.inf)), "NaN"),
+    ],
+)
+def test_impossible_transitions_and_data_are_refused(call, message) -> None:
+    with pytest.raises(ValueError, match=message):
+        call()
+
+
+def test_a_reference_on_another_device_is_refused_by_name() -> None:
+    reference = Reference.whole(torch.zeros(3, 1, 4, 4, device="meta", dtype=torch.uint8))
+    with pytest.raises(ValueError, match="the reference on meta"):
+        at(estimator=ScoreIdentity(EDM(), reference))

@@ -17,6 +17,7 @@ from sct.core.times import (
     LogNormalPairs,
     Phased,
     SigmoidGap,
+    karras_edges,
     karras_grid,
 )
 from tests.core.gaussian import SCHEDULES
@@ -177,3 +178,15 @@ def test_phases_clip_r_at_the_edge_below_t(edges: list[float], seed: int) -> Non
 def test_impossible_settings_are_refused(build) -> None:
     with pytest.raises(ValueError, match=r"must|need"):
         build()
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES, ids=lambda s: type(s).__name__)
+def test_karras_edges_are_evenly_spaced_in_the_seventh_root(schedule) -> None:
+    edges = torch.tensor(karras_edges(4, schedule), dtype=torch.float64)
+    roots = schedule.noise_to_signal(edges) ** (1 / 7)
+    low, high = 0.002 ** (1 / 7), 80 ** (1 / 7)
+    expected = low + (high - low) * torch.tensor([0.25, 0.5, 0.75], dtype=torch.float64)
+    torch.testing.assert_close(roots, expected, rtol=1e-7, atol=0)
+    assert karras_edges(1, schedule) == ()
+    with pytest.raises(ValueError, match="phases"):
+        karras_edges(0)

@@ -18,7 +18,7 @@ from sct.core.noise import NoiseSchedule
 from sct.core.objectives import gaussian_like
 from sct.core.posterior import Reference, dequantise, posterior
 from sct.core.solve import Method, solve
-from sct.core.types import Batch, expand
+from sct.core.types import Batch, Times, expand
 
 
 def reward_hat(schedule: NoiseSchedule, x_t: Tensor, x0_hat: Tensor, t: Tensor, r: Tensor) -> Tensor:
@@ -85,6 +85,9 @@ class Empirical:
     def __init__(
         self, images: Tensor, labels: Tensor | None, schedule: NoiseSchedule, mirrored: bool = False
     ) -> None:
+        if labels is not None:
+            order = torch.argsort(labels, stable=True)  # so that a row here is a row of the reference
+            images, labels = images[order], labels[order]
         self.images, self.labels, self.schedule, self.mirrored = images, labels, schedule, mirrored
         self.reference = Reference.whole(images) if labels is None else Reference.grouped(images, labels)
 
@@ -135,7 +138,8 @@ def target_errors(
         x_t = schedule.diffuse(batch.x_0, gaussian_like(batch.x_0, generator), times)
         exact = world.mean(x_t, times, batch).double()
         for name, estimator in estimators.items():
-            found = estimator.clean(x_t, times, batch).double()
+            bound = estimator.bind(batch, Times(times, torch.zeros_like(times), 0 * times), generator)
+            found = bound.clean(x_t, times, batch).double()
             errors[name].append((found - exact).flatten(1).square().mean(1))
     return {name: _summary(torch.cat(parts)) for name, parts in errors.items()}
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from sct.core.types import expand
+from sct.core.types import Denoiser, expand
 
 
 class NoiseSchedule(ABC):
@@ -158,3 +158,19 @@ def convert(x_t: Tensor, t: Tensor, source: NoiseSchedule, target: NoiseSchedule
         raise ValueError("cannot convert a point with alpha(t) = 0: its noise-to-signal ratio is infinite")
     u = target.time_at(source.sigma(t) / alpha)
     return expand(target.alpha(u) / alpha, x_t) * x_t, u
+
+
+@dataclass(frozen=True)
+class Rescheduled:
+    """A denoiser of one process, made one of another: D'(x_t, t) = D(x_t·α(u)/α'(t), u) at equal σ/α.
+
+    So a network preconditioned for EDM (`source`) trains and samples under any `schedule`. A Denoiser.
+    """
+
+    model: Denoiser
+    schedule: NoiseSchedule
+    source: NoiseSchedule = EDM()
+
+    def __call__(self, x_t: Tensor, t: Tensor, condition: Tensor | None = None) -> Tensor:
+        x_u, u = convert(x_t, t, self.schedule, self.source)
+        return self.model(x_u, u, condition)

@@ -4,6 +4,7 @@ An objective gives one loss for each sample, [B], fp32, never reduced: the train
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -118,11 +119,16 @@ class Objective(Protocol):
 
 @dataclass(frozen=True)
 class Denoising:
-    """Diffusion pretraining: λ(t)·mean over elements of (D(x_t, t) − x_0)²  (EDM, 2206.00364, eq. 2, 8)."""
+    """Diffusion pretraining: L = λ(t)·mean over elements of (D(x_t, t) − x_0)²  (EDM, 2206.00364, eq. 2, 8).
+
+    With a learned `log_variance` u(t) [B] → [B] the loss is L/e^u + u (EDM2, 2312.02696, eq. 21): least at
+    e^u = E[L | t], where every noise level pulls alike. u's parameters are trained with the model's.
+    """
 
     schedule: NoiseSchedule
     law: LogNormal = LogNormal(mean=-1.2, std=1.2)
     weight: Weight = SNRPlus()
+    log_variance: Callable[[Tensor], Tensor] | None = None
 
     def __call__(
         self, model: Denoiser, target: Denoiser, batch: Batch, progress: Progress, generator: Generator
@@ -132,7 +138,12 @@ class Denoising:
         noise = gaussian_like(batch.x_0, generator)
         error = model(self.schedule.diffuse(batch.x_0, noise, t), t, batch.condition) - batch.x_0
         weight = self.weight(Times(t, torch.zeros_like(t), torch.zeros_like(t)), self.schedule)
-        return weight * error.float().flatten(1).square().mean(1)
+        wide = torch.promote_types(error.dtype, torch.float32)
+        loss = weight * error.to(wide).flatten(1).square().mean(1)
+        if self.log_variance is None:
+            return loss
+        u = self.log_variance(t)
+        return loss / u.exp() + u
 
 
 @dataclass(frozen=True)
@@ -157,28 +168,54 @@ class Consistency:
     ) -> Tensor:
         times = self.pairs.sample(len(batch), progress, generator)
         times = Times(*(u.to(batch.x_0.device) for u in (times.t, times.r, times.s)))
-        return self.at(model, target, batch, times, gaussian_like(batch.x_0, generator))
+        return self.at(model, target, batch, times, gaussian_like(batch.x_0, generator), generator)
 
-    def at(self, model: Denoiser, target: Denoiser, batch: Batch, times: Times, noise: Tensor) -> Tensor:
-        """The loss at given times and noise ε [B, C, H, W] → [B]."""
+    def at(
+        self,
+        model: Denoiser,
+        target: Denoiser,
+        batch: Batch,
+        times: Times,
+        noise: Tensor,
+        generator: Generator | None = None,
+    ) -> Tensor:
+        """The loss at given times and noise ε [B, C, H, W] → [B]; the generator is the estimator's.
+
+        Raises ValueError unless t > r ≥ s ≥ 0 and images and noise are finite.
+        """
         t, r, s = times.t, times.r, times.s
         x_t = self.schedule.diffuse(batch.x_0, noise, t)
+        bootstrap = r > s
+        any_bootstrap = _checked(x_t, times, bootstrap)
         with torch.no_grad():
-            x_r = solve(self.schedule, self.estimator, x_t, t, r, batch, self.steps, self.method)
+            estimator = self.estimator.bind(batch, times, generator)
+            x_r = solve(self.schedule, estimator, x_t, t, r, batch, self.steps, self.method)
         with shared_dropout(x_t.device) as mask:
             f_t = self.jump(model, x_t, t, s, batch.condition)
-            bootstrap = r > s
             f_r = x_r
-            if bool(bootstrap.any()):
+            if any_bootstrap:
                 with torch.no_grad(), mask.again():
                     inside = torch.where(bootstrap, r, t)
                     f_r = self.jump(target, x_r, inside, s, batch.condition)
                     f_r = torch.where(expand(bootstrap, x_r), f_r, x_r)
-        return self.weight(times, self.schedule) * self.distance(f_t.float(), f_r.float())
+        wide = torch.promote_types(f_t.dtype, torch.float32)
+        return self.weight(times, self.schedule) * self.distance(f_t.to(wide), f_r.to(wide))
 
     def jump(self, model: Denoiser, x_t: Tensor, t: Tensor, s: Tensor, condition: Tensor | None) -> Tensor:
         """f(x_t, t → s): to the lower edge s of the phase, with the model's x̂_0 (METHOD §4)."""
         return self.schedule.step(x_t, model(x_t, t, condition), t, s)
+
+
+def _checked(x_t: Tensor, times: Times, bootstrap: Tensor) -> bool:
+    """Whether any sample bootstraps. Raises ValueError for impossible times or images; one device sync."""
+    t, r, s = times.t, times.r, times.s
+    ordered = ((t > r) & (r >= s) & (s >= 0) & torch.isfinite(t)).all()
+    finite, in_order, some = torch.stack([torch.isfinite(x_t).all(), ordered, bootstrap.any()]).tolist()
+    if not in_order:
+        raise ValueError("a transition needs finite times t > r >= s >= 0")
+    if not finite:
+        raise ValueError("the noisy images contain NaN or infinity: look at the data and the noise")
+    return bool(some)
 
 
 def gaussian_like(x: Tensor, generator: Generator) -> Tensor:

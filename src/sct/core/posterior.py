@@ -18,11 +18,11 @@ from sct.core.noise import NoiseSchedule
 from sct.core.streaming import LEVELS, FloatQuery, LevelQuery, Query, Stream, levels
 from sct.core.types import expand
 
-BLOCK = 4096
+BLOCK = 2048
 LogPrior: TypeAlias = Callable[[Tensor, int, int], Tensor]
 """log_prior(queries [b], first, last) → [b, last − first], added to the logits of those reference rows.
 
-−inf leaves a reference out. It must not be positive infinity, and each query needs one finite value.
+−inf leaves a reference out. Values must not be positive, and each query needs one that is finite.
 """
 
 
@@ -43,10 +43,12 @@ class Reference:
     Attributes:
         images: [n, C, H, W], uint8 pixels or floating point in [−1, 1] (computed with in float64).
         offsets: group g is rows offsets[g] … offsets[g + 1] − 1.
+        conditions: continuous conditions [n, K], one an image, where there are such.
     """
 
     images: Tensor
     offsets: tuple[int, ...]
+    conditions: Tensor | None = None
 
     def __post_init__(self) -> None:
         if self.images.dtype != torch.uint8 and not self.images.is_floating_point():

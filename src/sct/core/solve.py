@@ -5,7 +5,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from sct.core.estimators import NoiseEstimator, OneSample
+from sct.core.estimators import NoiseEstimator
 from sct.core.noise import NoiseSchedule
 from sct.core.types import Batch, expand
 
@@ -28,12 +28,12 @@ def solve(
     point reached and repeats the step with the mean of the two noises; where the step ends at σ = 0 the
     second estimate does not exist and Euler's stands (EDM, 2206.00364, algorithm 1). Between t and r the
     points are evenly spaced in (σ/α)^{1/7}, EDM's spacing; with r = 0 and k > 1 they end at 0 all the same.
-    k > 1 or Heun is n-step TD: it needs an estimate away from x_t, which OneSample does not have.
+    k > 1 or Heun is n-step TD: it needs estimates away from x_t, which `local` estimators do not have.
 
     x_t [B, ...], t > r ≥ 0 [B] → x_r [B, ...].
     """
-    if isinstance(estimator, OneSample) and (steps > 1 or method == "heun"):
-        raise ValueError("the one-sample estimate is valid only at x_t: use steps=1 and method='euler'")
+    if estimator.local and (steps > 1 or method == "heun"):
+        raise ValueError("a one-sample estimate is valid only at x_t: use steps=1 and method='euler'")
     if steps == 1 and method == "euler":
         return schedule.step(x_t, estimator.clean(x_t, t, batch), t, r)
     rho = 7.0

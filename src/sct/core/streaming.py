@@ -38,9 +38,9 @@ def _integer_products(q: Tensor) -> bool:
 
 
 def whole_products(q: Tensor, x: Tensor) -> Tensor:
-    """q·xᵀ without rounding: signed bytes [b, d], [m, d] → float64 [b, m]."""
+    """q·xᵀ without rounding: signed bytes [b, d], [m, d] → whole numbers [b, m], int32 or float64."""
     if _integer_products(q):
-        return torch._int_mm(q, x.T).double()
+        return torch._int_mm(q, x.T)
     sums = torch.zeros(len(q), len(x), dtype=torch.float64, device=q.device)
     for start in range(0, q.shape[1], EXACT_TERMS):
         part = slice(start, start + EXACT_TERMS)
@@ -110,34 +110,39 @@ class LevelQuery(NamedTuple):
 
     def score(self, keys: Tensor, squares: Tensor, maximum: Tensor, log_prior: Tensor | None) -> Scores:
         x = levels(keys)
-        products = whole_products(self.digits[0], x)
+        products = whole_products(self.digits[0], x).double()
         rows = torch.arange(len(self.width), device=x.device)
         query = self
         if x.device.type == "cpu":
             near = self._near(products, squares, maximum, log_prior)
-            rows, columns = near.any(1).nonzero()[:, 0], near.any(0).nonzero()[:, 0]
-            query = self.rows(rows)
+            kept, columns = near.any(1).nonzero()[:, 0], near.any(0).nonzero()[:, 0]
+            if len(kept) < len(rows):
+                rows, query, products = kept, self.rows(kept), products[kept]
+                log_prior = None if log_prior is None else log_prior[kept]
             if 2 * len(columns) < len(x):
                 x, squares, products = x[columns], squares[columns], products[:, columns]
                 log_prior = None if log_prior is None else log_prior[:, columns]
-            products = products[rows]
-            log_prior = None if log_prior is None else log_prior[rows]
         for i in range(1, DIGITS):
-            products = products + whole_products(query.digits[i], x) / BASE**i
-        distances = query.square[:, None] - 2 * query.scale[:, None] * products + squares
-        logits = distances / (-2 * query.width.square())[:, None]
-        return Scores(rows, logits if log_prior is None else logits + log_prior, x.float())
+            products.add_(whole_products(query.digits[i], x), alpha=BASE**-i)
+        # −‖y − x‖²/2s², in place: these are the largest arrays here.
+        logits = products.mul_(-2 * query.scale[:, None]).add_(squares).add_(query.square[:, None])
+        logits.mul_((-0.5 / query.width.square())[:, None])
+        return Scores(rows, logits if log_prior is None else logits.add_(log_prior), x.float())
 
     def _near(self, products: Tensor, squares: Tensor, maximum: Tensor, log_prior: Tensor | None) -> Tensor:
-        """Which pairs [b, m] may still weigh something, from bounds on the distance."""
-        distance = self.first_square[:, None] - 2 * self.scale[:, None] * products + squares
-        distance = distance.clamp(min=0).sqrt()
-        factor = (-0.5 / self.width.square())[:, None]
-        most = (distance - self.rest[:, None]).clamp(min=0).square() * factor
-        least = (distance + self.rest[:, None]).square() * factor
+        """Which pairs [b, m] may still weigh something.
+
+        a² = ‖S·q⁰ − x‖² − 2s²·log-prior is within 2a·rest + rest² of the same with y, so a pair is out if
+        (a − rest)² − 2·rest² exceeds the best found or certain, (min a + rest)², by 2s²·NEGLIGIBLE.
+        """
+        double_variance = 2 * self.width.square()
+        a = torch.addcmul(squares, products, self.scale[:, None], value=-2)
         if log_prior is not None:
-            most, least = most + log_prior, least + log_prior
-        return most > torch.maximum(maximum, least.amax(1))[:, None] - NEGLIGIBLE
+            a = a - double_variance[:, None] * log_prior
+        certain = ((a.amin(1) + self.first_square).clamp(min=0).sqrt() + self.rest).square()
+        best = torch.minimum(certain, -double_variance * maximum) + double_variance * NEGLIGIBLE
+        limit = (self.rest + (best + 2 * self.rest.square()).sqrt()).square() - self.first_square
+        return a < limit[:, None]
 
     def to_image(self, mean: Tensor) -> Tensor:
         return (mean + (CENTRE - LEVELS)) / LEVELS
@@ -178,16 +183,18 @@ class Stream:
         self.total = like.new_zeros(rows, size)
 
     def add(self, rows: Tensor, logits: Tensor, values: Tensor) -> None:
-        """Take in a block: logits [b, m] (float64) of the queries `rows` [b] for the values [m, d]."""
+        """Take in a block: logits [b, m] (float64, overwritten) of the queries `rows` [b], values [m, d]."""
         if logits.numel() == 0:
             return
-        maximum = torch.maximum(self.maximum[rows], logits.amax(1))
+        before = self.maximum[rows]
+        maximum = torch.maximum(before, logits.amax(1))
         shift = maximum.clamp(min=-1e300)  # where nothing counts yet, not −∞ − (−∞)
-        decay = torch.exp(self.maximum[rows] - shift).to(self.weight)
-        weights = torch.exp((logits - shift[:, None]).to(self.weight.dtype))
+        decay = torch.exp(before - shift).to(self.weight)
+        weights = logits.sub_(shift[:, None]).to(self.weight.dtype).exp_()
         self.maximum[rows] = maximum
         self.weight[rows] = self.weight[rows] * decay + weights.sum(1)
-        self.square[rows] = self.square[rows] * decay.square() + weights.square().sum(1)
+        squares = torch.linalg.vector_norm(weights, dim=1).square()
+        self.square[rows] = self.square[rows] * decay.square() + squares
         self.total[rows] = torch.addmm(self.total[rows] * decay[:, None], weights, values)
 
     def merged(self, other: "Stream") -> "Stream":

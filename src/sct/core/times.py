@@ -223,6 +223,7 @@ class Phased:
     """Cut any pairs into phases at edges 0 = s_0 < s_1 < …: s is the edge below t, r is clipped to r ≥ s.
 
     `edges` are the inner ones, in the schedule's time; none gives the plain model (METHOD §4).
+    `karras_edges` spaces them on EDM's grid.
     """
 
     pairs: TimePairs
@@ -238,6 +239,17 @@ class Phased:
         edges = torch.tensor((0.0, *self.edges), device=times.t.device, dtype=times.t.dtype)
         s = edges[torch.searchsorted(edges, times.t) - 1]
         return Times(times.t, torch.maximum(times.r, s), s)
+
+
+def karras_edges(phases: int, schedule: NoiseSchedule = EDM(), rho: float = 7.0) -> tuple[float, ...]:  # noqa: B008
+    """The inner edges of M phases, evenly spaced in (σ/α)^{1/ρ} between 0.002 and 80 as EDM's grid is.
+
+    The lowest point of the grid stands for the edge s_0 = 0 (our choice). In the schedule's time.
+    """
+    if phases < 1:
+        raise ValueError(f"phases must be at least 1, got {phases}")
+    inner = karras_grid(phases + 1, rho=rho)[1:-1]
+    return tuple(schedule.time_at(inner).tolist())
 
 
 def ordered(schedule: NoiseSchedule, t: Tensor, r: Tensor) -> Times:

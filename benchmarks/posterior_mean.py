@@ -1,0 +1,185 @@
+"""The streaming posterior mean against its peers: correctness first, then time and memory, in one run.
+
+    python benchmarks/posterior_mean.py [--threads 1] [--quick]
+
+At 50 000 uint8 references of 3×32×32 and 128 queries:
+  streaming  sct.core.posterior, references as uint8
+  logits     the references as one fp32 matrix, made beforehand; the full [B, n] logits, softmax, product
+and at 5 000 references also
+  pairwise   stable targets as first published (STF, 2302.00670): every difference [B, n, d] written out
+
+Writes benchmarks/results/posterior_mean.json. Peak memory is the process's high-water mark above what it
+held before the call (Linux).
+"""
+
+import argparse
+import ctypes
+import json
+import platform
+import re
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from sct.core.noise import EDM
+from sct.core.posterior import Reference, dequantise, posterior, quantise
+from sct.core.times import LogNormal
+
+QUERIES, SHAPE = 128, (3, 32, 32)
+RESULT = Path(__file__).parent / "results" / "posterior_mean.json"
+
+
+def pictures(n: int) -> Tensor:
+    """Smooth random images with some noise, uint8; every tenth a copy, two levels apart in a few pixels."""
+    g = torch.Generator().manual_seed(0)
+    parts = []
+    for _ in range(0, n, 5000):
+        coarse = torch.randn(5000, 3, 8, 8, generator=g)
+        smooth = torch.nn.functional.interpolate(coarse, size=SHAPE[1:], mode="bilinear")
+        parts.append(quantise((0.6 * smooth + 0.05 * torch.randn(5000, *SHAPE, generator=g)).clamp(-1, 1)))
+    images = torch.cat(parts)[:n]
+    images[9::10] = images[8::10][: len(images[9::10])]
+    images[9::10, :, 0, ::5] ^= 2
+    return images
+
+
+def logits_form(x_t: Tensor, t: Tensor, references: Tensor) -> Tensor:
+    """softmax(−(‖x‖² − 2 x_t·x)/2t²) @ x with the whole [B, n] matrix."""
+    q = x_t.flatten(1)
+    squares = references.square().sum(1) - 2 * (q @ references.T)
+    return (torch.softmax(squares / (-2 * t.square())[:, None], dim=1) @ references).view_as(x_t)
+
+
+def pairwise_form(x_t: Tensor, t: Tensor, references: Tensor, rows: int = 16) -> Tensor:
+    """The same from all differences, `rows` queries at a time so that it fits in memory."""
+    means = []
+    for q, s in zip(x_t.flatten(1).split(rows), t.split(rows), strict=True):
+        squares = (q[:, None] - references).square().sum(2)
+        means.append(torch.softmax(squares / (-2 * s.square())[:, None], dim=1) @ references)
+    return torch.cat(means).view_as(x_t)
+
+
+def exact(x_t: Tensor, t: Tensor, images: Tensor) -> Tensor:
+    """Every difference in float64, a block of references at a time, one query at a time."""
+    out = []
+    for q, s in zip(x_t.double(), t.double(), strict=True):
+        squares = [(dequantise64(b) - q).flatten(1).square().sum(1) for b in images.split(2000)]
+        weights = torch.softmax(torch.cat(squares) / (-2 * s * s), 0)
+        blocks = zip(weights.split(2000), images.split(2000), strict=True)
+        out.append(sum(torch.einsum("n,nchw->chw", w, dequantise64(b)) for w, b in blocks))
+    return torch.stack(out)
+
+
+def dequantise64(pixels: Tensor) -> Tensor:
+    return pixels.double() / 127.5 - 1
+
+
+def queries_at(images: Tensor, ratio: float | None) -> tuple[Tensor, Tensor]:
+    """128 noisy images at one t, or at t from ECT's law (ratio None)."""
+    g = torch.Generator().manual_seed(7)
+    rows = torch.randint(len(images), (QUERIES,), generator=g)
+    t = LogNormal(low=0.002, high=80.0).sample(QUERIES, g) if ratio is None else torch.full((QUERIES,), ratio)
+    return EDM().diffuse(dequantise(images[rows]), torch.randn(QUERIES, *SHAPE, generator=g), t), t
+
+
+def relative_error(found: Tensor, truth: Tensor) -> float:
+    errors = (found.double() - truth).flatten(1).norm(dim=1) / truth.flatten(1).norm(dim=1)
+    return float(errors.max())
+
+
+def resident(field: str) -> float:
+    """MB of this process: VmRSS now, VmHWM at most."""
+    match = re.search(rf"{field}:\s+(\d+)", Path("/proc/self/status").read_text())
+    return int(match[1]) / 1024 if match else float("nan")
+
+
+def peak_memory(call: Callable[[], Tensor]) -> float:
+    ctypes.CDLL(None).malloc_trim(0)  # what earlier calls freed goes back, so that it counts again
+    Path("/proc/self/clear_refs").write_text("5")  # the high-water mark starts anew
+    before = resident("VmRSS")
+    call()
+    return resident("VmHWM") - before
+
+
+def measure(calls: dict[str, Callable[[], Tensor]], repeats: int) -> dict[str, dict[str, float]]:
+    """Seconds a call, the candidates taking turns: median, least, most."""
+    seconds: dict[str, list[float]] = {name: [] for name in calls}
+    for _ in range(repeats):
+        for name, call in calls.items():
+            start = time.perf_counter()
+            call()
+            seconds[name].append(time.perf_counter() - start)
+    return {
+        name: {"median": statistics.median(s), "least": min(s), "most": max(s)} for name, s in seconds.items()
+    }
+
+
+def table(n: int, ratios: list[float | None], repeats: int, checked: int, pairwise: bool) -> list[dict]:
+    images = pictures(n)
+    reference = Reference.whole(images)
+    matrix = dequantise(images).flatten(1)
+    rows = []
+    for ratio in ratios:
+        x_t, t = queries_at(images, ratio)
+        few = slice(0, QUERIES, QUERIES // checked)
+        truth = exact(x_t[few], t[few], images)
+        calls = {
+            "streaming": lambda x_t=x_t, t=t: posterior(x_t, t, EDM(), reference).mean,
+            "logits": lambda x_t=x_t, t=t: logits_form(x_t, t, matrix),
+        }
+        if pairwise:
+            calls["pairwise"] = lambda x_t=x_t, t=t: pairwise_form(x_t, t, matrix)
+        errors = {name: relative_error(call()[few], truth) for name, call in calls.items()}
+        if errors["streaming"] > 1e-5:
+            raise SystemExit(f"wrong at t = {ratio}: relative error {errors['streaming']:.1e}")
+        memory = {name: peak_memory(call) for name, call in calls.items()}
+        seconds = measure(calls, repeats)
+        count = posterior(x_t, t, EDM(), reference).effective_size.median()
+        rows.append(
+            {
+                "references": n,
+                "t": ratio if ratio is not None else "lognormal(-1.1, 2)",
+                "effective_size_median": float(count),
+                "relative_error": errors,
+                "peak_extra_MB": memory,
+                "seconds": seconds,
+                "times_logits": seconds["streaming"]["median"] / seconds["logits"]["median"],
+            }
+        )
+        brief = {k: round(v["median"], 3) for k, v in seconds.items()}
+        print(n, rows[-1]["t"], brief, {k: f"{e:.1e}" for k, e in errors.items()}, {k: round(m) for k, m in memory.items()}, flush=True)  # fmt: skip
+    return rows
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--quick", action="store_true", help="few times and repeats; writes nothing")
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    ratios = [None, 0.01, 3.0, 10.0, 80.0] if options.quick else [None, 0.01, 0.1, 0.5, 1, 3, 5, 10, 20, 80]
+    repeats = 2 if options.quick else 5
+    rows = table(50_000, ratios, repeats, checked=1 if options.quick else 2, pairwise=False)
+    if options.quick:
+        return
+    rows += table(5_000, [None, 0.1, 3.0, 80.0], 3, checked=4, pairwise=True)
+    head = {
+        "queries": QUERIES,
+        "shape": list(SHAPE),
+        "threads": options.threads,
+        "repeats": repeats,
+        "torch": torch.__version__,
+        "machine": platform.machine(),
+        "byte_products": torch.cpu._is_vnni_supported(),
+    }
+    RESULT.write_text(json.dumps({**head, "rows": rows}, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
