@@ -1,0 +1,142 @@
+"""The residual block of EDM's U-Nets, one for both architectures, and what every U-Net here shares."""
+
+from dataclasses import dataclass
+from typing import Any, ClassVar, NamedTuple
+
+from torch import Tensor, nn
+from torch.nn.functional import silu
+
+from sct.nn.layers import Conv2d, GroupNorm, Init, Linear, Resample, attend, split_heads
+
+
+@dataclass(frozen=True)
+class BlockStyle:
+    """What all residual blocks of one network have in common.
+
+    Attributes:
+        embedding: width of the noise-level and class embedding.
+        dropout: probability, before the second convolution.
+        init, init_zero, init_attention: for ordinary layers, layers that end a residual branch, and qkv.
+        skip_scale: the factor after each residual sum; √½ keeps the variance.
+        eps: of the group norms.
+        adaptive_scale: the embedding scales and shifts the second norm (ADM), or is added before it (Song).
+        resample_proj: the skip of an up or down block is convolved 1 × 1 even where the width stays.
+        heads: attention heads; None: one for every 64 channels.
+        taps: of the resampling filter.
+    """
+
+    embedding: int
+    dropout: float
+    init: Init
+    init_zero: Init
+    init_attention: Init
+    skip_scale: float = 1.0
+    eps: float = 1e-5
+    adaptive_scale: bool = True
+    resample_proj: bool = False
+    heads: int | None = None
+    taps: tuple[int, ...] = (1, 1)
+
+
+class ResidualBlock(nn.Module):
+    """x ← s·(skip(x) + conv₁(dropout(modulated(conv₀(silu(norm₀ x)))))), then x ← s·(x + attention(x)).
+
+    x [B, C_in, H, W], embedding [B, E] → [B, C_out, H', W'] in x's dtype (2206.00364, table 7; ADM is
+    2105.05233). Narrower than 64 channels, a block of one head per 64 has no head: it attends to nothing.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        style: BlockStyle,
+        resample: Resample = "keep",
+        attention: bool = False,
+    ) -> None:
+        super().__init__()
+        heads = out_channels // 64 if style.heads is None else style.heads
+        self.heads = heads if attention else 0
+        self.skip_scale = style.skip_scale
+        self.adaptive_scale = style.adaptive_scale
+        self.norm0 = GroupNorm(in_channels, style.eps)
+        self.conv0 = Conv2d(in_channels, out_channels, 3, style.init, resample, style.taps)
+        self.affine = Linear(style.embedding, out_channels * (1 + style.adaptive_scale), style.init)
+        self.norm1 = GroupNorm(out_channels, style.eps)
+        self.dropout = nn.Dropout(style.dropout)
+        self.conv1 = Conv2d(out_channels, out_channels, 3, style.init_zero)
+        widens = out_channels != in_channels
+        self.skip: Conv2d | None = None
+        if widens or resample != "keep":
+            kernel = 1 if widens or style.resample_proj else 0
+            self.skip = Conv2d(in_channels, out_channels, kernel, style.init, resample, style.taps)
+        if self.heads:
+            self.norm2 = GroupNorm(out_channels, style.eps)
+            self.qkv = Conv2d(out_channels, 3 * out_channels, 1, style.init_attention)
+            self.proj = Conv2d(out_channels, out_channels, 1, style.init_zero)
+
+    def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
+        h = self.conv0(silu(self.norm0(x)))
+        modulation = self.affine(embedding).to(h.dtype)[:, :, None, None]
+        if self.adaptive_scale:
+            scale, shift = modulation.chunk(2, dim=1)
+            h = silu(shift.addcmul(self.norm1(h), scale + 1))
+        else:
+            h = silu(self.norm1(h + modulation))
+        h = self.conv1(self.dropout(h))
+        x = (h + (x if self.skip is None else self.skip(x))) * self.skip_scale
+        if self.heads:
+            attended = attend(*split_heads(self.qkv(self.norm2(x)), self.heads), x.shape)
+            x = (self.proj(attended) + x) * self.skip_scale
+        return x
+
+
+class Level(NamedTuple):
+    """One resolution of a U-Net: "32x32", 32, and its blocks' width."""
+
+    name: str
+    resolution: int
+    width: int
+
+
+class UNet(nn.Module):
+    """What `Preconditioned` asks of a network, and the levels from fine to coarse.
+
+    Raw network F: (x [B, C, H, W], c_noise [B], one_hot [B, num_classes] or None, …) → [B, out_channels, H, W]
+    in x's dtype; the embedding is computed in c_noise's dtype, fp32. The modules lie in the dictionaries
+    `enc` and `dec` under the names of official files: `32x32_block0`.
+
+    Raises ValueError for images that are not square, or not divisible by 2 at every level.
+    """
+
+    precisions: ClassVar[tuple[str, ...]] = ("fp32", "bf16", "fp16")
+    augment_dim: int = 0
+
+    def __init__(
+        self,
+        image_shape: tuple[int, int, int] | list[int],
+        num_classes: int,
+        model_channels: int,
+        channel_mult: tuple[int, ...],
+        options: dict[str, Any],
+    ) -> None:
+        super().__init__()
+        channels, height, width = image_shape
+        deepest = len(channel_mult) - 1
+        if height != width or height % 2**deepest:
+            raise ValueError(
+                f"{height}×{width} images do not fit: a U-Net of {deepest + 1} levels takes square images "
+                f"whose side is a multiple of {2**deepest}"
+            )
+        self.image_shape = (channels, height, width)
+        self.num_classes = num_classes
+        self.options = options
+        self.levels = [
+            Level(f"{height >> i}x{height >> i}", height >> i, model_channels * mult)
+            for i, mult in enumerate(channel_mult)
+        ]
+
+
+def recorded(arguments: dict[str, Any]) -> dict[str, Any]:
+    """A constructor's locals() → its arguments as JSON has them, to build the same network again."""
+    own = {name: value for name, value in arguments.items() if name not in ("self", "__class__")}
+    return {name: list(value) if isinstance(value, tuple) else value for name, value in own.items()}
