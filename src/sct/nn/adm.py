@@ -6,8 +6,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import silu
 
-from sct.nn.blocks import BlockStyle, Level, ResidualBlock, UNet, recorded
+from sct.nn.blocks import BlockStyle, ResidualBlock
 from sct.nn.layers import Conv2d, GroupNorm, Init, Linear, PositionalEmbedding
+from sct.nn.unet import UNet, decoder_places, encoder_places, recorded
 
 INIT = Init("kaiming_uniform", weight=math.sqrt(1 / 3), bias=math.sqrt(1 / 3))
 ZERO = Init("kaiming_uniform", weight=0.0)
@@ -45,9 +46,16 @@ class ADMUNet(UNet):
         normal = Init("kaiming_normal", weight=math.sqrt(num_classes))
         self.map_label = Linear(num_classes, embedding, normal, bias=False) if num_classes else None
         style = BlockStyle(embedding, dropout, init=INIT, init_zero=ZERO, init_attention=INIT)
-        attends = {level.name: level.resolution in attn_resolutions for level in self.levels}
-        self.enc, skips = _encoder(self.levels, channels, num_blocks, attends, style)
-        self.dec = _decoder(self.levels, skips, num_blocks, attends, style)
+        encoder = encoder_places(self.levels, self.levels[0].width, num_blocks, attn_resolutions)
+        decoder = decoder_places(self.levels, encoder, attn_resolutions)
+        self.enc, self.dec = nn.ModuleDict(), nn.ModuleDict()
+        for place in encoder:
+            first = place.role == "conv"
+            self.enc[place.name] = (
+                Conv2d(channels, place.out_channels, 3, INIT) if first else ResidualBlock.at(place, style)
+            )
+        for place in decoder:
+            self.dec[place.name] = ResidualBlock.at(place, style)
         self.out_norm = GroupNorm(self.levels[0].width, style.eps)
         self.out_conv = Conv2d(self.levels[0].width, out_channels or channels, 3, ZERO)
 
@@ -74,45 +82,5 @@ class ADMUNet(UNet):
             e = e + self.map_augment(augment_labels)
         e = self.map_layer1(silu(self.map_layer0(e)))
         if self.map_label is not None and one_hot is not None:
-            if self.training and self.label_dropout:
-                one_hot = one_hot * (torch.rand_like(one_hot[:, :1]) >= self.label_dropout)
-            e = e + self.map_label(one_hot)
+            e = e + self.map_label(self.drop_labels(one_hot))
         return silu(e)
-
-
-def _encoder(
-    levels: list[Level], channels: int, num_blocks: int, attends: dict[str, bool], style: BlockStyle
-) -> tuple[nn.ModuleDict, list[int]]:
-    """The encoder and the widths of its skips."""
-    enc, width = nn.ModuleDict(), levels[0].width
-    skips = [width]
-    for depth, level in enumerate(levels):
-        if depth == 0:
-            enc[f"{level.name}_conv"] = Conv2d(channels, width, 3, style.init)
-        else:
-            enc[f"{level.name}_down"] = ResidualBlock(width, width, style, "down")
-            skips.append(width)
-        for index in range(num_blocks):
-            attention = attends[level.name]
-            enc[f"{level.name}_block{index}"] = ResidualBlock(width, level.width, style, attention=attention)
-            width = level.width
-            skips.append(width)
-    return enc, skips
-
-
-def _decoder(
-    levels: list[Level], skips: list[int], num_blocks: int, attends: dict[str, bool], style: BlockStyle
-) -> nn.ModuleDict:
-    dec, skips, width = nn.ModuleDict(), list(skips), skips[-1]
-    for level in reversed(levels):
-        if level is levels[-1]:
-            dec[f"{level.name}_in0"] = ResidualBlock(width, width, style, attention=True)
-            dec[f"{level.name}_in1"] = ResidualBlock(width, width, style)
-        else:
-            dec[f"{level.name}_up"] = ResidualBlock(width, width, style, "up")
-        for index in range(num_blocks + 1):
-            dec[f"{level.name}_block{index}"] = ResidualBlock(
-                width + skips.pop(), level.width, style, attention=attends[level.name]
-            )
-            width = level.width
-    return dec

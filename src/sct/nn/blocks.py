@@ -1,12 +1,12 @@
-"""The residual block of EDM's U-Nets, one for both architectures, and what every U-Net here shares."""
+"""The residual block of EDM's U-Nets, one for both architectures."""
 
 from dataclasses import dataclass
-from typing import Any, ClassVar, NamedTuple
 
 from torch import Tensor, nn
 from torch.nn.functional import silu
 
 from sct.nn.layers import Conv2d, GroupNorm, Init, Linear, Resample, attend, split_heads
+from sct.nn.unet import Place
 
 
 @dataclass(frozen=True)
@@ -74,6 +74,10 @@ class ResidualBlock(nn.Module):
             self.qkv = Conv2d(out_channels, 3 * out_channels, 1, style.init_attention)
             self.proj = Conv2d(out_channels, out_channels, 1, style.init_zero)
 
+    @classmethod
+    def at(cls, place: Place, style: BlockStyle) -> "ResidualBlock":
+        return cls(place.in_channels, place.out_channels, style, place.resample, place.attention)
+
     def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
         h = self.conv0(silu(self.norm0(x)))
         modulation = self.affine(embedding).to(h.dtype)[:, :, None, None]
@@ -88,55 +92,3 @@ class ResidualBlock(nn.Module):
             attended = attend(*split_heads(self.qkv(self.norm2(x)), self.heads), x.shape)
             x = (self.proj(attended) + x) * self.skip_scale
         return x
-
-
-class Level(NamedTuple):
-    """One resolution of a U-Net: "32x32", 32, and its blocks' width."""
-
-    name: str
-    resolution: int
-    width: int
-
-
-class UNet(nn.Module):
-    """What `Preconditioned` asks of a network, and the levels from fine to coarse.
-
-    Raw network F: (x [B, C, H, W], c_noise [B], one_hot [B, num_classes] or None, …) → [B, out_channels, H, W]
-    in x's dtype; the embedding is computed in c_noise's dtype, fp32. The modules lie in the dictionaries
-    `enc` and `dec` under the names of official files: `32x32_block0`.
-
-    Raises ValueError for images that are not square, or not divisible by 2 at every level.
-    """
-
-    precisions: ClassVar[tuple[str, ...]] = ("fp32", "bf16", "fp16")
-    augment_dim: int = 0
-
-    def __init__(
-        self,
-        image_shape: tuple[int, int, int] | list[int],
-        num_classes: int,
-        model_channels: int,
-        channel_mult: tuple[int, ...],
-        options: dict[str, Any],
-    ) -> None:
-        super().__init__()
-        channels, height, width = image_shape
-        deepest = len(channel_mult) - 1
-        if height != width or height % 2**deepest:
-            raise ValueError(
-                f"{height}×{width} images do not fit: a U-Net of {deepest + 1} levels takes square images "
-                f"whose side is a multiple of {2**deepest}"
-            )
-        self.image_shape = (channels, height, width)
-        self.num_classes = num_classes
-        self.options = options
-        self.levels = [
-            Level(f"{height >> i}x{height >> i}", height >> i, model_channels * mult)
-            for i, mult in enumerate(channel_mult)
-        ]
-
-
-def recorded(arguments: dict[str, Any]) -> dict[str, Any]:
-    """A constructor's locals() → its arguments as JSON has them, to build the same network again."""
-    own = {name: value for name, value in arguments.items() if name not in ("self", "__class__")}
-    return {name: list(value) if isinstance(value, tuple) else value for name, value in own.items()}

@@ -116,11 +116,11 @@ def _cast(value: Tensor | None, like: Tensor) -> Tensor | None:
     return None if value is None else value.to(like.dtype)
 
 
-def filter_2d(taps: tuple[int, ...]) -> Tensor:
+def filter_2d(taps: tuple[int, ...], device: torch.device | None = None) -> Tensor:
     """outer(f, f)/(Σf)², [1, 1, L, L] in fp32. Raises ValueError unless the number of taps is even."""
     if len(taps) == 0 or len(taps) % 2:
         raise ValueError(f"resample_filter needs an even number of taps, not {len(taps)}")
-    f = torch.tensor(taps, dtype=torch.float32)
+    f = torch.tensor(taps, dtype=torch.float32, device=device)
     return (torch.outer(f, f) / f.sum().square())[None, None]
 
 

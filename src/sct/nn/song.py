@@ -1,14 +1,16 @@
 """EDM's "Song" U-Net: DDPM++ and NCSN++ (2011.13456), as 2206.00364 trains them."""
 
 import math
+from itertools import pairwise
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import silu
 
-from sct.nn.blocks import BlockStyle, Level, ResidualBlock, UNet, recorded
+from sct.nn.blocks import BlockStyle, ResidualBlock
 from sct.nn.layers import Conv2d, FourierEmbedding, GroupNorm, Init, Linear, PositionalEmbedding
+from sct.nn.unet import Place, UNet, decoder_places, encoder_places, recorded
 
 INIT = Init("xavier_uniform")
 INIT_ZERO = Init("xavier_uniform", weight=1e-5)
@@ -81,13 +83,10 @@ class SongUNet(UNet):
             heads=1,
             taps=tuple(resample_filter),
         )
-        attends = {level.name: level.resolution in attn_resolutions for level in self.levels}
-        self.enc, skips = _encoder(
-            self.levels, channels, model_channels, num_blocks, attends, encoder_type, style
-        )
-        self.dec = _decoder(
-            self.levels, out_channels or channels, skips, num_blocks, attends, decoder_type, style
-        )
+        encoder = encoder_places(self.levels, model_channels, num_blocks, attn_resolutions)
+        decoder = decoder_places(self.levels, encoder, attn_resolutions, attend_last_only=True)
+        self.enc = _encoder(encoder, channels, encoder_type, style)
+        self.dec = _decoder(decoder, out_channels or channels, decoder_type, style)
 
     def forward(
         self,
@@ -104,9 +103,7 @@ class SongUNet(UNet):
         """Noise level [B], classes and augmentation → [B, E]. The noise embedding is consumed as [sin | cos]."""
         e = torch.cat(self.map_noise(c_noise).chunk(2, dim=1)[::-1], dim=1)
         if self.map_label is not None and one_hot is not None:
-            if self.training and self.label_dropout:
-                one_hot = one_hot * (torch.rand_like(one_hot[:, :1]) >= self.label_dropout)
-            e = e + self.map_label(one_hot * math.sqrt(self.num_classes))
+            e = e + self.map_label(self.drop_labels(one_hot) * math.sqrt(self.num_classes))
         if self.map_augment is not None and augment_labels is not None:
             e = e + self.map_augment(augment_labels)
         return silu(self.map_layer1(silu(self.map_layer0(e))))
@@ -143,65 +140,33 @@ class SongUNet(UNet):
         return output
 
 
-def _encoder(
-    levels: list[Level],
-    channels: int,
-    width: int,
-    num_blocks: int,
-    attends: dict[str, bool],
-    encoder_type: str,
-    style: BlockStyle,
-) -> tuple[nn.ModuleDict, list[int]]:
-    """The encoder and the widths of its skips. `width` is the first convolution's, whatever channel_mult."""
-    enc, skips, image = nn.ModuleDict(), [width], channels
-    for depth, level in enumerate(levels):
-        if depth == 0:
-            enc[f"{level.name}_conv"] = Conv2d(channels, width, 3, INIT)
-        else:
-            enc[f"{level.name}_down"] = ResidualBlock(width, width, style, "down")
-            skips.append(width)
-            if encoder_type == "skip":
-                enc[f"{level.name}_aux_down"] = Conv2d(channels, channels, 0, INIT, "down", style.taps)
-                enc[f"{level.name}_aux_skip"] = Conv2d(channels, width, 1, INIT)
-            elif encoder_type == "residual":
-                enc[f"{level.name}_aux_residual"] = Conv2d(image, width, 3, INIT, "down-after", style.taps)
-                image = width
-        for index in range(num_blocks):
-            attention = attends[level.name]
-            enc[f"{level.name}_block{index}"] = ResidualBlock(width, level.width, style, attention=attention)
-            width = level.width
-            skips.append(width)
-    return enc, skips
+def _encoder(places: list[Place], channels: int, encoder_type: str, style: BlockStyle) -> nn.ModuleDict:
+    enc, image = nn.ModuleDict(), channels
+    for place in places:
+        size, width = place.level.name, place.out_channels
+        enc[place.name] = (
+            Conv2d(channels, width, 3, INIT) if place.role == "conv" else ResidualBlock.at(place, style)
+        )
+        if place.role == "down" and encoder_type == "skip":
+            enc[f"{size}_aux_down"] = Conv2d(channels, channels, 0, INIT, "down", style.taps)
+            enc[f"{size}_aux_skip"] = Conv2d(channels, width, 1, INIT)
+        elif place.role == "down" and encoder_type == "residual":
+            enc[f"{size}_aux_residual"] = Conv2d(image, width, 3, INIT, "down-after", style.taps)
+            image = width
+    return enc
 
 
-def _decoder(
-    levels: list[Level],
-    out_channels: int,
-    skips: list[int],
-    num_blocks: int,
-    attends: dict[str, bool],
-    decoder_type: str,
-    style: BlockStyle,
-) -> nn.ModuleDict:
-    dec, skips, width = nn.ModuleDict(), list(skips), skips[-1]
-    coarsest, finest = levels[-1], levels[0]
-    for level in reversed(levels):
-        if level is coarsest:
-            dec[f"{level.name}_in0"] = ResidualBlock(width, width, style, attention=True)
-            dec[f"{level.name}_in1"] = ResidualBlock(width, width, style)
-        else:
-            dec[f"{level.name}_up"] = ResidualBlock(width, width, style, "up")
-        for index in range(num_blocks + 1):
-            attention = attends[level.name] and index == num_blocks
-            dec[f"{level.name}_block{index}"] = ResidualBlock(
-                width + skips.pop(), level.width, style, attention=attention
-            )
-            width = level.width
-        if decoder_type == "skip" or level is finest:
-            if decoder_type == "skip" and level is not coarsest:
-                dec[f"{level.name}_aux_up"] = Conv2d(
-                    out_channels, out_channels, 0, INIT, "up", style.taps
-                )
-            dec[f"{level.name}_aux_norm"] = GroupNorm(width, EPS)
-            dec[f"{level.name}_aux_conv"] = Conv2d(width, out_channels, 3, INIT_ZERO)
+def _decoder(places: list[Place], out_channels: int, decoder_type: str, style: BlockStyle) -> nn.ModuleDict:
+    dec = nn.ModuleDict()
+    for place, following in pairwise([*places, None]):
+        assert place is not None
+        dec[place.name] = ResidualBlock.at(place, style)
+        level_ends = following is None or following.level is not place.level
+        if not level_ends or (decoder_type == "standard" and following is not None):
+            continue
+        size = place.level.name
+        if any(name.endswith("aux_conv") for name in dec):
+            dec[f"{size}_aux_up"] = Conv2d(out_channels, out_channels, 0, INIT, "up", style.taps)
+        dec[f"{size}_aux_norm"] = GroupNorm(place.out_channels, EPS)
+        dec[f"{size}_aux_conv"] = Conv2d(place.out_channels, out_channels, 3, INIT_ZERO)
     return dec
