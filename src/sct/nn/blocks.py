@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 from torch.nn.functional import silu
 
-from sct.nn.layers import Conv2d, GroupNorm, Init, Linear, Resample, attend, split_heads
+from sct.nn.layers import Conv2d, GroupNorm, Init, Linear, Resample, Resampler, attend, split_heads
 from sct.nn.unet import Place
 
 
@@ -41,8 +41,8 @@ class BlockStyle:
 class ResidualBlock(nn.Module):
     """x ← s·(skip(x) + conv₁(dropout(modulated(conv₀(silu(norm₀ x)))))), then x ← s·(x + attention(x)).
 
-    x [B, C_in, H, W], embedding [B, E] → [B, C_out, H', W'] in x's dtype (2206.00364, table 7; ADM is
-    2105.05233). Narrower than 64 channels, a block of one head per 64 has no head: it attends to nothing.
+    x [B, C_in, H, W], embedding [B, E] → [B, C_out, H', W'] in x's dtype (2206.00364; ADM is 2105.05233).
+    Narrower than 64 channels, a block of one head per 64 has no head: it attends to nothing.
     """
 
     def __init__(
@@ -65,10 +65,11 @@ class ResidualBlock(nn.Module):
         self.dropout = nn.Dropout(style.dropout)
         self.conv1 = Conv2d(out_channels, out_channels, 3, style.init_zero)
         widens = out_channels != in_channels
-        self.skip: Conv2d | None = None
-        if widens or resample != "keep":
-            kernel = 1 if widens or style.resample_proj else 0
-            self.skip = Conv2d(in_channels, out_channels, kernel, style.init, resample, style.taps)
+        self.skip: nn.Module | None = None
+        if widens or (resample != "keep" and style.resample_proj):
+            self.skip = Conv2d(in_channels, out_channels, 1, style.init, resample, style.taps)
+        elif resample != "keep":
+            self.skip = Resampler(resample, style.taps)
         if self.heads:
             self.norm2 = GroupNorm(out_channels, style.eps)
             self.qkv = Conv2d(out_channels, 3 * out_channels, 1, style.init_attention)

@@ -86,7 +86,7 @@ class EDM2UNet(UNet):
         attn_resolutions: where every block attends.
         label_balance, concat_balance, res_balance, attn_balance: shares of the class in the embedding, and of
             the skip, the residual branch and attention in their sums.
-        dropout_res: the finest resolution at which blocks drop out; None: all do (ECT's ImageNet setting: 16).
+        dropout_res: the finest resolution at which blocks drop out; None: all do (ECT on ImageNet: 16).
         clip_act: activations are clipped to ± this.
     """
 
@@ -165,7 +165,7 @@ class EDM2UNet(UNet):
 class EDM2Precond(EDMPrecond):
     """EDM's preconditioning around `unet`, with a head that learns the loss's log-variance u(σ).
 
-    u(σ) = W·fourier(ln(σ)/4) weighs the training loss by e^−u (2312.02696, eq. 21); sampling has no use of it.
+    u(σ) = W·fourier(ln(σ)/4) weighs the training loss by e^−u (2312.02696); sampling has no use of it.
 
     Args:
         logvar_channels: width of that head; 0: none (ECT's ImageNet models).

@@ -57,22 +57,38 @@ class Linear(nn.Module):
         self.bias = init.draw((out_features,), *fans, init.bias) if bias else None
 
     def forward(self, x: Tensor) -> Tensor:
-        return linear(x, self.weight.to(x.dtype), _cast(self.bias, x))
+        return linear(x, self.weight.to(x.dtype), None if self.bias is None else self.bias.to(x.dtype))
 
 
-class Conv2d(nn.Module):
-    """k × k convolution with "same" padding, after (or before: "down-after") a resampling by 2.
-
-    x [B, C_in, H, W] → [B, C_out, H', W'] in x's dtype. kernel = 0 resamples only, without a weight.
+class Resampler(nn.Module):
+    """Images up or down by 2: x [B, C, H, W] → [B, C, H', W'] in x's dtype.
 
     Args:
-        taps: the resampling filter's one-dimensional taps; the filter is outer(f, f)/(Σf)², kept in the
-            buffer `resample_filter` as official files have it.
+        taps: the filter's one-dimensional taps; outer(f, f)/(Σf)² is kept in the buffer `resample_filter`,
+            as official files have it. (1, 1) is computed as what it is, means and copies of pixels.
     """
 
-    weight: nn.Parameter | None
-    bias: nn.Parameter | None
-    resample_filter: Tensor | None
+    resample_filter: Tensor
+    """None where nothing is resampled: then it is not in the state."""
+
+    def __init__(self, resample: Resample, taps: tuple[int, ...] = BOX) -> None:
+        super().__init__()
+        self.resample = resample
+        self.box = tuple(taps) == BOX
+        self.register_buffer("resample_filter", None if resample == "keep" else filter_2d(taps))
+
+    def forward(self, x: Tensor) -> Tensor:
+        kernel = None if self.box else self.resample_filter
+        if self.resample == "up":
+            return upsample(x, kernel)
+        return downsample(x, kernel) if self.resample == "down" else x
+
+
+class Conv2d(Resampler):
+    """k × k convolution with "same" padding, after a resampling by 2 (or before it: "down-after").
+
+    x [B, C_in, H, W] → [B, C_out, H', W'] in x's dtype.
+    """
 
     def __init__(
         self,
@@ -83,37 +99,19 @@ class Conv2d(nn.Module):
         resample: Resample = "keep",
         taps: tuple[int, ...] = BOX,
     ) -> None:
-        super().__init__()
-        self.resample = resample
-        self.box = tuple(taps) == BOX
+        super().__init__(resample, taps)
         self.padding = kernel // 2
         fans = in_channels * kernel**2, out_channels * kernel**2
-        shape = (out_channels, in_channels, kernel, kernel)
-        self.weight = init.draw(shape, *fans, init.weight) if kernel else None
-        self.bias = init.draw((out_channels,), *fans, init.bias) if kernel else None
-        self.register_buffer("resample_filter", None if resample == "keep" else filter_2d(taps))
+        self.weight = init.draw((out_channels, in_channels, kernel, kernel), *fans, init.weight)
+        self.bias = init.draw((out_channels,), *fans, init.bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.resample == "down-after":
-            return self._filter_after(x)
-        if self.resample == "up":
-            x = upsample(x, None if self.box else self.resample_filter)
-        elif self.resample == "down":
-            x = downsample(x, None if self.box else self.resample_filter)
-        if self.weight is None:
-            return x
-        return conv2d(x, self.weight.to(x.dtype), _cast(self.bias, x), padding=self.padding)
-
-    def _filter_after(self, x: Tensor) -> Tensor:
-        """The border is padded once, for both, before the convolution; the bias comes last."""
-        assert self.weight is not None and self.bias is not None and self.resample_filter is not None
+        weight, bias = self.weight.to(x.dtype), self.bias.to(x.dtype)
+        if self.resample != "down-after":
+            return conv2d(super().forward(x), weight, bias, padding=self.padding)
+        # The border is padded once, for both, before the convolution; the bias comes last.
         padding = self.padding + (self.resample_filter.shape[-1] - 1) // 2
-        x = conv2d(x, self.weight.to(x.dtype), padding=padding)
-        return depthwise(x, self.resample_filter, padding=0) + self.bias.to(x.dtype)[:, None, None]
-
-
-def _cast(value: Tensor | None, like: Tensor) -> Tensor | None:
-    return None if value is None else value.to(like.dtype)
+        return depthwise(conv2d(x, weight, padding=padding), self.resample_filter, 0) + bias[:, None, None]
 
 
 def filter_2d(taps: tuple[int, ...], device: torch.device | None = None) -> Tensor:
@@ -184,12 +182,12 @@ class PositionalEmbedding(nn.Module):
 
     def __init__(self, features: int, endpoint: bool) -> None:
         super().__init__()
-        self.half = features // 2
+        self.frequencies = features // 2
         self.endpoint = endpoint
 
     def forward(self, u: Tensor) -> Tensor:
-        i = torch.arange(self.half, dtype=torch.float32, device=u.device)
-        f = (1 / 10000) ** (i / (self.half - self.endpoint))
+        i = torch.arange(self.frequencies, dtype=torch.float32, device=u.device)
+        f = (1 / 10000) ** (i / (self.frequencies - self.endpoint))
         angle = torch.outer(u, f.to(u.dtype))
         return torch.cat([angle.cos(), angle.sin()], dim=1)
 

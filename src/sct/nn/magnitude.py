@@ -10,7 +10,7 @@ EPS = 1e-4
 
 
 def normalize(x: Tensor, dims: tuple[int, ...] | None = None) -> Tensor:
-    """x / (ε + RMS over dims), eq. 66 of the paper; default dims: all but the first. Norms in fp32."""
+    """x / (ε + RMS over dims); default dims: all but the first. Norms in fp32."""
     dims = tuple(range(1, x.ndim)) if dims is None else dims
     norm = torch.linalg.vector_norm(x, dim=dims, keepdim=True, dtype=_at_least_fp32(x))
     scale = math.sqrt(norm.numel() / x.numel())
@@ -22,17 +22,17 @@ def _at_least_fp32(x: Tensor) -> torch.dtype:
 
 
 def mp_silu(x: Tensor) -> Tensor:
-    """silu(x)/0.596, of unit magnitude for a standard normal x (eq. 81)."""
+    """silu(x)/0.596, of unit magnitude for a standard normal x."""
     return silu(x) / 0.596
 
 
 def mp_sum(a: Tensor, b: Tensor, t: float = 0.5) -> Tensor:
-    """((1−t) a + t b)/√((1−t)² + t²) (eq. 88)."""
+    """((1−t) a + t b)/√((1−t)² + t²)."""
     return a.lerp(b, t) / math.hypot(1 - t, t)
 
 
 def mp_cat(a: Tensor, b: Tensor, t: float = 0.5) -> Tensor:
-    """Channels of a and b, weighted so that they contribute in the ratio 1−t : t (eq. 103)."""
+    """Channels of a and b, weighted so that they contribute in the ratio 1−t : t."""
     n_a, n_b = a.shape[1], b.shape[1]
     k = math.sqrt((n_a + n_b) / ((1 - t) ** 2 + t**2))
     return torch.cat([a * (k * (1 - t) / math.sqrt(n_a)), b * (k * t / math.sqrt(n_b))], dim=1)
@@ -44,7 +44,7 @@ class MPConv(nn.Module):
     x → gain/√fan · normalize(weight) ∗ x in x's dtype; the weight is normalised row by row in fp32, and the
     gradient passes through it. `gain` may be a scalar parameter.
 
-    Forced weight normalisation (§2.3): a training pass first overwrites the stored weight by its normalised
+    Forced weight normalisation: a training pass first overwrites the stored weight by its normalised
     value, so that its effective learning rate stays. It does so only while gradients are enabled: a target's
     or teacher's pass under no_grad computes the same function and never rewrites what the student's pass and
     its backward share (ECT does the same for its teacher). Run the student's pass first, or the target's sees

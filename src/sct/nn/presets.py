@@ -41,7 +41,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     "edm2-img64-l": _edm2(320, 0.10),
     "edm2-img64-xl": _edm2(384, 0.10),
 }
-"""Configurations as `store.build` takes them. EDM's (2206.00364, table 7) and EDM2's (2312.02696, table 6)."""
+"""Configurations as `store.build` takes them. EDM: 2206.00364. EDM2: 2312.02696."""
 
 
 def preset(name: str, **network: Any) -> Preconditioned:

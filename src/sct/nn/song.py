@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn.functional import silu
 
 from sct.nn.blocks import BlockStyle, ResidualBlock
-from sct.nn.layers import Conv2d, FourierEmbedding, GroupNorm, Init, Linear, PositionalEmbedding
+from sct.nn.layers import Conv2d, FourierEmbedding, GroupNorm, Init, Linear, PositionalEmbedding, Resampler
 from sct.nn.unet import Place, UNet, decoder_places, encoder_places, recorded
 
 INIT = Init("xavier_uniform")
@@ -62,10 +62,9 @@ class SongUNet(UNet):
         self.augment_dim = augment_dim
         self.label_dropout = label_dropout
         noise, embedding = model_channels * channel_mult_noise, model_channels * channel_mult_emb
-        self.map_noise: nn.Module = {
-            "positional": lambda: PositionalEmbedding(noise, endpoint=True),
-            "fourier": lambda: FourierEmbedding(noise, fourier_scale),
-        }[embedding_type]()
+        self.map_noise: nn.Module = PositionalEmbedding(noise, endpoint=True)
+        if embedding_type == "fourier":
+            self.map_noise = FourierEmbedding(noise, fourier_scale)
         self.map_label = Linear(num_classes, noise, INIT) if num_classes else None
         self.map_augment = Linear(augment_dim, noise, INIT, bias=False) if augment_dim else None
         self.map_layer0 = Linear(noise, embedding, INIT)
@@ -100,7 +99,7 @@ class SongUNet(UNet):
         return self._decode(x, skips, embedding)
 
     def embed(self, c_noise: Tensor, one_hot: Tensor | None, augment_labels: Tensor | None) -> Tensor:
-        """Noise level [B], classes and augmentation → [B, E]. The noise embedding is consumed as [sin | cos]."""
+        """Noise level [B], classes and augmentation → [B, E]. The noise is embedded as [sin | cos]."""
         e = torch.cat(self.map_noise(c_noise).chunk(2, dim=1)[::-1], dim=1)
         if self.map_label is not None and one_hot is not None:
             e = e + self.map_label(self.drop_labels(one_hot) * math.sqrt(self.num_classes))
@@ -110,7 +109,7 @@ class SongUNet(UNet):
 
     def _encode(self, x: Tensor, embedding: Tensor) -> tuple[Tensor, list[Tensor]]:
         """The coarsest features, and the output of every module on the way there."""
-        image, skips = x, []
+        image, skips = x, list[Tensor]()
         for name, module in self.enc.items():
             if name.endswith("aux_down"):
                 image = module(image)
@@ -148,7 +147,7 @@ def _encoder(places: list[Place], channels: int, encoder_type: str, style: Block
             Conv2d(channels, width, 3, INIT) if place.role == "conv" else ResidualBlock.at(place, style)
         )
         if place.role == "down" and encoder_type == "skip":
-            enc[f"{size}_aux_down"] = Conv2d(channels, channels, 0, INIT, "down", style.taps)
+            enc[f"{size}_aux_down"] = Resampler("down", style.taps)
             enc[f"{size}_aux_skip"] = Conv2d(channels, width, 1, INIT)
         elif place.role == "down" and encoder_type == "residual":
             enc[f"{size}_aux_residual"] = Conv2d(image, width, 3, INIT, "down-after", style.taps)
@@ -166,7 +165,7 @@ def _decoder(places: list[Place], out_channels: int, decoder_type: str, style: B
             continue
         size = place.level.name
         if any(name.endswith("aux_conv") for name in dec):
-            dec[f"{size}_aux_up"] = Conv2d(out_channels, out_channels, 0, INIT, "up", style.taps)
+            dec[f"{size}_aux_up"] = Resampler("up", style.taps)
         dec[f"{size}_aux_norm"] = GroupNorm(place.out_channels, EPS)
         dec[f"{size}_aux_conv"] = Conv2d(place.out_channels, out_channels, 3, INIT_ZERO)
     return dec

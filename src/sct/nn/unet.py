@@ -54,7 +54,7 @@ def decoder_places(
     attn_resolutions: tuple[int, ...],
     attend_last_only: bool = False,
 ) -> list[Place]:
-    """Two blocks at the coarsest level or a step up, then one more block than the encoder's; a skip for each."""
+    """Two blocks at the coarsest level or a step up, then a block for each of the level's skips."""
     skips = [place.out_channels for place in encoder]
     width, places = skips[-1], list[Place]()
     for level in reversed(levels):
