@@ -67,7 +67,9 @@ def test_networks_give_the_published_numbers(cases: dict[str, Any], name: str) -
     case, given = cases[name], inputs()
     x, sigma, labels = given["x"], given["sigma"], given["condition"]
     model = filled(case)
-    assert (model.sigma_min, model.sigma_max) == (case["sigma_min"], float(case["sigma_max"]))
+    # iDDPM's table is a recursion of a thousand fp32 steps: its end depends on the sine's last digit.
+    assert model.sigma_min == case["sigma_min"]
+    assert model.sigma_max == pytest.approx(float(case["sigma_max"]), rel=1e-6)
     scalings = model.scalings(sigma)
     assert torch.allclose(scalings.c_noise, torch.tensor(case["noise_labels"]), rtol=1e-6, atol=0)
     with torch.no_grad():
@@ -80,9 +82,9 @@ def test_networks_give_the_published_numbers(cases: dict[str, Any], name: str) -
         assert_recorded(model(x, sigma, labels, given["augment_labels"]), case["D_labels_aug"])
 
 
-def train_loss(cases: dict[str, Any]) -> Tensor:
-    """EDM2's loss at the recorded seed: (weight/e^u)(D − x)² + u, in training mode."""
-    model, given = filled(cases["edm2/Precond"]).train(), inputs()
+def edm2_loss(cases: dict[str, Any]) -> Tensor:
+    """EDM2's loss at the recorded seed, in evaluation mode: (weight/e^u)(D − x)² + u."""
+    model, given = filled(cases["edm2/Precond"]), inputs()
     torch.manual_seed(0)
     sigma = (torch.randn(3, 1, 1, 1) * 1.6 - 0.8).exp()
     noise = torch.randn_like(given["x"]) * sigma
@@ -121,7 +123,7 @@ def test_edm2_normalises_its_weights_in_training(cases: dict[str, Any]) -> None:
 
 
 def test_edm2_loss_at_a_seed(cases: dict[str, Any]) -> None:
-    assert_recorded(train_loss(cases), cases["edm2/Precond"]["EDM2Loss_seed0_Pmean-0.8_Pstd1.6"])
+    assert_recorded(edm2_loss(cases), cases["edm2/Precond"]["EDM2Loss_seed0_Pmean-0.8_Pstd1.6"])
 
 
 def test_ect_has_two_forms(cases: dict[str, Any]) -> None:

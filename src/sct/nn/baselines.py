@@ -103,13 +103,12 @@ class IDDPMPrecond(Preconditioned):
     def _levels(self) -> list[float]:
         """u in fp32, as official models round it at every step."""
 
-        def alpha_bar(j: int) -> float:
-            return math.sin(0.5 * math.pi * j / (self.M * (self.C_2 + 1))) ** 2
-
-        u = torch.zeros(self.M + 1, dtype=torch.float32, device="cpu")
-        for j in range(self.M, 0, -1):
-            ratio = max(alpha_bar(j - 1) / alpha_bar(j), self.C_1)
-            u[j - 1] = ((u[j].square() + 1) / ratio - 1).sqrt()
+        j = torch.arange(self.M + 1, dtype=torch.float32, device="cpu")
+        alpha_bar = (0.5 * math.pi * j / self.M / (self.C_2 + 1)).sin().square()
+        ratio = (alpha_bar[:-1] / alpha_bar[1:]).clamp(min=self.C_1)
+        u = torch.zeros_like(j)
+        for step in range(self.M, 0, -1):
+            u[step - 1] = ((u[step].square() + 1) / ratio[step - 1] - 1).sqrt()
         return u.tolist()
 
     def index(self, sigma: Tensor) -> Tensor:
