@@ -32,7 +32,7 @@ NETWORKS = {
     "mlp 384x3": "network={kind: mlp, width: 384, blocks: 3, dropout: 0.1}",
     "mlp 256x6": "network={kind: mlp, width: 256, blocks: 6, dropout: 0.1}",
     "unet 32": f"network={{{UNET}, model_channels: 32}}",
-    "unet 48": f"network={{{UNET}, model_channels: 48}}",
+    "unet 64": f"network={{{UNET}, model_channels: 64}}",
 }
 BUDGET = 256_000
 
