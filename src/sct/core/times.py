@@ -241,7 +241,7 @@ class Phased:
         return Times(times.t, torch.maximum(times.r, s), s)
 
 
-def karras_edges(phases: int, schedule: NoiseSchedule = EDM(), rho: float = 7.0) -> tuple[float, ...]:  # noqa: B008
+def karras_edges(phases: int, schedule: NoiseSchedule = EDM(), rho: float = 7.0) -> tuple[float, ...]:
     """The inner edges of M phases, evenly spaced in (σ/α)^{1/ρ} between 0.002 and 80 as EDM's grid is.
 
     The lowest point of the grid stands for the edge s_0 = 0 (our choice). In the schedule's time.
