@@ -6,12 +6,13 @@ from typing import Any, cast
 
 import torch
 
+from sct.core.estimators import NoiseEstimator
 from sct.core.objectives import Consistency, Denoising, Objective
 from sct.data.images import DataSplit, load_data
 from sct.errors import UserError
 from sct.nn import store
 from sct.nn.precond import Preconditioned
-from sct.recipe import DiffusionRecipe, Recipe, Section
+from sct.recipe import ConsistencyRecipe, DiffusionRecipe, Recipe, Section
 from sct.train.ema import Online, Target
 from sct.train.loop import Trainer, TrainOptions
 from sct.train.optim import Optimizer
@@ -45,17 +46,25 @@ def make_plan(recipe: Recipe, device: torch.device | str = "cpu") -> Plan:
         )
     else:
         words = {"reference": _reference, "model": _teacher}
-        wired = {"recipe": recipe, "data": data, "device": device}
+        context = {"recipe": recipe, "data": data, "device": device}
+        estimator = build(
+            recipe.estimator,
+            "estimator",
+            words=words,
+            context=context,
+            schedule=schedule,
+            mirrored=recipe.train.x_flip,
+        )
+        _check_solver(recipe, estimator)
         objective = Consistency(
             schedule=schedule,
             pairs=build(recipe.pairs, "pairs", schedule=schedule),
-            estimator=build(recipe.estimator, "estimator", schedule=schedule, words=words, context=wired),
+            estimator=estimator,
             distance=build(recipe.loss.distance, "loss.distance"),
             weight=build(recipe.loss.weight, "loss.weight"),
             steps=recipe.loss.steps,
             method=recipe.loss.method,
         )
-        _check_solver(recipe)
     model.meta = {
         "objective": recipe.objective,
         "data": recipe.data,
@@ -81,7 +90,7 @@ def build(section: Section, where: str, *, words: Any = None, context: Any = Non
         if name == "kind" and "kind" not in _arguments(section.builds):
             continue
         if isinstance(value, Section):
-            value = build(value, f"{where}.{name}", **wired)
+            value = build(value, f"{where}.{name}", words=words, context=context, **wired)
         elif words and name in words:
             value = words[name](value, **context)
         given[name] = value
@@ -157,10 +166,10 @@ def _teacher(path: str, *, recipe: Any, data: DataSplit, device: torch.device | 
     return store.load(path, device).requires_grad_(False)
 
 
-def _check_solver(recipe: Any) -> None:
-    if recipe.estimator.kind == "one-sample" and (recipe.loss.steps > 1 or recipe.loss.method == "heun"):
+def _check_solver(recipe: ConsistencyRecipe, estimator: NoiseEstimator) -> None:
+    if estimator.local and (recipe.loss.steps > 1 or recipe.loss.method == "heun"):
         raise UserError(
-            "the one-sample estimate is valid only at x_t",
+            f"the {recipe.estimator.kind} estimate is valid only at x_t",
             "loss.steps, loss.method",
             "use steps: 1 and method: euler, or another estimator",
         )

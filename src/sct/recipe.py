@@ -41,6 +41,7 @@ PARTS: dict[Any, dict[str, Callable[..., Any]]] = {
         "one-sample": estimators.OneSample,
         "score-identity": estimators.ScoreIdentity,
         "teacher": estimators.Teacher,
+        "blend": estimators.Blend,
     },
     objectives.Distance: {
         "huber": objectives.Huber,
@@ -73,8 +74,9 @@ WORDS: dict[tuple[Any, str], tuple[Any, Any]] = {
 }
 """Arguments that a recipe names by a word, with that word's type and default."""
 
-WIRED = {"schedule", "image_shape", "num_classes", "network"}
-"""Arguments that the rest of the recipe decides."""
+WIRED = {"schedule", "image_shape", "num_classes", "network", "mirrored", "bandwidth", "nearest"}
+"""Arguments that the rest of the recipe decides: `mirrored` follows train.x_flip; bandwidth and nearest are
+for continuous conditions, which no data set here has."""
 
 
 class Section(BaseModel):

@@ -7,10 +7,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from sct.core.estimators import ScoreIdentity
+from sct.core.objectives import Consistency
+from sct.core.types import Batch
+from sct.data.images import digits
 from sct.plan import make_plan
 from sct.recipe import read_recipe
 from sct.train.ema import EMA, GrowingAverage
-from sct.train.loop import EpochOrder, Trainer, TrainingDiverged
+from sct.train.loop import EpochOrder, HiddenLabels, Trainer, TrainingDiverged
 from sct.train.optim import Cosine, LinearDecay
 
 KEYS = {
@@ -119,6 +123,44 @@ def test_the_averaged_target_follows_its_schedule() -> None:
         expected = mu * expected + (1 - mu) * next(run.model.parameters()).detach()
         assert torch.allclose(weight, expected, atol=1e-6)
     assert run.target_average.model.training
+
+
+def test_flips_and_hidden_labels_reach_the_objective_as_said() -> None:
+    run = trainer("digits-sct", "train={images: 64_000, batch: 1000, x_flip: true, label_dropout: 0.25}")
+    inner = run.objective
+    assert isinstance(inner, Consistency)
+    assert isinstance(inner.estimator, ScoreIdentity)
+    assert inner.estimator.mirrored
+    seen: list[Batch] = []
+    hidden: list[Tensor] = []
+
+    def objective(student: HiddenLabels, target: HiddenLabels, batch: Batch, *rest: object) -> Tensor:
+        assert torch.equal(student.hidden, target.hidden)
+        seen.append(batch)
+        hidden.append(student.hidden)
+        return inner(student, target, batch, *rest)  # type: ignore[arg-type]
+
+    run.objective = objective  # type: ignore[assignment]
+    next(run.steps())
+    plain = digits().train.batch(seen[0].index, conditional=True)  # type: ignore[arg-type]
+    assert torch.equal(plain.condition, seen[0].condition)  # references keep to the label
+    same = (plain.x_0 == seen[0].x_0).flatten(1).all(1)
+    mirrored = (plain.x_0.flip(-1) == seen[0].x_0).flatten(1).all(1)
+    assert (same | mirrored).all()
+    assert 0.4 < mirrored.double().mean() < 0.6
+    assert 0.2 < hidden[0].double().mean() < 0.3
+
+
+def test_a_hidden_label_is_no_label() -> None:
+    model = make_plan(read_recipe("digits-sct", KEYS["digits-sct"])).model.eval()
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    x, t, labels = torch.randn(4, 1, 8, 8), torch.ones(4), torch.tensor([1, 2, 3, 4])
+    hidden = torch.tensor([True, False, True, False])
+    found = HiddenLabels(model, hidden)(x, t, labels)
+    assert torch.equal(found[hidden], model(x, t, None)[hidden])
+    assert torch.equal(found[~hidden], model(x, t, labels)[~hidden])
+    assert not torch.equal(found[0], model(x, t, labels)[0])
 
 
 def test_every_epoch_shows_every_image_once_and_batches_do_not_matter() -> None:

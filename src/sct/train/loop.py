@@ -6,7 +6,7 @@ two counters, and a run continued from it repeats the unbroken run bit for bit.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import IntEnum
 from typing import Any, Protocol
 
@@ -15,7 +15,7 @@ from torch import Tensor
 
 from sct.core.objectives import Objective
 from sct.core.rng import mix_seed
-from sct.core.types import Batch
+from sct.core.types import Batch, Denoiser
 from sct.nn.precond import Preconditioned
 from sct.train.ema import EMA, Online, Target
 from sct.train.optim import Optimizer
@@ -51,6 +51,9 @@ class TrainOptions:
         batch: images a step.
         ema: decays per step; the first is the model that is sampled and stored.
         seed: everything random follows from it.
+        x_flip: mirror every other image at random; references are then mirrored too.
+        label_dropout: share of the images whose label the model does not see, which trains its unlabelled
+            branch (classifier-free guidance, 2207.12598); references keep to the label all the same.
         checkpoint_images, log_images: how often, in images.
         snapshots: shares of training at which the averaged model is kept, for guidance by an earlier self.
         max_nonfinite: so many non-finite steps in a row end the run.
@@ -60,6 +63,8 @@ class TrainOptions:
     batch: int = 128
     ema: tuple[float, ...] = (0.9999,)
     seed: int = 0
+    x_flip: bool = False
+    label_dropout: float = 0.0
     checkpoint_images: int = 100_000
     log_images: int = 6_400
     snapshots: tuple[float, ...] = (0.25, 0.5, 0.75)
@@ -71,8 +76,28 @@ class TrainOptions:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
         if not self.ema or any(not 0 <= decay < 1 for decay in self.ema):
             raise ValueError(f"ema must list decays in [0, 1), got {list(self.ema)}")
+        if not 0 <= self.label_dropout < 1:
+            raise ValueError(f"label_dropout must lie in [0, 1), got {self.label_dropout}")
         if any(not 0 < share < 1 for share in self.snapshots):
             raise ValueError(f"snapshots must list shares in (0, 1), got {list(self.snapshots)}")
+
+
+@dataclass(frozen=True)
+class HiddenLabels:
+    """A denoiser that does not see the labels of some rows: their one-hot vector is zero.
+
+    Attributes:
+        hidden: which rows [B].
+    """
+
+    model: Preconditioned
+    hidden: Tensor
+
+    def __call__(self, x_t: Tensor, t: Tensor, condition: Tensor | None = None) -> Tensor:
+        one_hot = self.model.one_hot(condition, len(x_t), x_t)
+        if one_hot is not None:
+            one_hot = one_hot.masked_fill(self.hidden[:, None], 0.0)
+        return self.model(x_t, t, one_hot)
 
 
 class TrainingDiverged(RuntimeError):
@@ -162,8 +187,9 @@ class Trainer:
             group["lr"] = rate
 
         self.optimizer.zero_grad(set_to_none=True)
-        target = self.model if self.target_average is None else self.target_average.model
-        loss = self.objective(self.model, target, batch, self.images, generator).mean()
+        target: Any = self.model if self.target_average is None else self.target_average.model
+        batch, student, target = self._vary(batch, target, generator)
+        loss = self.objective(student, target, batch, self.images, generator).mean()
         loss.backward()  # type: ignore[no-untyped-call]
         gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
         norm = float(torch.nn.utils.get_total_norm(gradients))
@@ -181,6 +207,20 @@ class Trainer:
         return StepReport(
             self.step, self.images, float(loss.detach()), rate, norm, finite, self.nonfinite_total
         )
+
+    def _vary(
+        self, batch: Batch, target: Preconditioned, generator: torch.Generator
+    ) -> tuple[Batch, Denoiser, Denoiser]:
+        """x-flips, and labels hidden from student and target alike."""
+        n, device = len(batch), generator.device
+        if self.options.x_flip:
+            flip = torch.rand(n, generator=generator, device=device) < 0.5
+            x_0 = torch.where(flip[:, None, None, None], batch.x_0.flip(-1), batch.x_0)
+            batch = replace(batch, x_0=x_0)
+        if self.options.label_dropout > 0 and self.model.num_classes > 0:
+            hidden = torch.rand(n, generator=generator, device=device) < self.options.label_dropout
+            return batch, HiddenLabels(self.model, hidden), HiddenLabels(target, hidden)
+        return batch, self.model, target
 
     def _all_averages(self) -> list[EMA]:
         return self.averages + ([] if self.target_average is None else [self.target_average])
