@@ -1,6 +1,6 @@
 """Every method trained on a 2-D Gaussian mixture, against the exact consistency function.
 
-    python benchmarks/mixture_2d.py [--steps 800] [--seeds 3]
+    python benchmarks/mixture_2d.py [--steps 3000] [--seeds 3]
 
 Eight Gaussians on a ring; a bank of 2048 samples is the training set. One small network is pretrained as a
 diffusion model a seed, and every method starts from it with equal steps, batch, optimizer and noise. CD's
@@ -170,7 +170,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--steps", type=int, default=800)
+    parser.add_argument("--steps", type=int, default=3000)
     parser.add_argument("--seeds", type=int, default=3)
     options = parser.parse_args()
     torch.set_num_threads(1)
@@ -183,7 +183,7 @@ def main() -> None:
         runs.setdefault("diffusion model in one step", []).append(judge(teacher, truth))
         for name, (objective, ema_target) in methods(bank, teacher, options.steps).items():
             net, seconds = train(
-                copy.deepcopy(teacher), objective, bank, options.steps, 5e-4, seed, ema_target
+                copy.deepcopy(teacher), objective, bank, options.steps, 1e-3, seed, ema_target
             )
             runs.setdefault(name, []).append({**judge(net, truth), "ms_a_step": 1000 * seconds})
             print(seed, name, {k: round(v, 4) for k, v in runs[name][-1].items()}, flush=True)

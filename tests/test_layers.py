@@ -10,12 +10,12 @@ SOURCE = Path(__file__).resolve().parents[1] / "src" / "sct"
 ORDER = (
     ("errors", "files"),
     ("pictures",),
+    ("web",),
     ("core",),
     ("nn",),
     ("data", "train", "evaluate", "interop"),
     ("recipe",),
     ("plan", "generate", "analyze"),
-    ("web",),
     ("demo",),
     ("cli",),
 )

@@ -1,17 +1,28 @@
 """What the score-identity target buys on a data set: variance, bias, reference size, discretisation."""
 
+import csv
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, astuple, dataclass
+from pathlib import Path
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Generator, Tensor
 
-from sct.core.estimators import NoiseEstimator, OneSample, ScoreIdentity
-from sct.core.mdp import Empirical, target_errors
+from sct.core.estimators import NoiseEstimator, OneSample, ScoreIdentity, Teacher
+from sct.core.mdp import Empirical, Mixture, Moments, World, bias_and_variance, target_errors
+from sct.core.mixture import GaussianMixture
 from sct.core.noise import EDM, NoiseSchedule
-from sct.core.posterior import Reference
+from sct.core.objectives import gaussian_like
+from sct.core.posterior import Reference, posterior
+from sct.core.solve import Method, solve
+from sct.core.types import Batch, Times
+from sct.web.plots import Axis, lines
 
 TIMES = (0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 0.8, 1.2, 2.0, 3.0, 5.0, 10.0, 20.0, 80.0)
+METHODS: tuple[Method, ...] = ("euler", "heun")
+QUARTILES = ("low", "median", "high")
 ROUNDING = 1e-13
 """Squares of fp32's rounding errors of images in [−1, 1]."""
 
@@ -70,6 +81,18 @@ def target_variance(
     if estimators is None:
         estimators = named_estimators(images, labels, schedule, mirrored)
     world = Empirical(images, labels, schedule, mirrored)
+    return _variance(world, estimators, times, schedule, batch_size, queries, seed)
+
+
+def _variance(
+    world: World,
+    estimators: dict[str, NoiseEstimator],
+    times: Sequence[float],
+    schedule: NoiseSchedule,
+    batch_size: int,
+    queries: int,
+    seed: int,
+) -> list[VarianceRow]:
     generator = torch.Generator().manual_seed(seed)
     rows = []
     for ratio in times:
@@ -82,3 +105,279 @@ def target_variance(
             relative = error / base if base > ROUNDING else 1.0
             rows.append(VarianceRow(ratio, name, error, spread, relative))
     return rows
+
+
+@dataclass(frozen=True)
+class MomentsRow:
+    """One estimator at one t: squared bias and variance given x_t, means over queries and elements."""
+
+    t: float
+    estimator: str
+    squared_bias: float
+    variance: float
+
+
+def target_moments(
+    world: World,
+    estimators: dict[str, NoiseEstimator],
+    times: Sequence[float],
+    schedule: NoiseSchedule,
+    *,
+    batch_size: int = 128,
+    batches: int = 4,
+    repeats: int = 24,
+    seed: int = 0,
+) -> list[MomentsRow]:
+    """Bias and variance apart: at fixed noisy images, with their own images and all references drawn anew.
+
+    The first 1/32 of a batch stays at its x_t, its images redrawn from p(x_0 | x_t); the rest of the batch,
+    from which `batch` references come, is fresh every time.
+    """
+    fixed = max(batch_size // 32, 1)
+    generator = torch.Generator().manual_seed(seed)
+    sums: dict[tuple[float, str], list[Moments]] = {}
+    for ratio in times:
+        t = float(schedule.time_at(torch.tensor(ratio, dtype=torch.float64)))
+        for _ in range(batches):
+            x_t, times_t, query = _noisy(world, fixed, t, schedule, generator)
+            exact = world.mean(x_t, times_t, query).double()
+            for name, estimator in estimators.items():
+
+                def estimate(_: int, x_t=x_t, u=times_t, query=query, estimator=estimator) -> Tensor:  # type: ignore[no-untyped-def]
+                    own = world.redraw(x_t, u, query, generator)
+                    x_rest, u_rest, rest = _noisy(world, batch_size - fixed, float(u[0]), schedule, generator)
+                    batch = _joined(own, rest)
+                    u = torch.cat([u, u_rest])
+                    bound = estimator.bind(batch, Times(u, 0 * u, 0 * u), generator)
+                    return bound.clean(torch.cat([x_t, x_rest]), u, batch)[:fixed]
+
+                sums.setdefault((ratio, name), []).append(bias_and_variance(estimate, exact, repeats))
+    return [
+        MomentsRow(
+            ratio,
+            name,
+            float(torch.cat([m.squared_bias for m in moments]).mean()),
+            float(torch.cat([m.variance for m in moments]).mean()),
+        )
+        for (ratio, name), moments in sums.items()
+    ]
+
+
+def _noisy(
+    world: World, n: int, t: float, schedule: NoiseSchedule, generator: Generator
+) -> tuple[Tensor, Tensor, Batch]:
+    batch = world.draw(n, generator)
+    times = torch.full((n,), t, dtype=torch.float64).to(batch.x_0)
+    return schedule.diffuse(batch.x_0, gaussian_like(batch.x_0, generator), times), times, batch
+
+
+def _joined(a: Batch, b: Batch) -> Batch:
+    def both(x: Tensor | None, y: Tensor | None) -> Tensor | None:
+        return None if x is None or y is None else torch.cat([x, y])
+
+    return Batch(torch.cat([a.x_0, b.x_0]), both(a.condition, b.condition), both(a.index, b.index))
+
+
+@dataclass(frozen=True)
+class SizeRow:
+    """How many references count at t, 1/Σw²: the quartiles over queries."""
+
+    t: float
+    low: float
+    median: float
+    high: float
+
+
+def effective_sizes(
+    world: World,
+    reference: Reference,
+    times: Sequence[float],
+    schedule: NoiseSchedule,
+    queries: int = 256,
+    seed: int = 0,
+) -> list[SizeRow]:
+    """1/Σw² of the score identity over `reference` (of the query's class, where it is grouped)."""
+    generator = torch.Generator().manual_seed(seed)
+    rows = []
+    for ratio in times:
+        t = float(schedule.time_at(torch.tensor(ratio, dtype=torch.float64)))
+        x_t, times_t, batch = _noisy(world, queries, t, schedule, generator)
+        sizes = posterior(x_t, times_t, schedule, reference, batch.condition).effective_size.double()
+        low, median, high = torch.quantile(
+            sizes, torch.tensor([0.25, 0.5, 0.75], dtype=torch.float64)
+        ).tolist()
+        rows.append(SizeRow(ratio, low, median, high))
+    return rows
+
+
+@dataclass(frozen=True)
+class StepRow:
+    """One step from t to r = (1 − gap)·t with the exact score: r.m.s. error of x_r/α_r, an element."""
+
+    t: float
+    gap: float
+    euler: float
+    heun: float
+
+
+class _Exact:
+    """A world's exact posterior mean, asked as a teacher is."""
+
+    def __init__(self, world: World, batch: Batch) -> None:
+        self.world, self.batch = world, batch
+
+    def __call__(self, x_t: Tensor, t: Tensor, condition: Tensor | None = None) -> Tensor:
+        del condition
+        return self.world.mean(x_t, t, self.batch)
+
+
+def discretisation(
+    world: World,
+    schedule: NoiseSchedule,
+    times: Sequence[float] = (0.5, 2.0, 10.0),
+    gaps: Sequence[float] = (1 / 2, 1 / 4, 1 / 8, 1 / 16, 1 / 32, 1 / 64),
+    queries: int = 128,
+    fine_steps: int = 16,
+    seed: int = 0,
+) -> list[StepRow]:
+    """What one solver step costs against the size of the step, the estimate being exact.
+
+    The truth is `fine_steps` Heun steps over the same interval.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    rows = []
+    for ratio in times:
+        t = float(schedule.time_at(torch.tensor(ratio, dtype=torch.float64)))
+        x_t, times_t, batch = _noisy(world, queries, t, schedule, generator)
+        x_t, times_t, exact = x_t.double(), times_t.double(), Teacher(_Exact(world, batch))
+        for gap in gaps:
+            r = schedule.time_at(torch.full_like(times_t, ratio * (1 - gap)))
+            truth = solve(schedule, exact, x_t, times_t, r, batch, fine_steps, "heun")
+            alpha = float(schedule.alpha(r[:1]))
+            off = {}
+            for method in METHODS:
+                x_r = solve(schedule, exact, x_t, times_t, r, batch, 1, method)
+                off[method] = float((x_r - truth).square().mean().sqrt()) / alpha
+            rows.append(StepRow(ratio, gap, off["euler"], off["heun"]))
+    return rows
+
+
+def analyze(
+    images: Tensor,
+    labels: Tensor | None,
+    out: Path,
+    *,
+    name: str = "data",
+    estimators: dict[str, NoiseEstimator] | None = None,
+    times: Sequence[float] = TIMES,
+    batch_size: int = 128,
+    queries: int = 512,
+    mirrored: bool = False,
+    seed: int = 0,
+) -> list[Path]:
+    """Measure estimators on an image set and write tables and plots into the folder `out`.
+
+    The training set is the data, so the score identity over a class (over all, without labels) is exact.
+    Writes variance.csv, moments.csv, sizes.csv, steps.csv and an SVG of each; returns their paths.
+    """
+    schedule = EDM()
+    world = Empirical(images, labels, schedule, mirrored)
+    chosen = named_estimators(images, labels, schedule, mirrored) if estimators is None else estimators
+    return _write(world, world.reference, chosen, schedule, times, batch_size, queries, seed, name, out)
+
+
+def analyze_mixture(
+    out: Path, *, bank: int = 2048, times: Sequence[float] = TIMES, queries: int = 512, seed: int = 0
+) -> list[Path]:
+    """The same on eight Gaussians in the plane, whose score is known: "all" is a bank of fresh samples."""
+    schedule = EDM()
+    angles = torch.arange(8, dtype=torch.float64) * math.pi / 4
+    means = 0.7 * torch.stack([angles.cos(), angles.sin()], 1).view(8, 1, 1, 2)
+    mixture = GaussianMixture(means, 0.06)
+    world = Mixture(mixture, schedule)
+    reference = Reference.whole(mixture.sample(bank, torch.Generator().manual_seed(seed + 1))[0])
+    estimators: dict[str, NoiseEstimator] = {
+        "one-sample": OneSample(),
+        "batch": ScoreIdentity(schedule),
+        f"{bank} others": ScoreIdentity(schedule, reference),
+        "exact": Teacher(_Exact(world, Batch(means))),
+    }
+    return _write(world, reference, estimators, schedule, times, 128, queries, seed, "8 Gaussians", out)
+
+
+def _write(
+    world: World,
+    reference: Reference,
+    estimators: dict[str, NoiseEstimator],
+    schedule: NoiseSchedule,
+    times: Sequence[float],
+    batch_size: int,
+    queries: int,
+    seed: int,
+    name: str,
+    out: Path,
+) -> list[Path]:
+    out.mkdir(parents=True, exist_ok=True)
+    variance = _variance(world, estimators, times, schedule, batch_size, queries, seed)
+    moments = target_moments(world, estimators, times, schedule, batch_size=batch_size, seed=seed)
+    sizes = effective_sizes(world, reference, times, schedule, seed=seed)
+    steps = discretisation(world, schedule, seed=seed)
+    ratio = Axis("t", log=True)
+    plots = {
+        "variance": lines(
+            _by(variance, "estimator", "t", "relative"),
+            ratio,
+            Axis("error of the target, over one-sample's"),
+            f"{name}: target variance",
+        ),
+        "moments": lines(
+            _by([m for m in moments if m.squared_bias > ROUNDING], "estimator", "t", "squared_bias"),
+            ratio,
+            Axis("squared bias", log=True),
+            f"{name}: squared bias of the target",
+        ),
+        "sizes": lines(
+            {
+                key: ([r.t for r in sizes], [getattr(r, key) for r in sizes])
+                for key in ("low", "median", "high")
+            },
+            ratio,
+            Axis("references that count", log=True),
+            f"{name}: 1/Σw², quartiles",
+        ),
+        "steps": lines(
+            {
+                f"{method}, t = {t:g}": (
+                    [r.gap for r in steps if r.t == t],
+                    [getattr(r, method) for r in steps if r.t == t],
+                )
+                for method in METHODS
+                for t in dict.fromkeys(r.t for r in steps)
+            },
+            Axis("(t − r)/t", log=True),
+            Axis("error of one step", log=True),
+            f"{name}: discretisation",
+        ),
+    }
+    written = []
+    tables: dict[str, Sequence[Any]] = {
+        "variance": variance, "moments": moments, "sizes": sizes, "steps": steps,
+    }  # fmt: skip
+    for key, rows in tables.items():
+        written += [out / f"{key}.csv", out / f"{key}.svg"]
+        with written[-2].open("w", newline="", encoding="utf-8") as file:
+            table = csv.writer(file)
+            table.writerow(asdict(rows[0]))
+            table.writerows(astuple(row) for row in rows)
+        written[-1].write_text(plots[key], encoding="utf-8")
+    return written
+
+
+def _by(rows: Sequence[Any], name: str, x: str, y: str) -> dict[str, tuple[list[float], list[float]]]:
+    """Lines for a plot: rows grouped by a field."""
+    series: dict[str, tuple[list[float], list[float]]] = {}
+    for row in rows:
+        xs, ys = series.setdefault(getattr(row, name), ([], []))
+        xs.append(getattr(row, x))
+        ys.append(getattr(row, y))
+    return series

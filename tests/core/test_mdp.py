@@ -121,13 +121,8 @@ MIXTURE = GaussianMixture(torch.tensor([[0.8, 0.0], [-0.4, 0.7], [-0.4, -0.7]], 
 
 
 def conditional_sample(y, s, n, generator):
-    """n draws of x_0 ~ p(x_0 | y): the posterior of a mixture is a mixture."""
-    v = MIXTURE.std**2 + s**2
-    logits = -(y - MIXTURE.means).square().sum(1) / (2 * v)
-    k = torch.multinomial(torch.softmax(logits, 0), n, replacement=True, generator=generator)
-    gain = MIXTURE.std**2 / v
-    noise = torch.randn(n, 2, generator=generator, dtype=torch.float64) * MIXTURE.std * s / v**0.5
-    return MIXTURE.means[k] + gain * (y - MIXTURE.means[k]) + noise
+    """n draws of x_0 ~ p(x_0 | y)."""
+    return MIXTURE.posterior_sample(y.expand(n, 2), torch.full((n,), s), EDM(), generator)
 
 
 def moments(n: int, s: float, repeats: int = 1500):

@@ -76,3 +76,17 @@ def test_impossible_mixtures_are_refused() -> None:
     y, s = points(scale=10.0)
     with pytest.raises(ValueError, match="not within"):
         GaussianMixture(CORNERS, 0.01).consistency(y, s, SCHEDULES[0], max_steps=64)
+
+
+def test_posterior_samples_have_the_posterior_mean_and_are_bayes_inverse(generator) -> None:
+    """Their mean is E[x_0 | y]; and drawn for y of the noisy data, they are the data again."""
+    mixture = GaussianMixture(CORNERS, 0.15)
+    y, s = torch.tensor([[0.2, 0.1]], dtype=torch.float64), torch.tensor([0.5], dtype=torch.float64)
+    many = mixture.posterior_sample(y.expand(100_000, 2), s.expand(100_000), SCHEDULES[0], generator)
+    mean = mixture.denoise(y, s, SCHEDULES[0])[0]
+    torch.testing.assert_close(many.mean(0), mean, rtol=0, atol=0.006)
+    x_0, _ = mixture.sample(100_000, generator)
+    noisy = x_0 + 0.5 * torch.randn(x_0.shape, generator=generator, dtype=torch.float64)
+    again = mixture.posterior_sample(noisy, s.expand(100_000), SCHEDULES[0], generator)
+    torch.testing.assert_close(again.mean(0), x_0.mean(0), rtol=0, atol=0.006)
+    torch.testing.assert_close(again.T.cov(), x_0.T.cov(), rtol=0, atol=0.006)

@@ -14,6 +14,7 @@ import torch
 from torch import Generator, Tensor
 
 from sct.core.estimators import NoiseEstimator
+from sct.core.mixture import GaussianMixture
 from sct.core.noise import NoiseSchedule
 from sct.core.objectives import gaussian_like
 from sct.core.posterior import Reference, dequantise, posterior
@@ -78,6 +79,28 @@ class World(Protocol):
         """E[x_0 | x_t, c], exact. x_t [B, ...], t [B] → [B, ...]."""
         ...
 
+    def redraw(self, x_t: Tensor, t: Tensor, batch: Batch, generator: Generator) -> Batch:
+        """The batch with every image drawn anew from p(x_0 | x_t, c): it could as well have made x_t."""
+        ...
+
+
+class Mixture:
+    """A Gaussian mixture as the data, unconditional; no rows, so no random references."""
+
+    def __init__(self, mixture: GaussianMixture, schedule: NoiseSchedule) -> None:
+        self.mixture, self.schedule = mixture, schedule
+
+    def draw(self, n: int, generator: Generator) -> Batch:
+        return Batch(self.mixture.sample(n, generator)[0])
+
+    def mean(self, x_t: Tensor, t: Tensor, batch: Batch) -> Tensor:
+        del batch
+        return self.mixture.denoise(x_t, t, self.schedule)
+
+    def redraw(self, x_t: Tensor, t: Tensor, batch: Batch, generator: Generator) -> Batch:
+        del batch
+        return Batch(self.mixture.posterior_sample(x_t, t, self.schedule, generator))
+
 
 class Empirical:
     """The training set itself as the data: the score identity over all of a class's images is exact."""
@@ -103,6 +126,24 @@ class Empirical:
     def mean(self, x_t: Tensor, t: Tensor, batch: Batch) -> Tensor:
         found = posterior(x_t, t, self.schedule, self.reference, batch.condition, mirrored=self.mirrored)
         return found.mean
+
+    def redraw(self, x_t: Tensor, t: Tensor, batch: Batch, generator: Generator) -> Batch:
+        """Row by row, in float64; meant for few queries. Flips are drawn as well where `mirrored`."""
+        images = []
+        rows = []
+        for i in range(len(x_t)):
+            c = 0 if batch.condition is None else int(batch.condition[i])
+            start, stop = self.reference.offsets[c], self.reference.offsets[c + 1]
+            x = self.images[start:stop]
+            x = (dequantise(x) if x.dtype == torch.uint8 else x).double()
+            x = torch.cat([x, x.flip(-1)]) if self.mirrored else x
+            off = x_t[i].double() - self.schedule.alpha(t[i].double()) * x
+            squares = off.flatten(1).square().sum(1)
+            weights = torch.softmax(squares / (-2 * self.schedule.sigma(t[i].double()).square()), 0)
+            row = int(torch.multinomial(weights, 1, generator=generator))
+            images.append(x[row].to(batch.x_0))
+            rows.append(start + row % (stop - start))
+        return Batch(torch.stack(images), batch.condition, torch.tensor(rows))
 
 
 class TargetError(NamedTuple):

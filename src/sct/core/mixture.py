@@ -46,16 +46,32 @@ class GaussianMixture:
         noise = torch.randn(n, *self.means.shape[1:], generator=generator, dtype=self.means.dtype)
         return self.means[component] + self.std * noise, component
 
+    def posterior_sample(
+        self, x_t: Tensor, t: Tensor, schedule: NoiseSchedule, generator: Generator
+    ) -> Tensor:
+        """x_0 ~ p(x_0 | x_t): a component by its γ, then N(m + g·(y − m), g·s²), g = std²/v."""
+        s = schedule.noise_to_signal(t.to(self.means))
+        y = x_t.to(self.means) / expand(schedule.alpha(t.to(self.means)), x_t)
+        component = torch.multinomial(self._shares(y, s), 1, generator=generator)[:, 0]
+        gain = self.std**2 / (self.std**2 + s.square())
+        centre = self.means[component] + expand(gain, y) * (y - self.means[component])
+        noise = torch.randn(y.shape, generator=generator, dtype=y.dtype)
+        return centre + expand(gain.sqrt() * s, y) * noise
+
     def score(self, y: Tensor, s: Tensor) -> Tensor:
         """∇ log p_s(y). y [B, ...], noise-to-signal ratios s [B] → [B, ...]."""
         y = y.to(self.means)
+        centre = torch.einsum("bk,k...->b...", self._shares(y, s), self.means)
+        return (centre - y) / expand(self.std**2 + s.to(self.means).square(), y)
+
+    def _shares(self, y: Tensor, s: Tensor) -> Tensor:
+        """γ_k [B, K]: how probable each component is at y."""
         variance = self.std**2 + s.to(self.means).square()
         squares = (y[:, None] - self.means[None]).flatten(2).square().sum(2)
         logits = -squares / (2 * variance)[:, None]
         if self.weights is not None:
             logits = logits + self.weights.to(self.means).log()
-        centre = torch.einsum("bk,k...->b...", torch.softmax(logits, dim=1), self.means)
-        return (centre - y) / expand(variance, y)
+        return torch.softmax(logits, dim=1)
 
     def denoise(self, x_t: Tensor, t: Tensor, schedule: NoiseSchedule) -> Tensor:
         """E[x_0 | x_t]: what a perfect diffusion model gives. x_t [B, ...], t [B] → [B, ...]."""

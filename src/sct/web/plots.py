@@ -15,6 +15,8 @@ STYLES = (
     ("#D55E00", "--", "s"),
     ("#009E73", "-.", "^"),
     ("#CC79A7", ":", "D"),
+    ("#000000", (0, (5, 1)), "v"),
+    ("#999999", (0, (1, 1)), "x"),
 )
 """Colours of Okabe and Ito, told apart by most colour-blind readers."""
 
@@ -33,7 +35,9 @@ def lines(series: Mapping[str, tuple[Sequence[float], Sequence[float]]], x: Axis
     with plt.rc_context({"svg.fonttype": "none", "svg.hashsalt": "sct", "font.size": 11}):
         figure, axes = plt.subplots(figsize=(5.6, 3.7), layout="constrained")
         for (name, (xs, ys)), (colour, dash, marker) in zip(series.items(), STYLES, strict=False):
-            axes.plot(xs, ys, dash, color=colour, marker=marker, markersize=4, linewidth=1.6, label=name)
+            axes.plot(
+                xs, ys, linestyle=dash, color=colour, marker=marker, markersize=4, linewidth=1.6, label=name
+            )
         axes.set_xlabel(x.label)
         axes.set_ylabel(y.label)
         axes.set_title(title, fontsize=11)
