@@ -179,7 +179,9 @@ def tensor(arguments: tuple[Any, ...], where: str) -> TensorRecord:
     ):
         raise UserError("a tensor's offset, sizes or strides are malformed", where)
     numel = math.prod(shape)
-    last = offset + sum((n - 1) * step for n, step in zip(shape, stride, strict=True)) if numel else offset - 1
+    last = (
+        offset + sum((n - 1) * step for n, step in zip(shape, stride, strict=True)) if numel else offset - 1
+    )
     if numel > storage.count or last >= storage.count:
         raise UserError(f"a tensor reaches element {last} of a storage with {storage.count}", where)
     return TensorRecord(storage, offset, shape, stride)

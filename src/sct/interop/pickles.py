@@ -285,7 +285,7 @@ def _stack_global(m: Machine) -> None:
 
 def _find(m: Machine, module: str, name: str) -> None:
     if (module, name) not in m.table:
-        raise m.refuse(f"global {ascii(f'{module[:80]}.{name[:80]}')} is not allowed")
+        raise m.refuse(f"global {f'{module[:80]}.{name[:80]}'!a} is not allowed")
     m.push(Global(module, name))
 
 

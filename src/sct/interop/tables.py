@@ -145,7 +145,9 @@ def archive_storage(records: Callable[[str, str], memoryview]) -> Callable[[Any,
         dtype, itemsize = STORAGES[kind.name]
         data = records(key, where)
         if type(count) is not int or count < 0 or count * itemsize != len(data):
-            raise UserError(f"a storage's record has {len(data)} bytes, which is not what it announces", where)
+            raise UserError(
+                f"a storage's record has {len(data)} bytes, which is not what it announces", where
+            )
         return Storage(dtype, count, data)
 
     return load
