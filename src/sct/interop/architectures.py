@@ -26,6 +26,7 @@ PRECOND_OPTIONS = {
     "iddpm": {"C_1", "C_2", "M"},
     "edm2": {"sigma_data", "logvar_channels"},
 }
+SCALARS = (bool, int, float, str, type(None))
 MAX_LIST, MAX_INTEGER = 16, 100_000
 MID_T = {"ect": 0.821, "edm2": 1.526}
 """Where ECT's two-step samplers renoise to (ect-recipe §4): CIFAR-10, ImageNet-64."""

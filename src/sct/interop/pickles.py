@@ -11,6 +11,7 @@ keys (so that no key is costly to hash). Nothing recurses, so nesting costs noth
 result must bound the depth.
 """
 
+import pickletools
 import struct
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -129,10 +130,7 @@ class Machine:
 
 
 def opcode_name(code: int) -> str:
-    import pickletools  # only to say what was refused
-
-    known = pickletools.code2op.get(chr(code))
-    return known.name if known else f"0x{code:02x}"
+    return NAMES.get(code, f"0x{code:02x}")
 
 
 # --- opcodes: what each does to the machine --------------------------------------------------------------
@@ -353,6 +351,8 @@ def _build_array(m: Machine, target: NumpyArray, state: Any) -> None:
 
 
 STOP = ord(".")
+NAMES = {ord(opcode.code): opcode.name for opcode in pickletools.opcodes}
+"""Of all opcodes, to say which was refused."""
 NEW: dict[tuple[str, str], Callable[[], Any]] = {
     ("torch.nn.modules.container", "ModuleDict"): ModuleDict,
     ("dnnlib.util", "EasyDict"): dict,
