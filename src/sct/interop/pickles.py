@@ -19,8 +19,8 @@ from typing import Any
 from sct.errors import UserError
 from sct.interop.inert import Blob, Global, ModuleDict, NumpyArray, NumpyDtype
 
-MAX_OPCODES = 400_000
-"""ImageNet-64's ADM network, the longest stream known, has about 100 000."""
+MAX_OPCODES = 250_000
+"""ImageNet-64's ADM network, the longest stream known, takes about 65 000."""
 MAX_TEXT = 4096
 MAX_KEY = 1_000_000
 
