@@ -3,12 +3,16 @@
 D(x; σ) = c_skip·x + c_out·F(c_in·x; c_noise)
 """
 
-from typing import ClassVar, NamedTuple
+import math
+from typing import ClassVar, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from sct.core.types import expand
+
+Precision = Literal["fp32", "bf16", "fp16"]
+"""What the network computes in; fp32 stands for its parameters' own precision, which may be float64."""
 
 
 class Scalings(NamedTuple):
@@ -23,21 +27,29 @@ class Scalings(NamedTuple):
 class Preconditioned(nn.Module):
     """A raw network with its preconditioning: the Denoiser that is trained, stored and sampled.
 
-    The network is called as network(x, c_noise [B], one_hot [B, num_classes] or None) and has the
-    attributes `image_shape` (C, H, W), `num_classes` (0: unconditional) and `options` (its constructor's
-    arguments, from which a folder rebuilds it).
+    The network is called as network(x, c_noise [B], one_hot [B, num_classes] or None), and with
+    augment_labels [B, augment_dim] where some are given. It has the attributes `image_shape` (C, H, W),
+    `num_classes` (0: unconditional) and `options` (its constructor's arguments, from which a folder rebuilds
+    it); a network that also computes in bf16 and fp16, in its first argument's dtype, lists its `precisions`,
+    and one that knows augmentation labels has their width as `augment_dim`.
 
     Attributes:
+        precision: what the network computes in; may be set. Parameters, the noise level's embedding and the
+            scalings stay fp32.
+        sigma_min, sigma_max: the noise levels that the model knows.
         meta: what else is known of the model (class names, schedule, training); stored with it.
     """
 
     kind: ClassVar[str]
     network_name: ClassVar[str] = "model"
     """The attribute that holds the network, so the prefix of its parameters: official weights fix it."""
+    sigma_min: float = 0.0
+    sigma_max: float = math.inf
 
-    def __init__(self, network: nn.Module) -> None:
+    def __init__(self, network: nn.Module, precision: Precision = "fp32") -> None:
         super().__init__()
         setattr(self, self.network_name, network)
+        self.precision = precision
         self.meta: dict[str, object] = {}
 
     @property
@@ -47,7 +59,25 @@ class Preconditioned(nn.Module):
     @property
     def options(self) -> dict[str, object]:
         """The constructor's arguments beside the network."""
-        return {}
+        return {"precision": self.precision}
+
+    @property
+    def precision(self) -> Precision:
+        return self._precision
+
+    @precision.setter
+    def precision(self, value: Precision) -> None:
+        known = getattr(self.network, "precisions", ("fp32",))
+        if value not in known:
+            raise ValueError(
+                f"precision {value!r}: {type(self.network).__name__} computes in {', '.join(known)}"
+            )
+        self._precision = value
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the scalings and the output: fp32, or float64 for a model converted to it."""
+        return torch.promote_types(next(self.network.parameters()).dtype, torch.float32)
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
@@ -78,21 +108,52 @@ class Preconditioned(nn.Module):
                     f"condition has shape {list(condition.shape)}, expected [{batch}, {self.num_classes}]"
                 )
             return condition.to(like)
-        if condition.numel() and (int(condition.min()) < 0 or int(condition.max()) >= self.num_classes):
-            raise ValueError(f"class labels must lie in 0 … {self.num_classes - 1}")
-        return nn.functional.one_hot(condition.long(), self.num_classes).to(like)
+        # The check reads values, which a compiled graph cannot; there a wrong label is "no class".
+        if not torch.compiler.is_compiling() and condition.numel():
+            low, high = (int(value) for value in condition.aminmax())
+            if low < 0 or high >= self.num_classes:
+                raise ValueError(f"class labels must lie in 0 … {self.num_classes - 1}")
+        classes = torch.arange(self.num_classes, device=condition.device)
+        return (condition[:, None] == classes).to(like)
 
-    def forward(self, x: Tensor, sigma: Tensor, condition: Tensor | None = None) -> Tensor:
-        """x [B, C, H, W], sigma [B] or a scalar, condition as in `one_hot` → x̂_0 [B, C, H, W].
+    def augmentation(self, labels: Tensor | None, batch: int, like: Tensor) -> Tensor | None:
+        """Augmentation labels [B, augment_dim], checked. Raises ValueError where the model knows none."""
+        width = getattr(self.network, "augment_dim", 0)
+        if labels is None:
+            return None
+        if labels.shape != (batch, width):
+            raise ValueError(
+                f"augment_labels have shape {list(labels.shape)}, the model takes "
+                + (f"[{batch}, {width}]" if width else "none")
+            )
+        return labels.to(like)
 
-        Computes in the parameters' dtype; noise levels and scalings always in at least fp32.
+    def round_sigma(self, sigma: Tensor | float) -> Tensor:
+        """The nearest noise level that the model knows, in sigma's dtype and shape: here any."""
+        return torch.as_tensor(sigma)
+
+    def forward(
+        self,
+        x: Tensor,
+        sigma: Tensor | float,
+        condition: Tensor | None = None,
+        augment_labels: Tensor | None = None,
+    ) -> Tensor:
+        """x [B, C, H, W], sigma [B] or a scalar, condition as in `one_hot` → x̂_0 [B, C, H, W] in fp32.
+
+        Noise levels, scalings and the embedding are fp32 (float64 for a float64 model) whatever the
+        precision; only c_in·x is cast to it, and F cast back.
         """
-        dtype = next(self.network.parameters()).dtype
+        batch, dtype = x.shape[0], self.dtype
         x = x.to(dtype)
-        sigma = torch.as_tensor(sigma, dtype=dtype, device=x.device).expand(x.shape[0])
+        sigma = torch.as_tensor(sigma, dtype=dtype, device=x.device).reshape(-1).expand(batch)
         c_skip, c_out, c_in, c_noise = self.scalings(sigma)
-        raw = self.network(expand(c_in, x) * x, c_noise, self.one_hot(condition, x.shape[0], c_noise))
-        return expand(c_skip, x) * x + expand(c_out, x) * raw
+        one_hot = self.one_hot(condition, batch, c_noise)
+        augment_labels = self.augmentation(augment_labels, batch, c_noise)
+        extra = () if augment_labels is None else (augment_labels,)
+        compute = {"fp32": dtype, "bf16": torch.bfloat16, "fp16": torch.float16}[self.precision]
+        raw = self.network((expand(c_in, x) * x).to(compute), c_noise, one_hot, *extra).to(dtype)
+        return expand(c_skip, x) * x + expand(c_out, x) * raw[:, : x.shape[1]]
 
 
 class EDMPrecond(Preconditioned):
@@ -100,20 +161,91 @@ class EDMPrecond(Preconditioned):
 
     c_skip = σ_d²/(σ² + σ_d²), c_out = σ·σ_d/√(σ² + σ_d²), c_in = 1/√(σ² + σ_d²), c_noise = ln(σ)/4.
     At σ = 0: D(x; 0) = x, the consistency boundary; the logarithm is clamped, its factor c_out is 0.
+
+    Args:
+        noise_scale: c_noise's factor; 1000 for the networks of consistency_models (2303.01469).
     """
 
     kind = "edm"
 
-    def __init__(self, network: nn.Module, sigma_data: float = 0.5) -> None:
-        super().__init__(network)
+    def __init__(
+        self,
+        network: nn.Module,
+        sigma_data: float = 0.5,
+        noise_scale: float = 1.0,
+        precision: Precision = "fp32",
+    ) -> None:
+        super().__init__(network, precision)
         self.sigma_data = sigma_data
+        self.noise_scale = noise_scale
 
     @property
     def options(self) -> dict[str, object]:
-        return {"sigma_data": self.sigma_data}
+        own = {"sigma_data": self.sigma_data, "noise_scale": self.noise_scale}
+        return {**own, **super().options}
 
     def scalings(self, sigma: Tensor) -> Scalings:
         variance = sigma.square() + self.sigma_data**2
         c_in = variance.rsqrt()
-        c_noise = sigma.clamp(min=torch.finfo(sigma.dtype).tiny).log() / 4
+        c_noise = sigma.clamp(min=torch.finfo(sigma.dtype).tiny).log() / 4 * self.noise_scale
         return Scalings(self.sigma_data**2 / variance, sigma * self.sigma_data * c_in, c_in, c_noise)
+
+
+def shifted(edm: Scalings, sigma: Tensor, sigma_data: float, sigma_min: float) -> Scalings:
+    """EDM's scalings with the boundary D(x; σ) = x moved from σ = 0 to σ_min.
+
+    c_skip = σ_d²/((σ − σ_min)² + σ_d²), c_out = (σ − σ_min)·σ_d/√(σ² + σ_d²).
+    """
+    above = sigma - sigma_min
+    c_skip = sigma_data**2 / (above.square() + sigma_data**2)
+    return edm._replace(c_skip=c_skip, c_out=above * sigma_data * edm.c_in)
+
+
+class CMPrecond(EDMPrecond):
+    """EDM's preconditioning with its boundary at σ_min: D(x; σ_min) = x (consistency models, 2303.01469)."""
+
+    kind = "cm"
+
+    def __init__(
+        self,
+        network: nn.Module,
+        sigma_data: float = 0.5,
+        sigma_min: float = 0.002,
+        sigma_max: float = 80.0,
+        noise_scale: float = 1000.0,
+        precision: Precision = "fp32",
+    ) -> None:
+        super().__init__(network, sigma_data, noise_scale, precision)
+        self.sigma_min, self.sigma_max = sigma_min, sigma_max
+
+    @property
+    def options(self) -> dict[str, object]:
+        return {**super().options, "sigma_min": self.sigma_min, "sigma_max": self.sigma_max}
+
+    def scalings(self, sigma: Tensor) -> Scalings:
+        return shifted(super().scalings(sigma), sigma, self.sigma_data, self.sigma_min)
+
+
+class ECTPrecond(EDMPrecond):
+    """ECT's (2406.14548): EDM's scalings in training, whose boundary is σ = 0; CM's shift in evaluation."""
+
+    kind = "ect"
+
+    def __init__(
+        self,
+        network: nn.Module,
+        sigma_data: float = 0.5,
+        sigma_min: float = 0.003,
+        precision: Precision = "fp32",
+    ) -> None:
+        super().__init__(network, sigma_data, precision=precision)
+        self.sigma_min = sigma_min
+
+    @property
+    def options(self) -> dict[str, object]:
+        return {"sigma_data": self.sigma_data, "sigma_min": self.sigma_min, "precision": self.precision}
+
+    def scalings(self, sigma: Tensor) -> Scalings:
+        if self.training:
+            return super().scalings(sigma)
+        return shifted(super().scalings(sigma), sigma, self.sigma_data, self.sigma_min)

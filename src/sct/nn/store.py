@@ -16,15 +16,35 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from sct.errors import UserError
-from sct.nn.precond import EDMPrecond, Preconditioned
+from sct.nn.adm import ADMUNet
+from sct.nn.baselines import IDDPMPrecond, VEPrecond, VPPrecond
+from sct.nn.edm2 import EDM2Precond, EDM2UNet
+from sct.nn.precond import CMPrecond, ECTPrecond, EDMPrecond, Preconditioned
 from sct.nn.small import ResidualMLP
+from sct.nn.song import SongUNet
 
 FORMAT = 1
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 Network = nn.Module
 """A raw network, as `Preconditioned` describes it."""
-NETWORKS: dict[str, type[Network]] = {"mlp": ResidualMLP}
-PRECONDITIONERS: dict[str, type[Preconditioned]] = {"edm": EDMPrecond}
+NETWORKS: dict[str, type[Network]] = {
+    "mlp": ResidualMLP,
+    "song": SongUNet,
+    "adm": ADMUNet,
+    "edm2": EDM2UNet,
+}
+PRECONDITIONERS: dict[str, type[Preconditioned]] = {
+    part.kind: part
+    for part in (
+        EDMPrecond,
+        VPPrecond,
+        VEPrecond,
+        IDDPMPrecond,
+        CMPrecond,
+        ECTPrecond,
+        EDM2Precond,
+    )
+}
 
 
 def build(config: dict[str, Any], where: str = "model configuration") -> Preconditioned:

@@ -1,0 +1,206 @@
+"""The layers of EDM's U-Nets (2206.00364): linear, convolution with resampling, group norm, attention.
+
+Parameters stay in their own precision (fp32) and are cast to their input's at every call, so that the same
+network runs in fp32, bf16 and fp16.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import (
+    avg_pool2d,
+    conv2d,
+    conv_transpose2d,
+    group_norm,
+    interpolate,
+    linear,
+    scaled_dot_product_attention,
+)
+
+Resample = Literal["keep", "up", "down", "down-after"]
+"""down-after: the convolution first, at the high resolution, then the filter."""
+BOX = (1, 1)
+
+
+@dataclass(frozen=True)
+class Init:
+    """How a layer's numbers are drawn: a distribution, times a factor for the weight and one for the bias.
+
+    With fan_in = C_in·k², fan_out = C_out·k²: xavier has variance 2/(fan_in + fan_out), kaiming 1/fan_in.
+    """
+
+    distribution: Literal["xavier_uniform", "xavier_normal", "kaiming_uniform", "kaiming_normal"]
+    weight: float = 1.0
+    bias: float = 0.0
+
+    def draw(self, shape: tuple[int, ...], fan_in: int, fan_out: int, factor: float) -> nn.Parameter:
+        if factor == 0:
+            return nn.Parameter(torch.zeros(shape))
+        variance = 2 / (fan_in + fan_out) if self.distribution.startswith("xavier") else 1 / fan_in
+        if self.distribution.endswith("normal"):
+            return nn.Parameter(torch.randn(shape) * (factor * math.sqrt(variance)))
+        return nn.Parameter((torch.rand(shape) * 2 - 1) * (factor * math.sqrt(3 * variance)))
+
+
+class Linear(nn.Module):
+    """x [B, in] → x Wᵀ + b [B, out], in x's dtype."""
+
+    bias: nn.Parameter | None
+
+    def __init__(self, in_features: int, out_features: int, init: Init, bias: bool = True) -> None:
+        super().__init__()
+        fans = in_features, out_features
+        self.weight = init.draw((out_features, in_features), *fans, init.weight)
+        self.bias = init.draw((out_features,), *fans, init.bias) if bias else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        return linear(x, self.weight.to(x.dtype), None if self.bias is None else self.bias.to(x.dtype))
+
+
+class Resampler(nn.Module):
+    """Images up or down by 2: x [B, C, H, W] → [B, C, H', W'] in x's dtype.
+
+    Args:
+        taps: the filter's one-dimensional taps; outer(f, f)/(Σf)² is kept in the buffer `resample_filter`,
+            as official files have it. (1, 1) is computed as what it is, means and copies of pixels.
+    """
+
+    resample_filter: Tensor
+    """None where nothing is resampled: then it is not in the state."""
+
+    def __init__(self, resample: Resample, taps: tuple[int, ...] = BOX) -> None:
+        super().__init__()
+        self.resample = resample
+        self.box = tuple(taps) == BOX
+        self.register_buffer("resample_filter", None if resample == "keep" else filter_2d(taps))
+
+    def forward(self, x: Tensor) -> Tensor:
+        kernel = None if self.box else self.resample_filter
+        if self.resample == "up":
+            return upsample(x, kernel)
+        return downsample(x, kernel) if self.resample == "down" else x
+
+
+class Conv2d(Resampler):
+    """k × k convolution with "same" padding, after a resampling by 2 (or before it: "down-after").
+
+    x [B, C_in, H, W] → [B, C_out, H', W'] in x's dtype.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel: int,
+        init: Init,
+        resample: Resample = "keep",
+        taps: tuple[int, ...] = BOX,
+    ) -> None:
+        super().__init__(resample, taps)
+        self.padding = kernel // 2
+        fans = in_channels * kernel**2, out_channels * kernel**2
+        self.weight = init.draw((out_channels, in_channels, kernel, kernel), *fans, init.weight)
+        self.bias = init.draw((out_channels,), *fans, init.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        weight, bias = self.weight.to(x.dtype), self.bias.to(x.dtype)
+        if self.resample != "down-after":
+            return conv2d(super().forward(x), weight, bias, padding=self.padding)
+        # The border is padded once, for both, before the convolution; the bias comes last.
+        padding = self.padding + (self.resample_filter.shape[-1] - 1) // 2
+        return depthwise(conv2d(x, weight, padding=padding), self.resample_filter, 0) + bias[:, None, None]
+
+
+def filter_2d(taps: tuple[int, ...], device: torch.device | None = None) -> Tensor:
+    """outer(f, f)/(Σf)², [1, 1, L, L] in fp32. Raises ValueError unless the number of taps is even."""
+    if len(taps) == 0 or len(taps) % 2:
+        raise ValueError(f"resample_filter needs an even number of taps, not {len(taps)}")
+    f = torch.tensor(taps, dtype=torch.float32, device=device)
+    return (torch.outer(f, f) / f.sum().square())[None, None]
+
+
+def depthwise(x: Tensor, kernel: Tensor, padding: int) -> Tensor:
+    """Every channel filtered with `kernel` [1, 1, L, L] at stride 2."""
+    channels = x.shape[1]
+    return conv2d(
+        x, kernel.to(x.dtype).expand(channels, -1, -1, -1), stride=2, padding=padding, groups=channels
+    )
+
+
+def downsample(x: Tensor, kernel: Tensor | None) -> Tensor:
+    """x [B, C, H, W] → [B, C, H/2, W/2], filtered; kernel None: the 2 × 2 mean."""
+    if kernel is None:
+        return avg_pool2d(x, 2)
+    return depthwise(x, kernel, padding=(kernel.shape[-1] - 1) // 2)
+
+
+def upsample(x: Tensor, kernel: Tensor | None) -> Tensor:
+    """x [B, C, H, W] → [B, C, 2H, 2W]: zeros between, 4·kernel over them; kernel None: every pixel twice."""
+    if kernel is None:
+        return interpolate(x, scale_factor=2, mode="nearest")
+    channels, padding = x.shape[1], (kernel.shape[-1] - 1) // 2
+    weight = (4 * kernel.to(x.dtype)).expand(channels, -1, -1, -1)
+    return conv_transpose2d(x, weight, stride=2, padding=padding, groups=channels)
+
+
+class GroupNorm(nn.GroupNorm):
+    """Group norm with min(32, C // 4) groups, affine, in x's dtype (moments in at least fp32)."""
+
+    def __init__(self, channels: int, eps: float) -> None:
+        if channels < 4:
+            raise ValueError(f"group norm needs at least 4 channels, not {channels}")
+        super().__init__(min(32, channels // 4), channels, eps)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return group_norm(x, self.num_groups, self.weight.to(x.dtype), self.bias.to(x.dtype), self.eps)
+
+
+def split_heads(qkv: Tensor, heads: int) -> tuple[Tensor, Tensor, Tensor]:
+    """qkv [B, 3C, H, W] → q, k, v, each [B, heads, H·W, d].
+
+    Channel of qkv = head·3d + c·3 + j with j = 0, 1, 2 for q, k, v: interleaved innermost.
+    """
+    batch, channels, height, width = qkv.shape
+    apart = qkv.reshape(batch, heads, channels // (3 * heads), 3, height * width)
+    q, k, v = apart.transpose(2, 4).unbind(3)  # [B, heads, H·W, 3, d] → 3 × [B, heads, H·W, d]
+    return q, k, v
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, shape: torch.Size) -> Tensor:
+    """softmax(q kᵀ/√d) v for q, k, v [B, heads, H·W, d] → `shape` = [B, C, H, W], channel = head·d + c.
+
+    The kernels accumulate products and softmax in fp32 whatever the dtype, as EDM asks.
+    """
+    return scaled_dot_product_attention(q, k, v).transpose(2, 3).reshape(shape)
+
+
+class PositionalEmbedding(nn.Module):
+    """u [B] → [cos(u f) | sin(u f)] [B, features], f_i = 10000^(−i/(half − endpoint)), i < half."""
+
+    def __init__(self, features: int, endpoint: bool) -> None:
+        super().__init__()
+        self.frequencies = features // 2
+        self.endpoint = endpoint
+
+    def forward(self, u: Tensor) -> Tensor:
+        i = torch.arange(self.frequencies, dtype=torch.float32, device=u.device)
+        f = (1 / 10000) ** (i / (self.frequencies - self.endpoint))
+        angle = torch.outer(u, f.to(u.dtype))
+        return torch.cat([angle.cos(), angle.sin()], dim=1)
+
+
+class FourierEmbedding(nn.Module):
+    """u [B] → [cos(2π f u) | sin(2π f u)] [B, features], f ~ N(0, scale²) drawn once and stored."""
+
+    freqs: Tensor
+
+    def __init__(self, features: int, scale: float) -> None:
+        super().__init__()
+        self.register_buffer("freqs", torch.randn(features // 2) * scale)
+
+    def forward(self, u: Tensor) -> Tensor:
+        angle = torch.outer(u, (2 * math.pi * self.freqs).to(u.dtype))
+        return torch.cat([angle.cos(), angle.sin()], dim=1)

@@ -1,0 +1,86 @@
+"""Magnitude-preserving layers (EDM2, 2312.02696): every operation keeps its input's expected magnitude."""
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import conv2d, linear, silu
+
+EPS = 1e-4
+
+
+def normalize(x: Tensor, dims: tuple[int, ...] | None = None) -> Tensor:
+    """x / (ε + RMS over dims); default dims: all but the first. Norms in fp32."""
+    dims = tuple(range(1, x.ndim)) if dims is None else dims
+    norm = torch.linalg.vector_norm(x, dim=dims, keepdim=True, dtype=_at_least_fp32(x))
+    scale = math.sqrt(norm.numel() / x.numel())
+    return x / (EPS + norm * scale).to(x.dtype)
+
+
+def _at_least_fp32(x: Tensor) -> torch.dtype:
+    return torch.promote_types(x.dtype, torch.float32)
+
+
+def mp_silu(x: Tensor) -> Tensor:
+    """silu(x)/0.596, of unit magnitude for a standard normal x."""
+    return silu(x) / 0.596
+
+
+def mp_sum(a: Tensor, b: Tensor, t: float = 0.5) -> Tensor:
+    """((1−t) a + t b)/√((1−t)² + t²)."""
+    return a.lerp(b, t) / math.hypot(1 - t, t)
+
+
+def mp_cat(a: Tensor, b: Tensor, t: float = 0.5) -> Tensor:
+    """Channels of a and b, weighted so that they contribute in the ratio 1−t : t."""
+    n_a, n_b = a.shape[1], b.shape[1]
+    k = math.sqrt((n_a + n_b) / ((1 - t) ** 2 + t**2))
+    return torch.cat([a * (k * (1 - t) / math.sqrt(n_a)), b * (k * t / math.sqrt(n_b))], dim=1)
+
+
+class MPConv(nn.Module):
+    """Convolution (or linear layer, with no kernel) by weights of unit magnitude, without a bias.
+
+    x → gain/√fan · normalize(weight) ∗ x in x's dtype; the weight is normalised row by row in fp32, and the
+    gradient passes through it. `gain` may be a scalar parameter.
+
+    Forced weight normalisation: a training pass first overwrites the stored weight by its normalised
+    value, so that its effective learning rate stays. It does so only while gradients are enabled: a target's
+    or teacher's pass under no_grad computes the same function and never rewrites what the student's pass and
+    its backward share (ECT does the same for its teacher). Run the student's pass first, or the target's sees
+    the weights as the optimizer left them, which is the same function up to ε.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, kernel: tuple[int, ...] = ()) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(out_channels, in_channels, *kernel))
+
+    def forward(self, x: Tensor, gain: float | Tensor = 1.0) -> Tensor:
+        if self.training and torch.is_grad_enabled():
+            with torch.no_grad():
+                self.weight.copy_(normalize(self.weight.to(_at_least_fp32(self.weight))))
+        weight = normalize(self.weight.to(_at_least_fp32(self.weight)))
+        weight = (weight * (gain / math.sqrt(weight[0].numel()))).to(x.dtype)
+        if weight.ndim == 2:
+            return linear(x, weight)
+        return conv2d(x, weight, padding=weight.shape[-1] // 2)
+
+
+class MPFourier(nn.Module):
+    """u [B] → √2·cos(u ⊗ freqs + phases) [B, features] in fp32; freqs = 2π·N(0, bandwidth²), phases = 2π·U.
+
+    Both are drawn once and stored, the factor 2π within.
+    """
+
+    freqs: Tensor
+    phases: Tensor
+
+    def __init__(self, features: int, bandwidth: float = 1.0) -> None:
+        super().__init__()
+        self.register_buffer("freqs", 2 * math.pi * torch.randn(features) * bandwidth)
+        self.register_buffer("phases", 2 * math.pi * torch.rand(features))
+
+    def forward(self, u: Tensor) -> Tensor:
+        dtype = _at_least_fp32(u)
+        angle = torch.outer(u.to(dtype), self.freqs.to(dtype)) + self.phases.to(dtype)
+        return (angle.cos() * math.sqrt(2)).to(u.dtype)
