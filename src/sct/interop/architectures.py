@@ -1,5 +1,6 @@
 """Which network and preconditioning a checkpoint is: its constructor's arguments, or its weights' shapes."""
 
+import math
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -19,8 +20,8 @@ PRECONDITIONERS = {
 NETWORKS = {"SongUNet": "song", "DhariwalUNet": "adm"}
 DEFAULT_NETWORK = {"edm": "adm", "vp": "song", "ve": "song", "iddpm": "adm", "ect": "adm"}
 PRECOND_OPTIONS = {
-    "edm": {"sigma_min", "sigma_max", "sigma_data"},
-    "ect": {"sigma_min", "sigma_max", "sigma_data"},
+    "edm": {"sigma_data", "sigma_min", "sigma_max"},
+    "ect": {"sigma_data", "sigma_min", "sigma_max"},
     "vp": {"beta_d", "beta_min", "M", "epsilon_t"},
     "ve": {"sigma_min", "sigma_max"},
     "iddpm": {"C_1", "C_2", "M"},
@@ -28,6 +29,7 @@ PRECOND_OPTIONS = {
 }
 SCALARS = (bool, int, float, str, type(None))
 MAX_LIST, MAX_INTEGER = 16, 100_000
+MAX_NOISE_LEVELS = 10_000
 MID_T = {"ect": 0.821, "edm2": 1.526}
 """Where ECT's two-step samplers renoise to (ect-recipe §4): CIFAR-10, ImageNet-64."""
 
@@ -68,7 +70,13 @@ def _constructed(snapshot: Snapshot, where: str) -> dict[str, Any]:
     precond = {key: options.pop(key) for key in sorted(PRECOND_OPTIONS[kind] & set(options))}
     if kind == "edm2" and not any(name.startswith("logvar_linear") for name in snapshot.tensors):
         precond["logvar_channels"] = 0  # ECT's ImageNet branch left the uncertainty head out
+    if kind in ("edm", "ect") and precond.get("sigma_max") == math.inf:
+        del precond["sigma_max"]  # ours have no upper end either
+    if kind == "edm" and precond.get("sigma_min") == 0:
+        del precond["sigma_min"]
     shape = {"image_shape": [channels, side, side], "num_classes": options.pop("label_dim", 0)}
+    if kind == "iddpm" and type(channels) is int:
+        options["out_channels"] = 2 * channels  # the second half, a variance, is not used
     return {
         "network": {"kind": network, **shape, **options},
         "precond": {"kind": kind, **precond},
@@ -94,6 +102,8 @@ def _bound(config: dict[str, Any], tensors: int, where: str) -> None:
             sound = len(values) <= MAX_LIST and all(
                 type(v) in (bool, int, float, str, type(None)) for v in values
             )
+            if key == "M" and not (type(value) is int and 1 <= value <= MAX_NOISE_LEVELS):
+                raise UserError("M, the number of noise levels, has an impossible value", where)
             if not sound or any(type(v) is int and not 0 <= v <= MAX_INTEGER for v in values):
                 raise UserError(f"{key[:80]!a} has an impossible value", where)
     blocks, levels = network.get("num_blocks", 0), network.get("channel_mult", [])

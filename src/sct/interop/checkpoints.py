@@ -45,7 +45,8 @@ def _consistency_model(name: str) -> dict[str, Any]:
         "objective": "diffusion" if teacher else "consistency",
         "assumed": [f"from the name {name[:80]!a}"],
     }
-    return {"precond": {"kind": "cm", "boundary": not teacher}, "meta": meta}
+    precond = {"kind": "edm", "noise_scale": 1000.0} if teacher else {"kind": "cm"}
+    return {"precond": precond, "meta": meta}
 
 
 def _provenance(snapshot: Snapshot, config: dict[str, Any], foreign: bool) -> dict[str, Any]:

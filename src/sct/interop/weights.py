@@ -42,8 +42,7 @@ def build_model(
     Names and shapes are compared on a network without storage first: a file cannot make us allocate more
     than the weights it has. Raises UserError where they differ.
     """
-    with torch.device("meta"):
-        expected = store.build(config, where).state_dict()
+    expected = _shapes(config, where)
     _compare(expected, tensors, changes, where)
     model = store.build(config, where)
     own = model.state_dict()
@@ -51,6 +50,19 @@ def build_model(
         for name, record in tensors.items():
             own[name].copy_(_rearrange(to_tensor(record), changes.get(name), own[name]))
     return model.eval().requires_grad_(True)
+
+
+def _shapes(config: dict[str, Any], where: str) -> dict[str, Tensor]:
+    """The network's parameters and buffers without storage."""
+    try:
+        with torch.device("meta"):
+            return store.build(config, where).state_dict()
+    except UserError:
+        raise
+    except Exception as error:  # whatever a constructor does with arguments that nobody would give it
+        raise UserError(
+            f"no network can be built from its arguments ({type(error).__name__})", where
+        ) from error
 
 
 def _compare(
