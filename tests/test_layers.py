@@ -14,7 +14,7 @@ ORDER = (
     ("core",),
     ("nn",),
     ("data", "train", "evaluate", "interop"),
-    ("recipe",),
+    ("recipe", "models"),
     ("plan", "generate", "analyze"),
     ("demo",),
     ("cli",),
