@@ -97,6 +97,22 @@ def export(
 
 
 @app.command()
+def analyze(
+    data: Annotated[str, typer.Argument(help="digits, mixture (eight Gaussians), or a ZIP in EDM's layout.")],
+    out: Annotated[Path, typer.Option(help="The folder of tables and plots.")] = Path("runs/analysis"),
+    conditional: Annotated[bool, typer.Option(help="References share the class, or not.")] = True,
+    times: Annotated[str | None, typer.Option(help="Noise levels t: 0.1,1,10.")] = None,
+    queries: Annotated[int, typer.Option(help="Noisy images at each t.")] = 512,
+    batch: Annotated[int, typer.Option(help="Size of the batches that batch references come from.")] = 128,
+    seed: Annotated[int, typer.Option(help="Seed of images and noise.")] = 0,
+) -> None:
+    """What the score-identity target buys on a data set: variance, bias and references against t."""
+    from sct.cli.analyze import run
+
+    run(data, out, conditional, times, queries, batch, seed)
+
+
+@app.command()
 def demo(
     out: Annotated[Path, typer.Option(help="Where everything goes.")] = Path("runs/demo"),
     seed: Annotated[int, typer.Option(help="Seed of all three trainings.")] = 0,
