@@ -3,6 +3,7 @@
 from sct.analyze.measures import (
     discretisation,
     effective_sizes,
+    measurable,
     named_estimators,
     target_moments,
     target_variance,
@@ -14,6 +15,7 @@ __all__ = [
     "analyze_mixture",
     "discretisation",
     "effective_sizes",
+    "measurable",
     "named_estimators",
     "target_moments",
     "target_variance",

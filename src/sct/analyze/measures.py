@@ -101,13 +101,23 @@ def variance_in(
     return rows
 
 
+def measurable(rows: Sequence[VarianceRow]) -> list[VarianceRow]:
+    """The rows at times where the one-sample target's own error is above rounding: what a plot can show."""
+    shown = {row.t for row in rows if row.estimator == "one-sample" and row.error > ROUNDING}
+    return [row for row in rows if row.t in shown]
+
+
 @dataclass(frozen=True)
 class MomentsRow:
-    """One estimator at one t: squared bias and variance given x_t, means over queries and elements."""
+    """One estimator at one t: squared bias and variance given x_t, means over queries and elements.
+
+    `bias_spread` is the squared bias's standard error; an unbiased estimator is within a few of them of 0.
+    """
 
     t: float
     estimator: str
     squared_bias: float
+    bias_spread: float
     variance: float
 
 
@@ -146,15 +156,13 @@ def target_moments(
                     return bound.clean(torch.cat([x_t, x_rest]), u, batch)[:fixed]
 
                 sums.setdefault((ratio, name), []).append(bias_and_variance(estimate, exact, repeats))
-    return [
-        MomentsRow(
-            ratio,
-            name,
-            float(torch.cat([m.squared_bias for m in moments]).mean()),
-            float(torch.cat([m.variance for m in moments]).mean()),
-        )
-        for (ratio, name), moments in sums.items()
-    ]
+    rows = []
+    for (ratio, name), moments in sums.items():
+        bias = torch.cat([m.squared_bias for m in moments])
+        variance = torch.cat([m.variance for m in moments])
+        spread = float(bias.std() / len(bias) ** 0.5)
+        rows.append(MomentsRow(ratio, name, float(bias.mean()), spread, float(variance.mean())))
+    return rows
 
 
 def _noisy(

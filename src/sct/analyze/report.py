@@ -17,6 +17,7 @@ from sct.analyze.measures import (
     Exact,
     discretisation,
     effective_sizes,
+    measurable,
     named_estimators,
     target_moments,
     variance_in,
@@ -93,16 +94,21 @@ def _write(
     ratio = Axis("t", log=True)
     plots = {
         "variance": lines(
-            _by(variance, "estimator", "t", "relative"),
+            _by(measurable(variance), "estimator", "t", "relative"),
             ratio,
             Axis("error of the target, over one-sample's"),
             f"{name}: target variance",
         ),
         "moments": lines(
-            _by([m for m in moments if m.squared_bias > ROUNDING], "estimator", "t", "squared_bias"),
+            _by(
+                [m for m in moments if m.squared_bias > max(ROUNDING, 3 * m.bias_spread)],
+                "estimator",
+                "t",
+                "squared_bias",
+            ),
             ratio,
             Axis("squared bias", log=True),
-            f"{name}: squared bias of the target",
+            f"{name}: squared bias, where it is beyond three standard errors",
         ),
         "sizes": lines(
             {
