@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-from sct.analyze import target_variance
+from sct.analyze import measurable, target_variance
 from sct.data.images import digits
 from sct.data.sources import read_edm_zip
 from sct.web.plots import Axis, lines
@@ -38,8 +38,9 @@ def main() -> None:
         rows = target_variance(images, labels, TIMES, queries=options.queries)
         seconds = time.perf_counter() - start
         results[name] = {"images": len(images), "seconds": seconds, "rows": [asdict(row) for row in rows]}
+        shown = measurable(rows)
         series = {
-            label: (list(TIMES), [row.relative for row in rows if row.estimator == label])
+            label: tuple(zip(*((r.t, r.relative) for r in shown if r.estimator == label), strict=True))
             for label in dict.fromkeys(row.estimator for row in rows)
         }
         title = f"{name}: error of the target, over one-sample's"

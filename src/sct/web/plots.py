@@ -44,10 +44,15 @@ def lines(series: Mapping[str, tuple[Sequence[float], Sequence[float]]], x: Axis
         if x.log:
             axes.set_xscale("log")
             axes.xaxis.set_major_formatter("{x:g}")
+            axes.xaxis.set_minor_formatter("")
         if y.log:
             axes.set_yscale("log")
             axes.yaxis.set_major_formatter("{x:g}")
-            axes.yaxis.set_minor_formatter("{x:g}")
+            low, high = axes.get_ylim()
+            if high < 30 * low:  # with more decades the labels between them would overlap
+                axes.yaxis.set_minor_formatter("{x:g}")
+            else:
+                axes.yaxis.set_minor_formatter("")
         axes.grid(True, which="both", alpha=0.25, linewidth=0.6)
         axes.legend(frameon=False)
         buffer = io.StringIO()

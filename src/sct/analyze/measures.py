@@ -1,24 +1,18 @@
-"""What the score-identity target buys on a data set: variance, bias, reference size, discretisation."""
+"""The measures of an estimator: variance, bias, references that count; and what a solver step costs."""
 
-import csv
-import math
 from collections.abc import Sequence
-from dataclasses import asdict, astuple, dataclass
-from pathlib import Path
-from typing import Any
+from dataclasses import dataclass
 
 import torch
 from torch import Generator, Tensor
 
 from sct.core.estimators import NoiseEstimator, OneSample, ScoreIdentity, Teacher
-from sct.core.mdp import Empirical, Mixture, Moments, World, bias_and_variance, target_errors
-from sct.core.mixture import GaussianMixture
+from sct.core.mdp import Empirical, Moments, World, bias_and_variance, target_errors
 from sct.core.noise import EDM, NoiseSchedule
 from sct.core.objectives import gaussian_like
 from sct.core.posterior import Reference, posterior
 from sct.core.solve import Method, solve
 from sct.core.types import Batch, Times
-from sct.web.plots import Axis, lines
 
 TIMES = (0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 0.8, 1.2, 2.0, 3.0, 5.0, 10.0, 20.0, 80.0)
 METHODS: tuple[Method, ...] = ("euler", "heun")
@@ -81,10 +75,10 @@ def target_variance(
     if estimators is None:
         estimators = named_estimators(images, labels, schedule, mirrored)
     world = Empirical(images, labels, schedule, mirrored)
-    return _variance(world, estimators, times, schedule, batch_size, queries, seed)
+    return variance_in(world, estimators, times, schedule, batch_size, queries, seed)
 
 
-def _variance(
+def variance_in(
     world: World,
     estimators: dict[str, NoiseEstimator],
     times: Sequence[float],
@@ -107,13 +101,23 @@ def _variance(
     return rows
 
 
+def measurable(rows: Sequence[VarianceRow]) -> list[VarianceRow]:
+    """The rows at times where the one-sample target's own error is above rounding: what a plot can show."""
+    shown = {row.t for row in rows if row.estimator == "one-sample" and row.error > ROUNDING}
+    return [row for row in rows if row.t in shown]
+
+
 @dataclass(frozen=True)
 class MomentsRow:
-    """One estimator at one t: squared bias and variance given x_t, means over queries and elements."""
+    """One estimator at one t: squared bias and variance given x_t, means over queries and elements.
+
+    `bias_spread` is the squared bias's standard error; an unbiased estimator is within a few of them of 0.
+    """
 
     t: float
     estimator: str
     squared_bias: float
+    bias_spread: float
     variance: float
 
 
@@ -152,15 +156,13 @@ def target_moments(
                     return bound.clean(torch.cat([x_t, x_rest]), u, batch)[:fixed]
 
                 sums.setdefault((ratio, name), []).append(bias_and_variance(estimate, exact, repeats))
-    return [
-        MomentsRow(
-            ratio,
-            name,
-            float(torch.cat([m.squared_bias for m in moments]).mean()),
-            float(torch.cat([m.variance for m in moments]).mean()),
-        )
-        for (ratio, name), moments in sums.items()
-    ]
+    rows = []
+    for (ratio, name), moments in sums.items():
+        bias = torch.cat([m.squared_bias for m in moments])
+        variance = torch.cat([m.variance for m in moments])
+        spread = float(bias.std() / len(bias) ** 0.5)
+        rows.append(MomentsRow(ratio, name, float(bias.mean()), spread, float(variance.mean())))
+    return rows
 
 
 def _noisy(
@@ -220,7 +222,7 @@ class StepRow:
     heun: float
 
 
-class _Exact:
+class Exact:
     """A world's exact posterior mean, asked as a teacher is."""
 
     def __init__(self, world: World, batch: Batch) -> None:
@@ -249,7 +251,7 @@ def discretisation(
     for ratio in times:
         t = float(schedule.time_at(torch.tensor(ratio, dtype=torch.float64)))
         x_t, times_t, batch = _noisy(world, queries, t, schedule, generator)
-        x_t, times_t, exact = x_t.double(), times_t.double(), Teacher(_Exact(world, batch))
+        x_t, times_t, exact = x_t.double(), times_t.double(), Teacher(Exact(world, batch))
         for gap in gaps:
             r = schedule.time_at(torch.full_like(times_t, ratio * (1 - gap)))
             truth = solve(schedule, exact, x_t, times_t, r, batch, fine_steps, "heun")
@@ -260,124 +262,3 @@ def discretisation(
                 off[method] = float((x_r - truth).square().mean().sqrt()) / alpha
             rows.append(StepRow(ratio, gap, off["euler"], off["heun"]))
     return rows
-
-
-def analyze(
-    images: Tensor,
-    labels: Tensor | None,
-    out: Path,
-    *,
-    name: str = "data",
-    estimators: dict[str, NoiseEstimator] | None = None,
-    times: Sequence[float] = TIMES,
-    batch_size: int = 128,
-    queries: int = 512,
-    mirrored: bool = False,
-    seed: int = 0,
-) -> list[Path]:
-    """Measure estimators on an image set and write tables and plots into the folder `out`.
-
-    The training set is the data, so the score identity over a class (over all, without labels) is exact.
-    Writes variance.csv, moments.csv, sizes.csv, steps.csv and an SVG of each; returns their paths.
-    """
-    schedule = EDM()
-    world = Empirical(images, labels, schedule, mirrored)
-    chosen = named_estimators(images, labels, schedule, mirrored) if estimators is None else estimators
-    return _write(world, world.reference, chosen, schedule, times, batch_size, queries, seed, name, out)
-
-
-def analyze_mixture(
-    out: Path, *, bank: int = 2048, times: Sequence[float] = TIMES, queries: int = 512, seed: int = 0
-) -> list[Path]:
-    """The same on eight Gaussians in the plane, whose score is known: "all" is a bank of fresh samples."""
-    schedule = EDM()
-    angles = torch.arange(8, dtype=torch.float64) * math.pi / 4
-    means = 0.7 * torch.stack([angles.cos(), angles.sin()], 1).view(8, 1, 1, 2)
-    mixture = GaussianMixture(means, 0.06)
-    world = Mixture(mixture, schedule)
-    reference = Reference.whole(mixture.sample(bank, torch.Generator().manual_seed(seed + 1))[0])
-    estimators: dict[str, NoiseEstimator] = {
-        "one-sample": OneSample(),
-        "batch": ScoreIdentity(schedule),
-        f"{bank} others": ScoreIdentity(schedule, reference),
-        "exact": Teacher(_Exact(world, Batch(means))),
-    }
-    return _write(world, reference, estimators, schedule, times, 128, queries, seed, "8 Gaussians", out)
-
-
-def _write(
-    world: World,
-    reference: Reference,
-    estimators: dict[str, NoiseEstimator],
-    schedule: NoiseSchedule,
-    times: Sequence[float],
-    batch_size: int,
-    queries: int,
-    seed: int,
-    name: str,
-    out: Path,
-) -> list[Path]:
-    out.mkdir(parents=True, exist_ok=True)
-    variance = _variance(world, estimators, times, schedule, batch_size, queries, seed)
-    moments = target_moments(world, estimators, times, schedule, batch_size=batch_size, seed=seed)
-    sizes = effective_sizes(world, reference, times, schedule, seed=seed)
-    steps = discretisation(world, schedule, seed=seed)
-    ratio = Axis("t", log=True)
-    plots = {
-        "variance": lines(
-            _by(variance, "estimator", "t", "relative"),
-            ratio,
-            Axis("error of the target, over one-sample's"),
-            f"{name}: target variance",
-        ),
-        "moments": lines(
-            _by([m for m in moments if m.squared_bias > ROUNDING], "estimator", "t", "squared_bias"),
-            ratio,
-            Axis("squared bias", log=True),
-            f"{name}: squared bias of the target",
-        ),
-        "sizes": lines(
-            {
-                key: ([r.t for r in sizes], [getattr(r, key) for r in sizes])
-                for key in ("low", "median", "high")
-            },
-            ratio,
-            Axis("references that count", log=True),
-            f"{name}: 1/Σw², quartiles",
-        ),
-        "steps": lines(
-            {
-                f"{method}, t = {t:g}": (
-                    [r.gap for r in steps if r.t == t],
-                    [getattr(r, method) for r in steps if r.t == t],
-                )
-                for method in METHODS
-                for t in dict.fromkeys(r.t for r in steps)
-            },
-            Axis("(t − r)/t", log=True),
-            Axis("error of one step", log=True),
-            f"{name}: discretisation",
-        ),
-    }
-    written = []
-    tables: dict[str, Sequence[Any]] = {
-        "variance": variance, "moments": moments, "sizes": sizes, "steps": steps,
-    }  # fmt: skip
-    for key, rows in tables.items():
-        written += [out / f"{key}.csv", out / f"{key}.svg"]
-        with written[-2].open("w", newline="", encoding="utf-8") as file:
-            table = csv.writer(file)
-            table.writerow(asdict(rows[0]))
-            table.writerows(astuple(row) for row in rows)
-        written[-1].write_text(plots[key], encoding="utf-8")
-    return written
-
-
-def _by(rows: Sequence[Any], name: str, x: str, y: str) -> dict[str, tuple[list[float], list[float]]]:
-    """Lines for a plot: rows grouped by a field."""
-    series: dict[str, tuple[list[float], list[float]]] = {}
-    for row in rows:
-        xs, ys = series.setdefault(getattr(row, name), ([], []))
-        xs.append(getattr(row, x))
-        ys.append(getattr(row, y))
-    return series
