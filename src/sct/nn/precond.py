@@ -163,6 +163,7 @@ class EDMPrecond(Preconditioned):
     At σ = 0: D(x; 0) = x, the consistency boundary; the logarithm is clamped, its factor c_out is 0.
 
     Args:
+        sigma_min, sigma_max: the noise levels that the model knows; None: unbounded.
         noise_scale: c_noise's factor; 1000 for the networks of consistency_models (2303.01469).
     """
 
@@ -172,17 +173,26 @@ class EDMPrecond(Preconditioned):
         self,
         network: nn.Module,
         sigma_data: float = 0.5,
+        sigma_min: float = 0.0,
+        sigma_max: float | None = None,
         noise_scale: float = 1.0,
         precision: Precision = "fp32",
     ) -> None:
         super().__init__(network, precision)
         self.sigma_data = sigma_data
+        self.sigma_min = sigma_min
+        self.sigma_max = math.inf if sigma_max is None else sigma_max
         self.noise_scale = noise_scale
 
     @property
     def options(self) -> dict[str, object]:
-        own = {"sigma_data": self.sigma_data, "noise_scale": self.noise_scale}
-        return {**own, **super().options}
+        return {
+            "sigma_data": self.sigma_data,
+            "sigma_min": self.sigma_min,
+            "sigma_max": self.sigma_max if math.isfinite(self.sigma_max) else None,
+            "noise_scale": self.noise_scale,
+            **super().options,
+        }
 
     def scalings(self, sigma: Tensor) -> Scalings:
         variance = sigma.square() + self.sigma_data**2
@@ -190,15 +200,14 @@ class EDMPrecond(Preconditioned):
         c_noise = sigma.clamp(min=torch.finfo(sigma.dtype).tiny).log() / 4 * self.noise_scale
         return Scalings(self.sigma_data**2 / variance, sigma * self.sigma_data * c_in, c_in, c_noise)
 
+    def from_sigma_min(self, sigma: Tensor) -> Scalings:
+        """The scalings with their boundary D(x; σ) = x moved from σ = 0 to σ_min.
 
-def shifted(edm: Scalings, sigma: Tensor, sigma_data: float, sigma_min: float) -> Scalings:
-    """EDM's scalings with the boundary D(x; σ) = x moved from σ = 0 to σ_min.
-
-    c_skip = σ_d²/((σ − σ_min)² + σ_d²), c_out = (σ − σ_min)·σ_d/√(σ² + σ_d²).
-    """
-    above = sigma - sigma_min
-    c_skip = sigma_data**2 / (above.square() + sigma_data**2)
-    return edm._replace(c_skip=c_skip, c_out=above * sigma_data * edm.c_in)
+        c_skip = σ_d²/((σ − σ_min)² + σ_d²), c_out = (σ − σ_min)·σ_d/√(σ² + σ_d²).
+        """
+        c_in, c_noise = EDMPrecond.scalings(self, sigma)[2:]
+        above, variance = sigma - self.sigma_min, self.sigma_data**2
+        return Scalings(variance / (above.square() + variance), above * self.sigma_data * c_in, c_in, c_noise)
 
 
 class CMPrecond(EDMPrecond):
@@ -211,19 +220,14 @@ class CMPrecond(EDMPrecond):
         network: nn.Module,
         sigma_data: float = 0.5,
         sigma_min: float = 0.002,
-        sigma_max: float = 80.0,
+        sigma_max: float | None = 80.0,
         noise_scale: float = 1000.0,
         precision: Precision = "fp32",
     ) -> None:
-        super().__init__(network, sigma_data, noise_scale, precision)
-        self.sigma_min, self.sigma_max = sigma_min, sigma_max
-
-    @property
-    def options(self) -> dict[str, object]:
-        return {**super().options, "sigma_min": self.sigma_min, "sigma_max": self.sigma_max}
+        super().__init__(network, sigma_data, sigma_min, sigma_max, noise_scale, precision)
 
     def scalings(self, sigma: Tensor) -> Scalings:
-        return shifted(super().scalings(sigma), sigma, self.sigma_data, self.sigma_min)
+        return self.from_sigma_min(sigma)
 
 
 class ECTPrecond(EDMPrecond):
@@ -236,16 +240,11 @@ class ECTPrecond(EDMPrecond):
         network: nn.Module,
         sigma_data: float = 0.5,
         sigma_min: float = 0.003,
+        sigma_max: float | None = None,
+        noise_scale: float = 1.0,
         precision: Precision = "fp32",
     ) -> None:
-        super().__init__(network, sigma_data, precision=precision)
-        self.sigma_min = sigma_min
-
-    @property
-    def options(self) -> dict[str, object]:
-        return {"sigma_data": self.sigma_data, "sigma_min": self.sigma_min, "precision": self.precision}
+        super().__init__(network, sigma_data, sigma_min, sigma_max, noise_scale, precision)
 
     def scalings(self, sigma: Tensor) -> Scalings:
-        if self.training:
-            return super().scalings(sigma)
-        return shifted(super().scalings(sigma), sigma, self.sigma_data, self.sigma_min)
+        return super().scalings(sigma) if self.training else self.from_sigma_min(sigma)
