@@ -13,7 +13,7 @@ ORDER = (
     ("core",),
     ("nn",),
     ("data", "train", "evaluate", "interop"),
-    ("recipe",),
+    ("recipe", "models"),
     ("plan", "generate", "analyze"),
     ("web",),
     ("demo",),

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from sct.generate import sample
-    from sct.nn.store import load
+    from sct.models import load
 
 __all__ = ["__version__", "load", "sample"]
 __version__ = "0.1.0"
@@ -19,7 +19,7 @@ __version__ = "0.1.0"
 
 def __getattr__(name: str) -> Any:
     if name == "load":
-        from sct.nn.store import load
+        from sct.models import load
 
         return load
     if name == "sample":

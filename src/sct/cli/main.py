@@ -71,6 +71,31 @@ def sample(
     run(model, seeds, steps, classes, out, mid_t, eta, guidance, worse, batch, device)
 
 
+@app.command("import")
+def import_(
+    checkpoint: Annotated[
+        Path, typer.Argument(help="EDM, EDM2 or ECT snapshot (.pkl), consistency model (.pt), .safetensors.")
+    ],
+    dest: Annotated[Path, typer.Argument(help="The model folder to write.")],
+) -> None:
+    """Bring an official checkpoint in, executing nothing of what is in it."""
+    from sct.cli.interop import import_ as run
+
+    run(checkpoint, dest)
+
+
+@app.command()
+def export(
+    model: Annotated[Path, typer.Argument(help="A model's or a run's folder.")],
+    dest: Annotated[Path, typer.Argument(help="The file to write.")],
+    format: Annotated[str, typer.Option(help="safetensors.")] = "safetensors",
+) -> None:
+    """Write a model's weights under the official parameter names."""
+    from sct.cli.interop import export as run
+
+    run(model, dest, format)
+
+
 @app.command()
 def demo(
     out: Annotated[Path, typer.Option(help="Where everything goes.")] = Path("runs/demo"),

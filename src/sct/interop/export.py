@@ -1,0 +1,34 @@
+"""Models out, for others to load."""
+
+from pathlib import Path
+
+from sct.errors import UserError
+from sct.files import atomic_file
+
+FORMATS = ("safetensors",)
+
+
+def export_model(folder: str | Path, dest: str | Path, format: str = "safetensors") -> Path:
+    """Write a model folder's weights in one file, under the official parameter names.
+
+    The file's metadata hold the model's configuration, so that it can also come back (`sct import`).
+    Raises UserError for an unknown format, a destination that exists, and what `nn.store.load` refuses.
+    """
+    if format not in FORMATS:
+        raise UserError(f"unknown format {format!r}", "--format", f"known are: {', '.join(FORMATS)}")
+    dest = Path(dest)
+    if dest.exists():
+        raise UserError("there is something there already", str(dest), "choose another name, or remove it")
+    import json
+
+    from safetensors.torch import save
+
+    from sct.interop.plain import CONFIG_KEY
+    from sct.nn import store
+
+    model = store.load(folder)
+    weights = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+    data = save(weights, {"format": "pt", CONFIG_KEY: json.dumps(store.describe(model))})
+    with atomic_file(dest) as file:
+        file.write(data)
+    return dest

@@ -1,0 +1,97 @@
+"""From records to tensors, and into a network that is first checked to have exactly these weights."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sct.errors import UserError
+from sct.interop.inert import TensorRecord
+from sct.nn import store
+from sct.nn.precond import Preconditioned
+
+CONSTANT = "resample_filter"
+"""Buffers that the constructor fills and no training changes: a foreign state dict may lack them."""
+NUMPY = {
+    "float16": "<f2",
+    "float32": "<f4",
+    "float64": "<f8",
+    "bfloat16": "<u2",
+    "int32": "<i4",
+    "int64": "<i8",
+}
+
+
+def to_tensor(record: TensorRecord) -> Tensor:
+    """A copy of the record's elements; numpy reads them wherever in the file they stand."""
+    storage = record.storage
+    flat = np.frombuffer(storage.data, NUMPY[storage.dtype], storage.count).copy()
+    whole = torch.from_numpy(flat)
+    if storage.dtype == "bfloat16":
+        whole = whole.view(torch.bfloat16)
+    return whole.as_strided(record.shape, record.stride, record.offset)
+
+
+def build_model(
+    config: dict[str, Any], tensors: Mapping[str, TensorRecord], changes: Mapping[str, str], where: str
+) -> Preconditioned:
+    """The model of that configuration with those weights, in fp32 and evaluation mode.
+
+    Names and shapes are compared on a network without storage first: a file cannot make us allocate more
+    than the weights it has. Raises UserError where they differ.
+    """
+    expected = _shapes(config, where)
+    _compare(expected, tensors, changes, where)
+    model = store.build(config, where)
+    own = model.state_dict()
+    with torch.no_grad():
+        for name, record in tensors.items():
+            own[name].copy_(_rearrange(to_tensor(record), changes.get(name), own[name]))
+    return model.eval().requires_grad_(True)
+
+
+def _shapes(config: dict[str, Any], where: str) -> dict[str, Tensor]:
+    """The network's parameters and buffers without storage."""
+    try:
+        with torch.device("meta"):
+            return store.build(config, where).state_dict()
+    except UserError:
+        raise
+    except Exception as error:  # whatever a constructor does with arguments that nobody would give it
+        raise UserError(
+            f"no network can be built from its arguments ({type(error).__name__})", where
+        ) from error
+
+
+def _compare(
+    expected: Mapping[str, Tensor],
+    tensors: Mapping[str, TensorRecord],
+    changes: Mapping[str, str],
+    where: str,
+) -> None:
+    missing = [name for name in expected if name not in tensors and not (changes and name.endswith(CONSTANT))]
+    surplus = [name for name in tensors if name not in expected]
+    for names, what in ((missing, "lacks"), (surplus, "has unknown")):
+        if names:
+            more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+            raise UserError(f"the checkpoint {what} {names[0][:80]!a}{more}", where)
+    for name, record in tensors.items():
+        wanted = expected[name].numel() if changes.get(name) else tuple(expected[name].shape)
+        if wanted != (record.numel if changes.get(name) else record.shape):
+            raise UserError(
+                f"{name!a} has shape {list(record.shape)}, the network's is {list(expected[name].shape)}",
+                where,
+            )
+
+
+def _rearrange(value: Tensor, change: str | None, like: Tensor) -> Tensor:
+    """openai's class table is our matrix transposed; its qkv rows go (j, head, c) → (head, c, j)."""
+    if change == "transpose":
+        return value.T
+    if change == "heads":
+        heads = max(1, like.shape[0] // 3 // 64)
+        rows = value.reshape(3, heads, like.shape[0] // 3 // heads, -1)
+        return rows.permute(1, 2, 0, 3).reshape(like.shape)
+    return value
