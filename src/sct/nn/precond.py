@@ -10,9 +10,15 @@ import torch
 from torch import Tensor, nn
 
 from sct.core.types import expand
+from sct.nn.layers import Product
 
 Precision = Literal["fp32", "bf16", "fp16"]
-"""What the network computes in; fp32 stands for its parameters' own precision, which may be float64."""
+"""What the network computes in, parameters, embedding and scalings staying fp32.
+
+fp32 stands for the parameters' own precision, which may be float64. fp16: everything that is an image's, as
+official models. bf16: convolutions and attention; sums and norms stay fp32, or its 8 bits would cost 1.3 % of
+the output where this costs 0.8 % at most.
+"""
 
 
 class Scalings(NamedTuple):
@@ -34,8 +40,7 @@ class Preconditioned(nn.Module):
     and one that knows augmentation labels has their width as `augment_dim`.
 
     Attributes:
-        precision: what the network computes in; may be set. Parameters, the noise level's embedding and the
-            scalings stay fp32.
+        precision: what the network computes in; may be set.
         sigma_min, sigma_max: the noise levels that the model knows.
         meta: what else is known of the model (class names, schedule, training); stored with it.
     """
@@ -73,6 +78,9 @@ class Preconditioned(nn.Module):
                 f"precision {value!r}: {type(self.network).__name__} computes in {', '.join(known)}"
             )
         self._precision = value
+        for module in self.network.modules():
+            if isinstance(module, Product):
+                module.product_dtype = torch.bfloat16 if value == "bf16" else None
 
     @property
     def dtype(self) -> torch.dtype:
@@ -142,7 +150,7 @@ class Preconditioned(nn.Module):
         """x [B, C, H, W], sigma [B] or a scalar, condition as in `one_hot` → x̂_0 [B, C, H, W] in fp32.
 
         Noise levels, scalings and the embedding are fp32 (float64 for a float64 model) whatever the
-        precision; only c_in·x is cast to it, and F cast back.
+        precision; only the network's inside, from c_in·x to F, is not.
         """
         batch, dtype = x.shape[0], self.dtype
         x = x.to(dtype)
@@ -151,8 +159,8 @@ class Preconditioned(nn.Module):
         one_hot = self.one_hot(condition, batch, c_noise)
         augment_labels = self.augmentation(augment_labels, batch, c_noise)
         extra = () if augment_labels is None else (augment_labels,)
-        compute = {"fp32": dtype, "bf16": torch.bfloat16, "fp16": torch.float16}[self.precision]
-        raw = self.network((expand(c_in, x) * x).to(compute), c_noise, one_hot, *extra).to(dtype)
+        trunk = torch.float16 if self.precision == "fp16" else dtype
+        raw = self.network((expand(c_in, x) * x).to(trunk), c_noise, one_hot, *extra).to(dtype)
         return expand(c_skip, x) * x + expand(c_out, x) * raw[:, : x.shape[1]]
 
 
