@@ -162,8 +162,15 @@ def _reference(word: str, *, recipe: Any, data: DataSplit, device: torch.device 
 
 
 def _teacher(path: str, *, recipe: Any, data: DataSplit, device: torch.device | str) -> Any:
-    del recipe, data
-    return load(path, device).requires_grad_(False)
+    teacher = load(path, device).requires_grad_(False)
+    classes = len(data.train.class_names) if recipe.conditional else 0
+    if (teacher.image_shape, teacher.num_classes) != (data.train.image_shape, classes):
+        raise UserError(
+            f"the teacher knows images {list(teacher.image_shape)} and {teacher.num_classes} classes, "
+            f"the run has {list(data.train.image_shape)} and {classes}",
+            "estimator.model",
+        )
+    return teacher
 
 
 def _check_solver(recipe: Any) -> None:
