@@ -36,8 +36,8 @@ def is_consistency_model(names: list[str]) -> bool:
     return "time_embed.0.weight" in names and "input_blocks.0.0.weight" in names
 
 
-def to_adm(snapshot: Snapshot) -> tuple[Snapshot, dict[str, str]]:
-    """The same weights under ADM's names, and what to do with some: "transpose" or "heads" (of qkv's rows).
+def to_adm(snapshot: Snapshot) -> Snapshot:
+    """The same weights under ADM's names; the rows of qkv stay in their order (`weights.build_model` asks).
 
     Raises UserError for a network that ADM is not: LSUN's has no scale-shift norm.
     """
@@ -45,21 +45,18 @@ def to_adm(snapshot: Snapshot) -> tuple[Snapshot, dict[str, str]]:
     names = list(snapshot.tensors)
     places = _places(names, where)
     renamed: dict[str, TensorRecord] = {}
-    changes: dict[str, str] = {}
     for name, record in snapshot.tensors.items():
         new = f"model.{_translate(name, places, where)}"
         if new in renamed:
             raise UserError(f"two tensors would be {new!a}", where)
         if new == "model.map_label.weight":
-            changes[new] = "transpose"
-        if ".qkv." in new:
-            changes[new] = "heads"
+            record = replace(record, shape=record.shape[::-1], stride=record.stride[::-1])
         renamed[new] = record
     for name, record in renamed.items():
         out = renamed.get(name.replace("affine", "norm1"))
         if name.endswith("affine.bias") and out is not None and record.shape[0] != 2 * out.shape[0]:
             raise UserError("a network without scale-shift norm (LSUN's) is not one that sct has", where)
-    return replace(snapshot, tensors=renamed, kind="consistency-model state dict (.pt)"), changes
+    return replace(snapshot, tensors=renamed, kind="consistency-model state dict (.pt)")
 
 
 def _places(names: list[str], where: str) -> dict[str, str]:
