@@ -13,6 +13,8 @@ from sct.interop.snapshot import Snapshot
 
 SMALLEST_SIDE = 8
 """Resolution of the lowest level: 64 with the four levels for ImageNet, 256 with the six for LSUN."""
+HEAD = 64
+"""Channels of an attention head."""
 RES_BLOCK = {
     "in_layers.0": "norm0",
     "in_layers.2": "conv0",
@@ -49,6 +51,8 @@ def to_adm(snapshot: Snapshot) -> Snapshot:
         new = f"model.{_translate(name, places, where)}"
         if new in renamed:
             raise UserError(f"two tensors would be {new!a}", where)
+        if ".qkv." in new and (not record.shape or record.shape[0] % (3 * HEAD)):
+            raise UserError(f"{name[:80]!a} has no heads of {HEAD} channels", where)
         if new == "model.map_label.weight":
             record = replace(record, shape=record.shape[::-1], stride=record.stride[::-1])
         renamed[new] = record

@@ -8,12 +8,11 @@ import torch
 from torch import Tensor
 
 from sct.errors import UserError
+from sct.interop.consistency import HEAD
 from sct.interop.inert import TensorRecord
 from sct.nn import store
 from sct.nn.precond import Preconditioned
 
-HEAD = 64
-"""Channels of a head in consistency_models' networks."""
 CONSTANT = ("resample_filter",)
 """Buffers that the constructor fills and no training changes: a foreign state dict may lack them."""
 NUMPY = {
