@@ -2,7 +2,8 @@
 
 from pathlib import Path
 
-from sct.analyze import TIMES, analyze, analyze_mixture
+from sct.analyze import analyze, analyze_mixture
+from sct.analyze.measures import TIMES
 from sct.cli.common import console, parse_times
 from sct.data.images import load_data
 from sct.data.sources import read_edm_zip

@@ -154,6 +154,7 @@ def inferred(snapshot: Snapshot) -> dict[str, Any]:
         logvar = tensors.get("logvar_fourier.freqs")
         precond: dict[str, Any] = {"kind": "edm2", "logvar_channels": logvar.shape[0] if logvar else 0}
         network["kind"] = "edm2"
+        assumed.append("heads of 64 channels")
     else:
         precond = {"kind": "edm"}
         assumed.append("EDM's preconditioning")
