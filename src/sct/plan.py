@@ -12,13 +12,9 @@ from sct.data.images import DataSplit, load_data
 from sct.errors import UserError
 from sct.models import load
 from sct.nn.precond import Preconditioned
-<<<<<<< HEAD
+from sct.nn.transfer import transfer
 from sct.recipe import ConsistencyRecipe, DiffusionRecipe, Recipe, Section
 from sct.train.ema import Online, Target
-=======
-from sct.nn.transfer import transfer
-from sct.recipe import DiffusionRecipe, Recipe, Section
->>>>>>> pickles
 from sct.train.loop import Trainer, TrainOptions
 from sct.train.optim import Optimizer
 
