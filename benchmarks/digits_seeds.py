@@ -49,8 +49,8 @@ def jobs(seeds: int) -> Iterator[tuple[str, str, int, list[str]]]:
         for seed in range(seeds):
             for estimator in ("one-sample", "class"):
                 yield "end", estimator, seed, [*long, f"pairs.gap.max_ratio={cap}"]
-    for rate in ("2e-4", "1e-3"):
-        for seed in range(seeds):
+    for seed in range(seeds):
+        for rate in ("2e-4", "1e-3"):
             for estimator in ("one-sample", "class"):
                 yield "search", estimator, seed, [f"optimizer.lr={rate}"]
 

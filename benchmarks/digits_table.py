@@ -2,8 +2,7 @@
 
     python benchmarks/digits_table.py
 
-Writes docs/digits-tables.md (included by hand where the text wants it: see docs/digits.md) and the curves
-docs/digits-search.svg and docs/digits-end.svg.
+Fills the tables of docs/digits.md and draws docs/digits-search.svg and docs/digits-end.svg.
 """
 
 import json
@@ -12,10 +11,10 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
+from pages import DOCS, fill
 from sct.files import write_atomically
 from sct.web.plots import Axis, lines
 
-ROOT = Path(__file__).resolve().parents[1]
 RESULTS = Path(__file__).parent / "results" / "digits_seeds.json"
 Group = dict[tuple[str, str], list[dict[str, Any]]]
 
@@ -55,19 +54,23 @@ def curves(groups: Group, steps: int, title: str) -> str:
     return lines(series, Axis("thousand images seen"), Axis("Fréchet distance, %", log=True), title)
 
 
+def _rate(item: tuple[tuple[str, str], Any]) -> tuple[float, int]:
+    (rate, estimator), _ = item
+    return float(rate), ("one-sample", "batch", "class").index(estimator)
+
+
 def main() -> None:
     search: Group = defaultdict(list)
     end: Group = defaultdict(list)
     for run in json.loads(RESULTS.read_text())["runs"]:
         setting = run["keys"][-1].partition("=")[2]
         (search if run["set"] == "search" else end)[setting, run["estimator"]].append(run)
-    text = ["Learning rate, 192,000 images:", "", *table(dict(sorted(search.items())), "rate"), ""]
-    text += ["Cap on r/t, 384,000 images, rate 5e-4:", "", *table(end, "max_ratio"), ""]
-    write_atomically(ROOT / "docs" / "digits-tables.md", "\n".join(text))
+    fill("digits.md", "search", "\n".join(table(dict(sorted(search.items(), key=_rate)), "rate")))
+    fill("digits.md", "end", "\n".join(table(end, "cap on r/t")))
     middle = {("", name): runs for (rate, name), runs in search.items() if rate == "5e-4"}
-    write_atomically(ROOT / "docs" / "digits-search.svg", curves(middle, 1, "1 step, mean of three seeds"))
+    write_atomically(DOCS / "digits-search.svg", curves(middle, 1, "1 step, mean of three seeds"))
     ends = {(f", cap {cap}", name): runs for (cap, name), runs in end.items() if cap in ("1.0", "0.9375")}
-    write_atomically(ROOT / "docs" / "digits-end.svg", curves(ends, 1, "1 step, twice the budget"))
+    write_atomically(DOCS / "digits-end.svg", curves(ends, 1, "1 step, twice the budget"))
 
 
 if __name__ == "__main__":

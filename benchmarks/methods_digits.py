@@ -6,7 +6,7 @@
 what the recipes do as they stand, not which method is best (for ECT against SCT with the same search see
 digits_seeds.py, whose runs at this rate are this table's first rows). The cost of an iteration is measured
 apart: the recipes in turn, 50 steps at a time, ten rounds, as a ratio to ECT's in the same round.
-Writes benchmarks/results/methods_digits.json after every run, and docs/methods-table.md.
+Writes benchmarks/results/methods_digits.json after every run, and fills the table of docs/methods.md.
 """
 
 import argparse
@@ -20,12 +20,12 @@ import torch
 
 import digits_seeds
 from digits_seeds import SAMPLES, digit_measure, machine, run, teacher
+from pages import fill
 from sct.files import write_atomically
 from sct.plan import make_plan
 from sct.recipe import read_recipe
 
 RESULTS = Path(__file__).parent / "results" / "methods_digits.json"
-TABLE = Path(__file__).resolve().parents[1] / "docs" / "methods-table.md"
 HERE = ("cd", "cm", "ict", "sct-phased")
 ELSEWHERE = {"ect": "one-sample", "sct": "class"}
 
@@ -100,7 +100,7 @@ def main() -> None:
             print(f"{method} seed {seed}: {distances}", flush=True)
     results["step_ratios"] = step_ratios(teacher(0, arguments.work))
     write_atomically(RESULTS, json.dumps(results, indent=1) + "\n")
-    write_atomically(TABLE, table(results))
+    fill("methods.md", "digits", table(results))
 
 
 if __name__ == "__main__":
