@@ -70,11 +70,20 @@ def test_impossible_combinations_are_refused(overrides: list[str], names: list[s
         assert name in str(error.value)
 
 
-def test_a_start_that_knows_other_classes_is_refused(tmp_path: Path) -> None:
+def test_a_start_that_knows_other_classes_is_adapted_and_says_so(tmp_path: Path) -> None:
     plan = make_plan(read_recipe("digits-edm", [TINY[0], "conditional=false"]))
     store.save(plan.model, tmp_path / "model")
+    plan = make_plan(read_recipe("digits-ect", [f"start_from={tmp_path / 'model'}"]))
+    assert plan.model.num_classes == 10
+    assert plan.notes == [f"started from {tmp_path / 'model'}", "new: model.map_label.weight"]
+
+
+def test_a_teacher_that_knows_other_classes_is_refused(tmp_path: Path) -> None:
+    plan = make_plan(read_recipe("digits-edm", [TINY[0], "conditional=false"]))
+    path = store.save(plan.model, tmp_path / "model")
+    keys = [f"start_from={path}", f"estimator={{kind: teacher, model: {path}}}"]
     with pytest.raises(UserError, match="0 classes"):
-        make_plan(read_recipe("digits-ect", [f"start_from={tmp_path / 'model'}"]))
+        make_plan(read_recipe("digits-ect", keys))
 
 
 def test_an_override_reaches_its_object() -> None:

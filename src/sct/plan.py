@@ -9,8 +9,9 @@ import torch
 from sct.core.objectives import Consistency, Denoising, Objective
 from sct.data.images import DataSplit, load_data
 from sct.errors import UserError
-from sct.nn import store
+from sct.models import load
 from sct.nn.precond import Preconditioned
+from sct.nn.transfer import transfer
 from sct.recipe import DiffusionRecipe, Recipe, Section
 from sct.train.loop import Trainer, TrainOptions
 from sct.train.optim import Optimizer
@@ -26,6 +27,17 @@ class Plan:
     optimizer: Optimizer
     options: TrainOptions
     conditional: bool
+
+    @property
+    def notes(self) -> list[str]:
+        """What the run's log should say of the model it starts from."""
+        origin: Any = self.model.meta.get("start_from")
+        if not origin:
+            return []
+        changes = [f"{word}: {', '.join(origin[word])}" for word in ("new", "dropped") if origin[word]]
+        source = origin.get("provenance")
+        known = f" ({source['format']}, sha256 {source['sha256']}; {source['licence']})" if source else ""
+        return [f"started from {origin['path']}{known}", *changes]
 
     def trainer(self, device: torch.device | str = "cpu") -> Trainer:
         return Trainer(self.model, self.objective, self.data.train, self.optimizer, self.options, device)
@@ -54,6 +66,7 @@ def make_plan(recipe: Recipe, device: torch.device | str = "cpu") -> Plan:
         )
         _check_solver(recipe)
     model.meta = {
+        **{key: model.meta[key] for key in ("start_from",) if key in model.meta},
         "objective": recipe.objective,
         "data": recipe.data,
         "class_names": list(data.train.class_names) if recipe.conditional else [],
@@ -107,7 +120,8 @@ def _model(recipe: Recipe, data: DataSplit) -> Preconditioned:
         network = build(recipe.network, "network", image_shape=data.train.image_shape, num_classes=classes)
         model = cast(Preconditioned, build(recipe.precond, "precond", network=network))
     else:
-        model = _start(recipe, data)
+        model, origin = _start(recipe, data)
+        model.meta = {"start_from": origin}
     if recipe.dropout is not None:
         for module in model.modules():
             if isinstance(module, torch.nn.Dropout):
@@ -116,21 +130,19 @@ def _model(recipe: Recipe, data: DataSplit) -> Preconditioned:
     return model
 
 
-def _start(recipe: Recipe, data: DataSplit) -> Preconditioned:
-    model = store.load(str(recipe.start_from))
-    if model.image_shape != data.train.image_shape:
-        raise UserError(
-            f"the model makes images {list(model.image_shape)}, the data are {list(data.train.image_shape)}",
-            "start_from",
-        )
+def _start(recipe: Recipe, data: DataSplit) -> tuple[Preconditioned, dict[str, Any]]:
+    """The model to start from, made for the recipe's labels, and where it came from (for `meta`)."""
+    teacher = load(str(recipe.start_from))
+    made, wanted = list(teacher.image_shape), list(data.train.image_shape)
+    if made != wanted:
+        raise UserError(f"the model makes images {made}, the data are {wanted}", "start_from")
     classes = len(data.train.class_names) if recipe.conditional else 0
-    if model.num_classes != classes:
-        raise UserError(
-            f"the model knows {model.num_classes} classes, the recipe asks for {classes}",
-            "start_from, conditional",
-            f"set conditional={str(model.num_classes > 0).lower()} or start from another model",
-        )
-    return model
+    # Training gives no augmentation labels, so an embedding of them would be weights that nothing uses.
+    found = transfer(teacher, classes, augment_dim=0)
+    origin: dict[str, Any] = {"path": str(recipe.start_from), "new": found.new, "dropped": found.dropped}
+    if "provenance" in teacher.meta:
+        origin["provenance"] = teacher.meta["provenance"]
+    return found.model, origin
 
 
 def _reference(word: str, *, recipe: Any, data: DataSplit, device: torch.device | str) -> Any:
@@ -150,8 +162,15 @@ def _reference(word: str, *, recipe: Any, data: DataSplit, device: torch.device 
 
 
 def _teacher(path: str, *, recipe: Any, data: DataSplit, device: torch.device | str) -> Any:
-    del recipe, data
-    return store.load(path, device).requires_grad_(False)
+    teacher = load(path, device).requires_grad_(False)
+    classes = len(data.train.class_names) if recipe.conditional else 0
+    if (teacher.image_shape, teacher.num_classes) != (data.train.image_shape, classes):
+        raise UserError(
+            f"the teacher knows images {list(teacher.image_shape)} and {teacher.num_classes} classes, "
+            f"the run has {list(data.train.image_shape)} and {classes}",
+            "estimator.model",
+        )
+    return teacher
 
 
 def _check_solver(recipe: Any) -> None:

@@ -11,7 +11,7 @@ from sct.errors import UserError
 from sct.files import atomic_file
 from sct.generate import default_sampler
 from sct.generate import sample as draw
-from sct.nn import store
+from sct.models import load
 from sct.nn.precond import Preconditioned
 from sct.pictures import SMALLEST_SIDE, grid, save_png
 
@@ -31,7 +31,7 @@ def sample(
 ) -> None:
     """Draw and write images. Raises UserError for what does not fit the model."""
     place = pick_device(device)
-    model = store.load(folder, place)
+    model = load(folder, place)
     seeds = parse_integers(seeds_text, "--seeds")
     labels = _labels(model, seeds, classes)
     if batch < 1:
@@ -49,7 +49,7 @@ def sample(
             condition=labels,
             sampler=sampler,
             guidance=guidance,
-            worse=store.load(worse, place) if worse else None,
+            worse=load(worse, place) if worse else None,
             batch=batch,
             progress=bar.advance,
         )

@@ -26,8 +26,13 @@ def train(recipe_name: str, overrides: list[str], out: Path | None, resume: bool
     trainer = plan.trainer(pick_device(device))
     if resume:
         run.resume(trainer)
+    else:
+        for note in plan.notes:
+            run.say(note)
     parameters = sum(p.numel() for p in plan.model.parameters())
     with Screen() as screen:
+        for note in plan.notes:
+            screen.say(note)
         screen.say(f"{folder}: {recipe.objective}, {parameters:,} parameters, on {trainer.device}")
         try:
             with screen.bar("training", trainer.options.images, trainer.images) as bar:

@@ -27,8 +27,7 @@ PRECOND_OPTIONS = {
     "iddpm": {"C_1", "C_2", "M"},
     "edm2": {"sigma_data", "logvar_channels"},
 }
-SCALARS = (bool, int, float, str, type(None))
-MAX_LIST, MAX_INTEGER = 16, 100_000
+MAX_LIST, MAX_INTEGER, MAX_WORD = 16, 100_000, 80
 MAX_NOISE_LEVELS = 10_000
 MID_T = {"ect": 0.821, "edm2": 1.526}
 """Where ECT's two-step samplers renoise to (ect-recipe §4): CIFAR-10, ImageNet-64."""
@@ -70,8 +69,8 @@ def _constructed(snapshot: Snapshot, where: str) -> dict[str, Any]:
     precond = {key: options.pop(key) for key in sorted(PRECOND_OPTIONS[kind] & set(options))}
     if kind == "edm2" and not any(name.startswith("logvar_linear") for name in snapshot.tensors):
         precond["logvar_channels"] = 0  # ECT's ImageNet branch left the uncertainty head out
-    if kind in ("edm", "ect") and precond.get("sigma_max") == math.inf:
-        del precond["sigma_max"]  # ours have no upper end either
+    if kind in ("edm", "ect") and precond.get("sigma_max") in (math.inf, None):
+        precond.pop("sigma_max", None)  # ours have no upper end either
     if kind == "edm" and precond.get("sigma_min") == 0:
         del precond["sigma_min"]
     shape = {"image_shape": [channels, side, side], "num_classes": options.pop("label_dim", 0)}
@@ -93,22 +92,27 @@ def _meta(kind: str, snapshot: Snapshot) -> dict[str, Any]:
 
 def _bound(config: dict[str, Any], tensors: int, where: str) -> None:
     """Refuse what could not be the network of so many tensors, before anything is built from it."""
-    network = config.get("network")
-    for part in (network, config.get("precond")):
-        if type(part) is not dict:
-            raise UserError("the configuration has no network or no preconditioning", where)
-        for key, value in part.items():
-            values = value if type(value) is list else [value]
-            sound = len(values) <= MAX_LIST and all(
-                type(v) in (bool, int, float, str, type(None)) for v in values
-            )
-            if key == "M" and not (type(value) is int and 1 <= value <= MAX_NOISE_LEVELS):
-                raise UserError("M, the number of noise levels, has an impossible value", where)
-            if not sound or any(type(v) is int and not 0 <= v <= MAX_INTEGER for v in values):
-                raise UserError(f"{key[:80]!a} has an impossible value", where)
-    blocks, levels = network.get("num_blocks", 0), network.get("channel_mult", [])
+    network: Any = config.get("network")
+    precond: Any = config.get("precond")
+    if type(network) is not dict or type(precond) is not dict:
+        raise UserError("the configuration has no network or no preconditioning", where)
+    for key, value in [*network.items(), *precond.items()]:
+        values = value if type(value) is list else [value]
+        limit = MAX_NOISE_LEVELS if key == "M" else MAX_INTEGER
+        if len(values) > MAX_LIST or not all(_sound(item, limit) for item in values):
+            raise UserError(f"{key[:80]!a} has an impossible value", where)
+    blocks = network.get("num_blocks", network.get("blocks", 0))
+    levels = network.get("channel_mult", [])
     if type(blocks) is not int or type(levels) is not list or blocks * max(1, len(levels)) > tensors:
         raise UserError(f"{str(blocks)[:20]} blocks a level are more than the file has weights for", where)
+
+
+def _sound(value: Any, limit: int) -> bool:
+    if type(value) is int:
+        return 0 <= value <= limit
+    if type(value) is float:
+        return math.isfinite(value)
+    return value is None or type(value) is bool or (type(value) is str and len(value) <= MAX_WORD)
 
 
 # --- from the weights' shapes, where nothing else is recorded -----------------------------------------
@@ -150,6 +154,7 @@ def inferred(snapshot: Snapshot) -> dict[str, Any]:
         logvar = tensors.get("logvar_fourier.freqs")
         precond: dict[str, Any] = {"kind": "edm2", "logvar_channels": logvar.shape[0] if logvar else 0}
         network["kind"] = "edm2"
+        assumed.append("heads of 64 channels")
     else:
         precond = {"kind": "edm"}
         assumed.append("EDM's preconditioning")

@@ -24,16 +24,15 @@ def load_checkpoint(path: str | Path) -> "Preconditioned":
     Raises UserError, one line, for anything that is not a known checkpoint; nothing in it is executed.
     """
     snapshot = read_snapshot(path)
-    changes: dict[str, str] = {}
     foreign = snapshot.class_name is None and is_consistency_model(list(snapshot.tensors))
     if foreign:
-        snapshot, changes = to_adm(snapshot)
+        snapshot = to_adm(snapshot)
     config = configuration(snapshot)
     if foreign:
         config |= _consistency_model(Path(path).name)
     from sct.interop.weights import build_model
 
-    model = build_model(config, snapshot.tensors, changes, str(path))
+    model = build_model(config, snapshot.tensors, str(path), consistency_model=foreign)
     model.meta = {**config.get("meta", {}), "provenance": _provenance(snapshot, config, foreign)}
     return model
 

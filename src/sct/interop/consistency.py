@@ -13,6 +13,8 @@ from sct.interop.snapshot import Snapshot
 
 SMALLEST_SIDE = 8
 """Resolution of the lowest level: 64 with the four levels for ImageNet, 256 with the six for LSUN."""
+HEAD = 64
+"""Channels of an attention head."""
 RES_BLOCK = {
     "in_layers.0": "norm0",
     "in_layers.2": "conv0",
@@ -36,8 +38,8 @@ def is_consistency_model(names: list[str]) -> bool:
     return "time_embed.0.weight" in names and "input_blocks.0.0.weight" in names
 
 
-def to_adm(snapshot: Snapshot) -> tuple[Snapshot, dict[str, str]]:
-    """The same weights under ADM's names, and what to do with some: "transpose" or "heads" (of qkv's rows).
+def to_adm(snapshot: Snapshot) -> Snapshot:
+    """The same weights under ADM's names; the rows of qkv stay in their order (`weights.build_model` asks).
 
     Raises UserError for a network that ADM is not: LSUN's has no scale-shift norm.
     """
@@ -45,21 +47,20 @@ def to_adm(snapshot: Snapshot) -> tuple[Snapshot, dict[str, str]]:
     names = list(snapshot.tensors)
     places = _places(names, where)
     renamed: dict[str, TensorRecord] = {}
-    changes: dict[str, str] = {}
     for name, record in snapshot.tensors.items():
         new = f"model.{_translate(name, places, where)}"
         if new in renamed:
             raise UserError(f"two tensors would be {new!a}", where)
+        if ".qkv." in new and (not record.shape or record.shape[0] % (3 * HEAD)):
+            raise UserError(f"{name[:80]!a} has no heads of {HEAD} channels", where)
         if new == "model.map_label.weight":
-            changes[new] = "transpose"
-        if ".qkv." in new:
-            changes[new] = "heads"
+            record = replace(record, shape=record.shape[::-1], stride=record.stride[::-1])
         renamed[new] = record
     for name, record in renamed.items():
         out = renamed.get(name.replace("affine", "norm1"))
         if name.endswith("affine.bias") and out is not None and record.shape[0] != 2 * out.shape[0]:
             raise UserError("a network without scale-shift norm (LSUN's) is not one that sct has", where)
-    return replace(snapshot, tensors=renamed, kind="consistency-model state dict (.pt)"), changes
+    return replace(snapshot, tensors=renamed, kind="consistency-model state dict (.pt)")
 
 
 def _places(names: list[str], where: str) -> dict[str, str]:

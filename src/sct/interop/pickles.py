@@ -329,6 +329,12 @@ def _build_module(m: Machine, target: ModuleDict, state: Any) -> None:
     target.state = state
 
 
+def _build_dict(m: Machine, target: dict[Any, Any], state: Any) -> None:  # noqa: ARG001 - left as it is
+    """torch hangs its layers' versions on a state dict as an attribute; they are read over."""
+    if type(state) is not dict or list(state) != ["_metadata"]:
+        raise m.refuse("a state for a dict")
+
+
 def _build_dtype(m: Machine, target: NumpyDtype, state: Any) -> None:
     order = state[1] if type(state) is tuple and len(state) == 8 else None
     if target.built or type(order) is not str or order not in ("<", "|") or state[2:5] != (None,) * 3:
@@ -358,6 +364,7 @@ NEW: dict[tuple[str, str], Callable[[], Any]] = {
     ("dnnlib.util", "EasyDict"): dict,
 }
 BUILD: dict[type, Callable[[Machine, Any, Any], None]] = {
+    dict: _build_dict,
     ModuleDict: _build_module,
     NumpyDtype: _build_dtype,
     NumpyArray: _build_array,

@@ -39,7 +39,10 @@ def read_safetensors(source: Source) -> Snapshot:
         position = stop
     if position != len(body):
         raise UserError(f"{len(body) - position} bytes belong to no tensor", where)
-    options = _json(metadata[CONFIG_KEY].encode(), where) if CONFIG_KEY in metadata else {}
+    known = metadata.get(CONFIG_KEY, "{}")
+    if type(known) is not str:
+        raise UserError("the header's configuration is not text", where)
+    options = _json(known.encode("utf-8", "replace"), where)
     ordered = {name: tensors[name] for name in header}
     return Snapshot(source, "safetensors", None, options, ordered)
 

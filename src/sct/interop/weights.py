@@ -8,11 +8,12 @@ import torch
 from torch import Tensor
 
 from sct.errors import UserError
+from sct.interop.consistency import HEAD
 from sct.interop.inert import TensorRecord
 from sct.nn import store
 from sct.nn.precond import Preconditioned
 
-CONSTANT = "resample_filter"
+CONSTANT = ("resample_filter",)
 """Buffers that the constructor fills and no training changes: a foreign state dict may lack them."""
 NUMPY = {
     "float16": "<f2",
@@ -35,21 +36,22 @@ def to_tensor(record: TensorRecord) -> Tensor:
 
 
 def build_model(
-    config: dict[str, Any], tensors: Mapping[str, TensorRecord], changes: Mapping[str, str], where: str
+    config: dict[str, Any], tensors: Mapping[str, TensorRecord], where: str, consistency_model: bool = False
 ) -> Preconditioned:
     """The model of that configuration with those weights, in fp32 and evaluation mode.
 
     Names and shapes are compared on a network without storage first: a file cannot make us allocate more
-    than the weights it has. Raises UserError where they differ.
+    than the weights it has. Weights of consistency_models lack the constant buffers, and their qkv's rows
+    are in another order. Raises UserError where names or shapes differ.
     """
-    expected = _shapes(config, where)
-    _compare(expected, tensors, changes, where)
+    _compare(_shapes(config, where), tensors, where, may_lack=CONSTANT if consistency_model else ())
     model = store.build(config, where)
     own = model.state_dict()
     with torch.no_grad():
         for name, record in tensors.items():
-            own[name].copy_(_rearrange(to_tensor(record), changes.get(name), own[name]))
-    return model.eval().requires_grad_(True)
+            value = to_tensor(record)
+            own[name].copy_(heads_innermost(value) if consistency_model and ".qkv." in name else value)
+    return model.eval()
 
 
 def _shapes(config: dict[str, Any], where: str) -> dict[str, Tensor]:
@@ -68,30 +70,22 @@ def _shapes(config: dict[str, Any], where: str) -> dict[str, Tensor]:
 def _compare(
     expected: Mapping[str, Tensor],
     tensors: Mapping[str, TensorRecord],
-    changes: Mapping[str, str],
     where: str,
+    may_lack: tuple[str, ...],
 ) -> None:
-    missing = [name for name in expected if name not in tensors and not (changes and name.endswith(CONSTANT))]
+    missing = [name for name in expected if name not in tensors and not name.endswith(may_lack)]
     surplus = [name for name in tensors if name not in expected]
     for names, what in ((missing, "lacks"), (surplus, "has unknown")):
         if names:
             more = f" and {len(names) - 1} more" if len(names) > 1 else ""
             raise UserError(f"the checkpoint {what} {names[0][:80]!a}{more}", where)
     for name, record in tensors.items():
-        wanted = expected[name].numel() if changes.get(name) else tuple(expected[name].shape)
-        if wanted != (record.numel if changes.get(name) else record.shape):
-            raise UserError(
-                f"{name!a} has shape {list(record.shape)}, the network's is {list(expected[name].shape)}",
-                where,
-            )
+        if record.shape != tuple(expected[name].shape):
+            shapes = f"{list(record.shape)}, the network's is {list(expected[name].shape)}"
+            raise UserError(f"{name[:80]!a} has shape {shapes}", where)
 
 
-def _rearrange(value: Tensor, change: str | None, like: Tensor) -> Tensor:
-    """openai's class table is our matrix transposed; its qkv rows go (j, head, c) → (head, c, j)."""
-    if change == "transpose":
-        return value.T
-    if change == "heads":
-        heads = max(1, like.shape[0] // 3 // 64)
-        rows = value.reshape(3, heads, like.shape[0] // 3 // heads, -1)
-        return rows.permute(1, 2, 0, 3).reshape(like.shape)
-    return value
+def heads_innermost(value: Tensor) -> Tensor:
+    """Rows of qkv in the order (j, head, c), j of q, k, v, → (head, c, j); heads of 64 channels."""
+    rows = value.reshape(3, value.shape[0] // 3 // HEAD, HEAD, -1)
+    return rows.permute(1, 2, 0, 3).reshape(value.shape)

@@ -86,7 +86,9 @@ class EDM2UNet(UNet):
         num_blocks: blocks a level in the encoder; the decoder has one more.
         attn_resolutions: where every block attends.
         label_balance, concat_balance, res_balance, attn_balance: shares of the class in the embedding, and of
-            the skip, the residual branch and attention in their sums.
+            the skip, the residual branch and attention in their sums. A label_balance of None is learned, and
+            begins at 0: for classes that are new to trained weights (`transfer`).
+        noise_gain: factor of the noise level's embedding; 1 but where `transfer` changed the classes.
         dropout_res: the finest resolution at which blocks drop out; None: all do (ECT on ImageNet: 16).
         clip_act: activations are clipped to ± this.
     """
@@ -101,7 +103,8 @@ class EDM2UNet(UNet):
         channel_mult_emb: int | None = None,
         num_blocks: int = 3,
         attn_resolutions: tuple[int, ...] = (16, 8),
-        label_balance: float = 0.5,
+        label_balance: float | None = 0.5,
+        noise_gain: float = 1.0,
         concat_balance: float = 0.5,
         resample_filter: tuple[int, ...] = (1, 1),
         channels_per_head: int = 64,
@@ -112,7 +115,7 @@ class EDM2UNet(UNet):
         clip_act: float = 256.0,
     ) -> None:
         super().__init__(image_shape, num_classes, model_channels, channel_mult, recorded(locals()))
-        self.label_balance, self.concat_balance = label_balance, concat_balance
+        self.concat_balance, self.noise_gain = concat_balance, noise_gain
         channels, finest = self.image_shape[0], self.levels[0].width
         noise = finest if channel_mult_noise is None else model_channels * channel_mult_noise
         widest = max(level.width for level in self.levels)
@@ -121,6 +124,7 @@ class EDM2UNet(UNet):
         self.emb_fourier = MPFourier(noise)
         self.emb_noise = MPConv(noise, embedding)
         self.emb_label = MPConv(num_classes, embedding) if num_classes else None
+        self.label_balance = nn.Parameter(torch.zeros([])) if label_balance is None else label_balance
         options = BlockOptions(
             embedding=embedding,
             channels_per_head=channels_per_head,
@@ -157,7 +161,7 @@ class EDM2UNet(UNet):
 
     def embed(self, c_noise: Tensor, one_hot: Tensor | None) -> Tensor:
         """Noise level [B] and classes → [B, E]."""
-        e = self.emb_noise(self.emb_fourier(c_noise))
+        e = self.emb_noise(self.emb_fourier(c_noise), gain=self.noise_gain)
         if self.emb_label is not None and one_hot is not None:
             e = mp_sum(e, self.emb_label(one_hot * math.sqrt(self.num_classes)), self.label_balance)
         return mp_silu(e)

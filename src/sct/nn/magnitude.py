@@ -28,9 +28,9 @@ def mp_silu(x: Tensor) -> Tensor:
     return silu(x) / 0.596
 
 
-def mp_sum(a: Tensor, b: Tensor, t: float = 0.5) -> Tensor:
-    """((1−t) a + t b)/√((1−t)² + t²)."""
-    return a.lerp(b, t) / math.hypot(1 - t, t)
+def mp_sum(a: Tensor, b: Tensor, t: float | Tensor = 0.5) -> Tensor:
+    """((1−t) a + t b)/√((1−t)² + t²); t may be a scalar parameter."""
+    return a.lerp(b, t) / (torch.hypot(1 - t, t) if isinstance(t, Tensor) else math.hypot(1 - t, t))
 
 
 def mp_cat(a: Tensor, b: Tensor, t: float = 0.5) -> Tensor:

@@ -1,0 +1,75 @@
+"""sct import, sct export, and training that starts from an official file, as a user meets them."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import sct
+from tests.interop import forge
+from tests.interop.test_checkpoints import made, same
+
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
+
+
+def run(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "sct", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, cwd=folder, env=ENVIRONMENT, check=False)
+
+
+def test_in_sample_and_out(tmp_path: Path) -> None:
+    forge.write_snapshot(made("song"), tmp_path / "file.pkl")
+    done = run(tmp_path, "import", "file.pkl", "models/mine")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("models/mine: edm preconditioning, images [1, 8, 8], no classes")
+    assert "dropped: loss_fn (EDMLoss), dataset_kwargs, embedded source text" in done.stdout
+    done = run(tmp_path, "import", "file.pkl", "models/mine")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "there already" in done.stderr
+    for model, name in (("models/mine", "a.npz"), ("file.pkl", "b.npz")):
+        done = run(tmp_path, "sample", model, "--seeds", "0-3", "--steps", "2", "--out", name)
+        assert done.returncode == 0, done.stderr
+    assert (tmp_path / "a.npz").read_bytes() == (tmp_path / "b.npz").read_bytes()
+    done = run(tmp_path, "export", "models/mine", "out.safetensors", "--format", "safetensors")
+    assert done.returncode == 0, done.stderr
+    weights = load_file(tmp_path / "out.safetensors")
+    assert {k: v.shape for k, v in weights.items()} == {
+        k: v.shape for k, v in made("song").state_dict().items()
+    }
+    same(sct.load(tmp_path / "out.safetensors"), made("song"))
+    done = run(tmp_path, "export", "models/mine", "x", "--format", "onnxx")
+    assert done.returncode == 2
+    assert "known are: safetensors" in done.stderr
+
+
+@pytest.mark.parametrize("conditional", [True, False])
+def test_training_starts_from_an_official_file(conditional: bool, tmp_path: Path) -> None:
+    """Unconditional with augmentation labels → the digits' ten classes; the log and the model say so."""
+    path = forge.write_snapshot(made("song"), tmp_path / "file.pkl")
+    keys = [
+        f"start_from={path}",
+        f"conditional={str(conditional).lower()}",
+        "dropout=0.1",
+        "train={images: 64, batch: 32, checkpoint_images: 64, log_images: 32}",
+    ]
+    done = run(tmp_path, "train", "digits-ect", *keys, "--out", "run")
+    assert done.returncode == 0, done.stderr
+    log = (tmp_path / "run" / "log.txt").read_text()
+    for words in (f"started from {path}", "CC BY-NC-SA", "dropped: model.map_augment.weight"):
+        assert words in log
+    assert ("new: model.map_label.weight, model.map_label.bias" in log) == conditional
+    origin = json.loads((tmp_path / "run" / "model" / "config.json").read_text())["meta"]["start_from"]
+    assert origin["path"] == str(path)
+    assert origin["provenance"]["class"] == "EDMPrecond"
+    assert origin["dropped"] == ["model.map_augment.weight"]
+    model = sct.load(tmp_path / "run")
+    assert model.num_classes == (10 if conditional else 0)
+    x, sigma = torch.randn(2, 1, 8, 8), torch.tensor([0.5, 3.0])
+    with torch.no_grad():
+        moved = (model(x, sigma) - made("song")(x, sigma)).abs().max()
+    assert 0 < float(moved) < 0.5

@@ -1,0 +1,190 @@
+"""Genuine files give the published implementations' numbers: networks, samplers, ECT's losses.
+
+Fixtures: ../shared/parity/README.md, which also says how exact the references themselves are.
+"""
+
+import json
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+import sct
+from sct.core.estimators import OneSample
+from sct.core.noise import EDM
+from sct.core.objectives import Consistency, Huber, InverseGap
+from sct.core.rng import ImageNoise
+from sct.core.sampling import ODE, Multistep
+from sct.core.times import SigmoidGap, karras_grid
+from sct.core.types import Batch, Times
+from sct.interop.snapshot import read_snapshot
+from sct.nn.edm2 import EDM2Precond
+from sct.nn.precond import Preconditioned
+
+Parity = Callable[[str], dict[str, Tensor]]
+NAMES = [
+    "ect_imgnet_snapshot",
+    "ect_snapshot",
+    "edm-adm-cond",
+    "edm-ddpmpp-uncond",
+    "edm-ncsnpp-cond",
+    "edm2-a",
+    "edm2_latent",
+    "edm_legacy",
+    "ve-ncsnpp-uncond",
+    "vp-ddpmpp-cond",
+]
+SCHEDULE = EDM()
+SHAPE = (3, 16, 16)
+
+
+@cache
+def model(shared: Path, name: str) -> Preconditioned:
+    return sct.load(shared / "parity" / "networks" / f"{name}.pkl").requires_grad_(False)
+
+
+def difference(value: Tensor, reference: Tensor) -> float:
+    """max |difference| / max |reference|."""
+    assert value.shape == reference.shape
+    return float((value.double() - reference.double()).abs().max() / reference.double().abs().max())
+
+
+class Stored:
+    """Noise blocks given in advance."""
+
+    def __init__(self, *blocks: Tensor) -> None:
+        self.blocks = list(blocks)
+
+    def __call__(self, *shape: int) -> Tensor:
+        return self.blocks.pop(0)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_denoiser_is_the_published_one(name: str, shared: Path, parity: Parity) -> None:
+    stored, denoiser = parity(f"networks/{name}"), model(shared, name)
+    x, sigma = stored["x"], stored["sigma"]
+    labels = stored["class_labels"].float() if "class_labels" in stored else None
+    augment = stored.get("augment_labels")
+    if "D_x_augmented" in stored:  # the first set leaves augmentation out of D_x, the second puts it in
+        assert difference(denoiser(x, sigma, labels, augment), stored["D_x_augmented"]) <= 1e-5
+        augment = None
+    checks = {"D_x": denoiser(x, sigma, labels, augment), "D_x_noaug": denoiser(x[:3], sigma[:3], None, None)}
+    if labels is not None:
+        rest = None if augment is None else augment[:3]
+        checks["D_x_nolabel"] = denoiser(x[:3], sigma[:3], None, rest)
+        checks["D_x_noaug"] = denoiser(x[:3], sigma[:3], labels[:3], None)
+    found = {key: difference(value, stored[key]) for key, value in checks.items() if key in stored}
+    assert "D_x" in found
+    assert max(found.values()) <= 1e-5, found
+
+
+@pytest.mark.parametrize("name", ["edm2-a", "edm2_latent"])
+def test_the_learned_log_variance(name: str, shared: Path, parity: Parity) -> None:
+    stored, denoiser = parity(f"networks/{name}"), model(shared, name)
+    assert isinstance(denoiser, EDM2Precond)
+    assert difference(denoiser.log_variance(stored["sigma"]), stored["logvar"]) <= 1e-5
+
+
+@pytest.mark.parametrize(
+    "name", ["edm-adm-cond", "edm-ddpmpp-uncond", "edm-ncsnpp-cond", "ve-ncsnpp-uncond", "vp-ddpmpp-cond"]
+)
+def test_rounded_noise_levels(name: str, shared: Path, parity: Parity) -> None:
+    stored = parity(f"networks/{name}")
+    rounded = model(shared, name).round_sigma(stored["sigma"])
+    torch.testing.assert_close(rounded, stored["round_sigma"].to(rounded), rtol=1e-7, atol=0)
+
+
+def test_the_training_forms(shared: Path, parity: Parity) -> None:
+    """ECT's unshifted boundary; EDM2's weights, normalised by one training pass."""
+    stored = parity("networks/ect_snapshot")
+    ect = sct.load(shared / "parity" / "networks" / "ect_snapshot.pkl").train()
+    for module in ect.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+    assert difference(ect(stored["x"], stored["sigma"]).detach(), stored["D_x_trainmode_nodropout"]) <= 1e-5
+    assert difference(ect.eval()(stored["x"], stored["sigma"]).detach(), stored["D_x"]) <= 1e-5
+
+    stored = parity("networks/edm2_latent")
+    edm2 = sct.load(shared / "parity" / "networks" / "edm2_latent.pkl").train()
+    first = edm2.state_dict()["unet.enc.8x8_conv.weight"]
+    torch.testing.assert_close(first, stored["first_conv_weight_before"].float(), rtol=0, atol=0)
+    trained = edm2(stored["x"], stored["sigma"], stored["class_labels"].float()).detach()
+    assert difference(trained, stored["D_x_train"]) <= 1e-5
+    assert difference(first, stored["first_conv_weight_after_train_forward"]) <= 1e-5
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_tensors_are_those_that_were_written(name: str, shared: Path) -> None:
+    path = shared / "parity" / "networks" / f"{name}.pkl"
+    tensors, own = read_snapshot(path).tensors, model(shared, name).state_dict()
+    assert list(tensors) == list(own)
+    written = json.loads(path.with_suffix(".json").read_text()).get("state_dict", {})
+    for key, facts in written.items():
+        assert tensors[key].shape == tuple(facts["shape"])
+        assert tensors[key].dtype == facts["dtype"]
+        assert own[key].dtype == torch.float32
+        assert float(own[key].double().abs().sum()) == pytest.approx(facts["abs_sum"], rel=1e-7)
+
+
+@pytest.mark.parametrize(
+    ("key", "sampler"),
+    [("heun_5", ODE(5)), ("heun_18", ODE(18)), ("euler_ablation_5", ODE(5, order=1))],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_the_ode_samplers(key: str, sampler: ODE, shared: Path, parity: Parity) -> None:
+    stored = parity("sampler/edm_sampler_edm-ddpmpp-uncond")
+    images = sampler(model(shared, "edm-ddpmpp-uncond"), SCHEDULE, Stored(stored["latents"]), SHAPE)
+    assert difference(images, stored[key]) <= 1e-5
+
+
+def test_the_stochastic_sampler(shared: Path, parity: Parity) -> None:
+    """The reference draws noise at every step; ours only in [S_min, S_max], where it is used."""
+    stored = parity("sampler/edm_sampler_edm-ddpmpp-uncond")
+    sampler = ODE(6, churn=10, churn_low=0.05, churn_high=50, churn_noise=1.003)
+    grid = karras_grid(6).flip(0).tolist()
+    used = [noise for s, noise in zip(grid, stored["heun_churn_6_noise"], strict=True) if 0.05 <= s <= 50]
+    noise = Stored(stored["latents"], *used)
+    images = sampler(model(shared, "edm-ddpmpp-uncond"), SCHEDULE, noise, SHAPE)
+    assert not noise.blocks
+    assert difference(images, stored["heun_churn_6"]) <= 1e-5
+
+
+def test_one_seed_an_image(parity: Parity) -> None:
+    stored = parity("sampler/edm_sampler_edm-ddpmpp-uncond")["stacked_seeds_0_7"]
+    assert torch.equal(ImageNoise(range(8))(*SHAPE), stored)
+
+
+def test_ects_generator(shared: Path, parity: Parity) -> None:
+    stored = parity("ect/ect_generator_edm-ddpmpp-uncond")
+    denoiser = model(shared, "edm-ddpmpp-uncond")
+    for mid, key in (((), "one_step"), ((0.821,), "two_step")):
+        noise = Stored(stored["latents"], stored["fresh_noise"])
+        assert difference(Multistep(mid)(denoiser, SCHEDULE, noise, SHAPE), stored[key]) <= 1e-5
+
+
+def test_an_ect_snapshot_samples_as_its_own_generator(shared: Path, parity: Parity) -> None:
+    """With ECT's preconditioner, whose evaluation form has its boundary at 0.003."""
+    stored, denoiser = parity("networks/ect_snapshot"), model(shared, "ect_snapshot")
+    for mid, key in (((), "gen_1step"), ((0.821,), "gen_2step")):
+        noise = Stored(stored["gen_latents"], stored["gen_noise"])
+        assert difference(Multistep(mid)(denoiser, SCHEDULE, noise, (3, 8, 8)), stored[key]) <= 1e-5
+    assert denoiser.meta["objective"] == "consistency"
+    assert denoiser.meta["mid_t"] == [0.821]
+
+
+@pytest.mark.parametrize("c", [0.0, 0.06])
+@pytest.mark.parametrize(("stage", "room"), [(0, 1e-5), (3, 1e-4), (7, 5e-4)])
+def test_ects_losses(c: float, stage: int, room: float, shared: Path, parity: Parity) -> None:
+    """`room` is the reference's own error in fp32: at late stages the two outputs nearly cancel."""
+    stored = parity("ect/ect_cifar_loss_edm-ddpmpp-uncond")
+    denoiser = model(shared, "edm-ddpmpp-uncond")
+    t = torch.exp(2.0 * stored["normal"].flatten() - 1.1)
+    r = SigmoidGap(q=2, every_images=1).lower(t, stage)
+    loss = Consistency(SCHEDULE, None, OneSample(), Huber(c), InverseGap())  # type: ignore[arg-type]
+    found = loss.at(
+        denoiser, denoiser, Batch(stored["images"]), Times(t, r, torch.zeros_like(t)), stored["eps"]
+    )
+    torch.testing.assert_close(found, stored[f"loss_c{c}_stage{stage}"], rtol=room, atol=0)
