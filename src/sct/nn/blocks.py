@@ -90,6 +90,7 @@ class ResidualBlock(nn.Module):
         h = self.conv1(self.dropout(h))
         x = (h + (x if self.skip is None else self.skip(x))) * self.skip_scale
         if self.heads:
-            attended = attend(*split_heads(self.qkv(self.norm2(x)), self.heads), x.shape)
+            q, k, v = split_heads(self.qkv(self.norm2(x)), self.heads)
+            attended = attend(q, k, v, x, self.qkv.product_dtype)
             x = (self.proj(attended) + x) * self.skip_scale
         return x

@@ -1,7 +1,8 @@
 """The layers of EDM's U-Nets (2206.00364): linear, convolution with resampling, group norm, attention.
 
-Parameters stay in their own precision (fp32) and are cast to their input's at every call, so that the same
-network runs in fp32, bf16 and fp16.
+Parameters stay in their own precision (fp32) and are cast at every call: to their input's, so that an fp16
+input makes the network compute in fp16; or, for the products of convolutions and attention alone, to a
+layer's `product_dtype`. bf16 runs so: its 8 bits are too few for a sum of residuals.
 """
 
 import math
@@ -45,6 +46,18 @@ class Init:
         return nn.Parameter((torch.rand(shape) * 2 - 1) * (factor * math.sqrt(3 * variance)))
 
 
+class Product(nn.Module):
+    """A layer whose products may be computed in another dtype than its input's and its output's."""
+
+    product_dtype: torch.dtype | None = None
+    """None: the input's. Set by `Preconditioned.precision`."""
+
+    def convolve(self, x: Tensor, weight: Tensor, bias: Tensor | None, padding: int) -> Tensor:
+        dtype = self.product_dtype or x.dtype
+        bias = None if bias is None else bias.to(dtype)
+        return conv2d(x.to(dtype), weight.to(dtype), bias, padding=padding).to(x.dtype)
+
+
 class Linear(nn.Module):
     """x [B, in] → x Wᵀ + b [B, out], in x's dtype."""
 
@@ -60,7 +73,7 @@ class Linear(nn.Module):
         return linear(x, self.weight.to(x.dtype), None if self.bias is None else self.bias.to(x.dtype))
 
 
-class Resampler(nn.Module):
+class Resampler(Product):
     """Images up or down by 2: x [B, C, H, W] → [B, C, H', W'] in x's dtype.
 
     Args:
@@ -106,12 +119,12 @@ class Conv2d(Resampler):
         self.bias = init.draw((out_channels,), *fans, init.bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        weight, bias = self.weight.to(x.dtype), self.bias.to(x.dtype)
         if self.resample != "down-after":
-            return conv2d(super().forward(x), weight, bias, padding=self.padding)
+            return self.convolve(super().forward(x), self.weight, self.bias, self.padding)
         # The border is padded once, for both, before the convolution; the bias comes last.
         padding = self.padding + (self.resample_filter.shape[-1] - 1) // 2
-        return depthwise(conv2d(x, weight, padding=padding), self.resample_filter, 0) + bias[:, None, None]
+        x = self.convolve(x, self.weight, None, padding)
+        return depthwise(x, self.resample_filter, 0) + self.bias.to(x.dtype)[:, None, None]
 
 
 def filter_2d(taps: tuple[int, ...], device: torch.device | None = None) -> Tensor:
@@ -169,12 +182,13 @@ def split_heads(qkv: Tensor, heads: int) -> tuple[Tensor, Tensor, Tensor]:
     return q, k, v
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor, shape: torch.Size) -> Tensor:
-    """softmax(q kᵀ/√d) v for q, k, v [B, heads, H·W, d] → `shape` = [B, C, H, W], channel = head·d + c.
+def attend(q: Tensor, k: Tensor, v: Tensor, like: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+    """softmax(q kᵀ/√d) v for q, k, v [B, heads, H·W, d] → [B, C, H, W] as `like`, channel = head·d + c.
 
-    The kernels accumulate products and softmax in fp32 whatever the dtype, as EDM asks.
+    Computed in `dtype` (None: their own); the kernels accumulate products and softmax in fp32, as EDM asks.
     """
-    return scaled_dot_product_attention(q, k, v).transpose(2, 3).reshape(shape)
+    q, k, v = (part.to(dtype or part.dtype) for part in (q, k, v))
+    return scaled_dot_product_attention(q, k, v).transpose(2, 3).reshape(like.shape).to(like.dtype)
 
 
 class PositionalEmbedding(nn.Module):

@@ -4,7 +4,9 @@ import math
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import conv2d, linear, silu
+from torch.nn.functional import linear, silu
+
+from sct.nn.layers import Product
 
 EPS = 1e-4
 
@@ -38,7 +40,7 @@ def mp_cat(a: Tensor, b: Tensor, t: float = 0.5) -> Tensor:
     return torch.cat([a * (k * (1 - t) / math.sqrt(n_a)), b * (k * t / math.sqrt(n_b))], dim=1)
 
 
-class MPConv(nn.Module):
+class MPConv(Product):
     """Convolution (or linear layer, with no kernel) by weights of unit magnitude, without a bias.
 
     x → gain/√fan · normalize(weight) ∗ x in x's dtype; the weight is normalised row by row in fp32, and the
@@ -60,10 +62,10 @@ class MPConv(nn.Module):
             with torch.no_grad():
                 self.weight.copy_(normalize(self.weight.to(_at_least_fp32(self.weight))))
         weight = normalize(self.weight.to(_at_least_fp32(self.weight)))
-        weight = (weight * (gain / math.sqrt(weight[0].numel()))).to(x.dtype)
+        weight = weight * (gain / math.sqrt(weight[0].numel()))
         if weight.ndim == 2:
-            return linear(x, weight)
-        return conv2d(x, weight, padding=weight.shape[-1] // 2)
+            return linear(x, weight.to(x.dtype))
+        return self.convolve(x, weight, None, padding=weight.shape[-1] // 2)
 
 
 class MPFourier(nn.Module):

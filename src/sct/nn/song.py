@@ -109,7 +109,8 @@ class SongUNet(UNet):
 
     def _encode(self, x: Tensor, embedding: Tensor) -> tuple[Tensor, list[Tensor]]:
         """The coarsest features, and the output of every module on the way there."""
-        image, skips = x, list[Tensor]()
+        image = x
+        skips: list[Tensor] = []
         for name, module in self.enc.items():
             if name.endswith("aux_down"):
                 image = module(image)
