@@ -1,10 +1,12 @@
 """The speed of the CIFAR-10 DDPM++ network on CPU: against a plain stack of its convolutions, and by part.
 
-One forward and backward pass of batch 16. The stack is torch's own nn.Conv2d of the same sizes, on inputs of
+One forward and backward pass on one thread, in the process's CPU time, which other work on the machine
+lengthens least. The stack is torch's own nn.Conv2d of the same sizes, on inputs of
 the same sizes, without bias sums, norms, activations, attention or an embedding: what the arithmetic alone
 costs. Writes results/network_speed.json.
 """
 
+import argparse
 import json
 import platform
 import statistics
@@ -20,7 +22,6 @@ from sct.nn.layers import Conv2d
 from sct.nn.precond import Preconditioned
 from sct.nn.presets import preset
 
-BATCH, ROUNDS = 16, 5
 RESULT = Path(__file__).parent / "results" / "network_speed.json"
 
 
@@ -53,15 +54,15 @@ def run_stack(stack: list[tuple[nn.Conv2d, Tensor]]) -> None:
         convolution(given).mean().backward()
 
 
-def alternate(runs: dict[str, Callable[[], None]]) -> dict[str, list[float]]:
+def alternate(runs: dict[str, Callable[[], None]], rounds: int) -> dict[str, list[float]]:
     """Seconds of each run, in turns, so that a disturbance meets all; the first turn does not count."""
     seconds: dict[str, list[float]] = {name: [] for name in runs}
-    for turn in range(ROUNDS + 1):
+    for turn in range(rounds + 1):
         for name, run in runs.items():
-            start = time.perf_counter()
+            start = time.process_time()
             run()
             if turn:
-                seconds[name].append(time.perf_counter() - start)
+                seconds[name].append(time.process_time() - start)
     return seconds
 
 
@@ -75,9 +76,13 @@ def parts(run: Callable[[], None]) -> dict[str, float]:
 
 
 def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--batch", type=int, default=16)
+    parser.add_argument("--rounds", type=int, default=3)
+    batch, rounds = vars(parser.parse_args()).values()
     torch.manual_seed(0)
     torch.set_num_threads(1)
-    x, sigma = torch.randn(BATCH, 3, 32, 32), torch.rand(BATCH) + 0.1
+    x, sigma = torch.randn(batch, 3, 32, 32), torch.rand(batch) + 0.1
     model = preset("edm-cifar10-ddpmpp")
     last = preset("edm-cifar10-ddpmpp").to(memory_format=torch.channels_last)
     x_last = x.to(memory_format=torch.channels_last)
@@ -97,10 +102,10 @@ def main() -> None:
         "stack": lambda: run_stack(stack),
         "stack, channels last": lambda: run_stack(stack_last),
     }
-    seconds = alternate(runs)
+    seconds = alternate(runs, rounds)
     median = {name: statistics.median(values) for name, values in seconds.items()}
     result = {
-        "what": f"DDPM++ CIFAR-10, forward and backward, batch {BATCH}, fp32, one CPU thread, in seconds",
+        "what": f"DDPM++ CIFAR-10, forward and backward, batch {batch}, fp32, seconds of one thread",
         "torch": torch.__version__,
         "cpu": platform.processor() or platform.machine(),
         "convolutions": len(stack),

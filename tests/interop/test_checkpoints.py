@@ -18,7 +18,20 @@ from sct.interop.export import export_model
 from sct.nn import store
 from sct.nn.precond import Preconditioned
 from tests.interop import forge
-from tests.interop.assembler import ORDERED, PROTO, STOP, mapping, name, text
+from tests.interop.assembler import (
+    NESTED,
+    ORDERED,
+    PROTO,
+    REBUILD,
+    STOP,
+    blob,
+    call,
+    mapping,
+    name,
+    pickled,
+    storage_bytes,
+    text,
+)
 
 SMALL: dict[str, Any] = {
     "image_shape": [1, 8, 8],
@@ -222,6 +235,41 @@ def test_an_archives_storages_are_its_own_records(identity: bytes, words: str, t
         archive.writestr("archive/data.pkl", PROTO + mapping(w=tensor) + STOP)
         archive.writestr("archive/data/0", bytes(16))
     with pytest.raises(UserError, match=words):
+        load_checkpoint(tmp_path / "file.pt")
+
+
+def test_tensors_do_not_share_bytes(tmp_path: Path) -> None:
+    """A small file could otherwise ask for a large network."""
+    rebuilt = name("torch._utils", "_rebuild_tensor_v2")
+    identity, size = storage_id("0", b"J\x00\x10\x00\x00"), b"M\x00\x10\x85"
+    tensor = call(rebuilt, identity, b"K\x00", size, b"K\x01\x85", b"\x89", ORDERED)
+    with zipfile.ZipFile(tmp_path / "file.pt", "w") as archive:
+        archive.writestr("archive/data.pkl", PROTO + mapping(v=tensor, w=tensor) + STOP)
+        archive.writestr("archive/data/0", bytes(4 << 12))
+    with pytest.raises(UserError, match="share"):
+        load_checkpoint(tmp_path / "file.pt")
+    stored = storage_bytes(bytes(4 << 12), 1 << 12)
+    held = blob(stored) + b"\x940"  # memo 0: the bytes for several storages
+    shared = call(REBUILD, call(NESTED, b"h\0"), b"K\0", b"M\x00\x10\x85", b"K\x01\x85", b"\x89", ORDERED)
+    (tmp_path / "file.pkl").write_bytes(pickled(held + mapping(v=shared, w=shared)))
+    with pytest.raises(UserError, match="share"):
+        load_checkpoint(tmp_path / "file.pkl")
+
+
+def test_records_do_not_overlap(tmp_path: Path) -> None:
+    """One stretch of bytes under many names would have its checksum computed for each."""
+    with zipfile.ZipFile(tmp_path / "file.pt", "w") as archive:
+        archive.writestr("archive/data.pkl", bytes(1000))
+        for index in range(9):
+            archive.writestr(f"archive/data/{index}", bytes(10))
+    data = (tmp_path / "file.pt").read_bytes()
+    directory = data.index(b"PK\x01\x02")
+    first = data[directory:].split(b"PK\x01\x02")[1]
+    entries = [b"PK\x01\x02" + first.replace(b"data.pkl", f"data.pk{index}".encode()) for index in range(10)]
+    end = data[data.rindex(b"PK\x05\x06") :]
+    end = end[:12] + struct.pack("<I", sum(map(len, entries))) + end[16:]
+    (tmp_path / "file.pt").write_bytes(data[:directory] + b"".join(entries) + end)
+    with pytest.raises(UserError, match="overlap"):
         load_checkpoint(tmp_path / "file.pt")
 
 

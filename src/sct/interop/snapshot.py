@@ -76,12 +76,12 @@ def _interpret(source: Source, top: Any, kind: str) -> Snapshot:
     for root in ("ema", "net"):
         model = top.get(root)
         if type(model) is Persistent:
-            class_name, options, tensors = _persistent_model(model, where)
+            class_name, options, tensors = _persistent_model(model, source)
             return Snapshot(source, kind, class_name, options, tensors, _dropped(top, root), keys)
         if type(model) is dict and root == "net" and _is_state(model):
-            return Snapshot(source, kind, None, {}, _state(model, where), _dropped(top, root), keys)
+            return Snapshot(source, kind, None, {}, _state(model, source), _dropped(top, root), keys)
     if _is_state(top):
-        return Snapshot(source, kind, None, {}, _state(top, where))
+        return Snapshot(source, kind, None, {}, _state(top, source))
     raise UserError("the file holds neither a network (ema, net) nor a state dict", where)
 
 
@@ -104,11 +104,14 @@ def _is_state(values: dict[str, Any]) -> bool:
     return bool(values) and all(type(value) is TensorRecord for value in values.values())
 
 
-def _state(values: dict[str, Any], where: str) -> dict[str, TensorRecord]:
-    return _collect(((name, value) for name, value in values.items()), where)
+def _state(values: dict[str, Any], source: Source) -> dict[str, TensorRecord]:
+    return _collect(iter(values.items()), source)
 
 
-def _persistent_model(model: Persistent, where: str) -> tuple[str, dict[str, Any], dict[str, TensorRecord]]:
+def _persistent_model(
+    model: Persistent, source: Source
+) -> tuple[str, dict[str, Any], dict[str, TensorRecord]]:
+    where = str(source.path)
     name, state = model.class_name, model.state
     if model.meta.get("type") != "class" or model.meta.get("version") != 6 or type(name) is not str:
         raise UserError("the network's record is malformed", where)
@@ -117,11 +120,12 @@ def _persistent_model(model: Persistent, where: str) -> tuple[str, dict[str, Any
     options = plain(state.get("_init_kwargs"), where)
     if type(options) is not dict:
         raise UserError("the network's constructor arguments are missing", where)
-    return _shown(name), options, _collect(_walk(model, where), where)
+    return _shown(name), options, _collect(_walk(model, where), source)
 
 
-def _collect(named: Iterator[tuple[str, Any]], where: str) -> dict[str, TensorRecord]:
-    """Names and tensors, each tensor with bytes of its own: then all of them are no larger than the file."""
+def _collect(named: Iterator[tuple[str, Any]], source: Source) -> dict[str, TensorRecord]:
+    """Names and tensors; all of them together are no larger than the file, whatever they share in it."""
+    where, left = str(source.path), len(source.data)
     tensors: dict[str, TensorRecord] = {}
     storages: set[int] = set()
     for name, value in named:
@@ -129,6 +133,9 @@ def _collect(named: Iterator[tuple[str, Any]], where: str) -> dict[str, TensorRe
             raise UserError(f"{name[:80]!a} is not a tensor, or there are too many", where)
         if name in tensors or id(value.storage) in storages:
             raise UserError(f"{name[:80]!a} appears twice or shares its bytes", where)
+        left -= len(value.storage.data)
+        if left < 0:
+            raise UserError("the tensors are larger than the file: they share its bytes", where)
         tensors[name] = value
         storages.add(id(value.storage))
     if not tensors:

@@ -64,9 +64,8 @@ class Block(nn.Module):
         x = mp_sum(x, y, self.options.res_balance)
         if self.heads:
             q, k, v = (normalize(part, dims=(3,)) for part in split_heads(self.attn_qkv(x), self.heads))
-            x = mp_sum(
-                x, self.attn_proj(attend(q, k, v, x, self.attn_qkv.product_dtype)), self.options.attn_balance
-            )
+            attended = attend(q, k, v, x, self.attn_qkv.product_dtype)
+            x = mp_sum(x, self.attn_proj(attended), self.options.attn_balance)
         return x.clamp(-self.options.clip_act, self.options.clip_act)
 
     def _resampled(self, x: Tensor) -> Tensor:

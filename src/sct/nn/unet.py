@@ -74,8 +74,8 @@ def decoder_places(
 class UNet(nn.Module):
     """Raw network F: (x [B, C, H, W], c_noise [B], one_hot [B, num_classes] or None, …) → [B, out, H, W].
 
-    Its result has x's dtype; its embedding is computed in c_noise's, fp32. The modules lie in the dictionaries
-    `enc` and `dec` under the names of official files.
+    Its result has x's dtype; its embedding is computed in c_noise's, fp32. The modules lie in `enc` and `dec`
+    under the names of official files.
 
     Raises ValueError for images that are not square, or not divisible by 2 at every level.
     """

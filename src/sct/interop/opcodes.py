@@ -1,0 +1,297 @@
+"""What each allowed opcode does to the `Machine`: the whole of what a checkpoint can make us do.
+
+Opcodes that are not in OPCODES are refused: those that import by other ways (INST, OBJ, EXT, NEWOBJ_EX),
+persistent ids but in torch archives, text forms of numbers, and whatever is to come.
+"""
+
+import pickletools
+import struct
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from sct.interop.inert import Blob, Global, ModuleDict, NumpyArray, NumpyDtype
+
+if TYPE_CHECKING:
+    from sct.interop.pickles import Machine
+
+Step = Callable[["Machine"], None]
+MAX_TEXT, MAX_KEY = 4096, 1_000_000
+
+
+def _proto(m: "Machine") -> None:
+    version = m.number(1)
+    if m.opcode_at != 0 or not 2 <= version <= 5:
+        raise m.refuse(f"protocol {version}")
+
+
+def _frame(m: "Machine") -> None:
+    length = m.number(8)
+    if length > len(m.data) - m.position:
+        raise m.refuse(f"the file is cut off: a frame of {length} bytes announced")
+
+
+def _constant(value: Any) -> Step:
+    return lambda m: m.push(value)
+
+
+def _integer(size: int, signed: bool = False) -> Step:
+    return lambda m: m.push(m.number(size, signed))
+
+
+def _long1(m: "Machine") -> None:
+    size = m.number(1)
+    if size > 8:
+        raise m.refuse(f"an integer of {size} bytes")
+    m.push(m.number(size, signed=True))
+
+
+def _float(m: "Machine") -> None:
+    start = m.take(8)
+    m.push(struct.unpack_from(">d", m.data, start)[0])
+
+
+def _bytes(width: int) -> Step:
+    def step(m: "Machine") -> None:
+        length = m.number(width)
+        start = m.take(length)
+        m.push(Blob(start, start + length))
+
+    return step
+
+
+def _text(width: int) -> Step:
+    def step(m: "Machine") -> None:
+        length = m.number(width)
+        start = m.take(length)
+        if length > MAX_TEXT:
+            m.push(Blob(start, start + length, text=True))
+            return
+        try:
+            m.push(str(m.data[start : start + length], "utf-8"))
+        except UnicodeDecodeError:
+            raise m.refuse("text that is not UTF-8") from None
+
+    return step
+
+
+def _get(width: int) -> Step:
+    def step(m: "Machine") -> None:
+        index = m.number(width)
+        if index not in m.memo:
+            raise m.refuse(f"memo {index} is not there")
+        m.push(m.memo[index])
+
+    return step
+
+
+def _put(width: int) -> Step:
+    def step(m: "Machine") -> None:
+        m.memo[m.number(width)] = _top(m)
+
+    return step
+
+
+def _memoize(m: "Machine") -> None:
+    m.memo[len(m.memo)] = _top(m)
+
+
+def _top(m: "Machine") -> Any:
+    if not m.stack:
+        raise m.refuse("a value is missing from the stack")
+    return m.stack[-1]
+
+
+def _mark(m: "Machine") -> None:
+    m.marked.append(m.stack)
+    m.stack = []
+
+
+def _pop(m: "Machine") -> None:
+    if m.stack:
+        m.stack.pop()
+    else:
+        m.pop_mark()
+
+
+def _pop_mark(m: "Machine") -> None:
+    m.pop_mark()
+
+
+def _tuple(size: int) -> Step:
+    def step(m: "Machine") -> None:
+        if len(m.stack) < size:
+            raise m.refuse("a value is missing from the stack")
+        m.stack[-size:] = [tuple(m.stack[-size:])]
+
+    return step
+
+
+def _store(m: "Machine", pairs: list[Any]) -> None:
+    target = m.top(dict)
+    if len(pairs) % 2:
+        raise m.refuse("a key without a value")
+    for key, value in zip(pairs[::2], pairs[1::2], strict=True):
+        if not (type(key) is str or (type(key) is int and 0 <= key < MAX_KEY)):
+            raise m.refuse(f"a key of type {type(key).__name__}")
+        target[key] = value
+
+
+def _set_item(m: "Machine") -> None:
+    value = m.pop()
+    _store(m, [m.pop(), value])
+
+
+def _append(m: "Machine") -> None:
+    value = m.pop()
+    m.top(list).append(value)
+
+
+def _appends(m: "Machine") -> None:
+    values = m.pop_mark()
+    m.top(list).extend(values)
+
+
+def _global(m: "Machine") -> None:
+    module = m.line()
+    _find(m, module, m.line())
+
+
+def _stack_global(m: "Machine") -> None:
+    name, module = m.pop(), m.pop()
+    if type(name) is not str or type(module) is not str:
+        raise m.refuse("a global whose name is not text")
+    _find(m, module, name)
+
+
+def _find(m: "Machine", module: str, name: str) -> None:
+    if (module, name) not in m.table:
+        raise m.refuse(f"global {f'{module[:80]}.{name[:80]}'!a} is not allowed")
+    m.push(Global(module, name))
+
+
+def _reduce(m: "Machine") -> None:
+    arguments, function = m.pop(), m.pop()
+    if type(function) is not Global or type(arguments) is not tuple:
+        raise m.refuse("a call of something that is not a known global")
+    call = m.table[function.module, function.name]
+    if call is None:
+        raise m.refuse(f"a call of {function.module}.{function.name}")
+    m.push(call(m, arguments))
+
+
+def _new_object(m: "Machine") -> None:
+    arguments, cls = m.pop(), m.pop()
+    made = NEW.get((cls.module, cls.name)) if type(cls) is Global else None
+    if made is None or type(arguments) is not tuple or arguments:
+        raise m.refuse("a new object of something that is not a known class")
+    m.push(made())
+
+
+def _build(m: "Machine") -> None:
+    state = m.pop()
+    target = _top(m)
+    step = BUILD.get(type(target))
+    if step is None:
+        raise m.refuse(f"a state for a {type(target).__name__}")
+    step(m, target, state)
+
+
+def _persistent(m: "Machine") -> None:
+    if m.persistent is None:
+        raise m.refuse("a persistent id")
+    m.push(m.persistent(m.pop(), m.place))
+
+
+# --- objects that take a state -----------------------------------------------------------------------
+
+
+def _build_module(m: "Machine", target: ModuleDict, state: Any) -> None:
+    if type(state) is not dict or target.state is not None:
+        raise m.refuse("a module's state is malformed")
+    target.state = state
+
+
+def _build_dict(m: "Machine", target: dict[Any, Any], state: Any) -> None:  # noqa: ARG001 - left as it is
+    """torch hangs its layers' versions on a state dict as an attribute; they are read over."""
+    if type(state) is not dict or list(state) != ["_metadata"]:
+        raise m.refuse("a state for a dict")
+
+
+def _build_dtype(m: "Machine", target: NumpyDtype, state: Any) -> None:
+    order = state[1] if type(state) is tuple and len(state) == 8 else None
+    if target.built or type(order) is not str or order not in ("<", "|") or state[2:5] != (None,) * 3:
+        raise m.refuse("a numpy dtype that is not plain and little-endian")
+    target.built = True
+
+
+def _build_array(m: "Machine", target: NumpyArray, state: Any) -> None:
+    if target.built or type(state) is not tuple or len(state) != 5:
+        raise m.refuse("a numpy array's state is malformed")
+    _, shape, dtype, fortran, content = state
+    if type(shape) is not tuple or len(shape) > 8 or any(type(n) is not int or n < 0 for n in shape):
+        raise m.refuse("a numpy array's shape is malformed")
+    size = dtype.itemsize if type(dtype) is NumpyDtype else 0
+    for n in shape:
+        size *= n
+    if type(fortran) is not bool or type(content) not in (Blob, bytes) or len(content) != size or not size:
+        raise m.refuse("a numpy array's content does not have the size of its shape")
+    target.built = True
+
+
+STOP = ord(".")
+NAMES = {ord(opcode.code): opcode.name for opcode in pickletools.opcodes}
+"""Of all opcodes, to say which was refused."""
+NEW: dict[tuple[str, str], Callable[[], Any]] = {
+    ("torch.nn.modules.container", "ModuleDict"): ModuleDict,
+    ("dnnlib.util", "EasyDict"): dict,
+}
+BUILD: dict[type, Callable[["Machine", Any, Any], None]] = {
+    dict: _build_dict,
+    ModuleDict: _build_module,
+    NumpyDtype: _build_dtype,
+    NumpyArray: _build_array,
+}
+OPCODES: dict[int, Step] = {
+    0x80: _proto,
+    0x95: _frame,
+    ord("N"): _constant(None),
+    0x88: _constant(True),
+    0x89: _constant(False),
+    ord(")"): _constant(()),
+    0x8F: _constant(frozenset()),  # sets are always empty in these files, and nothing here can fill one
+    ord("}"): lambda m: m.push({}),
+    ord("]"): lambda m: m.push([]),
+    ord("K"): _integer(1),
+    ord("M"): _integer(2),
+    ord("J"): _integer(4, signed=True),
+    0x8A: _long1,
+    ord("G"): _float,
+    ord("C"): _bytes(1),
+    ord("B"): _bytes(4),
+    0x8E: _bytes(8),
+    0x8C: _text(1),
+    ord("X"): _text(4),
+    0x8D: _text(8),
+    ord("h"): _get(1),
+    ord("j"): _get(4),
+    ord("q"): _put(1),
+    ord("r"): _put(4),
+    0x94: _memoize,
+    ord("("): _mark,
+    ord("0"): _pop,
+    ord("1"): _pop_mark,
+    0x85: _tuple(1),
+    0x86: _tuple(2),
+    0x87: _tuple(3),
+    ord("t"): lambda m: m.push(tuple(m.pop_mark())),
+    ord("s"): _set_item,
+    ord("u"): lambda m: _store(m, m.pop_mark()),
+    ord("a"): _append,
+    ord("e"): _appends,
+    ord("c"): _global,
+    0x93: _stack_global,
+    ord("R"): _reduce,
+    0x81: _new_object,
+    ord("b"): _build,
+    ord("Q"): _persistent,
+}
