@@ -6,7 +6,7 @@ import pytest
 
 from sct.core.estimators import OneSample, ScoreIdentity
 from sct.core.objectives import Consistency
-from sct.core.times import LogNormalPairs, Phased, SigmoidGap
+from sct.core.times import LogNormalPairs, Phased, SigmoidGap, karras_edges
 from sct.errors import UserError
 from sct.nn import store
 from sct.plan import make_plan
@@ -109,6 +109,29 @@ def test_parts_nest() -> None:
     assert isinstance(objective.pairs, Phased)
     assert objective.pairs.edges == (1.0,)
     assert isinstance(objective.estimator, OneSample)
+
+
+@pytest.mark.parametrize("kind", ["vp", "rectified-flow", "trigonometric"])
+@pytest.mark.parametrize("name", ["digits-edm", "digits-sct"])
+def test_another_process_trains_to_the_same_numbers(name: str, kind: str) -> None:
+    keys = [TINY[0], "start_from=null", "train={images: 320, batch: 64}", "optimizer.lr=1e-3"]
+    losses = []
+    for schedule in ("edm", kind):
+        trainer = make_plan(read_recipe(name, [*keys, f"schedule.kind={schedule}"])).trainer()
+        losses.append([report.loss for report in trainer.steps()])
+    assert losses[1] == pytest.approx(losses[0], rel=2e-3)
+
+
+def test_phases_are_given_by_edges_or_by_number_and_stored_in_sampling_time() -> None:
+    key = "pairs={kind: phased, edges: 4, pairs: {kind: lognormal, gap: {kind: const}}}"
+    stored = []
+    for schedule in ("edm", "rectified-flow"):
+        plan = make_plan(read_recipe("digits-ect", [*TINY, key, f"schedule.kind={schedule}"]))
+        stored.append(plan.model.meta["edges"])
+    assert stored[0] == pytest.approx(list(karras_edges(4)))
+    assert stored[1] == pytest.approx(stored[0])
+    with pytest.raises(UserError, match=r"pairs\.edges"):
+        read_recipe("digits-ect", [*TINY, "pairs={kind: phased, edges: one, pairs: {kind: lognormal, gap: {kind: const}}}"])
 
 
 @pytest.mark.parametrize("name", [p.stem for p in sorted(recipe_path("digits-edm").parent.glob("*.yaml"))])

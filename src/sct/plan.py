@@ -7,7 +7,9 @@ from typing import Any, cast
 import torch
 
 from sct.core.estimators import NoiseEstimator
-from sct.core.objectives import Consistency, Denoising, Objective
+from sct.core.noise import EDM, NoiseSchedule, Rescheduled
+from sct.core.objectives import Adapted, Consistency, Denoising, Objective
+from sct.core.times import Phased, karras_edges
 from sct.data.images import DataSplit, load_data
 from sct.errors import UserError
 from sct.models import load
@@ -57,8 +59,8 @@ def make_plan(recipe: Recipe, device: torch.device | str = "cpu") -> Plan:
             schedule, law=build(recipe.law, "law"), weight=build(recipe.weight, "weight")
         )
     else:
-        words = {"reference": _reference, "model": _teacher}
-        context = {"recipe": recipe, "data": data, "device": device}
+        words = {"reference": _reference, "model": _teacher, "edges": _edges}
+        context = {"recipe": recipe, "data": data, "device": device, "schedule": schedule}
         estimator = build(
             recipe.estimator,
             "estimator",
@@ -70,7 +72,7 @@ def make_plan(recipe: Recipe, device: torch.device | str = "cpu") -> Plan:
         _check_solver(recipe, estimator)
         objective = Consistency(
             schedule=schedule,
-            pairs=build(recipe.pairs, "pairs", schedule=schedule),
+            pairs=build(recipe.pairs, "pairs", words=words, context=context, schedule=schedule),
             estimator=estimator,
             distance=build(recipe.loss.distance, "loss.distance"),
             weight=build(recipe.loss.weight, "loss.weight"),
@@ -82,13 +84,14 @@ def make_plan(recipe: Recipe, device: torch.device | str = "cpu") -> Plan:
         "objective": recipe.objective,
         "data": recipe.data,
         "class_names": list(data.train.class_names) if recipe.conditional else [],
-        "edges": list(getattr(getattr(recipe, "pairs", None), "edges", ())),
+        "edges": _sampling_edges(objective),
         "mid_t": list(getattr(recipe, "mid_t", ())),
     }
     return Plan(
         data=data,
         model=model,
-        objective=objective,
+        # Networks are preconditioned for EDM's process; any other reaches them by its noise-to-signal ratio.
+        objective=objective if isinstance(schedule, EDM) else Adapted(objective, schedule),
         optimizer=build(recipe.optimizer, "optimizer"),
         options=build(recipe.train, "train"),
         target=Online() if isinstance(recipe, DiffusionRecipe) else build(recipe.target, "target"),
@@ -157,7 +160,20 @@ def _start(recipe: Recipe, data: DataSplit) -> tuple[Preconditioned, dict[str, A
     return found.model, origin
 
 
-def _reference(word: str, *, recipe: Any, data: DataSplit, device: torch.device | str) -> Any:
+def _sampling_edges(objective: Objective) -> list[float]:
+    """A phased model's edges in EDM's time, in which stored models are sampled."""
+    if not isinstance(objective, Consistency) or not isinstance(objective.pairs, Phased):
+        return []
+    edges = torch.tensor(objective.pairs.edges, dtype=torch.float64)
+    return objective.schedule.noise_to_signal(edges).tolist()
+
+
+def _edges(word: tuple[float, ...] | int, *, schedule: NoiseSchedule, **_: Any) -> tuple[float, ...]:
+    """Inner edges as given, or the number of phases, spaced on EDM's grid."""
+    return karras_edges(word, schedule) if isinstance(word, int) else word
+
+
+def _reference(word: str, *, recipe: Any, data: DataSplit, device: torch.device | str, **_: Any) -> Any:
     if word == "all" and recipe.conditional:
         raise UserError(
             "references must share the condition, and the recipe is conditional",
@@ -173,7 +189,9 @@ def _reference(word: str, *, recipe: Any, data: DataSplit, device: torch.device 
     return None if word == "batch" else data.train.reference(by_class=word == "class", device=device)
 
 
-def _teacher(path: str, *, recipe: Any, data: DataSplit, device: torch.device | str) -> Any:
+def _teacher(
+    path: str, *, recipe: Any, data: DataSplit, device: torch.device | str, schedule: NoiseSchedule
+) -> Any:
     teacher = load(path, device).requires_grad_(False)
     classes = len(data.train.class_names) if recipe.conditional else 0
     if (teacher.image_shape, teacher.num_classes) != (data.train.image_shape, classes):
@@ -182,7 +200,7 @@ def _teacher(path: str, *, recipe: Any, data: DataSplit, device: torch.device | 
             f"the run has {list(data.train.image_shape)} and {classes}",
             "estimator.model",
         )
-    return teacher
+    return teacher if isinstance(schedule, EDM) else Rescheduled(teacher, schedule)
 
 
 def _check_solver(recipe: ConsistencyRecipe, estimator: NoiseEstimator) -> None:

@@ -24,7 +24,12 @@ from sct.train import ema, optim
 from sct.train.loop import TrainOptions
 
 PARTS: dict[Any, dict[str, Callable[..., Any]]] = {
-    noise.NoiseSchedule: {"edm": noise.EDM},
+    noise.NoiseSchedule: {
+        "edm": noise.EDM,
+        "vp": noise.VP,
+        "rectified-flow": noise.RectifiedFlow,
+        "trigonometric": noise.Trigonometric,
+    },
     times.TimePairs: {
         "lognormal": times.LogNormalPairs,
         "grid": times.GridPairs,
@@ -71,6 +76,7 @@ PARTS: dict[Any, dict[str, Callable[..., Any]]] = {
 WORDS: dict[tuple[Any, str], tuple[Any, Any]] = {
     (estimators.ScoreIdentity, "reference"): (Literal["batch", "class", "all"], ...),
     (estimators.Teacher, "model"): (str, ...),
+    (times.Phased, "edges"): (tuple[float, ...] | Annotated[int, Field(ge=1)], ...),
 }
 """Arguments that a recipe names by a word, with that word's type and default."""
 

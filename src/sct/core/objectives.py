@@ -12,7 +12,7 @@ import torch
 from torch import Generator, Tensor
 
 from sct.core.estimators import NoiseEstimator
-from sct.core.noise import NoiseSchedule
+from sct.core.noise import NoiseSchedule, Rescheduled
 from sct.core.rng import shared_dropout
 from sct.core.solve import Method, solve
 from sct.core.times import LogNormal, TimePairs
@@ -216,6 +216,20 @@ def _checked(x_t: Tensor, times: Times, bootstrap: Tensor) -> bool:
     if not finite:
         raise ValueError("the noisy images contain NaN or infinity: look at the data and the noise")
     return bool(some)
+
+
+@dataclass(frozen=True)
+class Adapted:
+    """An objective under another process than its networks': they go through `Rescheduled`. An Objective."""
+
+    objective: Objective
+    schedule: NoiseSchedule
+
+    def __call__(
+        self, model: Denoiser, target: Denoiser, batch: Batch, progress: Progress, generator: Generator
+    ) -> Tensor:
+        student, teacher = Rescheduled(model, self.schedule), Rescheduled(target, self.schedule)
+        return self.objective(student, teacher, batch, progress, generator)
 
 
 def gaussian_like(x: Tensor, generator: Generator) -> Tensor:
