@@ -14,6 +14,7 @@ if TYPE_CHECKING:  # torch comes in only when a file has been read and found sou
 
 LICENCES = {
     "EDM": "EDM's and EDM2's weights are under CC BY-NC-SA 4.0; so are copies and what is tuned from them",
+    "unknown": "the file does not say; if it comes from EDM's or EDM2's weights, CC BY-NC-SA 4.0",
     "CM": "openai/consistency_models' weights are under the MIT licence",
 }
 
@@ -58,7 +59,7 @@ def _provenance(snapshot: Snapshot, config: dict[str, Any], foreign: bool) -> di
         "class": snapshot.class_name,
         "stored_as": dtypes,
         "dropped": snapshot.dropped,
-        "licence": LICENCES["CM" if foreign else "EDM"],
+        "licence": LICENCES["CM" if foreign else "EDM" if snapshot.class_name else "unknown"],
     }
     return found | {"before": before} if before else found
 
