@@ -53,6 +53,15 @@ def test_guidance_by_the_unlabelled_branch_changes_the_image(model: EDMPrecond) 
     assert torch.equal(sample(model, range(8)), sample(model, range(8), guidance=2.0, worse=model))
 
 
+def test_guidance_acts_in_its_interval_alone(model: EDMPrecond) -> None:
+    plain, guided = sample(model, range(8), 2), sample(model, range(8), 2, guidance=2.0)
+    outside = sample(model, range(8), 2, guidance=2.0, guidance_interval=(100.0, 200.0))
+    first = sample(model, range(8), 2, guidance=2.0, guidance_interval=(1.0, 80.0))
+    assert torch.equal(outside, plain)
+    assert not torch.equal(first, plain)
+    assert not torch.equal(first, guided)
+
+
 def test_the_sampler_fits_the_model(model: EDMPrecond) -> None:
     assert default_sampler(model, 2) == Multistep((0.8,))
     assert default_sampler(model, None) == Multistep(())

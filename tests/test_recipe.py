@@ -131,7 +131,10 @@ def test_phases_are_given_by_edges_or_by_number_and_stored_in_sampling_time() ->
     assert stored[0] == pytest.approx(list(karras_edges(4)))
     assert stored[1] == pytest.approx(stored[0])
     with pytest.raises(UserError, match=r"pairs\.edges"):
-        read_recipe("digits-ect", [*TINY, "pairs={kind: phased, edges: one, pairs: {kind: lognormal, gap: {kind: const}}}"])
+        read_recipe(
+            "digits-ect",
+            [*TINY, "pairs={kind: phased, edges: one, pairs: {kind: lognormal, gap: {kind: const}}}"],
+        )
 
 
 @pytest.mark.parametrize("name", [p.stem for p in sorted(recipe_path("digits-edm").parent.glob("*.yaml"))])

@@ -1,5 +1,6 @@
 """Images from a model: the same seed gives the same image, whatever else is drawn beside it."""
 
+import math
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
@@ -57,6 +58,7 @@ def sample(
     sampler: Sampler | None = None,
     guidance: float = 1.0,
     worse: Denoiser | None = None,
+    guidance_interval: tuple[float, float] = (0.0, math.inf),
     mid_t: Iterable[float] | None = None,
     eta: float = 1.0,
     batch: int = 256,
@@ -71,6 +73,7 @@ def sample(
         condition: a class label for all, or labels [N]; None: unconditional, or for a class-conditional
             model the classes in turn (seed modulo number of classes).
         guidance, worse: f_bad + ω·(f − f_bad); f_bad is another model, or None for the unlabelled branch.
+        guidance_interval: guidance acts where low < t ≤ high.
         mid_t: times of the second and later steps.
         batch: images at a time; memory, not results, depends on it.
         progress: called with the number of images done.
@@ -84,7 +87,7 @@ def sample(
     model.eval()
     labels = _labels(model, seeds, condition, device)
     sampler = sampler or default_sampler(model, steps, mid_t, eta)
-    denoiser = Guided(model, worse, guidance) if guidance != 1.0 else model
+    denoiser = Guided(model, worse, guidance, *guidance_interval) if guidance != 1.0 else model
     images = []
     for start in range(0, len(seeds), batch):
         part = slice(start, start + batch)

@@ -68,6 +68,7 @@ def test_help_is_quick_and_imports_nothing_heavy() -> None:
         (["sample", "{tmp}"], ["not a model folder", "config.json"]),
         (["sample", "{model}", "--classes", "10"], ["--classes", "0 to 9"]),
         (["sample", "{model}", "--seeds", "a"], ["--seeds", "0-63"]),
+        (["sample", "{model}", "--guidance-interval", "3,1"], ["--guidance-interval", "LOW,HIGH"]),
         (["sample", "{model}", "--steps", "5"], ["--steps", "mid_t"]),
         (["sample", "{model}", "--out", "{tmp}/x.jpg"], ["--out", ".jpg", ".png"]),
         (["sample", "{model}", "--device", "tpu9"], ["--device", "cpu"]),

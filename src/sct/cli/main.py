@@ -62,13 +62,16 @@ def sample(
     eta: Annotated[float, typer.Option(help="Edge-skipping of phased models, 0 to 1.")] = 1.0,
     guidance: Annotated[float, typer.Option(help="ω of guidance by a worse model; 1: none.")] = 1.0,
     worse: Annotated[Path | None, typer.Option(help="The worse model's folder, for --guidance.")] = None,
+    guidance_interval: Annotated[
+        str | None, typer.Option(help="Guide only where LOW < t <= HIGH: 0.1,10.")
+    ] = None,
     batch: Annotated[int, typer.Option(help="Images at a time.")] = 256,
     device: Annotated[str, typer.Option(help="cpu, cuda, or auto.")] = "auto",
 ) -> None:
     """Draw images, one a seed: the same seed gives the same image, whatever else is drawn."""
     from sct.cli.sample import sample as run
 
-    run(model, seeds, steps, classes, out, mid_t, eta, guidance, worse, batch, device)
+    run(model, seeds, steps, classes, out, mid_t, eta, guidance, worse, guidance_interval, batch, device)
 
 
 @app.command("import")

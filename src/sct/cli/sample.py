@@ -1,5 +1,6 @@
 """sct sample"""
 
+import math
 from pathlib import Path
 
 import numpy as np
@@ -26,6 +27,7 @@ def sample(
     eta: float,
     guidance: float,
     worse: Path | None,
+    guidance_interval: str | None,
     batch: int,
     device: str,
 ) -> None:
@@ -38,6 +40,9 @@ def sample(
         raise UserError(f"{batch} images at a time", "--batch", "use at least 1")
     if worse is None and guidance != 1.0 and not model.num_classes:
         raise UserError("an unconditional model has no unlabelled branch", "--guidance", "give --worse")
+    interval = parse_times(guidance_interval, "--guidance-interval") or (0.0, math.inf)
+    if len(interval) != 2 or not 0 <= interval[0] < interval[1]:
+        raise UserError(f"{guidance_interval!r} is no interval", "--guidance-interval", "write LOW,HIGH")
     try:
         sampler = default_sampler(model, steps, parse_times(mid_t, "--mid-t"), eta)
     except ValueError as error:
@@ -49,6 +54,7 @@ def sample(
             condition=labels,
             sampler=sampler,
             guidance=guidance,
+            guidance_interval=interval,
             worse=load(worse, place) if worse else None,
             batch=batch,
             progress=bar.advance,
