@@ -2,8 +2,8 @@
 
 It is not Python's unpickler with parts forbidden. It has no operation that imports, calls or sets an
 attribute: a global is looked up in a table of markers, and "calling" one runs the reader's own function for
-that marker. What is not in the tables is refused with its name and byte offset. The format is described in
-../shared/spec/edm-pickles.md; opcodes in Python's pickletools.
+that marker. What is not in the tables is refused with its name and byte offset. The opcodes are
+described in Python's pickletools.
 
 Bounds: the number of opcodes (and with it memory, about 100 bytes each), every length against the bytes that
 are there, integers of at most 8 bytes, text only as long as names are (longer text is never decoded), plain
