@@ -149,6 +149,7 @@ class Demo:
                 bar.advance(SAMPLES, name)
         results = {
             "seed": self.seed,
+            "folder": str(self.out),
             "samples": SAMPLES,
             "classifier_accuracy": measure.classifier_accuracy,
             "real": asdict(measure(self.data.held_out.images, self.data.held_out.labels)),

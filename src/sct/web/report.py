@@ -43,6 +43,7 @@ def demo_page(results: dict[str, Any]) -> str:
     rows = {(row["name"], row["evaluations"]): row for row in results["rows"]}
     ect, sct = rows["ECT", 1]["frechet_train"], rows["SCT", 1]["frechet_train"]
     teacher = results["rows"][0]
+    folder = html.escape(results["folder"])
     minutes = results["minutes"]
     took = f" All of it took {minutes:.0f} minutes." if minutes is not None else ""
     return f"""<!doctype html>
@@ -73,8 +74,8 @@ copied.</p>
 <h2>Why: the variance of the target</h2>
 <div class="plots">{_variance(results["target_variance"])}</div>
 <h2>Go on</h2>
-<pre>sct sample runs/demo/sct --seeds 0-99 --classes 3 --out threes.png
-sct train digits-sct start_from=runs/demo/teacher/model train.seed=1 --out runs/mine</pre>
+<pre>sct sample {folder}/sct --seeds 0-99 --classes 3 --out threes.png
+sct train digits-sct start_from={folder}/teacher/model train.seed=1 --out runs/mine</pre>
 </body></html>
 """
 
