@@ -26,6 +26,18 @@ Resample = Literal["keep", "up", "down", "down-after"]
 BOX = (1, 1)
 
 
+def normal(*shape: int) -> Tensor:
+    """torch.randn; on the meta device nothing, which spares the second that torch's way of it would take."""
+    empty = torch.empty(shape)
+    return empty if empty.is_meta else empty.normal_()
+
+
+def uniform(*shape: int) -> Tensor:
+    """torch.rand, as `normal`."""
+    empty = torch.empty(shape)
+    return empty if empty.is_meta else empty.uniform_()
+
+
 @dataclass(frozen=True)
 class Init:
     """How a layer's numbers are drawn: a distribution, times a factor for the weight and one for the bias.
@@ -38,12 +50,15 @@ class Init:
     bias: float = 0.0
 
     def draw(self, shape: tuple[int, ...], fan_in: int, fan_out: int, factor: float) -> nn.Parameter:
+        empty = torch.empty(shape)
+        if empty.is_meta:  # nothing to draw, and torch's way of doing it there would take a second
+            return nn.Parameter(empty)
         if factor == 0:
-            return nn.Parameter(torch.zeros(shape))
+            return nn.Parameter(empty.zero_())
         variance = 2 / (fan_in + fan_out) if self.distribution.startswith("xavier") else 1 / fan_in
         if self.distribution.endswith("normal"):
-            return nn.Parameter(torch.randn(shape) * (factor * math.sqrt(variance)))
-        return nn.Parameter((torch.rand(shape) * 2 - 1) * (factor * math.sqrt(3 * variance)))
+            return nn.Parameter(empty.normal_() * (factor * math.sqrt(variance)))
+        return nn.Parameter(empty.uniform_(-1, 1) * (factor * math.sqrt(3 * variance)))
 
 
 class Product(nn.Module):
@@ -88,7 +103,8 @@ class Resampler(Product):
         super().__init__()
         self.resample = resample
         self.box = tuple(taps) == BOX
-        self.register_buffer("resample_filter", None if resample == "keep" else filter_2d(taps))
+        kernel = None if resample == "keep" else filter_2d(taps, torch.device("cpu"))
+        self.register_buffer("resample_filter", kernel)
 
     def forward(self, x: Tensor) -> Tensor:
         kernel = None if self.box else self.resample_filter
@@ -213,7 +229,7 @@ class FourierEmbedding(nn.Module):
 
     def __init__(self, features: int, scale: float) -> None:
         super().__init__()
-        self.register_buffer("freqs", torch.randn(features // 2) * scale)
+        self.register_buffer("freqs", normal(features // 2) * scale)
 
     def forward(self, u: Tensor) -> Tensor:
         angle = torch.outer(u, (2 * math.pi * self.freqs).to(u.dtype))

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear, silu
 
-from sct.nn.layers import Product
+from sct.nn.layers import Product, normal, uniform
 
 EPS = 1e-4
 
@@ -55,7 +55,7 @@ class MPConv(Product):
 
     def __init__(self, in_channels: int, out_channels: int, kernel: tuple[int, ...] = ()) -> None:
         super().__init__()
-        self.weight = nn.Parameter(torch.randn(out_channels, in_channels, *kernel))
+        self.weight = nn.Parameter(normal(out_channels, in_channels, *kernel))
 
     def forward(self, x: Tensor, gain: float | Tensor = 1.0) -> Tensor:
         if self.training and torch.is_grad_enabled():
@@ -79,8 +79,8 @@ class MPFourier(nn.Module):
 
     def __init__(self, features: int, bandwidth: float = 1.0) -> None:
         super().__init__()
-        self.register_buffer("freqs", 2 * math.pi * torch.randn(features) * bandwidth)
-        self.register_buffer("phases", 2 * math.pi * torch.rand(features))
+        self.register_buffer("freqs", 2 * math.pi * normal(features) * bandwidth)
+        self.register_buffer("phases", 2 * math.pi * uniform(features))
 
     def forward(self, u: Tensor) -> Tensor:
         dtype = _at_least_fp32(u)
