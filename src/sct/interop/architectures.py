@@ -29,6 +29,8 @@ PRECOND_OPTIONS = {
 }
 MAX_LIST, MAX_INTEGER, MAX_WORD = 16, 100_000, 80
 MAX_NOISE_LEVELS = 10_000
+TENSORS_A_BLOCK = {"mlp": 6, "song": 20, "adm": 20, "edm2": 8}
+"""The fewest that a block of the encoder brings, with the one that answers it in the decoder."""
 MID_T = {"ect": 0.821, "edm2": 1.526}
 """Where ECT's two-step samplers renoise to (ect-recipe §4): CIFAR-10, ImageNet-64."""
 
@@ -94,16 +96,17 @@ def _bound(config: dict[str, Any], tensors: int, where: str) -> None:
     """Refuse what could not be the network of so many tensors, before anything is built from it."""
     network: Any = config.get("network")
     precond: Any = config.get("precond")
-    if type(network) is not dict or type(precond) is not dict:
-        raise UserError("the configuration has no network or no preconditioning", where)
+    if any(type(part) is not dict for part in (network, precond, config.get("meta", {}))):
+        raise UserError("the configuration's network, preconditioning or meta is no object", where)
     for key, value in [*network.items(), *precond.items()]:
         values = value if type(value) is list else [value]
         limit = MAX_NOISE_LEVELS if key == "M" else MAX_INTEGER
         if len(values) > MAX_LIST or not all(_sound(item, limit) for item in values):
             raise UserError(f"{key[:80]!a} has an impossible value", where)
     blocks = network.get("num_blocks", network.get("blocks", 0))
-    levels = network.get("channel_mult", [])
-    if type(blocks) is not int or type(levels) is not list or blocks * max(1, len(levels)) > tensors:
+    levels = network.get("channel_mult", [None])
+    fewest = TENSORS_A_BLOCK.get(str(network.get("kind")), 1)
+    if type(blocks) is not int or type(levels) is not list or fewest * blocks * len(levels) > tensors:
         raise UserError(f"{str(blocks)[:20]} blocks a level are more than the file has weights for", where)
 
 
@@ -129,7 +132,7 @@ def inferred(snapshot: Snapshot) -> dict[str, Any]:
     tensors, where = snapshot.tensors, str(snapshot.source.path)
     first = next(((m, r) for m, r in ((LEVEL_CONV.fullmatch(n), r) for n, r in tensors.items()) if m), None)
     blocks = [(m, record) for m, record in ((BLOCK.fullmatch(n), r) for n, r in tensors.items()) if m]
-    if first is None or not blocks or len(first[1].shape) != 4:
+    if first is None or not blocks or any(len(record.shape) != 4 for _, record in [first, *blocks]):
         raise UserError("the weights are of no network that sct has", where, "their names are unknown")
     edm2 = "unet.out_gain" in tensors
     prefix = "unet." if edm2 else "model."
@@ -151,8 +154,8 @@ def inferred(snapshot: Snapshot) -> dict[str, Any]:
     }
     assumed = ["dropout 0"]
     if edm2:
-        logvar = tensors.get("logvar_fourier.freqs")
-        precond: dict[str, Any] = {"kind": "edm2", "logvar_channels": logvar.shape[0] if logvar else 0}
+        logvar = _columns(tensors, "logvar_linear.weight")
+        precond: dict[str, Any] = {"kind": "edm2", "logvar_channels": logvar}
         network["kind"] = "edm2"
         assumed.append("heads of 64 channels")
     else:

@@ -25,7 +25,7 @@ def load_checkpoint(path: str | Path) -> "Preconditioned":
     Raises UserError, one line, for anything that is not a known checkpoint; nothing in it is executed.
     """
     snapshot = read_snapshot(path)
-    foreign = snapshot.class_name is None and is_consistency_model(list(snapshot.tensors))
+    foreign = snapshot.class_name is None and is_consistency_model(snapshot.tensors)
     if foreign:
         snapshot = to_adm(snapshot)
     config = configuration(snapshot)

@@ -5,6 +5,7 @@ which is a table there and a linear layer here.
 """
 
 import re
+from collections.abc import Collection
 from dataclasses import replace
 
 from sct.errors import UserError
@@ -34,7 +35,7 @@ TOP = {
 BLOCK = re.compile(r"(input_blocks\.\d+|middle_block|output_blocks\.\d+)\.(\d+)\.(.+)\.(weight|bias)")
 
 
-def is_consistency_model(names: list[str]) -> bool:
+def is_consistency_model(names: Collection[str]) -> bool:
     return "time_embed.0.weight" in names and "input_blocks.0.0.weight" in names
 
 
@@ -44,7 +45,7 @@ def to_adm(snapshot: Snapshot) -> Snapshot:
     Raises UserError for a network that ADM is not: LSUN's has no scale-shift norm.
     """
     where = str(snapshot.source.path)
-    names = list(snapshot.tensors)
+    names = snapshot.tensors.keys()
     places = _places(names, where)
     renamed: dict[str, TensorRecord] = {}
     for name, record in snapshot.tensors.items():
@@ -58,12 +59,12 @@ def to_adm(snapshot: Snapshot) -> Snapshot:
         renamed[new] = record
     for name, record in renamed.items():
         out = renamed.get(name.replace("affine", "norm1"))
-        if name.endswith("affine.bias") and out is not None and record.shape[0] != 2 * out.shape[0]:
+        if name.endswith("affine.bias") and out is not None and record.numel != 2 * out.numel:
             raise UserError("a network without scale-shift norm (LSUN's) is not one that sct has", where)
     return replace(snapshot, tensors=renamed, kind="consistency-model state dict (.pt)")
 
 
-def _places(names: list[str], where: str) -> dict[str, str]:
+def _places(names: Collection[str], where: str) -> dict[str, str]:
     """ "input_blocks.4" → "enc.32x32_down", …; the level's last output block also holds the next one's up."""
     inputs = _count(names, "input_blocks")
     outputs = _count(names, "output_blocks")
@@ -94,12 +95,12 @@ def _places(names: list[str], where: str) -> dict[str, str]:
     }
 
 
-def _count(names: list[str], stem: str) -> int:
+def _count(names: Collection[str], stem: str) -> int:
     found = {name.split(".")[1] for name in names if name.startswith(stem + ".")}
     return len(found) if found == {str(i) for i in range(len(found))} else -1
 
 
-def _up_part(names: list[str], index: int) -> int | None:
+def _up_part(names: Collection[str], index: int) -> int | None:
     return next((p for p in (1, 2) if f"output_blocks.{index}.{p}.in_layers.0.weight" in names), None)
 
 

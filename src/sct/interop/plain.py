@@ -13,7 +13,8 @@ from sct.interop.inert import MAX_DIMENSIONS, Storage, TensorRecord
 from sct.interop.snapshot import MAX_NAME, MAX_TENSORS, Snapshot
 from sct.interop.source import Source
 
-MAX_HEADER = 16 << 20
+MAX_HEADER = 1 << 20
+"""A published network's takes 60 kB; parsed, JSON swells up to thirtyfold."""
 DTYPES = {"F16": ("float16", 2), "BF16": ("bfloat16", 2), "F32": ("float32", 4), "F64": ("float64", 8)}
 CONFIG_KEY = "sct"
 """The header's metadata under which our exports keep the model's configuration."""

@@ -16,7 +16,10 @@ from sct.interop.pickles import Machine
 from sct.interop.source import Source, open_source
 
 MAX_DEPTH = 16
-MAX_TENSORS = 20_000
+MAX_TENSORS = 3_000
+"""The largest published network has 563 (64×64 NCSN++, its buffers included)."""
+MAX_ENTRIES = 50_000
+"""Of all modules' dictionaries together, however many modules share one."""
 MAX_VALUES = 10_000
 MAX_NAME = 400
 
@@ -146,6 +149,7 @@ def _collect(named: Iterator[tuple[str, Any]], source: Source) -> dict[str, Tens
 def _walk(root: Persistent, where: str) -> Iterator[tuple[str, Any]]:
     """(name, tensor) in registration order: a module's parameters and buffers, then its children's."""
     seen: set[int] = set()
+    left = MAX_ENTRIES
     pending: list[tuple[str, Any, int]] = [("", root, 0)]
     while pending:
         prefix, module, depth = pending.pop()
@@ -155,6 +159,9 @@ def _walk(root: Persistent, where: str) -> Iterator[tuple[str, Any]]:
             raise UserError(f"module {prefix[:80]!a} is malformed, nested too deep, or used twice", where)
         seen.add(id(state))
         parameters, buffers, children = parts
+        left -= len(parameters) + len(buffers) + len(children)
+        if left < 0:
+            raise UserError(f"the network has more than {MAX_ENTRIES} parameters, buffers and modules", where)
         for name, value in [*parameters.items(), *buffers.items()]:
             if type(name) is not str or (value is None and name not in buffers):
                 raise UserError(f"module {prefix[:80]!a} has a parameter without a value", where)

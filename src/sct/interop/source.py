@@ -9,6 +9,8 @@ from pathlib import Path
 from sct.errors import UserError
 
 MAX_BYTES = 32 << 30
+BEFORE_ZIP = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
+"""How torch's files began before they were archives (1.6)."""
 ACCEPTED = "give an EDM, EDM2 or ECT snapshot (.pkl), a torch file (.pt) or a .safetensors file"
 
 
@@ -45,11 +47,14 @@ def open_source(path: Path) -> Source:
 
 
 def _container(data: memoryview, path: Path) -> str:
-    start = bytes(data[:9])
+    start = bytes(data[:15])
+    if start == BEFORE_ZIP:
+        remedy = "torch.load it with weights_only=True, and torch.save it again"
+        raise UserError("a torch file of the form before torch 1.6", str(path), remedy)
     if start[:1] == b"\x80":
         return "pickle"
     if start[:4] == b"PK\x03\x04":
         return "zip"
-    if len(start) == 9 and start[8:] == b"{":
+    if start[8:9] == b"{":
         return "safetensors"
     raise UserError("neither a pickle, nor a torch archive, nor safetensors", str(path), ACCEPTED)
