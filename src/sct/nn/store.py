@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
 
@@ -64,6 +64,23 @@ def _make(table: dict[str, Any], part: Any, where: str, *args: Any) -> Any:
         return table[kind](*args, **options)
     except (TypeError, ValueError) as error:
         raise UserError(str(error), where) from error
+
+
+def shapes(config: dict[str, Any], where: str = "model configuration") -> dict[str, tuple[int, ...]]:
+    """Names and shapes of the model's parameters and buffers, found without storage for any of them.
+
+    What a configuration asks for can so be compared with the weights that are there before it is built.
+    Raises UserError where no model can be built.
+    """
+    try:
+        with torch.device("meta"):
+            return {name: tuple(value.shape) for name, value in build(config, where).state_dict().items()}
+    except UserError:
+        raise
+    except Exception as error:  # whatever a constructor does with arguments that nobody would give it
+        raise UserError(
+            f"no network can be built from its arguments ({type(error).__name__})", where
+        ) from error
 
 
 def describe(model: Preconditioned) -> dict[str, Any]:
@@ -125,9 +142,15 @@ def load(folder: str | Path, device: torch.device | str = "cpu") -> Precondition
         raise UserError(
             f"format {given!r} is not known", str(paths[0]), f"this version reads format {FORMAT}"
         )
-    model = build(config, str(paths[0]))
+    expected = shapes(config, str(paths[0]))
     try:
+        with safe_open(paths[1], framework="pt") as file:
+            stored = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+        if stored != expected:
+            odd = min(name for name in stored | expected if stored.get(name) != expected.get(name))
+            raise UserError(f"the weights do not fit config.json, beginning with {odd!r}", str(paths[1]))
+        model = build(config, str(paths[0]))
         model.load_state_dict(load_file(paths[1]), strict=True)
     except (SafetensorError, RuntimeError, OSError) as error:
-        raise UserError(f"the weights do not fit config.json: {error}", str(paths[1])) from error
+        raise UserError(f"the weights cannot be read: {error}", str(paths[1])) from error
     return model.eval().to(device)
