@@ -107,7 +107,12 @@ def build(section: Section, where: str, *, words: Any = None, context: Any = Non
             continue
         if isinstance(value, Section):
             value = build(value, f"{where}.{name}", words=words, context=context, **wired)
-        elif words and name in words:
+        elif isinstance(value, tuple):
+            value = tuple(
+                build(item, f"{where}.{name}", **wired) if isinstance(item, Section) else item
+                for item in value
+            )
+        if words and name in words:
             value = words[name](value, **context)
         given[name] = value
     accepted = _arguments(section.builds)

@@ -11,7 +11,8 @@ import re
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, Union, cast, get_args, get_type_hints
+from types import UnionType
+from typing import Annotated, Any, ClassVar, Literal, Union, cast, get_args, get_origin, get_type_hints
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, create_model
@@ -63,6 +64,11 @@ PARTS: dict[Any, dict[str, Callable[..., Any]]] = {
         "constant": optim.Constant,
         "cosine": optim.Cosine,
         "linear-decay": optim.LinearDecay,
+        "inverse-square-root": optim.InverseSquareRoot,
+    },
+    ema.Average: {
+        "half-life": ema.HalfLife,
+        "power": ema.PowerFunction,
     },
     ema.Target: {
         "online": ema.Online,
@@ -102,11 +108,20 @@ def section(cls: Any, kind: str | None = None) -> type[Section]:
             fields[name] = WORDS[cls, name]
         elif name not in WIRED:
             default = ... if parameter.default is parameter.empty else _default(parameter.default)
-            hint = one_of(hints[name], inside=cls) if hints[name] in PARTS else hints[name]
-            fields[name] = (hint, default)
+            fields[name] = (_in_sections(hints[name], inside=cls), default)
     made = cast(type[Section], create_model(kind or cls.__name__, __base__=Section, **fields))
     made.builds = cls
     return made
+
+
+def _in_sections(hint: Any, inside: Any) -> Any:
+    """A type in which every part has become the union of its sections: also in `tuple[float | Part, ...]`."""
+    if hint in PARTS:
+        return one_of(hint, inside=inside)
+    arguments = tuple(_in_sections(argument, inside) for argument in get_args(hint))
+    if arguments == get_args(hint):
+        return hint
+    return Union[arguments] if get_origin(hint) in (Union, UnionType) else get_origin(hint)[arguments]  # type: ignore[index] # noqa: UP007
 
 
 @cache
@@ -256,8 +271,8 @@ def validate(data: dict[str, Any], where: str = "recipe") -> Recipe:
 
 
 def _explain(error: ValidationError, where: str) -> UserError:
-    first = error.errors(include_url=False)[0]
-    location = [part for part in first["loc"] if isinstance(part, str | int)]
+    first = _telling(error.errors(include_url=False))
+    location = [part for part in first["loc"] if str(part) != "float" and "tagged-union" not in str(part)]
     model, keys = _walk(location)
     name = ".".join(keys) or "the recipe"
     match first["type"]:
@@ -278,6 +293,12 @@ def _explain(error: ValidationError, where: str) -> UserError:
             return UserError(f"{name}={first['input']!r} is not allowed", where, message)
 
 
+def _telling(errors: list[Any]) -> Any:
+    """The first error; of a number-or-section that is neither, the section's where a mapping was given."""
+    inside = [e for e in errors if any("tagged-union" in str(part) for part in e["loc"])]
+    return next((e for e in inside if e["type"] != "dict_type"), errors[0])
+
+
 def _walk(location: list[str | int]) -> tuple[type[Section] | None, list[str]]:
     """Follow an error's location: the section it ends in, and the keys that a user would write.
 
@@ -288,17 +309,17 @@ def _walk(location: list[str | int]) -> tuple[type[Section] | None, list[str]]:
     keys: list[str] = []
     choices: dict[str, Any] = dict(tops)
     for part in location:
-        if choices:
-            model, choices = choices.get(str(part)), {}
+        if isinstance(part, int):
+            keys.append(str(part))
             continue
-        keys.append(str(part))
+        if choices:
+            model, choices = choices.get(part), {}
+            continue
+        keys.append(part)
         field = model.model_fields.get(part) if model is not None else None
         if field is None:
             continue
-        options = [field.annotation, *get_args(field.annotation)]
-        options += [inner for option in options for inner in get_args(option)]
-        classes = dict.fromkeys(o for o in options if inspect.isclass(o))
-        sections = [o for o in classes if issubclass(o, Section)]
+        sections = _sections(field.annotation)
         if len(sections) > 1:
             choices = {s.model_fields["kind"].default: s for s in sections}
         elif sections:
@@ -306,12 +327,19 @@ def _walk(location: list[str | int]) -> tuple[type[Section] | None, list[str]]:
     return model, keys
 
 
+def _sections(hint: Any) -> list[type[Section]]:
+    """The sections that a type speaks of, however deep."""
+    if inspect.isclass(hint) and issubclass(hint, Section):
+        return [hint]
+    return list(dict.fromkeys(found for inner in get_args(hint) for found in _sections(inner)))
+
+
 def _tags(model: type[Section] | None, keys: list[str]) -> list[str]:
     if not keys:
         return ["diffusion", "consistency"]
-    field = model.model_fields[keys[-1]] if model else None
-    options = get_args(field.annotation) if field else ()
-    return [o.model_fields["kind"].default for o in options if inspect.isclass(o) and issubclass(o, Section)]
+    name = next(key for key in reversed(keys) if not key.isdigit())
+    field = model.model_fields[name] if model else None
+    return [found.model_fields["kind"].default for found in _sections(field and field.annotation)]
 
 
 def to_yaml(recipe: Recipe) -> str:
