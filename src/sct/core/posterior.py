@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from sct.core.noise import NoiseSchedule
-from sct.core.streaming import LEVELS, FloatQuery, LevelQuery, Query, Stream, levels
+from sct.core.streaming import LEVELS, FloatQuery, LevelQuery, Stream, levels
 from sct.core.types import expand
 
 BLOCK = 2048
@@ -93,6 +93,24 @@ class Reference:
     def device(self) -> torch.device:
         """Where queries must be."""
         return self.images.device
+
+    def take(self, rows: Tensor) -> Tensor:
+        """The images of these rows [k], where the queries are."""
+        return self.images[rows]
+
+    def begin(
+        self,
+        x_t: Tensor,
+        t: Tensor,
+        schedule: NoiseSchedule,
+        group: Tensor | None,
+        *,
+        log_prior: LogPrior | None = None,
+        mirrored: bool = False,
+    ) -> Callable[[], Tensor]:
+        """The posterior mean, asked for now and taken by calling what is returned; see `posterior`."""
+        mean = posterior(x_t, t, schedule, self, group, log_prior=log_prior, mirrored=mirrored).mean
+        return lambda: mean
 
     def blocks(self, spans: Sequence[Span]) -> Iterator[tuple[Tensor, Tensor]]:
         """Rows [m, C, H, W] of each span in turn, where the queries are, and their ‖x‖² (`squares`)."""
@@ -177,8 +195,26 @@ def posterior(
         ValueError: shapes or devices that do not fit, groups that are unknown or empty, σ(t) = 0.
 
     Accuracy: within 1e-5 relative of float64 for uint8 references, all t from 0.002 to 80; floating-point
-    references are computed in float64. Source: METHOD §2; STF, 2302.00670.
+    references are computed in float64. Where bytes multiply fast (`streaming.fast_bytes`), a query's mean is
+    the same to the bit whatever other queries it is asked with. Source: METHOD §2; STF, 2302.00670.
     """
+    sums = stream(x_t, t, schedule, reference, group, log_prior=log_prior, mirrored=mirrored, block=block)
+    return answer(sums, x_t, reference)
+
+
+@torch.no_grad()
+def stream(
+    x_t: Tensor,
+    t: Tensor,
+    schedule: NoiseSchedule,
+    reference: Reference,
+    group: Tensor | None = None,
+    *,
+    log_prior: LogPrior | None = None,
+    mirrored: bool = False,
+    block: int = BLOCK,
+) -> Stream:
+    """The sums that make `posterior`, so that those over several parts of a reference can be merged."""
     if x_t.shape[1:] != reference.images.shape[1:]:
         raise ValueError(
             f"queries are {list(x_t.shape[1:])}, reference images {list(reference.images.shape[1:])}"
@@ -190,17 +226,33 @@ def posterior(
     sound = torch.stack([torch.isfinite(x_t).all(), (sigma > 0).all(), (alpha > 0).all()])
     segments = list(_segments(reference, group, len(x_t), sound))
     y, s = x_t.double() / expand(alpha, x_t), sigma / alpha
-    if mirrored:  # the flipped images' products with y are the images' with y flipped
-        y, s = torch.cat([y, y.flip(-1)]), torch.cat([s, s])
-        segments = [(torch.cat([q, q + len(x_t)]), first, last) for q, first, last in segments]
-    stream, query = _run(y, s, reference, segments, _repeated(log_prior, len(x_t)), block)
-    if mirrored:
-        stream, flipped = stream.halves()
-        flipped.total = flipped.total.view(x_t.shape).flip(-1).reshape(flipped.total.shape)
-        stream = stream.merged(flipped)
-    mean = query.to_image(stream.total / stream.weight[:, None]).view(x_t.shape)
+    if not mirrored:
+        return _read(y, s, reference, segments, log_prior, block)
+    # The flipped images' products with y are the images' with y flipped: as many queries more.
+    segments = [(torch.cat([q, q + len(x_t)]), first, last) for q, first, last in segments]
+    both = _read(
+        torch.cat([y, y.flip(-1)]),
+        s.repeat(2),
+        reference,
+        segments,
+        _repeated(log_prior, len(x_t)),
+        block,
+    )
+    plain, flipped = both.part(slice(len(x_t))), both.part(slice(len(x_t), None))
+    flipped.total = flipped.total.view(x_t.shape).flip(-1).reshape(flipped.total.shape)
+    return plain.merged(flipped)
+
+
+@torch.no_grad()
+def answer(sums: Stream, x_t: Tensor, reference: Reference) -> Posterior:
+    """The posterior mean in x_t's shape, from its sums."""
+    mean = _units(reference).to_image(sums.total / sums.weight[:, None]).view(x_t.shape)
     dtype = torch.promote_types(x_t.dtype, torch.float32)
-    return Posterior(mean.to(dtype), (stream.weight.square() / stream.square).to(dtype))
+    return Posterior(mean.to(dtype), (sums.weight.square() / sums.square).to(dtype))
+
+
+def _units(reference: Reference) -> type[LevelQuery] | type[FloatQuery]:
+    return LevelQuery if reference.images.dtype == torch.uint8 else FloatQuery
 
 
 def _repeated(log_prior: LogPrior | None, rows: int) -> LogPrior | None:
@@ -208,18 +260,17 @@ def _repeated(log_prior: LogPrior | None, rows: int) -> LogPrior | None:
     return None if log_prior is None else lambda queries, *span: log_prior(queries % rows, *span)
 
 
-def _run(
+def _read(
     y: Tensor,
     s: Tensor,
     reference: Reference,
     segments: list[tuple[Tensor, int, int]],
     log_prior: LogPrior | None,
     block: int,
-) -> tuple[Stream, Query]:
-    kind = LevelQuery if reference.images.dtype == torch.uint8 else FloatQuery
-    query = kind.of(y.flatten(1), s)
-    dtype = torch.float32 if kind is LevelQuery else torch.float64
-    stream = Stream(len(y), y[0].numel(), torch.empty(0, dtype=dtype, device=y.device))
+) -> Stream:
+    """Every block of every segment, once for all queries that ask for it."""
+    query = _units(reference).of(y.flatten(1), s)
+    sums = Stream.empty(len(y), y[0].numel(), query.sums_dtype, y.device)
     spans = [
         [(first, min(first + block, stop)) for first in range(start, stop, block)]
         for _, start, stop in segments
@@ -230,8 +281,8 @@ def _run(
         for span in several:
             keys, squares = next(blocks)
             prior = None if log_prior is None else log_prior(queries, *span).double()
-            part.read(stream, queries, keys.flatten(1), squares, prior)
-    return stream, query
+            part.read(sums, queries, keys.flatten(1), squares, prior)
+    return sums
 
 
 @torch.no_grad()

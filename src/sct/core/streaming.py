@@ -20,7 +20,8 @@ the largest is left out before the other products: at small s that is nearly eve
 """
 
 from collections.abc import Iterator
-from typing import NamedTuple, Protocol
+from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -83,21 +84,34 @@ def levels(pixels: Tensor) -> Tensor:
     return (pixels ^ CENTRE).view(torch.int8)
 
 
+@dataclass
 class Stream:
-    """The running softmax average: maximum m, Σe^{l−m}, Σe^{2(l−m)}, Σe^{l−m}·x for each query."""
+    """The running softmax average of each query.
 
-    def __init__(self, rows: int, size: int, like: Tensor) -> None:
-        self.maximum = torch.full((rows,), -torch.inf, dtype=torch.float64, device=like.device)
-        self.weight = like.new_zeros(rows)
-        self.square = like.new_zeros(rows)
-        self.total = like.new_zeros(rows, size)
+    Attributes:
+        maximum: the largest logit m so far, float64 [b].
+        weight, square: Σe^{l−m}, Σe^{2(l−m)} [b].
+        total: Σe^{l−m}·x [b, d].
+    """
+
+    maximum: Tensor
+    weight: Tensor
+    square: Tensor
+    total: Tensor
+
+    @classmethod
+    def empty(cls, rows: int, size: int, dtype: torch.dtype, device: torch.device) -> "Stream":
+        maximum = torch.full((rows,), -torch.inf, dtype=torch.float64, device=device)
+        weight, square = torch.zeros(2, rows, dtype=dtype, device=device)
+        return cls(maximum, weight, square, torch.zeros(rows, size, dtype=dtype, device=device))
 
     def add(self, rows: Tensor, logits: Tensor, values: Tensor) -> None:
         """Take in logits [b, m] (float64, overwritten) of the queries `rows` [b], values [m, d]."""
         before = self.maximum[rows]
         top = logits.amax(1)
         maximum = torch.maximum(before, top)
-        # Weights relative to the block's own maximum use their digits fully; where nothing counts, no −∞ − (−∞).
+        # Relative to the block's own maximum, so that the digits of its weights are used in full; and where
+        # nothing counts yet, not −∞ − (−∞).
         weights = logits.sub_(top.clamp(min=-1e300)[:, None]).to(self.weight.dtype).exp_()
         shift = maximum.clamp(min=-1e300)
         decay, gain = torch.exp(before - shift).to(weights), torch.exp(top - shift).to(weights)
@@ -108,28 +122,22 @@ class Stream:
         self.square[rows] = self.square[rows] * decay.square() + squares * gain.square()
         self.total[rows] = total.mul_(gain[:, None]).addcmul_(self.total[rows], decay[:, None])
 
-    def halves(self) -> "tuple[Stream, Stream]":
-        """The streams of the first and of the second half of the queries."""
-        middle = len(self.weight) // 2
-        return self._part(slice(None, middle)), self._part(slice(middle, None))
-
-    def _part(self, rows: slice) -> "Stream":
-        part = Stream.__new__(Stream)
-        for name, value in vars(self).items():
-            setattr(part, name, value[rows])
-        return part
+    def part(self, rows: slice | Tensor) -> "Stream":
+        """The sums of some of the queries."""
+        return Stream(self.maximum[rows], self.weight[rows], self.square[rows], self.total[rows])
 
     def merged(self, other: "Stream") -> "Stream":
         """The average over both streams' references."""
-        both = Stream.__new__(Stream)
-        both.maximum = torch.maximum(self.maximum, other.maximum)
-        shift = both.maximum.clamp(min=-1e300)
+        maximum = torch.maximum(self.maximum, other.maximum)
+        shift = maximum.clamp(min=-1e300)
         a = torch.exp(self.maximum - shift).to(self.weight)
         b = torch.exp(other.maximum - shift).to(self.weight)
-        both.weight = a * self.weight + b * other.weight
-        both.square = a.square() * self.square + b.square() * other.square
-        both.total = a[:, None] * self.total + b[:, None] * other.total
-        return both
+        return Stream(
+            maximum,
+            a * self.weight + b * other.weight,
+            a.square() * self.square + b.square() * other.square,
+            a[:, None] * self.total + b[:, None] * other.total,
+        )
 
 
 def weighted_sums(weights: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
@@ -143,7 +151,8 @@ def weighted_sums(weights: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
     digits = signed_digits(weights.mul_(127), WEIGHT_DIGITS).flatten(0, 1)
     ones = values.new_ones(len(values), 8)
     sums = [
-        whole_products(digits, x).unflatten(0, (WEIGHT_DIGITS, -1)).to(weights.dtype) for x in (ones, values)
+        whole_products(digits, x).reshape(WEIGHT_DIGITS, len(weights), -1).to(weights.dtype)
+        for x in (ones, values)
     ]
     weight, total = (_meet(s) / 127 for s in sums)
     return weight[:, 0], total
@@ -156,22 +165,8 @@ def _meet(sums: Tensor) -> Tensor:
     return sums[0]
 
 
-class Query(Protocol):
-    """Queries in a reference's own units, able to take in a block of it."""
-
-    def rows(self, rows: Tensor) -> "Query": ...
-
-    def read(
-        self, stream: Stream, queries: Tensor, keys: Tensor, squares: Tensor, log_prior: Tensor | None
-    ) -> None:
-        """Add keys [m, d] with ‖x‖² [m] to the stream's rows `queries` [b], which these queries are."""
-        ...
-
-    def to_image(self, mean: Tensor) -> Tensor: ...
-
-
 class LevelQuery(NamedTuple):
-    """y in pixel levels less 128, as digits [DIGITS, b, d] and scale S [b]; width s in levels [b]."""
+    """Queries of images in pixels: y in pixel levels less 128, as digits [DIGITS, b, d] and scale S [b]; width s in levels [b]."""
 
     digits: Tensor
     scale: Tensor
@@ -204,6 +199,7 @@ class LevelQuery(NamedTuple):
     def read(
         self, stream: Stream, queries: Tensor, keys: Tensor, squares: Tensor, log_prior: Tensor | None
     ) -> None:
+        """Add keys [m, d] with ‖x‖² [m] to the stream's rows `queries` [b], which these queries are."""
         x = levels(keys)
         products = whole_products(self.digits[0], x.T)
         if x.device.type != "cpu":  # choosing would wait for the device
@@ -211,17 +207,15 @@ class LevelQuery(NamedTuple):
             return
         near = self._near(products, squares, stream.maximum[queries], log_prior)
         for rows, columns in _near_parts(near):
-            part, chosen = self.rows(rows), _rows(x, columns)
-            first, prior, far = (
-                None if table is None else _rows(table[rows].T, columns).T
-                for table in (products, log_prior, ~near)
-            )
-            logits = part._logits(first, chosen, _rows(squares, columns), prior)
-            stream.add(queries[rows], logits.masked_fill_(far, -torch.inf), chosen)
+            chosen = x[columns]
+            prior = None if log_prior is None else log_prior[rows][:, columns]
+            part = self.rows(rows)
+            logits = part._logits(products[rows][:, columns], chosen, squares[columns], prior)
+            stream.add(queries[rows], logits.masked_fill_(~near[rows][:, columns], -torch.inf), chosen)
 
     def _logits(self, products: Tensor, x: Tensor, squares: Tensor, log_prior: Tensor | None) -> Tensor:
         """l [b, m] in float64, from the first digit's products [b, m] and x [m, d]."""
-        others = whole_products(self.digits[1:].flatten(0, 1), x.T).unflatten(0, (DIGITS - 1, -1))
+        others = whole_products(self.digits[1:].flatten(0, 1), x.T).reshape(DIGITS - 1, *products.shape)
         dots = _meet(torch.cat([products[None], others]).double())
         logits = torch.addcmul(-squares, dots, 2 * self.scale[:, None])
         logits.mul_((0.5 / self.width.square())[:, None])
@@ -245,27 +239,28 @@ class LevelQuery(NamedTuple):
         limit = (self.rest + (best + 2 * self.rest.square()).sqrt()).square() - self.first_square
         return a < (limit + rounding + 2**-21 * limit.abs()).float()[:, None]
 
-    def to_image(self, mean: Tensor) -> Tensor:
+    @property
+    def sums_dtype(self) -> torch.dtype:
+        return torch.float32
+
+    @staticmethod
+    def to_image(mean: Tensor) -> Tensor:
         return (mean + (CENTRE - LEVELS)) / LEVELS
 
 
-def _near_parts(near: Tensor) -> Iterator[tuple[Tensor, Tensor | None]]:
-    """Rows and columns (None for all) that cover what is near [b, m]: rows with few apart from the others."""
+def _near_parts(near: Tensor) -> Iterator[tuple[Tensor, Tensor | slice]]:
+    """Rows and columns that cover what is near [b, m]: rows with few apart from the others."""
     count = near.sum(1)
     few = count <= FEW * near.shape[1]
     for chosen in (few & (count > 0), ~few):
         rows = chosen.nonzero()[:, 0]
         columns = near[rows].any(0).nonzero()[:, 0]
         if len(rows):
-            yield rows, columns if 2 * len(columns) < near.shape[1] else None
-
-
-def _rows(table: Tensor, rows: Tensor | None) -> Tensor:
-    return table if rows is None else table[rows]
+            yield rows, columns if 2 * len(columns) < near.shape[1] else slice(None)
 
 
 class FloatQuery(NamedTuple):
-    """y [b, d] and s [b] as they are, in float64."""
+    """Queries of floating-point images: y [b, d] and s [b] as they are, in float64."""
 
     y: Tensor
     width: Tensor
@@ -284,5 +279,10 @@ class FloatQuery(NamedTuple):
         logits = (2 * (self.y @ x.T) - squares) / (2 * self.width.square())[:, None]
         stream.add(queries, logits if log_prior is None else logits + log_prior, x)
 
-    def to_image(self, mean: Tensor) -> Tensor:
+    @property
+    def sums_dtype(self) -> torch.dtype:
+        return torch.float64
+
+    @staticmethod
+    def to_image(mean: Tensor) -> Tensor:
         return mean
