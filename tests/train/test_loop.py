@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from sct.core.estimators import ScoreIdentity
 from sct.core.objectives import Consistency
@@ -13,9 +13,8 @@ from sct.core.types import Batch
 from sct.data.images import digits
 from sct.plan import make_plan
 from sct.recipe import read_recipe
-from sct.train.ema import EMA, GrowingAverage
+from sct.train.ema import GrowingAverage
 from sct.train.loop import EpochOrder, HiddenLabels, Trainer, TrainingDiverged
-from sct.train.optim import Cosine, LinearDecay
 
 KEYS = {
     "digits-edm": ["network={kind: mlp, width: 16, blocks: 1, dropout: 0.2}"],
@@ -100,18 +99,6 @@ def test_only_nonfinite_steps_end_the_run() -> None:
         list(poisoned(trainer("digits-edm", "train.max_nonfinite=3"), lambda step: step >= 4).steps())
 
 
-def test_the_average_follows_its_recursion() -> None:
-    model = nn.Linear(3, 2)
-    average = EMA(model, 0.9)
-    expected = model.weight.detach().double().clone()
-    for step in range(20):
-        with torch.no_grad():
-            model.weight.add_(torch.full_like(model.weight, 0.1 * step))
-        average.update(model)
-        expected = 0.9 * expected + 0.1 * model.weight.detach().double()
-    assert torch.allclose(average.model.weight.double(), expected, rtol=1e-5)
-
-
 def test_the_averaged_target_follows_its_schedule() -> None:
     run = trainer("digits-cm", "target={kind: growing-average, total_images: 640}")
     assert run.target_average is not None
@@ -171,10 +158,3 @@ def test_every_epoch_shows_every_image_once_and_batches_do_not_matter() -> None:
     assert not torch.equal(whole[:100], whole[100:200])
     pieces = torch.cat([EpochOrder(100, seed=3).rows(start, 37) for start in range(0, 296, 37)])
     assert torch.equal(pieces, whole[:296])
-
-
-def test_learning_rates() -> None:
-    assert [Cosine().factor(u) for u in (0, 1)] == [1, 0]
-    assert Cosine().factor(0.5) == pytest.approx(0.5)
-    decay = LinearDecay(start=0.5)
-    assert [decay.factor(u) for u in (0, 0.5, 0.75, 1)] == [1, 1, 0.5, 0]

@@ -17,7 +17,7 @@ from sct.core.objectives import Objective
 from sct.core.rng import mix_seed
 from sct.core.types import Batch, Denoiser
 from sct.nn.precond import Preconditioned
-from sct.train.ema import EMA, Online, Target
+from sct.train.ema import EMA, Average, Online, PowerFunction, SnapshotPrecision, Target, as_average
 from sct.train.optim import Optimizer
 
 
@@ -49,33 +49,45 @@ class TrainOptions:
     Attributes:
         images: training images to see in all.
         batch: images a step.
-        ema: decays per step; the first is the model that is sampled and stored.
+        ema: averages, as a decay per step or an `Average`; the first is the model that is sampled and stored.
         seed: everything random follows from it.
         x_flip: mirror every other image at random; references are then mirrored too.
         label_dropout: share of the images whose label the model does not see, which trains its unlabelled
             branch (classifier-free guidance, 2207.12598); references keep to the label all the same.
         checkpoint_images, log_images: how often, in images.
         snapshots: shares of training at which the averaged model is kept, for guidance by an earlier self.
+        ema_snapshot_images: how often, in images, the power-function averages are kept, and again at the end,
+            for averages of other lengths (`posthoc`); None: never.
+        ema_snapshot_precision: what those are stored in.
         max_nonfinite: so many non-finite steps in a row end the run.
     """
 
     images: int
     batch: int = 128
-    ema: tuple[float, ...] = (0.9999,)
+    ema: tuple[float | Average, ...] = (0.9999,)
     seed: int = 0
     x_flip: bool = False
     label_dropout: float = 0.0
     checkpoint_images: int = 100_000
     log_images: int = 6_400
     snapshots: tuple[float, ...] = (0.25, 0.5, 0.75)
+    ema_snapshot_images: int | None = None
+    ema_snapshot_precision: SnapshotPrecision = "fp32"
     max_nonfinite: int = 20
 
     def __post_init__(self) -> None:
         for name in ("images", "batch", "checkpoint_images", "log_images", "max_nonfinite"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        if not self.ema or any(not 0 <= decay < 1 for decay in self.ema):
-            raise ValueError(f"ema must list decays in [0, 1), got {list(self.ema)}")
+        if not self.ema:
+            raise ValueError("ema must list at least one average")
+        for average in self.ema:
+            as_average(average)
+        if self.ema_snapshot_images is not None:
+            if self.ema_snapshot_images < 1:
+                raise ValueError(f"ema_snapshot_images must be at least 1, got {self.ema_snapshot_images}")
+            if not any(isinstance(average, PowerFunction) for average in self.ema):
+                raise ValueError("ema_snapshot_images needs an average of kind power in ema")
         if not 0 <= self.label_dropout < 1:
             raise ValueError(f"label_dropout must lie in [0, 1), got {self.label_dropout}")
         if any(not 0 < share < 1 for share in self.snapshots):
@@ -149,7 +161,7 @@ class Trainer:
         self.objective, self.data, self.options = objective, data, options
         self.device = torch.device(device)
         self.optimizer, self.optimizer_options = optimizer.build(self.model), optimizer
-        self.averages = [EMA(self.model, decay) for decay in options.ema]
+        self.averages = [EMA(self.model, average) for average in options.ema]
         self.target_options = target
         averaged = None if target.decay(0) is None else EMA(self.model, 0.0)
         if averaged is not None:
@@ -182,7 +194,7 @@ class Trainer:
         generator.manual_seed(mix_seed(options.seed, self.step, Stream.NOISE))
         rows = self.order.rows(self.images, options.batch)
         batch = self.data.batch(rows, self.model.num_classes > 0, self.device)
-        rate = self.optimizer_options.rate_at(self.images / options.images)
+        rate = self.optimizer_options.rate_at(self.images, options.images)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
 
@@ -197,9 +209,10 @@ class Trainer:
         if finite:
             self.optimizer.step()
             for average in self.averages:
-                average.update(self.model)
-            if self.target_average is not None:
-                self.target_average.update(self.model, self.target_options.decay(self.images))
+                average.step(self.model, self.images, options.batch)
+            decay = self.target_options.decay(self.images)
+            if self.target_average is not None and decay is not None:
+                self.target_average.update(self.model, decay)
         else:
             self.nonfinite_total += 1
         self.step += 1
