@@ -9,7 +9,7 @@ from torch.nn.functional import group_norm, silu
 
 from sct.nn.blocks import BlockStyle, ResidualBlock, activated
 from sct.nn.layers import GroupNorm, Init
-from sct.nn.lean import Dropout, recomputed
+from sct.nn.lean import Dropout, clipped, recomputed
 
 
 def kept_bytes(run) -> int:
@@ -64,6 +64,16 @@ def test_a_block_keeps_four_and_a_quarter_of_its_input(generator) -> None:
     x = torch.randn(4, 64, 16, 16, generator=generator)
     embedding = torch.randn(4, 8, generator=generator)
     assert 4.25 * x.nbytes <= kept_bytes(lambda: block(x, embedding)) < 4.3 * x.nbytes
+
+
+def test_clipping_keeps_its_result_and_stops_the_gradient_beyond_the_limit(generator) -> None:
+    x = torch.randn(100, generator=generator, requires_grad=True)
+    y = clipped(x, 0.7)
+    assert torch.equal(y, x.clamp(-0.7, 0.7))
+    (gradient,) = torch.autograd.grad(y.square().sum(), x)
+    expected = torch.autograd.grad(x.clamp(-0.7, 0.7).square().sum(), x)[0]
+    assert torch.equal(gradient, expected)
+    assert kept_bytes(lambda: clipped(x, 0.7).square()) == x.nbytes
 
 
 @pytest.mark.parametrize("p", [0.13, 0.5, 0.9])

@@ -5,13 +5,14 @@ its output and the activation's, of which the first alone suffices: the rest is 
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 
-def recomputed(function: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
+def recomputed(function: Callable[..., Tensor], *inputs: Any) -> Tensor:
     """function(*inputs), of which the backward pass keeps the inputs alone and computes the rest again.
 
     The function must draw nothing at random. Without gradients it is called as it is.
@@ -19,6 +20,25 @@ def recomputed(function: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
     if not torch.is_grad_enabled():
         return function(*inputs)
     return checkpoint(function, *inputs, use_reentrant=False, preserve_rng_state=False)  # type: ignore[no-any-return]
+
+
+def clipped(x: Tensor, limit: float) -> Tensor:
+    """x clamped to ±limit. Keeps its result, which the next layer keeps too, where torch's clamp keeps x."""
+    return _Clipped.apply(x, limit)  # type: ignore[no-any-return,no-untyped-call]
+
+
+class _Clipped(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, limit: float) -> Tensor:  # type: ignore[override]
+        ctx.limit = limit
+        y = x.clamp(-limit, limit)
+        ctx.save_for_backward(y)
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+        (y,) = ctx.saved_tensors
+        return gradient * (y.abs() < ctx.limit), None
 
 
 class Dropout(nn.Dropout):

@@ -1,4 +1,4 @@
-"""Rectified Adam as one kernel a step: torch has such a kernel for Adam, and RAdam is Adam with its own lr and ε."""
+"""Rectified Adam in one kernel a step: torch has one for Adam, and RAdam is Adam with its own lr and ε."""
 
 import math
 from typing import Any
