@@ -16,6 +16,7 @@ ORDER = (
     ("nn",),
     ("data", "train", "evaluate", "interop"),
     ("recipe", "models"),
+    ("start",),
     ("plan", "generate", "analyze"),
     ("demo",),
     ("cli",),
