@@ -141,7 +141,8 @@ def _filtered(x: Tensor, taps: Tensor, axis: int, stride: int, padding: int) -> 
 
 def matrix(rows: list[list[Tensor | float]], like: Tensor) -> Tensor:
     entries = [torch.as_tensor(entry, dtype=like.dtype, device=like.device) for row in rows for entry in row]
-    return torch.stack(torch.broadcast_tensors(*entries), -1).unflatten(-1, (3, 3))
+    shape = torch.broadcast_shapes(*(entry.shape for entry in entries))
+    return torch.stack([entry.expand(shape) for entry in entries], -1).view(*shape, 3, 3)
 
 
 def scaling(x: Tensor | float, y: Tensor | float, like: Tensor | None = None) -> Tensor:
