@@ -71,7 +71,7 @@ class Demo:
 
     def measure(self) -> DigitMeasure:
         """The classifier, trained anew (a few seconds; the same for the same data)."""
-        train, held_out = self.data.train, self.data.held_out
+        train, held_out = self.data.train, self.data.need_held_out("the demo")
         measure = DigitMeasure(train.images, train.labels, held_out.images, held_out.labels)
         self.screen.say(f"classifier: {measure.classifier_accuracy:.1%} of the held-out digits right")
         return measure
@@ -128,6 +128,7 @@ class Demo:
         began = time.perf_counter()
         fresh = not (self.out / "teacher").exists()
         measure = self.measure()
+        held_out = self.data.need_held_out("the demo")
         teacher_folder = self.train("teacher", "digits-edm", None)
         folders = {
             key: self.train(
@@ -152,7 +153,7 @@ class Demo:
             "folder": str(self.out),
             "samples": SAMPLES,
             "classifier_accuracy": measure.classifier_accuracy,
-            "real": asdict(measure(self.data.held_out.images, self.data.held_out.labels)),
+            "real": asdict(measure(held_out.images, held_out.labels)),
             "rows": rows,
             "curves": {key: read_json(folder / "curve.json", []) for key, folder in folders.items()},
             "target_variance": self.target_variance(),
