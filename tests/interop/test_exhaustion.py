@@ -123,10 +123,10 @@ FILES: dict[str, Callable[[], bytes]] = {
 def test_it_is_refused_at_once_and_in_little_memory(label: str, tmp_path: Path) -> None:
     path = tmp_path / "file"
     path.write_bytes(FILES[label]())
-    began = time.perf_counter()
+    began = time.process_time()
     with pytest.raises(UserError) as caught:
         read_whole(path)
-    assert time.perf_counter() - began < 1
+    assert time.process_time() - began < 1
     assert len(str(caught.value)) < 500
     assert str(caught.value).isprintable()
     tracemalloc.start()
@@ -152,10 +152,10 @@ def test_the_largest_network_that_a_file_may_name_is_compared_without_being_buil
 ) -> None:
     path = tmp_path / "file"
     path.write_bytes(configured(**network))
-    began = time.perf_counter()
+    began = time.process_time()
     with pytest.raises(UserError, match="the checkpoint lacks"):
         load_checkpoint(path)
-    assert time.perf_counter() - began < 2
+    assert time.process_time() - began < 2
 
 
 def test_a_folder_whose_configuration_exceeds_its_weights_is_not_built(tmp_path: Path) -> None:
