@@ -10,6 +10,7 @@ from torch import nn
 
 from sct.core.times import GrowingGrid
 from sct.core.types import Progress
+from sct.train.sharding import local
 
 
 class Average(Protocol):
@@ -128,7 +129,8 @@ class EMA:
     @torch.no_grad()
     def update(self, model: nn.Module, decay: float) -> None:
         """One step of the recursion with β = decay."""
-        torch._foreach_lerp_(list(self.model.parameters()), list(model.parameters()), 1 - decay)
+        own, other = ([local(p) for p in m.parameters()] for m in (self.model, model))
+        torch._foreach_lerp_(own, other, 1 - decay)
         for average, buffer in zip(self.model.buffers(), model.buffers(), strict=True):
             average.copy_(buffer)
 
