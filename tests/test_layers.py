@@ -9,6 +9,7 @@ import pytest
 SOURCE = Path(__file__).resolve().parents[1] / "src" / "sct"
 ORDER = (
     ("errors", "files"),
+    ("unpickle",),
     ("pictures",),
     ("web",),
     ("core",),

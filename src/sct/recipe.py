@@ -22,7 +22,7 @@ from sct.errors import UserError
 from sct.nn import store
 from sct.nn.precond import EDMPrecond, Preconditioned
 from sct.train import ema, optim
-from sct.train.loop import TrainOptions
+from sct.train.options import TrainOptions
 
 PARTS: dict[Any, dict[str, Callable[..., Any]]] = {
     noise.NoiseSchedule: {
@@ -121,7 +121,7 @@ def _in_sections(hint: Any, inside: Any) -> Any:
     arguments = tuple(_in_sections(argument, inside) for argument in get_args(hint))
     if arguments == get_args(hint):
         return hint
-    return Union[arguments] if get_origin(hint) in (Union, UnionType) else get_origin(hint)[arguments]  # type: ignore[index] # noqa: UP007
+    return Union[arguments] if get_origin(hint) in (Union, UnionType) else get_origin(hint)[arguments]  # noqa: UP007
 
 
 @cache

@@ -115,6 +115,23 @@ def analyze(
     run(data, out, conditional, times, queries, batch, seed)
 
 
+ema = typer.Typer(no_args_is_help=True, help="Averages of a run's weights.")
+app.add_typer(ema, name="ema")
+
+
+@ema.command()
+def reconstruct(
+    run: Annotated[Path, typer.Argument(help="A run's folder with snapshots of power-function averages.")],
+    std: Annotated[float, typer.Option(help="The wanted average's relative length, 0 to 0.289.")],
+    out: Annotated[Path, typer.Option(help="The model folder to write.")],
+    at: Annotated[int | None, typer.Option(help="At so many images; default: the latest snapshot.")] = None,
+) -> None:
+    """Make an average of any length from a run's snapshots (EDM2's post-hoc EMA)."""
+    from sct.cli.ema import reconstruct as run_
+
+    run_(run, std, at, out)
+
+
 @app.command()
 def demo(
     out: Annotated[Path, typer.Option(help="Where everything goes.")] = Path("runs/demo"),

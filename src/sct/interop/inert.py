@@ -16,26 +16,6 @@ MAX_DIMENSIONS = 8
 
 
 @dataclass(slots=True, eq=False)
-class Global:
-    """A name from the table of known globals, as a marker."""
-
-    module: str
-    name: str
-
-
-@dataclass(slots=True, eq=False)
-class Blob:
-    """Bytes, or text too long to be data (embedded source): where they stand, unread."""
-
-    start: int
-    stop: int
-    text: bool = False
-
-    def __len__(self) -> int:
-        return self.stop - self.start
-
-
-@dataclass(slots=True, eq=False)
 class Persistent:
     """An object that the original reader would build by executing `module_src`; here its record."""
 
@@ -62,25 +42,6 @@ class Inert:
     """A value that the file mentions and nobody needs (a bound method, a numpy array)."""
 
     what: str
-
-
-@dataclass(slots=True, eq=False)
-class NumpyDtype:
-    """A numeric dtype such as "f8"; `built` once its byte order has been read."""
-
-    code: str
-    built: bool = False
-
-    @property
-    def itemsize(self) -> int:
-        return int(self.code[1:])
-
-
-@dataclass(slots=True, eq=False)
-class NumpyArray:
-    """An array whose content has not come yet (`built`: it has, and its size was right)."""
-
-    built: bool = False
 
 
 @dataclass(slots=True, eq=False)

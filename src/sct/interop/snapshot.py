@@ -12,8 +12,8 @@ from sct.errors import UserError
 from sct.interop import tables
 from sct.interop.archives import Archive
 from sct.interop.inert import ModuleDict, Persistent, TensorRecord
-from sct.interop.pickles import Machine
 from sct.interop.source import Source, open_source
+from sct.unpickle.machine import Machine
 
 MAX_DEPTH = 16
 MAX_TENSORS = 3_000

@@ -1,26 +1,26 @@
 """The globals that checkpoints name (edm-pickles §5), and what reading does in the place of each."""
 
-import struct
 from collections.abc import Callable
 from typing import Any
 
+from sct.errors import UserError
 from sct.interop.inert import (
     STORAGES,
-    Blob,
-    Global,
     Inert,
-    NumpyArray,
-    NumpyDtype,
+    ModuleDict,
     Persistent,
     Storage,
     TensorRecord,
     legacy_storage,
     tensor,
 )
-from sct.interop.pickles import Call, Machine
+from sct.unpickle.inert import Blob, Global
+from sct.unpickle.machine import Build, Call, Dialect, Machine
+from sct.unpickle.numeric import NUMPY, NUMPY_BUILD, encode
 
-NUMBERS = {"f8": "d", "f4": "f", "f2": "e", "i8": "q", "i4": "i", "i2": "h", "i1": "b", "u1": "B", "b1": "?"}
-"""numpy's plain numeric types, and struct's letter for each. Objects ("O8") are not among them."""
+WHAT = "a checkpoint that sct reads"
+MAX_OPCODES = 250_000
+"""CIFAR-10's DDPM++ takes 37 000; ImageNet-64's ADM, the longest that is published, about 60 000."""
 
 
 def _persistent_object(m: Machine, arguments: tuple[Any, ...]) -> Persistent:
@@ -52,31 +52,6 @@ def _nested_storage(m: Machine, arguments: tuple[Any, ...]) -> Storage:
     return legacy_storage(m.data[arguments[0].start : arguments[0].stop], m.place)
 
 
-def _scalar(m: Machine, arguments: tuple[Any, ...]) -> Any:
-    if len(arguments) != 2 or type(arguments[0]) is not NumpyDtype:
-        raise m.refuse("a numpy scalar without a numeric dtype")
-    dtype, content = arguments
-    if type(content) is Blob and not content.text:
-        content = bytes(m.data[content.start : min(content.stop, content.start + 9)])
-    if type(content) is not bytes or len(content) != dtype.itemsize:
-        raise m.refuse("a numpy scalar whose bytes do not fit its dtype")
-    return struct.unpack("<" + NUMBERS[dtype.code], content)[0]
-
-
-def _dtype(m: Machine, arguments: tuple[Any, ...]) -> NumpyDtype:
-    code = arguments[0] if arguments else None
-    if len(arguments) != 3 or type(code) is not str or code not in NUMBERS:
-        raise m.refuse("a numpy dtype that is not a plain number")
-    return NumpyDtype(code)
-
-
-def _array(m: Machine, arguments: tuple[Any, ...]) -> NumpyArray:
-    cls = arguments[0] if len(arguments) == 3 else None
-    if type(cls) is not Global or (cls.module, cls.name) != ("numpy", "ndarray"):
-        raise m.refuse("a numpy array that is not a plain ndarray")
-    return NumpyArray()
-
-
 def _bound_method(m: Machine, arguments: tuple[Any, ...]) -> Inert:
     if len(arguments) != 2 or type(arguments[0]) is not Persistent or type(arguments[1]) is not str:
         raise m.refuse("builtins.getattr of something that is not a persistent object")
@@ -89,42 +64,57 @@ def _empty_set(m: Machine, arguments: tuple[Any, ...]) -> frozenset[Any]:
     return frozenset()
 
 
-def _encode(m: Machine, arguments: tuple[Any, ...]) -> bytes:
-    """Bytes as protocol 2 writes them: _codecs.encode(text, "latin1")."""
-    if len(arguments) != 2 or type(arguments[0]) is not str or arguments[1] not in ("latin1", "latin-1"):
-        raise m.refuse("_codecs.encode of something other than latin-1 text")
-    try:
-        return arguments[0].encode("latin-1")
-    except UnicodeEncodeError:
-        raise m.refuse("_codecs.encode of text that is not latin-1") from None
+def _build_module(m: Machine, target: ModuleDict, state: Any) -> None:
+    if type(state) is not dict or target.state is not None:
+        raise m.refuse("a module's state is malformed")
+    target.state = state
 
 
-SNAPSHOT: dict[tuple[str, str], Call | None] = {
+def _build_dict(m: Machine, target: dict[Any, Any], state: Any) -> None:  # noqa: ARG001 - left as it is
+    """torch hangs its layers' versions on a state dict as an attribute; they are read over."""
+    if type(state) is not dict or list(state) != ["_metadata"]:
+        raise m.refuse("a state for a dict")
+
+
+_NAMES: dict[tuple[str, str], Call | None] = {
+    **NUMPY,
     ("torch_utils.persistence", "_reconstruct_persistent_obj"): _persistent_object,
     ("torch.nn.modules.container", "ModuleDict"): None,
     ("collections", "OrderedDict"): _ordered_dict,
     ("torch._utils", "_rebuild_parameter"): _parameter,
     ("torch._utils", "_rebuild_tensor_v2"): _tensor,
-    ("torch.storage", "_load_from_bytes"): _nested_storage,
-    ("numpy.core.multiarray", "scalar"): _scalar,
-    ("numpy._core.multiarray", "scalar"): _scalar,
-    ("numpy", "dtype"): _dtype,
-    ("numpy.core.multiarray", "_reconstruct"): _array,
-    ("numpy._core.multiarray", "_reconstruct"): _array,
-    ("numpy", "ndarray"): None,
     ("dnnlib.util", "EasyDict"): None,
     ("builtins", "getattr"): _bound_method,
 }
-"""What a snapshot (.pkl) may name."""
-
-ARCHIVE: dict[tuple[str, str], Call | None] = {
-    **{name: call for name, call in SNAPSHOT.items() if name[1] != "_load_from_bytes"},
-    **{("torch", name): None for name in STORAGES},
-    ("__builtin__", "set"): _empty_set,
-    ("__builtin__", "getattr"): _bound_method,
-    ("_codecs", "encode"): _encode,
+_NEW: dict[tuple[str, str], Callable[[], Any]] = {
+    ("torch.nn.modules.container", "ModuleDict"): ModuleDict,
+    ("dnnlib.util", "EasyDict"): dict,
 }
-"""What the pickle in a torch archive (.pt) may name: its storages are the archive's records (§7)."""
+_BUILD: dict[type, Build] = {**NUMPY_BUILD, dict: _build_dict, ModuleDict: _build_module}
+
+SNAPSHOT = Dialect(
+    globals={**_NAMES, ("torch.storage", "_load_from_bytes"): _nested_storage},
+    what=WHAT,
+    max_opcodes=MAX_OPCODES,
+    new=_NEW,
+    build=_BUILD,
+)
+"""A snapshot (.pkl)."""
+
+ARCHIVE = Dialect(
+    globals={
+        **_NAMES,
+        **{("torch", name): None for name in STORAGES},
+        ("__builtin__", "set"): _empty_set,
+        ("__builtin__", "getattr"): _bound_method,
+        ("_codecs", "encode"): encode,
+    },
+    what=WHAT,
+    max_opcodes=MAX_OPCODES,
+    new=_NEW,
+    build=_BUILD,
+)
+"""The pickle in a torch archive (.pt): its storages are the archive's records (§7)."""
 
 
 def archive_storage(records: Callable[[str, str], memoryview]) -> Callable[[Any, str], Storage]:
@@ -134,8 +124,6 @@ def archive_storage(records: Callable[[str, str], memoryview]) -> Callable[[Any,
     """
 
     def load(identity: Any, where: str) -> Storage:
-        from sct.errors import UserError
-
         if type(identity) is not tuple or len(identity) != 5 or type(identity[1]) is not Global:
             raise UserError("a persistent id that is not a storage", where)
         tag, kind, key, location, count = identity

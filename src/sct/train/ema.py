@@ -3,7 +3,7 @@
 import copy
 import math
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import nn
@@ -11,6 +11,9 @@ from torch import nn
 from sct.core.times import GrowingGrid
 from sct.core.types import Progress
 from sct.train.sharding import local
+
+SnapshotPrecision = Literal["fp32", "fp16"]
+"""fp16 halves the disk, as EDM2 does; its rounding, 2⁻¹¹ of each weight, comes back times Σ|X_i|."""
 
 
 class Average(Protocol):
@@ -120,7 +123,7 @@ class EMA:
 
     def __init__(self, model: nn.Module, average: Average | float) -> None:
         self.average = as_average(average)
-        self.model = copy.deepcopy(model).eval().requires_grad_(False)
+        self.model: Any = copy.deepcopy(model).eval().requires_grad_(False)
 
     def step(self, model: nn.Module, images: int, batch: int) -> None:
         """After the step of `batch` images before which `images` had been seen."""

@@ -2,8 +2,8 @@
 
 Everything random in a step is drawn from seeds that name the step (`rng.mix_seed`), and everything
 scheduled is a function of the images seen; so the state is the weights, the optimizer, the averages and
-a few counters, and a run continued from it repeats the unbroken run bit for bit. There is no generator's state
-to keep, in no process.
+a few counters, and a run continued from it repeats the unbroken run bit for bit. No process has a
+generator whose state would have to be kept.
 
 What is random is drawn for the whole batch on every process, which then computes its share (`Draws.rows`).
 Dropout masks alone are drawn for each part of a batch, from (seed, step, the part's first row).
@@ -89,7 +89,7 @@ class Trainer:
         target: Target = Online(),
         processes: Processes | None = None,
     ) -> None:
-        """`processes` decide the device where they are given. Raises UserError for options that do not fit."""
+        """`processes` decide the device where they are given. Raises UserError for unfit options."""
         self.processes = processes or Processes(torch.device(device))
         self.device = self.processes.device
         self.objective, self.data, self.options = objective, data, options
@@ -136,8 +136,11 @@ class Trainer:
 
         Sharded weights are gathered for it: every process has to ask, and all have the whole of it.
         """
-        model = self.averages[0].model
-        return sharding.gathered(model) if self.sharded else model
+        return self.averaged_by(self.averages[0])
+
+    def averaged_by(self, average: EMA) -> Preconditioned:
+        """The model of any average, as `averaged`."""
+        return sharding.gathered(average.model) if self.sharded else average.model
 
     def steps(self, stop: Callable[[], bool] = lambda: False) -> Iterator[StepReport]:
         """Take steps until `options.images` are seen, and report each after the optimizer's update.
@@ -222,7 +225,7 @@ class Trainer:
         return losses.detach()
 
     def _together(self, losses: Tensor, t: Tensor, stop: bool) -> tuple[Tensor, Tensor, Tensor]:
-        """Over all processes, in one exchange: the mean loss, the losses by t, and whether any has to stop."""
+        """Over all processes, in one exchange: the mean loss, the losses by t, and whether any must stop."""
         parts = self._parts()
         table = loss_by_time(t[parts[0].start : parts[-1].stop], losses)
         own = torch.stack([losses.sum(), losses.new_tensor(float(stop))])
@@ -284,7 +287,7 @@ def flipped(batch: Batch, generator: torch.Generator) -> Batch:
 
 
 def prepare_network(network: nn.Module, options: TrainOptions) -> None:
-    """Activation checkpointing and compilation, in place. Raises UserError where the network has no blocks."""
+    """Activation checkpointing and compilation, in place. Raises UserError where there are no blocks."""
     if options.checkpointing:
         if not hasattr(network, "checkpointing"):
             raise UserError(

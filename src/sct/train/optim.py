@@ -12,7 +12,6 @@ from typing import Literal, Protocol
 import torch
 from torch import nn
 
-
 FUSED = {"adam": ("cpu", "cuda"), "adamw": ("cpu", "cuda")}
 """The devices on which torch updates all parameters in one kernel; RAdam has none, and goes list-wise."""
 

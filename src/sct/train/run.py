@@ -4,6 +4,7 @@ recipe.yaml        the resolved recipe            metrics.jsonl   a line every l
 environment.json   versions, hardware, command    log.txt         what the run said
 checkpoints/       the newest `keep`              tensorboard/    the same scalars
 snapshots/         averaged models at shares of training, for guidance
+ema/               snapshots of power-function averages, for averages of other lengths (posthoc)
 best/              the averaged model that measured best
 samples/           images from the same noise, as training goes on
 model/             the averaged model, when the run is done
@@ -30,7 +31,8 @@ from sct.errors import UserError
 from sct.files import write_atomically
 from sct.nn import store
 from sct.nn.precond import Preconditioned
-from sct.train import checkpoint, trackers
+from sct.train import checkpoint, posthoc, trackers
+from sct.train.ema import PowerFunction
 from sct.train.loop import StepReport, Trainer, TrainingDiverged
 from sct.train.signals import Interrupted, StopSignal
 from sct.train.telemetry import Telemetry
@@ -109,7 +111,9 @@ class RunFolder:
             self.say(f"warning: {path.name} is damaged and was passed over")
         if not trainer.processes.agree(-1 if state is None else state["step"]):
             raise UserError(
-                "the processes see different checkpoints", str(self.checkpoints), "use a folder that all share"
+                "the processes see different checkpoints",
+                str(self.checkpoints),
+                "use a folder that all share",
             )
         if state is not None:
             trainer.load_state_dict(state)
@@ -138,7 +142,10 @@ class RunFolder:
         checkpoint did not help, or there is none.
         """
         trackers.check(trainer.options)
-        with trackers.opened(trainer.options, self.path, trainer.images, self.main) as boards, StopSignal() as stop:
+        with (
+            trackers.opened(trainer.options, self.path, trainer.images, self.main) as boards,
+            StopSignal() as stop,
+        ):
             while True:
                 try:
                     yield from self._until_it_diverges(trainer, stop, Telemetry(trainer, self.log, boards))
@@ -160,6 +167,9 @@ class RunFolder:
             for share in options.snapshots:
                 if before < share * options.images <= report.images:
                     self._store(trainer, self.path / "snapshots" / f"{share:.0%}")
+            every = options.ema_snapshot_images
+            if every and (_crosses(before, report.images, every) or report.images >= options.images):
+                self._keep_averages(trainer)
             if options.evaluate_images and _crosses(before, report.images, options.evaluate_images):
                 self._measure(trainer, telemetry)
             due = due or _crosses(before, report.images, options.checkpoint_images)
@@ -171,6 +181,14 @@ class RunFolder:
                 self._checkpoint(trainer)
                 self.say(f"stopped at {report.images:,} images")
                 raise Interrupted(stop.number)
+
+    def _keep_averages(self, trainer: Trainer) -> None:
+        for kept in trainer.averages:
+            if isinstance(kept.average, PowerFunction):
+                model, precision = trainer.averaged_by(kept), trainer.options.ema_snapshot_precision
+                if self.main:
+                    posthoc.keep(self.path, kept.average, model, trainer.images, precision)
+        trainer.processes.wait()
 
     def _roll_back(self, trainer: Trainer, error: TrainingDiverged) -> None:
         """To the last good checkpoint, to go on from there with other noise."""

@@ -1,18 +1,20 @@
-"""What each allowed opcode does to the `Machine`: the whole of what a checkpoint can make us do.
+"""What each allowed opcode does to the `Machine`: the whole of what a pickle can make us do.
 
 Opcodes that are not in OPCODES are refused: those that import by other ways (INST, OBJ, EXT, NEWOBJ_EX),
-persistent ids but in torch archives, text forms of numbers, and whatever is to come.
+persistent ids but in torch archives, and whatever is to come. TEXT_OPCODES are the forms of Python 2 and of
+protocols 0 and 1, which only old data sets use.
 """
 
+import codecs
 import pickletools
 import struct
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from sct.interop.inert import Blob, Global, ModuleDict, NumpyArray, NumpyDtype
+from sct.unpickle.inert import Blob, Global
 
 if TYPE_CHECKING:
-    from sct.interop.pickles import Machine
+    from sct.unpickle.machine import Machine
 
 Step = Callable[["Machine"], None]
 MAX_TEXT, MAX_KEY = 4096, 1_000_000
@@ -20,7 +22,7 @@ MAX_TEXT, MAX_KEY = 4096, 1_000_000
 
 def _proto(m: "Machine") -> None:
     version = m.number(1)
-    if m.opcode_at != 0 or not 2 <= version <= 5:
+    if m.opcode_at != 0 or not m.dialect.oldest <= version <= 5:
         raise m.refuse(f"protocol {version}")
 
 
@@ -131,9 +133,14 @@ def _store(m: "Machine", pairs: list[Any]) -> None:
     if len(pairs) % 2:
         raise m.refuse("a key without a value")
     for key, value in zip(pairs[::2], pairs[1::2], strict=True):
-        if not (type(key) is str or (type(key) is int and 0 <= key < MAX_KEY)):
-            raise m.refuse(f"a key of type {type(key).__name__}")
-        target[key] = value
+        target[m.dialect.key(m, key)] = value
+
+
+def plain_key(m: "Machine", key: Any) -> str | int:
+    """Text and small numbers are keys: none that is costly to hash."""
+    if not (type(key) is str or (type(key) is int and 0 <= key < MAX_KEY)):
+        raise m.refuse(f"a key of type {type(key).__name__}")
+    return key
 
 
 def _set_item(m: "Machine") -> None:
@@ -152,8 +159,8 @@ def _appends(m: "Machine") -> None:
 
 
 def _global(m: "Machine") -> None:
-    module = m.line()
-    _find(m, module, m.line())
+    module = m.line().decode("ascii", "backslashreplace")
+    _find(m, module, m.line().decode("ascii", "backslashreplace"))
 
 
 def _stack_global(m: "Machine") -> None:
@@ -164,7 +171,7 @@ def _stack_global(m: "Machine") -> None:
 
 
 def _find(m: "Machine", module: str, name: str) -> None:
-    if (module, name) not in m.table:
+    if (module, name) not in m.dialect.globals:
         raise m.refuse(f"global {f'{module[:80]}.{name[:80]}'!a} is not allowed")
     m.push(Global(module, name))
 
@@ -173,7 +180,7 @@ def _reduce(m: "Machine") -> None:
     arguments, function = m.pop(), m.pop()
     if type(function) is not Global or type(arguments) is not tuple:
         raise m.refuse("a call of something that is not a known global")
-    call = m.table[function.module, function.name]
+    call = m.dialect.globals[function.module, function.name]
     if call is None:
         raise m.refuse(f"a call of {function.module}.{function.name}")
     m.push(call(m, arguments))
@@ -181,7 +188,7 @@ def _reduce(m: "Machine") -> None:
 
 def _new_object(m: "Machine") -> None:
     arguments, cls = m.pop(), m.pop()
-    made = NEW.get((cls.module, cls.name)) if type(cls) is Global else None
+    made = m.dialect.new.get((cls.module, cls.name)) if type(cls) is Global else None
     if made is None or type(arguments) is not tuple or arguments:
         raise m.refuse("a new object of something that is not a known class")
     m.push(made())
@@ -190,7 +197,7 @@ def _new_object(m: "Machine") -> None:
 def _build(m: "Machine") -> None:
     state = m.pop()
     target = _top(m)
-    step = BUILD.get(type(target))
+    step = m.dialect.build.get(type(target))
     if step is None:
         raise m.refuse(f"a state for a {type(target).__name__}")
     step(m, target, state)
@@ -202,55 +209,74 @@ def _persistent(m: "Machine") -> None:
     m.push(m.persistent(m.pop(), m.place))
 
 
-# --- objects that take a state -----------------------------------------------------------------------
+# --- the forms of Python 2, and of protocols 0 and 1 ---------------------------------------------------
+
+MAX_LINE = 1 << 28
 
 
-def _build_module(m: "Machine", target: ModuleDict, state: Any) -> None:
-    if type(state) is not dict or target.state is not None:
-        raise m.refuse("a module's state is malformed")
-    target.state = state
+def _text_number(kind: Callable[[bytes], Any]) -> Step:
+    def step(m: "Machine") -> None:
+        line = m.line()
+        try:
+            m.push(kind(line))
+        except (ValueError, OverflowError):
+            raise m.refuse(f"{line[:40]!r} is not a number") from None
+
+    return step
 
 
-def _build_dict(m: "Machine", target: dict[Any, Any], state: Any) -> None:  # noqa: ARG001 - left as it is
-    """torch hangs its layers' versions on a state dict as an attribute; they are read over."""
-    if type(state) is not dict or list(state) != ["_metadata"]:
-        raise m.refuse("a state for a dict")
+def _text_int(line: bytes) -> int:
+    if line in (b"00", b"01"):  # how protocols 0 and 1 write False and True
+        return line == b"01"
+    if len(line) > 20:
+        raise ValueError("longer than 64 bits")
+    return int(line.removesuffix(b"L"))
 
 
-def _build_dtype(m: "Machine", target: NumpyDtype, state: Any) -> None:
-    order = state[1] if type(state) is tuple and len(state) == 8 else None
-    if target.built or type(order) is not str or order not in ("<", "|") or state[2:5] != (None,) * 3:
-        raise m.refuse("a numpy dtype that is not plain and little-endian")
-    target.built = True
+def _quoted(m: "Machine") -> None:
+    line = m.line(MAX_LINE)
+    if len(line) < 2 or line[:1] != line[-1:] or line[:1] not in (b"'", b'"'):
+        raise m.refuse("a string without its quotes")
+    try:
+        m.push(codecs.escape_decode(line[1:-1])[0])
+    except ValueError:
+        raise m.refuse("a string with a broken escape") from None
 
 
-def _build_array(m: "Machine", target: NumpyArray, state: Any) -> None:
-    if target.built or type(state) is not tuple or len(state) != 5:
-        raise m.refuse("a numpy array's state is malformed")
-    _, shape, dtype, fortran, content = state
-    if type(shape) is not tuple or len(shape) > 8 or any(type(n) is not int or n < 0 for n in shape):
-        raise m.refuse("a numpy array's shape is malformed")
-    size = dtype.itemsize if type(dtype) is NumpyDtype else 0
-    for n in shape:
-        size *= n
-    if type(fortran) is not bool or type(content) not in (Blob, bytes) or len(content) != size or not size:
-        raise m.refuse("a numpy array's content does not have the size of its shape")
-    target.built = True
+def _unicode_line(m: "Machine") -> None:
+    try:
+        m.push(str(m.line(MAX_LINE), "raw-unicode-escape"))
+    except UnicodeDecodeError:
+        raise m.refuse("text with a broken escape") from None
+
+
+def _text_index(m: "Machine") -> int:
+    line = m.line()
+    if not line.isdigit() or len(line) > 9:
+        raise m.refuse(f"{line[:40]!r} is not a place in the memo")
+    return int(line)
+
+
+def _get_text(m: "Machine") -> None:
+    index = _text_index(m)
+    if index not in m.memo:
+        raise m.refuse(f"memo {index} is not there")
+    m.push(m.memo[index])
+
+
+def _put_text(m: "Machine") -> None:
+    m.memo[_text_index(m)] = _top(m)
+
+
+def _dict_of_marked(m: "Machine") -> None:
+    pairs = m.pop_mark()
+    m.push({})
+    _store(m, pairs)
 
 
 STOP = ord(".")
 NAMES = {ord(opcode.code): opcode.name for opcode in pickletools.opcodes}
 """Of all opcodes, to say which was refused."""
-NEW: dict[tuple[str, str], Callable[[], Any]] = {
-    ("torch.nn.modules.container", "ModuleDict"): ModuleDict,
-    ("dnnlib.util", "EasyDict"): dict,
-}
-BUILD: dict[type, Callable[["Machine", Any, Any], None]] = {
-    dict: _build_dict,
-    ModuleDict: _build_module,
-    NumpyDtype: _build_dtype,
-    NumpyArray: _build_array,
-}
 OPCODES: dict[int, Step] = {
     0x80: _proto,
     0x95: _frame,
@@ -294,4 +320,20 @@ OPCODES: dict[int, Step] = {
     0x81: _new_object,
     ord("b"): _build,
     ord("Q"): _persistent,
+}
+
+TEXT_OPCODES: dict[int, Step] = {
+    **OPCODES,
+    ord("I"): _text_number(_text_int),
+    ord("L"): _text_number(_text_int),
+    ord("F"): _text_number(float),
+    ord("S"): _quoted,
+    ord("V"): _unicode_line,
+    ord("U"): _bytes(1),
+    ord("T"): _bytes(4),
+    ord("g"): _get_text,
+    ord("p"): _put_text,
+    ord("l"): lambda m: m.push(m.pop_mark()),
+    ord("d"): _dict_of_marked,
+    0x96: _bytes(8),  # protocol 5's bytearray: what it holds is not changed here either
 }

@@ -12,16 +12,41 @@ result must bound the depth.
 """
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 from sct.errors import UserError
-from sct.interop.opcodes import NAMES, OPCODES, STOP
-
-MAX_OPCODES = 250_000
-"""CIFAR-10's DDPM++ takes 37 000; ImageNet-64's ADM, the longest that is published, about 60 000."""
+from sct.unpickle.opcodes import NAMES, OPCODES, STOP, Step, plain_key
 
 Call = Callable[["Machine", Any], Any]
 """What happens at REDUCE: (machine, argument tuple) → value."""
+Build = Callable[["Machine", Any, Any], None]
+"""What happens at BUILD: (machine, object, its state)."""
+
+
+@dataclass(frozen=True)
+class Dialect:
+    """What one kind of pickle may say; everything else is refused.
+
+    Attributes:
+        globals: (module, name) → what REDUCE does with it, or None for a name that is never called.
+        what: how a refusal calls the files of this kind.
+        opcodes: by code.
+        new: what NEWOBJ makes of a class, without arguments.
+        build: by the type of the object that takes a state.
+        key: a dictionary's key, as it is stored; refuses what none may be.
+        oldest: the lowest protocol.
+        max_opcodes: bounds time and memory.
+    """
+
+    globals: Mapping[tuple[str, str], Call | None]
+    what: str
+    max_opcodes: int
+    opcodes: Mapping[int, Step] = field(default_factory=lambda: OPCODES)
+    new: Mapping[tuple[str, str], Callable[[], Any]] = field(default_factory=dict)
+    build: Mapping[type, Build] = field(default_factory=dict)
+    key: Callable[["Machine", Any], str | int] = plain_key
+    oldest: int = 2
 
 
 class Machine:
@@ -29,7 +54,7 @@ class Machine:
 
     Args:
         data: the bytes; results refer to them and do not copy.
-        table: (module, name) → what REDUCE does with it, or None for a name that is never called.
+        dialect: what is allowed.
         where: how to name the file in errors.
         persistent: what to do with a persistent id; None refuses them.
     """
@@ -37,18 +62,19 @@ class Machine:
     def __init__(
         self,
         data: memoryview,
-        table: Mapping[tuple[str, str], Call | None],
+        dialect: Dialect,
         where: str,
         persistent: Callable[[Any, str], Any] | None = None,
     ) -> None:
-        self.data, self.table, self.where, self.persistent = data, table, where, persistent
+        self.data, self.dialect, self.where, self.persistent = data, dialect, where, persistent
         self.position = self.opcode_at = 0
         self.stack: list[Any] = []
         self.marked: list[list[Any]] = []
         self.memo: dict[int, Any] = {}
+        self.copied = 0
 
     def refuse(self, what: str) -> UserError:
-        return UserError(f"{what} at byte {self.opcode_at}", self.where, "not a checkpoint that sct reads")
+        return UserError(f"{what} at byte {self.opcode_at}", self.where, f"not {self.dialect.what}")
 
     @property
     def place(self) -> str:
@@ -56,9 +82,10 @@ class Machine:
 
     def run(self) -> Any:
         """The object that the pickle describes. Raises UserError for anything not on the list."""
-        if bytes(self.data[:1]) != b"\x80":
+        if self.dialect.oldest >= 2 and bytes(self.data[:1]) != b"\x80":
             raise self.refuse("no pickle of protocol 2 or later begins")
-        for _ in range(MAX_OPCODES):
+        opcodes = self.dialect.opcodes
+        for _ in range(self.dialect.max_opcodes):
             self.opcode_at = self.position
             if self.position >= len(self.data):
                 raise self.refuse("the file is cut off")
@@ -66,11 +93,11 @@ class Machine:
             self.position += 1
             if code == STOP:
                 return self.finish()
-            step = OPCODES.get(code)
+            step = opcodes.get(code)
             if step is None:
                 raise self.refuse(f"opcode {NAMES.get(code, hex(code))} is not allowed")
             step(self)
-        raise self.refuse(f"more than {MAX_OPCODES} opcodes")
+        raise self.refuse(f"more than {self.dialect.max_opcodes} opcodes")
 
     def finish(self) -> Any:
         value = self.pop()
@@ -94,14 +121,24 @@ class Machine:
         start = self.take(size)
         return int.from_bytes(self.data[start : start + size], "little", signed=signed)
 
-    def line(self) -> str:
-        start = self.position
-        text = bytes(self.data[start : start + 256])
-        end = text.find(b"\n")
-        if end < 0:
-            raise self.refuse("a name without an end")
-        self.position += end + 1
-        return text[:end].decode("ascii", "backslashreplace")
+    def line(self, limit: int = 256) -> bytes:
+        """What stands before the next newline, looked for in growing steps: a line costs its length."""
+        start, size = self.position, 256
+        while True:
+            text = bytes(self.data[start : start + size])
+            end = text.find(b"\n")
+            if end >= 0:
+                self.position += end + 1
+                return text[:end]
+            if len(text) < size or size >= limit:
+                raise self.refuse("a line without an end")
+            size *= 8
+
+    def copying(self, count: int) -> None:
+        """Account for `count` bytes about to be copied: all copies together are no larger than the file."""
+        self.copied += count
+        if self.copied > len(self.data):
+            raise self.refuse("values larger than the file")
 
     # --- the stack -------------------------------------------------------------------------------------
 
