@@ -1,7 +1,7 @@
 """Checkpoints: whole, atomic, and verified when read.
 
 A file's name carries the first 16 hexadecimal digits of its SHA-256: `step-00001200-9f86d081884c7d65.pt`. It
-gets that name by one rename when all of it is on the disk, so a checkpoint is there with its hash or not at all.
+gets that name by one rename when all of it is on the disk: a checkpoint is there with its hash or not at all.
 """
 
 import hashlib

@@ -5,6 +5,7 @@ The batch of a step is the same whatever their number. Each process knows all th
 """
 
 import os
+import warnings
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
@@ -13,6 +14,8 @@ import torch
 from torch import Tensor, distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
+MAY_LIE_IDLE = ("logvar", "map_augment")
+"""Heads that an objective need not use: where there are any, DDP looks for parameters without a gradient."""
 PATIENCE = timedelta(hours=2)
 """How long processes wait for one another: while the first one measures a model, the others do."""
 
@@ -76,8 +79,11 @@ class Processes:
         """The module, its gradients averaged over the processes after each backward (DDP)."""
         if self.count == 1:
             return module
-        # Every process computes the buffers alike; a loss-variance head may lie idle.
-        return DistributedDataParallel(module, broadcast_buffers=False, find_unused_parameters=True)
+        idle = any(word in name for name, _ in module.named_parameters() for word in MAY_LIE_IDLE)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # newer versions have another word for the same
+            # Buffers are constants, alike in every process.
+            return DistributedDataParallel(module, broadcast_buffers=False, find_unused_parameters=idle)
 
 
 def pending(module: nn.Module, last: bool) -> AbstractContextManager[None]:

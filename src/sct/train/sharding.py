@@ -24,11 +24,13 @@ def shard(module: nn.Module, processes: Processes) -> None:
 
     mesh = init_device_mesh(processes.device.type, (processes.count,))
     scalars = {p for p in module.parameters() if p.ndim == 0}
+    # Resharded after a forward too: an average's has no backward, and its parts are to be read.
+    how: dict[str, Any] = {"mesh": mesh, "ignored_params": scalars, "reshard_after_forward": True}
     for part in list(module.modules()):
         if isinstance(part, nn.ModuleDict | nn.ModuleList):
             for block in part.children():
-                fully_shard(block, mesh=mesh, ignored_params=scalars)
-    fully_shard(module, mesh=mesh, ignored_params=scalars)
+                fully_shard(block, **how)
+    fully_shard(module, **how)
 
 
 def local(tensor: Tensor) -> Tensor:
@@ -42,7 +44,7 @@ def gradients(model: nn.Module) -> list[Tensor]:
 
 
 def gradient_norm(model: nn.Module, processes: Processes) -> Tensor:
-    """The L2 norm of all gradients. Sharded: scalars' gradients become their mean over the processes first."""
+    """The L2 norm of all gradients. Sharded: scalars' first become their mean over the processes."""
     split = [p.grad for p in model.parameters() if isinstance(p.grad, DTensor)]
     if not split:
         return torch.nn.utils.get_total_norm(gradients(model))

@@ -10,7 +10,7 @@ NAMES = (f"t<{EDGES[0]:g}", *(f"t={low:g}-{high:g}" for low, high in pairwise(ED
 
 
 def loss_by_time(t: Tensor, losses: Tensor) -> Tensor:
-    """Sums of the losses [B] and their number in each bin of t [B] → [2, bins]; t in the recipe's own time."""
+    """Sums of the losses [B] and their number in each bin of t [B] → [2, bins]; t as the recipe has it."""
     bins = torch.bucketize(t, torch.tensor(EDGES, dtype=t.dtype, device=t.device))
     inside = bins[:, None] == torch.arange(len(NAMES), device=t.device)
     sums = torch.where(inside, losses[:, None], 0).sum(0)
