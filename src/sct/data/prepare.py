@@ -28,7 +28,7 @@ from sct.data.transform import Transform
 from sct.data.work import DIGEST, Job, Piece, convert, hash_file
 from sct.errors import UserError
 
-SYNC_SECONDS = 2.0
+SYNC_SECONDS = 0.5
 """At most so much work is done again after a kill."""
 
 
