@@ -7,7 +7,7 @@ Three sources, made here in the official layouts from noise over smooth pictures
 
 - cifar: an archive of 60,000 images 3×32×32 in six Python-2 pickles;
 - imagenet64: 131,072 images 3×64×64 in ten npz batches, a tenth of the full set;
-- zip: 1,281,167 members, as many as ImageNet has, each a PNG of some 70 bytes: the cost of names and labels.
+- zip: 1,281,167 members, as many as ImageNet has, each a PNG of some 70 bytes: the names' cost.
 
 `sct data prepare` runs as a user runs it. Memory is sampled 20 times a second over the whole process tree: the
 sum of the resident set less file pages (what the system cannot take back), and of the resident set as it is.
@@ -19,6 +19,7 @@ import json
 import os
 import platform
 import shutil
+import statistics
 import subprocess
 import sys
 import time
@@ -30,6 +31,8 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from tests.data.makers import cifar_files, encoded, tar
+
+from pages import fill
 
 RESULT = Path(__file__).parent / "results" / "prepare_data.json"
 IMAGENET = 1_281_167
@@ -73,6 +76,11 @@ def make_zip(folder: Path) -> Path:
     return path
 
 
+TITLES = {
+    "cifar": "CIFAR-10's archive",
+    "imagenet64": "downsampled ImageNet, ten npz batches",
+    "zip": "EDM's ZIP with as many members as ImageNet has",
+}
 MAKERS = {"cifar": make_cifar, "imagenet64": make_imagenet64, "zip": make_zip}
 
 
@@ -146,6 +154,26 @@ def main() -> None:
         shutil.rmtree(folder)
         print(name, json.dumps(results[name], indent=1), flush=True)
         RESULT.write_text(json.dumps(results, indent=1) + "\n")
+        page(results)
+
+
+def page(results: dict[str, Any]) -> None:
+    lines = [
+        "| source | images | seconds | images a second | memory |",
+        "|---|---|---|---|---|",
+    ]
+    for name, title in TITLES.items():
+        if name in results:
+            found = results[name]
+            seconds = [part["seconds"] for part in found["rounds"]]
+            memory = max(part["anonymous_mib"] for part in found["rounds"])
+            resident = max(part["resident_mib"] for part in found["rounds"])
+            lines.append(
+                f"| {title} | {found['images']:,} of {'×'.join(map(str, found['shape']))} "
+                f"| {', '.join(f'{s:.1f}' for s in seconds)} | {found['images'] / statistics.median(seconds):,.0f} "
+                f"| {memory:,.0f} MiB ({resident:,.0f}) |"
+            )
+    fill("data.md", "prepare", "\n".join(lines))
 
 
 def machine() -> dict[str, Any]:
