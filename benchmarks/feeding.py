@@ -4,9 +4,9 @@
 
 Feeding is what the loop calls: rows of a fresh permutation, then `ImageSet.batch` over the memory map: uint8
 to fp32 in [−1, 1], labels, rows. Warm: the file is in the page cache. Cold: dropped from there before, and
-read at random, as in a first epoch. The step is one of ECT (the student's pass with its gradient, the target's,
-the optimizer's update), with the smallest network in the box for such images and with DDPM++ of the published
-size. One thread. Writes results/feeding.json and the table in docs/data.md.
+read at random, as in a first epoch. The step is one of ECT (the student's pass with its gradient, that of the
+target, the optimizer's update), with the smallest network in the box for such images and with DDPM++ of the
+published size. One thread. Writes results/feeding.json and the table in docs/data.md.
 """
 
 import argparse

