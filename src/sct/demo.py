@@ -127,6 +127,7 @@ class Demo:
         began = time.perf_counter()
         fresh = not (self.out / "teacher").exists()
         measure = self.measure()
+        held_out = self.data.need_held_out("the demo")
         teacher_folder = self.train("teacher", "digits-edm", None)
         folders = {
             key: self.train(
@@ -151,7 +152,7 @@ class Demo:
             "folder": str(self.out),
             "samples": SAMPLES,
             "classifier_accuracy": measure.classifier_accuracy,
-            "real": asdict(measure(self.data.held_out.images, self.data.held_out.labels)),
+            "real": asdict(measure(held_out.images, held_out.labels)),
             "rows": rows,
             "curves": {key: read_json(folder / "curve.json", []) for key, folder in folders.items()},
             "target_variance": self.target_variance(),

@@ -16,6 +16,8 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+data = typer.Typer(help="Image sets: bring one into the prepared form, or look at one.", no_args_is_help=True)
+app.add_typer(data, name="data")
 INTERRUPTED = 130
 """Exit status after Ctrl-C, as shells expect it."""
 
@@ -36,8 +38,16 @@ def train(
     out: Annotated[Path | None, typer.Option(help="The run's folder; default: runs/NAME.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue the run in that folder.")] = False,
     device: Annotated[str, typer.Option(help="cpu, cuda, or auto.")] = "auto",
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="One step on one image: what the run costs and would write.")
+    ] = False,
 ) -> None:
     """Train what a recipe says: a diffusion model, or a consistency model from one."""
+    if dry_run:
+        from sct.cli.dryrun import dry_run as estimate
+
+        estimate(recipe, overrides or [], out, device)
+        return
     from sct.cli.train import train as run
 
     run(recipe, overrides or [], out, resume, device)
@@ -99,9 +109,74 @@ def export(
     run(model, dest, format)
 
 
+@data.command("prepare")
+def data_prepare(
+    source: Annotated[
+        Path,
+        typer.Argument(
+            help="CIFAR's archive or folder; ImageNet's tree or downsampled batches; a folder, ZIP, npz or "
+            "parquet shards of images."
+        ),
+    ],
+    dest: Annotated[Path, typer.Argument(help="The folder to make.")],
+    size: Annotated[int | None, typer.Option(help="Side of the square images; default: as they are.")] = None,
+    crop: Annotated[
+        str | None, typer.Option(help="center (default), dhariwal (ADM's), pad, or none, with --size.")
+    ] = None,
+    filter: Annotated[
+        str | None, typer.Option(help="lanczos (default), box, bicubic, bilinear, hamming, nearest.")
+    ] = None,
+    background: Annotated[str, typer.Option(help="Colour under transparency and around padding.")] = "white",
+    mode: Annotated[str, typer.Option(help="rgb, grey, or auto: grey if all images are.")] = "auto",
+    held_out: Annotated[
+        float, typer.Option(help="Share to hold out, where the source has no test set of its own: 0.1.")
+    ] = 0.0,
+    split_by: Annotated[
+        str, typer.Option(help="image, or group: no group of dataset.json on both sides.")
+    ] = "image",
+    seed: Annotated[int, typer.Option(help="Which images are held out.")] = 0,
+    labels: Annotated[
+        str | None,
+        typer.Option(help="A CSV or JSON of labels; fine or coarse (CIFAR-100); a column (parquet)."),
+    ] = None,
+    format: Annotated[
+        str | None,
+        typer.Option(help="cifar, imagenet-batches, folder, zip, npz, parquet; or found out."),
+    ] = None,
+    layout: Annotated[
+        str | None, typer.Option(help="nhwc or nchw, for an npz whose shape does not tell.")
+    ] = None,
+    strict: Annotated[bool, typer.Option("--strict", help="Stop at the first bad image.")] = False,
+    workers: Annotated[int | None, typer.Option(help="Processes; default: one a core.")] = None,
+) -> None:
+    """Bring images into the one form that training reads. Run again after a stop, it continues."""
+    from sct.cli.data import run_prepare
+
+    run_prepare(
+        source,
+        dest,
+        strict,
+        workers,
+        options={"format": format, "labels": labels, "layout": layout},
+        wanted={"size": size, "crop": crop, "filter": filter, "background": background, "mode": mode},
+        split={"fraction": held_out, "by": split_by, "seed": seed},
+    )
+
+
+@data.command("info")
+def data_info(
+    path: Annotated[Path, typer.Argument(help="A prepared folder, or a source.")],
+    verify: Annotated[bool, typer.Option("--verify", help="Compare the files with their SHA-256.")] = False,
+) -> None:
+    """What a set holds, how it was made, or how to prepare it."""
+    from sct.cli.data import run_info
+
+    raise typer.Exit(run_info(path, verify))
+
+
 @app.command()
 def analyze(
-    data: Annotated[str, typer.Argument(help="digits, mixture (eight Gaussians), or a ZIP in EDM's layout.")],
+    data: Annotated[str, typer.Argument(help="digits, mixture (8 Gaussians), a prepared folder, or a ZIP.")],
     out: Annotated[Path, typer.Option(help="The folder of tables and plots.")] = Path("runs/analysis"),
     conditional: Annotated[bool, typer.Option(help="References share the class, or not.")] = True,
     times: Annotated[str | None, typer.Option(help="Noise levels t: 0.1,1,10.")] = None,
@@ -113,6 +188,33 @@ def analyze(
     from sct.cli.analyze import run
 
     run(data, out, conditional, times, queries, batch, seed)
+
+
+ema = typer.Typer(no_args_is_help=True, help="Averages of a run's weights.")
+app.add_typer(ema, name="ema")
+
+
+@ema.command()
+def reconstruct(
+    run: Annotated[Path, typer.Argument(help="A run's folder with snapshots of power-function averages.")],
+    std: Annotated[float, typer.Option(help="The wanted average's relative length, 0 to 0.289.")],
+    out: Annotated[Path, typer.Option(help="The model folder to write.")],
+    at: Annotated[int | None, typer.Option(help="At so many images; default: the latest snapshot.")] = None,
+) -> None:
+    """Make an average of any length from a run's snapshots (EDM2's post-hoc EMA)."""
+    from sct.cli.ema import reconstruct as run_
+
+    run_(run, std, at, out)
+
+
+@app.command()
+def doctor(
+    as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
+) -> None:
+    """What this machine has for the program, and which feature lacks what."""
+    from sct.cli.doctor import run
+
+    raise typer.Exit(run(as_json))
 
 
 @app.command()

@@ -14,7 +14,7 @@ from torch import Generator, Tensor
 from sct.core.estimators import NoiseEstimator
 from sct.core.noise import NoiseSchedule, Rescheduled
 from sct.core.rng import shared_dropout
-from sct.core.solve import Method, solve
+from sct.core.solve import Method, begin_solve
 from sct.core.times import LogNormal, TimePairs
 from sct.core.types import Batch, Denoiser, Progress, Times, expand
 
@@ -189,10 +189,11 @@ class Consistency:
         any_bootstrap = _checked(x_t, times, bootstrap)
         with torch.no_grad():
             estimator = self.estimator.bind(batch, times, generator)
-            x_r = solve(self.schedule, estimator, x_t, t, r, batch, self.steps, self.method)
+            reward = begin_solve(self.schedule, estimator, x_t, t, r, batch, self.steps, self.method)
         with shared_dropout(x_t.device) as mask:
             f_t = self.jump(model, x_t, t, s, batch.condition)
-            f_r = x_r
+            with torch.no_grad():
+                f_r = x_r = reward()
             if any_bootstrap:
                 with torch.no_grad(), mask.again():
                     inside = torch.where(bootstrap, r, t)

@@ -3,7 +3,8 @@
 import numpy as np
 import torch
 
-from sct.evaluate.distances import frechet, moments
+from sct.evaluate.accumulate import Moments
+from sct.evaluate.distances import frechet
 from sct.evaluate.neighbours import Rows
 from sct.evaluate.reference import Reference
 
@@ -22,7 +23,10 @@ def limit(features: Rows, reference: Reference, name: str, seed: int = 0) -> dic
     values = []
     for size in np.round(1 / inverse).astype(int):
         rows = torch.randperm(n, generator=generator)[: int(size)]
-        mean, covariance = moments(features[rows])
-        values.append(frechet(mean, covariance, reference.mean, reference.covariance))
+        subset = Moments(features.shape[1])
+        subset.sync_on_compute = False  # every process has all the features here
+        for part in torch.split(rows, 1024):
+            subset.update(features[part])
+        values.append(frechet(*subset.compute(), reference.mean, reference.covariance))
     (_, intercept), uncertainty = np.polyfit(inverse, np.array(values), 1, cov=True)
     return {f"{name}_infinity": float(intercept), f"{name}_infinity_error": float(uncertainty[1, 1] ** 0.5)}

@@ -214,7 +214,6 @@ class _Block:
         worst: list[tuple[int, int]] = []
         memorised: list[tuple[int, int]] = []
         places = torch.cat(self.places)
-        order = gathered(places, places, self.total)
         features = None if self.features is None else gathered(self.features, places, self.total)
         self.features = None
         if {"fd", "fid"} & set(metrics):
@@ -245,7 +244,6 @@ class _Block:
         right, asked = gathered_sum(self.right)
         if "accuracy" in metrics and asked:
             values["accuracy"] = right / asked
-        del order
         self._timed("metrics", clock)
         return Outcome(values, self.seconds, worst, memorised)
 

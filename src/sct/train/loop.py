@@ -17,7 +17,7 @@ from sct.core.objectives import Objective
 from sct.core.rng import mix_seed
 from sct.core.types import Batch, Denoiser
 from sct.nn.precond import Preconditioned
-from sct.train.ema import EMA, Average, Online, Target, as_average
+from sct.train.ema import EMA, Average, Online, PowerFunction, SnapshotPrecision, Target, as_average
 from sct.train.optim import Optimizer
 
 
@@ -56,6 +56,9 @@ class TrainOptions:
             branch (classifier-free guidance, 2207.12598); references keep to the label all the same.
         checkpoint_images, log_images: how often, in images.
         snapshots: shares of training at which the averaged model is kept, for guidance by an earlier self.
+        ema_snapshot_images: how often, in images, the power-function averages are kept, and again at the end,
+            for averages of other lengths (`posthoc`); None: never.
+        ema_snapshot_precision: what those are stored in.
         max_nonfinite: so many non-finite steps in a row end the run.
     """
 
@@ -68,6 +71,8 @@ class TrainOptions:
     checkpoint_images: int = 100_000
     log_images: int = 6_400
     snapshots: tuple[float, ...] = (0.25, 0.5, 0.75)
+    ema_snapshot_images: int | None = None
+    ema_snapshot_precision: SnapshotPrecision = "fp32"
     max_nonfinite: int = 20
 
     def __post_init__(self) -> None:
@@ -78,6 +83,11 @@ class TrainOptions:
             raise ValueError("ema must list at least one average")
         for average in self.ema:
             as_average(average)
+        if self.ema_snapshot_images is not None:
+            if self.ema_snapshot_images < 1:
+                raise ValueError(f"ema_snapshot_images must be at least 1, got {self.ema_snapshot_images}")
+            if not any(isinstance(average, PowerFunction) for average in self.ema):
+                raise ValueError("ema_snapshot_images needs an average of kind power in ema")
         if not 0 <= self.label_dropout < 1:
             raise ValueError(f"label_dropout must lie in [0, 1), got {self.label_dropout}")
         if any(not 0 < share < 1 for share in self.snapshots):

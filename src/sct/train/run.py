@@ -4,6 +4,7 @@ recipe.yaml        the resolved recipe            metrics.jsonl   a line every l
 environment.json   versions, hardware, command    log.txt         what the run said
 checkpoints/       the newest two                 tensorboard/    the same scalars
 snapshots/         averaged models at shares of training, for guidance
+ema/               snapshots of power-function averages, for averages of other lengths (posthoc)
 samples/           images from the same noise, as training goes on
 model/             the averaged model, when the run is done
 """
@@ -26,7 +27,7 @@ from sct.errors import UserError
 from sct.files import write_atomically
 from sct.nn import store
 from sct.nn.precond import Preconditioned
-from sct.train import checkpoint
+from sct.train import checkpoint, posthoc
 from sct.train.loop import StepReport, Trainer
 
 
@@ -142,6 +143,11 @@ class RunFolder:
                     for share in options.snapshots:
                         if before < share * options.images <= report.images:
                             store.save(trainer.averaged, self.path / "snapshots" / f"{share:.0%}")
+                    every = options.ema_snapshot_images
+                    if every and (_crosses(before, report.images, every) or report.images >= options.images):
+                        posthoc.keep(
+                            self.path, trainer.averages, report.images, options.ema_snapshot_precision
+                        )
                     if _crosses(before, report.images, options.checkpoint_images):
                         self._save(trainer)
                     yield report
