@@ -64,7 +64,9 @@ class Drawing:
             return torch.tensor([chance % classes for chance in chances])
         if self.labels is None:
             raise UserError(
-                "the labels of the training images are not known", "--labels data", "give --data, or --labels uniform"
+                "the labels of the training images are not known",
+                "--labels data",
+                "give --data, or --labels uniform",
             )
         return self.labels[torch.tensor([chance % len(self.labels) for chance in chances])]
 

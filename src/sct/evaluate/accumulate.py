@@ -82,7 +82,11 @@ class InceptionScore(Metric):
     def __init__(self, classes: int, total: int, splits: int = SPLITS) -> None:
         super().__init__()
         self.total, self.splits = total, splits
-        for name, shape in (("counts", (splits,)), ("sums", (splits, classes)), ("negative_entropies", (splits,))):
+        for name, shape in (
+            ("counts", (splits,)),
+            ("sums", (splits, classes)),
+            ("negative_entropies", (splits,)),
+        ):
             self.add_state(name, torch.zeros(shape, dtype=torch.float64), dist_reduce_fx="sum")
 
     def update(self, probabilities: Tensor, places: Tensor) -> None:
@@ -96,7 +100,9 @@ class InceptionScore(Metric):
     def compute(self) -> tuple[Tensor, Tensor]:
         counts = self.counts[self.counts > 0]
         mean = self.sums[self.counts > 0] / counts[:, None]
-        divergence = self.negative_entropies[self.counts > 0] / counts - torch.special.xlogy(mean, mean).sum(1)
+        divergence = self.negative_entropies[self.counts > 0] / counts - torch.special.xlogy(mean, mean).sum(
+            1
+        )
         scores = divergence.exp()
         return scores.mean(), scores.std(correction=0)
 

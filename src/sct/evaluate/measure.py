@@ -13,6 +13,9 @@ from sct.evaluate.features import Extractor, blocks, load_extractor
 from sct.evaluate.memorisation import nearest_distances
 from sct.evaluate.protocol import WITHOUT_FILE
 
+LARGEST_CLASSIFIED = 64
+"""Side of the images that a small classifier can be trained on while one waits."""
+
 
 class Images(Protocol):
     """uint8 images [n, C, H, W] and labels [n]; in memory or mapped."""
@@ -115,21 +118,29 @@ def measure_for(
 
     Raises UserError for an unknown extractor, or where nothing fits the data.
     """
-    train = data.train
-    word = features or default_features(train)
-    labelled = len(train.class_names) > 1
-    small = train.images.shape[-1] == train.images.shape[-2] and train.images.shape[-1] <= 64
-    classifier = None
-    if labelled and small and (word == "classifier" or train.images.shape[1] == 1):
-        classifier = train_classifier(train.images, train.labels, seed)
+    word = features or default_features(data.train)
+    grey = data.train.images.shape[1] == 1
+    wanted = can_classify(data.train) and (grey or word == "classifier")
+    classifier = classifier_of(data.train, seed) if wanted else None
     extractor = load_extractor(word, device, None if classifier is None else lambda: classifier)
-    return Measure(data, extractor, classifier)
+    return Measure(data, extractor, None if classifier is None else classifier.to(device))
+
+
+def can_classify(images: Images) -> bool:
+    """Small square images with labels."""
+    height, width = images.images.shape[-2:]
+    return len(images.class_names) > 1 and height == width <= LARGEST_CLASSIFIED
+
+
+def classifier_of(images: Images, seed: int = 0) -> ImageClassifier:
+    """A classifier of the set's labels, on the CPU, the same for the same seed."""
+    return train_classifier(images.images, images.labels, seed)
 
 
 def default_features(images: Images) -> str:
     """The extractor that a data set gets when none is named. Raises UserError where nothing fits."""
     channels, side = images.images.shape[1], images.images.shape[-1]
-    if channels == 1 and len(images.class_names) > 1 and side <= 64:
+    if channels == 1 and can_classify(images):
         return "classifier"
     if channels == 3:
         return "efficientnet-64" if side <= 64 else "efficientnet"

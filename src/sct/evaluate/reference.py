@@ -210,7 +210,7 @@ def _from_arrays(arrays: dict[str, Any], where: str) -> Reference:
 
 
 def read_samples(path: Path) -> tuple[Tensor, Tensor | None]:
-    """The original consistency models' sample batch: arr_0 uint8 [n, H, W, C], arr_1 labels where it has them.
+    """The original consistency models' sample batch: arr_0 uint8 [n, H, W, C], and perhaps labels arr_1.
 
     Returns uint8 images [n, C, H, W] and labels [n] or None. Raises UserError for anything else.
     """
@@ -219,7 +219,9 @@ def read_samples(path: Path) -> tuple[Tensor, Tensor | None]:
             pixels = archive["arr_0"]
             labels = torch.from_numpy(archive["arr_1"]).long() if "arr_1" in archive else None
     except (OSError, ValueError, KeyError) as error:
-        raise UserError(f"is not a batch of images ({error})", str(path), "arr_0 is uint8 [n, H, W, C]") from error
+        raise UserError(
+            f"is not a batch of images ({error})", str(path), "arr_0 is uint8 [n, H, W, C]"
+        ) from error
     if pixels.dtype != np.uint8 or pixels.ndim != 4 or pixels.shape[-1] not in (1, 3):
         raise UserError(f"arr_0 is {pixels.dtype} {pixels.shape}, not uint8 [n, H, W, C]", str(path))
     return torch.from_numpy(pixels).permute(0, 3, 1, 2), labels

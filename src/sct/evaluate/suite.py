@@ -27,7 +27,7 @@ MEMORISED_SAMPLES = 10_000
 """Samples of a block that are compared with the training images pixel by pixel."""
 SHOWN = 16
 Draw = Callable[[Sequence[int]], tuple[Tensor, Tensor | None]]
-"""Seeds → uint8 images [n, C, H, W] and the labels [n] they were drawn for; image i depends on seed i alone."""
+"""Seeds → uint8 images [n, C, H, W] and the labels [n] they were drawn for, each by its seed alone."""
 
 
 @dataclass(frozen=True)
@@ -76,9 +76,13 @@ class Suite:
                 f"known are: {', '.join(METRICS)}",
             )
         if "fid" in self.metrics and self.extractor.name != "fid":
-            raise UserError(f"{self.extractor.name} is not FID", "--metrics fid", f"write fd, or {WITHOUT_FILE}")
+            raise UserError(
+                f"{self.extractor.name} is not FID", "--metrics fid", f"write fd, or {WITHOUT_FILE}"
+            )
         if "is" in self.metrics and not self.extractor.has_probabilities:
-            raise UserError(f"{self.extractor.name} gives no class probabilities", "--metrics is", "leave it out")
+            raise UserError(
+                f"{self.extractor.name} gives no class probabilities", "--metrics is", "leave it out"
+            )
         if {"kid", "pr"} & set(self.metrics) and self.reference.features is None:
             raise UserError("needs real images, not only moments", "--metrics kid, pr", "give --data")
         if "memorisation" in self.metrics and self.data is None:
@@ -118,7 +122,9 @@ class Suite:
         """Mean distance of held-out images' features to the nearest training features."""
         if self.data is None or self.data.held_out is None or self._real is None:
             return None
-        features = torch.cat([self.extractor(x) for x in blocks(self.data.held_out.images[:MEMORISED_SAMPLES])])
+        features = torch.cat(
+            [self.extractor(x) for x in blocks(self.data.held_out.images[:MEMORISED_SAMPLES])]
+        )
         return float(self._neighbours(features).distances.mean())
 
     def _nearest_pixels(self, images: Tensor) -> tuple[Tensor, Tensor]:
@@ -136,7 +142,10 @@ class Suite:
         )
 
     def run(
-        self, draw: Draw, seeds: range, keep: Callable[[Tensor], None] | None = None,
+        self,
+        draw: Draw,
+        seeds: range,
+        keep: Callable[[Tensor], None] | None = None,
         progress: Callable[[int], None] | None = None,
     ) -> Outcome:
         """Draw one image a seed and measure them; every process draws its share and all get the outcome.
