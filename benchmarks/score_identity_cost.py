@@ -84,8 +84,11 @@ def steps(images: Tensor, rounds: int) -> dict[str, dict[str, float]]:
         objective = Consistency(EDM(), LogNormalPairs(SigmoidGap()), estimator)
         optimizer.zero_grad(set_to_none=True)
         generator = torch.Generator().manual_seed(0)
-        # The network has no labels; the estimator sees them all the same.
-        unlabelled = lambda x_t, t, _=None: model(x_t, t)
+
+        def unlabelled(x_t: Tensor, t: Tensor, condition: Tensor | None = None) -> Tensor:
+            del condition  # for the estimator: the network has no labels
+            return model(x_t, t)
+
         objective(unlabelled, unlabelled, batch, 3_200_000, generator).mean().backward()
         optimizer.step()
 
