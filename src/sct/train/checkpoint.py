@@ -39,7 +39,13 @@ def save(folder: Path, state: dict[str, Any], keep: int = 2) -> Path:
     unnamed = folder / f".step-{step:08d}"
     with atomic_file(unnamed) as file:
         hashing = _Hashing(file)
-        torch.save(state, hashing)  # type: ignore[arg-type]
+        try:
+            torch.save(state, hashing)  # type: ignore[arg-type]
+        except RuntimeError as error:
+            if not isinstance(error.__context__, OSError):
+                raise
+            # What really happened, a full disk mostly, is hidden behind the archive that could not be closed.
+            raise OSError(error.__context__.errno, error.__context__.strerror, str(folder)) from None
     path = folder / f"step-{step:08d}-{hashing.digest()}.pt"
     unnamed.replace(path)
     for old in found(folder):
