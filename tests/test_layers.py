@@ -18,7 +18,7 @@ ORDER = (
     ("recipe", "models"),
     ("start",),
     ("plan", "generate", "analyze"),
-    ("demo",),
+    ("demo", "bench"),
     ("cli",),
 )
 """From the foundation up. Rooms of one layer never import each other. `web` draws pages of what it is given;
