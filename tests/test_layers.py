@@ -17,8 +17,8 @@ ORDER = (
     ("data", "train", "evaluate", "interop"),
     ("recipe", "models"),
     ("start",),
-    ("plan", "generate", "analyze"),
-    ("demo", "bench"),
+    ("plan", "generate", "analyze", "doctor"),
+    ("demo", "dryrun", "bench"),
     ("cli",),
 )
 """From the foundation up. Rooms of one layer never import each other. `web` draws pages of what it is given;

@@ -10,6 +10,7 @@ from sct.core.estimators import NoiseEstimator
 from sct.core.noise import EDM, NoiseSchedule, Rescheduled
 from sct.core.objectives import Adapted, Consistency, Denoising, Objective
 from sct.core.times import Phased, karras_edges
+from sct.data.bank import place
 from sct.data.images import DataSplit, load_data
 from sct.errors import UserError
 from sct.nn.edm2 import EDM2Precond
@@ -121,7 +122,9 @@ def _edges(word: tuple[float, ...] | int, *, schedule: NoiseSchedule, **_: Any) 
     return karras_edges(word, schedule) if isinstance(word, int) else word
 
 
-def _reference(word: str, *, recipe: Any, data: DataSplit, device: torch.device | str, **_: Any) -> Any:
+def _reference(
+    word: str, *, section: Any, recipe: Any, data: DataSplit, device: torch.device | str, **_: Any
+) -> Any:
     if word == "all" and recipe.conditional:
         raise UserError(
             "references must share the condition, and the recipe is conditional",
@@ -134,11 +137,26 @@ def _reference(word: str, *, recipe: Any, data: DataSplit, device: torch.device 
             "estimator.reference=class",
             "use reference: all, or conditional: true",
         )
-    return None if word == "batch" else data.train.reference(by_class=word == "class", device=device)
+    if word == "batch":
+        if section.bank != "auto":
+            raise UserError(
+                "the batch's own images are no bank",
+                f"estimator.bank={section.bank}",
+                "leave bank out, or use reference: class or all",
+            )
+        return None
+    if section.size is not None and section.bank == "sharded":
+        raise UserError(
+            "random references are drawn from the whole set, of which a process would have its share only",
+            f"estimator.size={section.size}",
+            "use bank: device or host",
+        )
+    images = data.train.reference(by_class=word == "class")
+    return place(images, device, section.bank, may_shard=section.size is None)
 
 
 def _teacher(
-    path: str, *, recipe: Any, data: DataSplit, device: torch.device | str, schedule: NoiseSchedule
+    path: str, *, recipe: Any, data: DataSplit, device: torch.device | str, schedule: NoiseSchedule, **_: Any
 ) -> Any:
     teacher = load_weights(path, "estimator.model", device).requires_grad_(False)
     classes = len(data.train.class_names) if recipe.conditional else 0

@@ -25,18 +25,24 @@ def first_model(recipe: Recipe, data: DataSplit) -> Preconditioned:
 
     Raises UserError for keys that contradict each other, and weights that are missing or do not fit.
     """
+    classes = len(data.train.class_names) if recipe.conditional else 0
     if (recipe.network is None) == (recipe.start_from is None):
         raise UserError(
             "a run needs either a network or weights to start from",
             "network, start_from",
             "give one of the two keys",
         )
-    classes = len(data.train.class_names) if recipe.conditional else 0
-    if recipe.start_from is None:
-        torch.manual_seed(recipe.train.seed)
-        network = build(recipe.network, "network", image_shape=data.train.image_shape, num_classes=classes)
-        return _changed(recipe, cast(Preconditioned, build(recipe.precond, "precond", network=network)))
-    teacher = load_weights(recipe.start_from, "start_from")
+    if recipe.start_from is not None:
+        return _tuned(recipe, recipe.start_from, data, classes)
+    torch.manual_seed(recipe.train.seed)
+    section: Any = recipe.network
+    network = build(section, "network", image_shape=data.train.image_shape, num_classes=classes)
+    return _changed(recipe, cast(Preconditioned, build(recipe.precond, "precond", network=network)))
+
+
+def _tuned(recipe: Recipe, path: str, data: DataSplit, classes: int) -> Preconditioned:
+    """Trained weights, made for the recipe's labels and options."""
+    teacher = load_weights(path, "start_from")
     made, wanted = list(teacher.image_shape), list(data.train.image_shape)
     if made != wanted:
         raise UserError(f"the model makes images {made}, the data are {wanted}", "start_from")
@@ -45,7 +51,7 @@ def first_model(recipe: Recipe, data: DataSplit) -> Preconditioned:
     model = _changed(recipe, found.model)
     kept = model.state_dict()
     dropped = [*found.dropped, *(name for name in found.model.state_dict() if name not in kept)]
-    origin: dict[str, Any] = {"path": recipe.start_from, "new": found.new, "dropped": dropped}
+    origin: dict[str, Any] = {"path": path, "new": found.new, "dropped": dropped}
     if "provenance" in teacher.meta:
         origin["provenance"] = teacher.meta["provenance"]
     model.meta = {"start_from": origin}

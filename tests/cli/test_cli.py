@@ -64,7 +64,7 @@ def test_help_is_quick_and_imports_nothing_heavy() -> None:
         (["train", "{tmp}/typo.yaml"], ["typo.yaml", "objectiv", "objective"]),
         (["train", "digits-ect"], ["runs/digits-edm/model", "train it first"]),
         (["train", "digits-edm", "--resume", "--out", "{tmp}/none"], ["no run to continue"]),
-        (["sample", "{tmp}/missing"], ["missing", "train it first"]),
+        (["sample", "{tmp}/missing"], ["missing", "no such model folder"]),
         (["sample", "{tmp}"], ["not a model folder", "config.json"]),
         (["sample", "{model}", "--classes", "10"], ["--classes", "0 to 9"]),
         (["sample", "{model}", "--seeds", "a"], ["--seeds", "0-63"]),

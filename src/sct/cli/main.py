@@ -38,8 +38,16 @@ def train(
     out: Annotated[Path | None, typer.Option(help="The run's folder; default: runs/NAME.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue the run in that folder.")] = False,
     device: Annotated[str, typer.Option(help="cpu, cuda, or auto.")] = "auto",
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="One step on one image: what the run costs and would write.")
+    ] = False,
 ) -> None:
     """Train what a recipe says: a diffusion model, or a consistency model from one."""
+    if dry_run:
+        from sct.cli.dryrun import dry_run as estimate
+
+        estimate(recipe, overrides or [], out, device)
+        return
     from sct.cli.train import train as run
 
     run(recipe, overrides or [], out, resume, device)
@@ -197,6 +205,16 @@ def reconstruct(
     from sct.cli.ema import reconstruct as run_
 
     run_(run, std, at, out)
+
+
+@app.command()
+def doctor(
+    as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
+) -> None:
+    """What this machine has for the program, and which feature lacks what."""
+    from sct.cli.doctor import run
+
+    raise typer.Exit(run(as_json))
 
 
 @app.command()

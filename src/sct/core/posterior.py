@@ -8,6 +8,7 @@ With y = x_t/α_t and s = σ_t/α_t this is attention with the query y, and the 
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from itertools import groupby
 from typing import NamedTuple, TypeAlias
 
@@ -15,7 +16,7 @@ import torch
 from torch import Tensor
 
 from sct.core.noise import NoiseSchedule
-from sct.core.streaming import LEVELS, FloatQuery, LevelQuery, Stream, levels
+from sct.core.streaming import LEVELS, FloatQuery, LevelQuery, Stream
 from sct.core.types import expand
 
 BLOCK = 2048
@@ -51,7 +52,7 @@ class Reference:
     images: Tensor
     offsets: tuple[int, ...]
     conditions: Tensor | None = None
-    _squares: dict[Span, Tensor] = field(default_factory=dict, repr=False, compare=False)
+    _known: set[Span] = field(default_factory=set, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         if self.images.dtype != torch.uint8 and not self.images.is_floating_point():
@@ -120,11 +121,15 @@ class Reference:
 
     def squares(self, first: int, rows: Tensor) -> Tensor:
         """‖x‖² of the `rows` from `first` on, in the units of their queries, float64 [m]; kept."""
-        key = (first, first + len(rows))
-        if key not in self._squares:
-            x = levels(rows).float() if rows.dtype == torch.uint8 else rows.double()
-            self._squares[key] = x.flatten(1).square().sum(1, dtype=torch.float64)
-        return self._squares[key]
+        last = first + len(rows)
+        if (first, last) not in self._known:
+            self._squares[first:last] = _units(self).squares(rows.flatten(1))
+            self._known.add((first, last))
+        return self._squares[first:last]
+
+    @cached_property
+    def _squares(self) -> Tensor:
+        return torch.empty(len(self), dtype=torch.float64, device=self.device)
 
 
 class Posterior(NamedTuple):
@@ -270,7 +275,7 @@ def _read(
 ) -> Stream:
     """Every block of every segment, once for all queries that ask for it."""
     query = _units(reference).of(y.flatten(1), s)
-    sums = Stream.empty(len(y), y[0].numel(), query.sums_dtype, y.device)
+    sums = Stream.empty(len(y), y.shape[1:].numel(), query.sums_dtype, y.device)
     spans = [
         [(first, min(first + block, stop)) for first in range(start, stop, block)]
         for _, start, stop in segments

@@ -126,6 +126,12 @@ class Stream:
         """The sums of some of the queries."""
         return Stream(self.maximum[rows], self.weight[rows], self.square[rows], self.total[rows])
 
+    def merge(self, rows: Tensor, other: "Stream") -> None:
+        """Take in what other references add to the queries `rows` [b], each of which is there once."""
+        merged = self.part(rows).merged(other)
+        for name, value in vars(merged).items():
+            getattr(self, name)[rows] = value
+
     def merged(self, other: "Stream") -> "Stream":
         """The average over both streams' references."""
         maximum = torch.maximum(self.maximum, other.maximum)
@@ -166,7 +172,7 @@ def _meet(sums: Tensor) -> Tensor:
 
 
 class LevelQuery(NamedTuple):
-    """Queries of images in pixels: y in pixel levels less 128, as digits [DIGITS, b, d] and scale S [b]; width s in levels [b]."""
+    """Queries of uint8 images: y in levels less 128 as digits [DIGITS, b, d] and scale S [b], width s [b]."""
 
     digits: Tensor
     scale: Tensor
@@ -239,6 +245,14 @@ class LevelQuery(NamedTuple):
         limit = (self.rest + (best + 2 * self.rest.square()).sqrt()).square() - self.first_square
         return a < (limit + rounding + 2**-21 * limit.abs()).float()[:, None]
 
+    @staticmethod
+    def squares(keys: Tensor) -> Tensor:
+        """‖x‖² of keys [m, d] in levels, without rounding, float64 [m]."""
+        squares = levels(keys).float().square_()
+        return torch.stack([part.sum(1) for part in torch.split(squares, EXACT_TERMS, 1)]).sum(
+            0, dtype=torch.float64
+        )
+
     @property
     def sums_dtype(self) -> torch.dtype:
         return torch.float32
@@ -278,6 +292,10 @@ class FloatQuery(NamedTuple):
         x = keys.double()
         logits = (2 * (self.y @ x.T) - squares) / (2 * self.width.square())[:, None]
         stream.add(queries, logits if log_prior is None else logits + log_prior, x)
+
+    @staticmethod
+    def squares(keys: Tensor) -> Tensor:
+        return keys.double().square().sum(1)
 
     @property
     def sums_dtype(self) -> torch.dtype:

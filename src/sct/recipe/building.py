@@ -10,9 +10,10 @@ from sct.recipe.parts import Section
 def build(section: Section, where: str, *, words: Any = None, context: Any = None, **wired: Any) -> Any:
     """The object a section describes. `wired` are the arguments that the rest of the recipe decides."""
     given: dict[str, Any] = {}
+    accepted = _arguments(section.builds)
     for name in type(section).model_fields:
         value = getattr(section, name)
-        if name == "kind" and "kind" not in _arguments(section.builds):
+        if name not in accepted:  # what kind it is, or what the words of other arguments need to know
             continue
         if isinstance(value, Section):
             value = build(value, f"{where}.{name}", words=words, context=context, **wired)
@@ -22,9 +23,8 @@ def build(section: Section, where: str, *, words: Any = None, context: Any = Non
                 for item in value
             )
         if words and name in words:
-            value = words[name](value, **context)
+            value = words[name](value, section=section, **context)
         given[name] = value
-    accepted = _arguments(section.builds)
     given |= {name: value for name, value in wired.items() if name in accepted}
     try:
         return section.builds(**given)

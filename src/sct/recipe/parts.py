@@ -14,6 +14,7 @@ from typing import Annotated, Any, ClassVar, Literal, Union, cast, get_args, get
 from pydantic import BaseModel, ConfigDict, Field, create_model
 
 from sct.core import estimators, noise, objectives, times
+from sct.data.bank import Place
 from sct.nn import store
 from sct.nn.precond import EDMPrecond, Preconditioned
 from sct.train import ema, optim
@@ -76,10 +77,12 @@ PARTS: dict[Any, dict[str, Callable[..., Any]]] = {
 
 WORDS: dict[tuple[Any, str], tuple[Any, Any]] = {
     (estimators.ScoreIdentity, "reference"): (Literal["batch", "class", "all"], ...),
+    (estimators.ScoreIdentity, "bank"): (Place, "auto"),
     (estimators.Teacher, "model"): (str, ...),
     (times.Phased, "edges"): (tuple[float, ...] | Annotated[int, Field(ge=1)], ...),
 }
-"""Arguments that a recipe names by a word, with that word's type and default."""
+"""Arguments that a recipe names by a word, with that word's type and default; `bank` says where the
+reference lives."""
 
 WIRED = {"schedule", "image_shape", "num_classes", "network", "mirrored", "bandwidth", "nearest"}
 """Arguments that the rest of the recipe decides: `mirrored` follows train.x_flip; bandwidth and nearest are
@@ -104,6 +107,7 @@ def section(cls: Any, kind: str | None = None) -> type[Section]:
         elif name not in WIRED:
             default = ... if parameter.default is parameter.empty else _default(parameter.default)
             fields[name] = (_in_sections(hints[name], inside=cls), default)
+    fields |= {name: word for (owner, name), word in WORDS.items() if owner is cls and name not in fields}
     made = cast(type[Section], create_model(kind or cls.__name__, __base__=Section, **fields))
     made.builds = cls
     return made
