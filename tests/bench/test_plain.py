@@ -69,7 +69,7 @@ def test_the_plain_loop_learns() -> None:
 
 
 def test_the_plain_target_is_the_model_at_r() -> None:
-    """At t = r + small the two passes agree, whatever the weights: the loss goes to the slope, not to infinity."""
+    """As r comes near t the two passes agree: the loss tends to a slope, not to infinity."""
     model = build(SONG)
     draw = Draw.of(model, 4)
     near = Times(draw.times.t, draw.times.t * (1 - 1e-3), draw.times.s)
