@@ -275,6 +275,25 @@ def doctor(
 
 
 @app.command()
+def reproduce(
+    name: Annotated[str | None, typer.Argument(help="An experiment; --list names them.")] = None,
+    every: Annotated[bool, typer.Option("--all", help="All experiments.")] = False,
+    listed: Annotated[bool, typer.Option("--list", help="Name the experiments.")] = False,
+    data: Annotated[str, typer.Option(help="digits, or a prepared folder.")] = "digits",
+    scale: Annotated[
+        str, typer.Option(help="smoke (minutes), cpu (hours), gpu (one card), paper (as published).")
+    ] = "smoke",
+    out: Annotated[Path, typer.Option(help="Where everything goes.")] = Path("runs/reproduce"),
+    seeds: Annotated[int | None, typer.Option(help="How many; default: the scale's.")] = None,
+    device: Annotated[str, typer.Option(help="cpu, cuda, or auto.")] = "auto",
+) -> None:
+    """Make the paper's figures and tables from scratch. Run again after a stop, it continues."""
+    from sct.cli.reproduce import run
+
+    run(name, every, listed, data, scale, out, seeds, device)
+
+
+@app.command()
 def demo(
     out: Annotated[Path, typer.Option(help="Where everything goes.")] = Path("runs/demo"),
     seed: Annotated[int, typer.Option(help="Seed of all three trainings.")] = 0,
