@@ -1,6 +1,7 @@
 """Figures 1 and 2, on eight Gaussians in the plane."""
 
 import copy
+import itertools
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -9,7 +10,7 @@ import torch
 from torch import Tensor
 
 from sct.analyze import target_moments
-from sct.analyze.measures import Exact
+from sct.analyze.measures import ROUNDING, Exact
 from sct.core.estimators import NoiseEstimator, OneSample, ScoreIdentity, Teacher
 from sct.core.mdp import Mixture
 from sct.core.objectives import Consistency
@@ -47,7 +48,7 @@ def unify(study: Study, spec: Unify) -> Outcome:
     found = Outcome(rows, summary, teacher_images=2 * budget.steps * BATCH)
     found.plots["targets"] = Planes(panels, len(panels), "The next point x_r, by each estimate")
     found.plots["variance"] = Plot(
-        series([r for r in summary if r["variance"] > 0], "estimate", "t", "variance"),
+        series([r for r in summary if r["variance"] > ROUNDING], "estimate", "t", "variance"),
         Axis("t", log=True), Axis("variance of x̂₀ given x_t", log=True), "Scatter",
     )  # fmt: skip
     return found
@@ -87,7 +88,7 @@ def _targets(spec: Unify, teacher: Net, t: float, seed: int) -> Panel:
     estimates = {
         "one sample": own,
         **{f"score identity, {n}": _by_references(x_t, times, own, n, generator) for n in spec.references},
-        "CD": teacher(x_t[:1].float(), times[:1]).double(),
+        "CD": teacher(x_t[:1], times[:1]),
     }
     r = t * (1 - spec.gap)
     points = {
@@ -109,12 +110,12 @@ def _by_references(
     return torch.cat(means).double()
 
 
-def _trajectory(x: Tensor, t: float, steps: int = 40) -> list[list[float]]:
+def _trajectory(x: Tensor, t: float, steps: int = 16) -> list[list[float]]:
     """The exact flow through x_t, from t down to almost 0."""
     exact, batch = Teacher(Exact(WORLD, Batch(x))), Batch(x)
     corners = _xy(x)
     grid = t * torch.linspace(1, 0.01, steps, dtype=torch.float64) ** 2
-    for high, low in zip(grid[:-1], grid[1:], strict=True):
+    for high, low in itertools.pairwise(grid):
         x = solve(SCHEDULE, exact, x, high[None], low[None], batch, 1, "heun")
         corners += _xy(x)
     return corners
@@ -140,15 +141,19 @@ def phases(study: Study, spec: Phases) -> Outcome:
                     sampler = PhasedSteps(_edges(number), eta=eta)
                     rows.append({"seed": seed, "phases": number, "eta": eta} | _judged(model, sampler, truth))
                     if seed == 0 and eta in (spec.etas[0], spec.etas[len(spec.etas) // 2]):
-                        panels.append(_paths(model, sampler, spec.paths, f"{number} phase(s), η = {eta:g}"))
+                        panels.append(_paths(model, sampler, spec.paths, f"{_word(number)}, η = {eta:g}"))
                 bar.advance(1)
     summary = over_seeds(rows, ("phases", "eta", "evaluations"), ("error", "energy"))
     found = Outcome(rows, summary, images=budget.steps * BATCH, teacher_images=2 * budget.steps * BATCH)
     found.plots["paths"] = Planes(panels, min(len(panels), 3), "From noise to data, divided by √(1 + t²)")
     for key, word in (("error", "error of the end"), ("energy", "energy distance")):
-        lines = series([r | {"name": f"{r['phases']} phase(s)"} for r in summary], "name", "eta", key)
+        lines = series([r | {"name": _word(r["phases"])} for r in summary], "name", "eta", key)
         found.plots[key] = Plot(lines, Axis("η"), Axis(word), "Phased models")
     return found
+
+
+def _word(number: int) -> str:
+    return f"{number} phase{'s' * (number > 1)}"
 
 
 def _edges(number: int) -> tuple[float, ...]:
@@ -172,7 +177,7 @@ class Recorder:
 
     def __call__(self, x_t: Tensor, t: Tensor, condition: Tensor | None = None) -> Tensor:
         self.asked.append((x_t, float(t[0])))
-        return self.model(x_t.float(), t, condition)
+        return self.model(x_t, t, condition)
 
 
 def _noise(number: int) -> Tensor:

@@ -20,7 +20,7 @@ from sct.files import write_atomically
 from sct.pictures import SMALLEST_SIDE, grid, png_bytes
 from sct.reproduce.spec import Experiment
 from sct.web.experiment import experiment_page
-from sct.web.plots import Plot
+from sct.web.plots import Drawing
 
 Row = dict[str, Any]
 
@@ -33,17 +33,19 @@ class Outcome:
         rows: data.csv, one a seed and setting. summary: the same over seeds.
         plots: by file name. pictures: uint8 images [n, C, H, W] by title, so many columns wide.
         recipes: run → digest of its recipe. images: the most that a run saw, its teacher's apart.
+        minutes: of training, teachers too; None where nothing is kept between calls: then the call's own.
         notes: what a reader should know beside the figures.
     """
 
     rows: list[Row]
     summary: list[Row]
-    plots: dict[str, Plot] = field(default_factory=dict)
+    plots: dict[str, Drawing] = field(default_factory=dict)
     pictures: dict[str, Tensor] = field(default_factory=dict)
     columns: int = 10
     recipes: dict[str, str] = field(default_factory=dict)
     images: int = 0
     teacher_images: int = 0
+    minutes: float | None = None
     notes: list[str] = field(default_factory=list)
 
 
@@ -70,7 +72,7 @@ def over_seeds(rows: Sequence[Row], by: Sequence[str], values: Sequence[str]) ->
 def series(
     summary: Sequence[Row], name: str, x: str, y: str, **chosen: Any
 ) -> dict[str, tuple[list[float], list[float], list[float]]]:
-    """Lines with error bars out of a summary: one for each `name`, of the rows that have the `chosen` values."""
+    """Lines with error bars out of a summary: one a `name`, of rows with the `chosen` values."""
     found: dict[str, tuple[list[float], list[float], list[float]]] = {}
     for row in summary:
         if all(row[key] == value for key, value in chosen.items()):
@@ -84,7 +86,7 @@ def series(
 def write(
     folder: Path, name: str, experiment: Experiment, outcome: Outcome, facts: Mapping[str, Any]
 ) -> Path:
-    """data.csv, data.json, an SVG and a PNG of each plot, a PNG of each picture, and the page, whose path it is."""
+    """data.csv, data.json, SVG and PNG of each plot, PNG of each picture, and the page, whose path it is."""
     write_atomically(folder / "data.csv", as_csv(outcome.rows))
     record = {
         "experiment": name,

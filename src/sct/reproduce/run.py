@@ -50,7 +50,7 @@ def reproduce(
         "data": study.name,
         "scale": scale,
         "samples": study.budget.samples,
-        "minutes": (time.perf_counter() - began) / 60,
+        "minutes": (time.perf_counter() - began) / 60 if outcome.minutes is None else outcome.minutes,
     }
     return write(study.folder / name, name, experiment, outcome, facts)
 

@@ -37,7 +37,7 @@ class Run:
 
     Attributes:
         digest: of the resolved recipe without its seed and paths: the same for all seeds, on all machines.
-        images: seen by this run; teacher_images: by the model that it started from, where we trained it.
+        images: seen by this run. teacher: the run it started from, where we trained that.
     """
 
     name: str
@@ -45,7 +45,11 @@ class Run:
     folder: Path
     digest: str
     images: int
-    teacher_images: int
+    teacher: "Run | None" = None
+
+    @property
+    def teacher_images(self) -> int:
+        return 0 if self.teacher is None else self.teacher.images
 
     @property
     def hours(self) -> float:
@@ -141,8 +145,7 @@ class Study:
 
         stem = f"{self.family.recipes[spec.recipe]}-{_short(digest, *map(str, spec.etas))}"
         folder = self._trained(stem, with_points(recipe, self.budget.points), seed, evaluate)
-        seen = 0 if teacher is None else teacher.images
-        return Run(name, seed, folder, digest, recipe.train.images, seen)
+        return Run(name, seed, folder, digest, recipe.train.images, teacher)
 
     def teacher(self, spec: RunSpec, seed: int) -> Run | None:
         """The diffusion model that a spec's run starts from; None where it is a published one."""
@@ -171,7 +174,7 @@ class Study:
         recipe = self._recipe(parts[1], self.budget.teacher, (), seed)
         digest = _digest(recipe, None)
         folder = self._trained(f"{parts[1]}-{_short(digest)}", recipe, seed, None)
-        return Run("teacher", seed, folder, digest, recipe.train.images, 0)
+        return Run("teacher", seed, folder, digest, recipe.train.images)
 
     def _recipe(self, name: str, budget: tuple[str, ...], own: tuple[str, ...], seed: int) -> Any:
         keys = [*budget, *own, f"train.seed={seed}", "train.trackers=[]", *self.overrides]

@@ -1,4 +1,4 @@
-"""Eight Gaussians on a ring in the plane, and a small network that learns them: what is exact, and what is trained."""
+"""Eight Gaussians on a ring in the plane: what is exact there, and a small network that learns it."""
 
 import copy
 import math
@@ -19,7 +19,7 @@ MIXTURE = GaussianMixture(0.7 * torch.stack([ANGLES.cos(), ANGLES.sin()], 1).vie
 
 
 class Net(nn.Module):
-    """EDM-preconditioned MLP on points [B, 1, 1, 2]."""
+    """EDM-preconditioned MLP on points [B, 1, 1, 2]; computes in fp32."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -31,11 +31,11 @@ class Net(nn.Module):
 
     def forward(self, x_t: Tensor, t: Tensor, condition: Tensor | None = None) -> Tensor:
         del condition
-        t = t.to(x_t).view(-1, 1)
-        x, variance = x_t.flatten(1), t.square() + 0.25
+        t = t.float().view(-1, 1)
+        x, variance = x_t.flatten(1).float(), t.square() + 0.25
         angles = t.log() / 4 * torch.logspace(-0.3, 1, 8)
         features = torch.cat([x / variance.sqrt(), angles.cos(), angles.sin()], dim=1)
-        return (0.25 / variance * x + 0.5 * t / variance.sqrt() * self.body(features)).view_as(x_t)
+        return (0.25 / variance * x + 0.5 * t / variance.sqrt() * self.body(features)).view_as(x_t).to(x_t)
 
 
 def bank_of(seed: int) -> Tensor:

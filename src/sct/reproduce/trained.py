@@ -29,12 +29,14 @@ def runs(study: Study, specs: dict[str, RunSpec]) -> list[Run]:
 
 def outcome(done: list[Run], rows: list[Row], summary: list[Row]) -> Outcome:
     """An outcome with what is to be said of its runs."""
+    teachers = [run.teacher for run in done if run.teacher is not None]
     return Outcome(
         rows,
         summary,
         recipes={run.name: run.digest for run in done},
         images=max(run.images for run in done),
         teacher_images=max(run.teacher_images for run in done),
+        minutes=60 * sum({run.folder: run.hours for run in [*done, *teachers]}.values()),
     )
 
 
@@ -192,12 +194,8 @@ def samples(study: Study, spec: Samples) -> Outcome:
     classes = len(study.data.train.class_names)
     labels = torch.arange(classes).repeat_interleave(spec.columns)
     real = study.data.train
-    first = [
-        int((real.labels == c).nonzero()[i % int((real.labels == c).sum())])
-        for c in range(classes)
-        for i in range(spec.columns)
-    ]
-    result.pictures["training images"] = real.images[first]
+    rows_of = [(real.labels == label).nonzero()[: spec.columns, 0] for label in range(classes)]
+    result.pictures["training images"] = real.images[torch.cat(rows_of)]
     for run in done:
         if run.seed == study.seeds[0]:
             model = run.model(study.device)

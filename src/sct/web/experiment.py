@@ -5,12 +5,13 @@ import html
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from sct.web.plots import Plot
+from sct.web.planes import Planes
+from sct.web.plots import Drawing
 from sct.web.report import STYLE
 
 
 def experiment_page(
-    record: dict[str, Any], about: str, plots: Mapping[str, Plot], pictures: Mapping[str, bytes]
+    record: dict[str, Any], about: str, plots: Mapping[str, Drawing], pictures: Mapping[str, bytes]
 ) -> str:
     """One self-contained page.
 
@@ -21,12 +22,16 @@ def experiment_page(
     """
     title = html.escape(record["title"])
     paper = record["paper"]
-    drawn = "".join(f"<figure>{plot.svg()}</figure>" for plot in plots.values())
+    drawn = "".join(
+        f'<figure class="{"wide" if isinstance(plot, Planes) else ""}">{plot.svg()}</figure>'
+        for plot in plots.values()
+    )
     return f"""<!doctype html>
 <html lang="en"><head><meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <title>{title}</title><style>{STYLE}
 td.text {{ text-align: left; white-space: normal; }}
+.wide {{ grid-column: 1 / -1; max-width: 54rem; }}
 pre {{ white-space: pre-wrap; overflow-wrap: anywhere; }}</style></head><body>
 <h1>{title}</h1>
 <p><strong>The paper, {html.escape(paper["figure"])}:</strong> {html.escape(paper["claim"])}</p>
@@ -72,12 +77,13 @@ def _picture(name: str, data: bytes) -> str:
 
 def _facts(record: dict[str, Any]) -> str:
     hardware = record["hardware"]
+    devices = ", ".join(hardware["devices"]) or "no GPU"
     lines = [
         record["command"],
         f"code {record['code']}, torch {hardware['torch']}, {hardware['processor']}, "
-        f"{hardware['threads']} thread(s) of {hardware['cores']} cores, {', '.join(hardware['devices']) or 'no GPU'}",
+        f"{hardware['threads']} thread(s) of {hardware['cores']} cores, {devices}",
         f"seeds {record['seeds']}, images seen a run {record['images']:,}, "
-        f"by its teacher {record['teacher_images']:,}, {record['minutes']:.1f} minutes",
+        f"by its teacher {record['teacher_images']:,}, {record['minutes']:.1f} minutes in all",
         *(f"recipe of {name}: {digest}" for name, digest in record["recipes"].items()),
     ]
     return "\n".join(lines)
