@@ -123,7 +123,8 @@ def read_directory(path: Path) -> Directory:
         with path.open("rb") as file:
             data = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
         start, size, count = zipped.directory(data)
-        members, names = np.empty(count, MEMBER), []
+        members = np.empty(count, MEMBER)
+        names: list[str] = []
         for entry in zipped.entries(data, start, size, count):
             if not entry.name.endswith("/"):
                 ours = entry.method in (zipped.STORED, zipped.DEFLATED) and not entry.flags & zipped.ENCRYPTED
