@@ -18,7 +18,8 @@ ORDER = (
     ("recipe", "models"),
     ("start",),
     ("plan", "generate", "analyze", "doctor"),
-    ("demo", "dryrun"),
+    ("assess",),
+    ("demo", "dryrun", "bench"),
     ("cli",),
 )
 """From the foundation up. Rooms of one layer never import each other. `web` draws pages of what it is given;
