@@ -210,7 +210,7 @@ class Trainer:
 
     def _backward(self, draws: Draws, hidden: Tensor | None, part: slice) -> Tensor:
         """Add a part's gradients of the batch's mean loss; its losses, detached."""
-        if self.sharded:
+        if self.sharded or self.options.compile:
             sharding.force_weight_norms(self.model)
         torch.manual_seed(self._seed(Stream.DROPOUT, part.start))
         target: Any = None if self.target_average is None else self.target_average.model
