@@ -4,6 +4,7 @@ Each estimator gives x̂_0; the noise is ε̂ = (x_t − α_t x̂_0)/σ_t. In x�
 divides by α_t.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import ClassVar, Protocol
 
@@ -12,7 +13,7 @@ from torch import Generator, Tensor
 
 from sct.core.guidance import Guided
 from sct.core.noise import NoiseSchedule
-from sct.core.posterior import LogPrior, Reference, posterior
+from sct.core.posterior import LogPrior, Reference
 from sct.core.references import kernel_prior, nearest_prior, random_subset
 from sct.core.types import Batch, Denoiser, Times, expand
 
@@ -27,6 +28,11 @@ class NoiseEstimator(Protocol):
     local: ClassVar[bool] = False
 
     def clean(self, x_t: Tensor, t: Tensor, batch: Batch) -> Tensor: ...
+
+    def begin(self, x_t: Tensor, t: Tensor, batch: Batch) -> Callable[[], Tensor]:
+        """`clean`, asked for now and taken later, so that other processes can answer in the meantime."""
+        x0_hat = self.clean(x_t, t, batch)
+        return lambda: x0_hat
 
     def bind(self, batch: Batch, times: Times, generator: Generator | None) -> "NoiseEstimator":
         """This estimator with all that is random, or depends on r, settled for one training step.
@@ -125,21 +131,21 @@ class ScoreIdentity(NoiseEstimator):
         return _Subset(replace(self, reference=subset, size=None), prior)
 
     def clean(self, x_t: Tensor, t: Tensor, batch: Batch) -> Tensor:
+        return self.begin(x_t, t, batch)()
+
+    def begin(
+        self, x_t: Tensor, t: Tensor, batch: Batch, prior: LogPrior | None = None
+    ) -> Callable[[], Tensor]:
+        """The posterior mean, its references weighed by `prior` or by their conditions."""
         if self.size is not None:
             raise ValueError("random references are drawn by bind(): call that first")
-        return self.answer(x_t, t, batch)
-
-    def answer(self, x_t: Tensor, t: Tensor, batch: Batch, prior: LogPrior | None = None) -> Tensor:
-        """The posterior mean, its references weighed by `prior` or by their conditions."""
         if self.reference is None:
             reference, group = self._mini_batch(batch)
         else:
             reference, group = self.reference, self._group(self.reference, batch)
         if prior is None:
             prior = self._condition_prior(reference, batch)
-        return posterior(
-            x_t, t, self.schedule, reference, group, log_prior=prior, mirrored=self.mirrored
-        ).mean
+        return reference.begin(x_t, t, self.schedule, group, log_prior=prior, mirrored=self.mirrored)
 
     def _condition_prior(self, reference: Reference, batch: Batch) -> LogPrior | None:
         if self.bandwidth is None and self.nearest is None:
@@ -183,7 +189,7 @@ class _Subset(NoiseEstimator):
         return _Subset(self.identity, log_prior)
 
     def clean(self, x_t: Tensor, t: Tensor, batch: Batch) -> Tensor:
-        return self.identity.answer(x_t, t, batch, self.prior)
+        return self.identity.begin(x_t, t, batch, self.prior)()
 
 
 @dataclass(frozen=True)
@@ -224,4 +230,8 @@ class _Blended(NoiseEstimator):
         return _Blended(self.estimator.rows(part), self.rho[part])
 
     def clean(self, x_t: Tensor, t: Tensor, batch: Batch) -> Tensor:
-        return batch.x_0 + expand(self.rho, x_t) * (self.estimator.clean(x_t, t, batch) - batch.x_0)
+        return self.begin(x_t, t, batch)()
+
+    def begin(self, x_t: Tensor, t: Tensor, batch: Batch) -> Callable[[], Tensor]:
+        other = self.estimator.begin(x_t, t, batch)
+        return lambda: batch.x_0 + expand(self.rho, x_t) * (other() - batch.x_0)

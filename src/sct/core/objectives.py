@@ -14,7 +14,7 @@ from torch import Generator, Tensor
 from sct.core.estimators import NoiseEstimator, OneSample
 from sct.core.noise import NoiseSchedule, Rescheduled
 from sct.core.rng import shared_dropout
-from sct.core.solve import Method, solve
+from sct.core.solve import Method, begin_solve
 from sct.core.times import LogNormal, TimePairs
 from sct.core.types import Batch, Denoiser, Progress, Times, expand
 
@@ -231,10 +231,11 @@ class Consistency(Objective):
         t, r, s = times.t, times.r, times.s
         x_t = self.schedule.diffuse(batch.x_0, draws.noise, t)
         with torch.no_grad():
-            x_r = solve(self.schedule, draws.estimator, x_t, t, r, batch, self.steps, self.method)
+            reward = begin_solve(self.schedule, draws.estimator, x_t, t, r, batch, self.steps, self.method)
         with shared_dropout(x_t.device) as mask:
             f_t = self.jump(model, x_t, t, s, batch.condition)
-            f_r = x_r
+            with torch.no_grad():
+                f_r = x_r = reward()
             if draws.bootstraps:
                 bootstrap = r > s
                 with torch.no_grad(), mask.again():

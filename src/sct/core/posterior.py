@@ -6,19 +6,23 @@ With y = x_t/α_t and s = σ_t/α_t this is attention with the query y, and the 
 `streaming` computes it a block of images at a time, exactly, from uint8 images as they are stored.
 """
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import groupby
 from typing import NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
 
 from sct.core.noise import NoiseSchedule
-from sct.core.streaming import LEVELS, FloatQuery, LevelQuery, Query, Stream, levels
+from sct.core.streaming import FloatQuery, LevelQuery, Stream
 from sct.core.types import expand
+from sct.core.whole import LEVELS
 
-BLOCK = 2048
+BLOCK = 4096
+Span: TypeAlias = tuple[int, int]
+"""Rows first … last − 1 of a reference."""
 LogPrior: TypeAlias = Callable[[Tensor, int, int], Tensor]
 """log_prior(queries [b], first, last) → [b, last − first], added to the logits of those reference rows.
 
@@ -49,6 +53,7 @@ class Reference:
     images: Tensor
     offsets: tuple[int, ...]
     conditions: Tensor | None = None
+    _known: set[Span] = field(default_factory=set, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         if self.images.dtype != torch.uint8 and not self.images.is_floating_point():
@@ -86,14 +91,46 @@ class Reference:
     def __len__(self) -> int:
         return len(self.images)
 
+    @property
+    def device(self) -> torch.device:
+        """Where queries must be."""
+        return self.images.device
+
+    def take(self, rows: Tensor) -> Tensor:
+        """The images of these rows [k], where the queries are."""
+        return self.images[rows]
+
+    def begin(
+        self,
+        x_t: Tensor,
+        t: Tensor,
+        schedule: NoiseSchedule,
+        group: Tensor | None,
+        *,
+        log_prior: LogPrior | None = None,
+        mirrored: bool = False,
+    ) -> Callable[[], Tensor]:
+        """The posterior mean, asked for now and taken by calling what is returned; see `posterior`."""
+        mean = posterior(x_t, t, schedule, self, group, log_prior=log_prior, mirrored=mirrored).mean
+        return lambda: mean
+
+    def blocks(self, spans: Sequence[Span]) -> Iterator[tuple[Tensor, Tensor]]:
+        """Rows [m, C, H, W] of each span in turn, where the queries are, and their ‖x‖² (`squares`)."""
+        for first, last in spans:
+            rows = self.images[first:last]
+            yield rows, self.squares(first, rows)
+
+    def squares(self, first: int, rows: Tensor) -> Tensor:
+        """‖x‖² of the `rows` from `first` on, in the units of their queries, float64 [m]; kept."""
+        last = first + len(rows)
+        if (first, last) not in self._known:
+            self._squares[first:last] = _units(self).squares(rows.flatten(1))
+            self._known.add((first, last))
+        return self._squares[first:last]
+
     @cached_property
-    def squares(self) -> Tensor:
-        """‖x‖² of each image in the units of its queries (pixel levels, or as they are), float64 [n]."""
-        parts = []
-        for block in torch.split(self.images.flatten(1), BLOCK):
-            x = levels(block).float() if block.dtype == torch.uint8 else block.double()
-            parts.append(x.square().sum(1, dtype=torch.float64))
-        return torch.cat(parts)
+    def _squares(self) -> Tensor:
+        return torch.empty(len(self), dtype=torch.float64, device=self.device)
 
 
 class Posterior(NamedTuple):
@@ -103,24 +140,37 @@ class Posterior(NamedTuple):
     effective_size: Tensor
 
 
-def _segments(reference: Reference, group: Tensor | None, rows: int) -> Iterator[tuple[Tensor, int, int]]:
-    """(queries, first row, end row) for each group that a query asks for."""
+def _segments(
+    reference: Reference, group: Tensor | None, rows: int, sound: Tensor
+) -> Iterator[tuple[Tensor, int, int]]:
+    """(queries, first row, end row) for each group that a query asks for; waits for the device once.
+
+    sound: whether the images, sigmas and alphas are what they must be, bool [3].
+    """
     if group is None:
         if len(reference.offsets) != 2:
             raise ValueError("the reference is grouped: every query needs its group")
-        group = torch.zeros(rows, dtype=torch.long)
-    group = group.cpu()
+        group = torch.zeros(rows, dtype=torch.long, device=sound.device)
     if group.shape != (rows,) or group.is_floating_point():
         raise ValueError(f"group must be integers [{rows}], got {group.dtype} {list(group.shape)}")
     order = torch.argsort(group, stable=True)
-    values, counts = torch.unique_consecutive(group[order], return_counts=True)
-    for value, queries in zip(values.tolist(), torch.split(order, counts.tolist()), strict=True):
+    finite, noisy, signal, *values = torch.cat([sound.long(), group[order]]).tolist()
+    if not finite:
+        raise ValueError("the noisy images contain NaN or infinity")
+    if not noisy:
+        raise ValueError("the posterior mean needs sigma(t) > 0; at sigma = 0 it is the image itself")
+    if not signal:
+        raise ValueError("the posterior mean needs alpha(t) > 0; at alpha = 0 it is the reference mean")
+    begin = 0
+    for value, members in groupby(values):
+        end = begin + len(list(members))
         if not 0 <= value < len(reference.offsets) - 1:
             raise ValueError(f"group {value} is not in the reference (0 … {len(reference.offsets) - 2})")
         start, stop = reference.offsets[value], reference.offsets[value + 1]
         if start == stop:
             raise ValueError(f"group {value} has no reference images")
-        yield queries.to(reference.images.device), start, stop
+        yield order[begin:end], start, stop
+        begin = end
 
 
 @torch.no_grad()
@@ -151,56 +201,94 @@ def posterior(
         ValueError: shapes or devices that do not fit, groups that are unknown or empty, σ(t) = 0.
 
     Accuracy: within 1e-5 relative of float64 for uint8 references, all t from 0.002 to 80; floating-point
-    references are computed in float64. Source: METHOD §2; STF, 2302.00670.
+    references are computed in float64. Where bytes multiply fast (`whole.fast_bytes`), a query's mean is
+    the same to the bit whatever other queries it is asked with. Source: METHOD §2; STF, 2302.00670.
     """
+    sums = stream(x_t, t, schedule, reference, group, log_prior=log_prior, mirrored=mirrored, block=block)
+    return answer(sums, x_t, reference)
+
+
+@torch.no_grad()
+def stream(
+    x_t: Tensor,
+    t: Tensor,
+    schedule: NoiseSchedule,
+    reference: Reference,
+    group: Tensor | None = None,
+    *,
+    log_prior: LogPrior | None = None,
+    mirrored: bool = False,
+    block: int = BLOCK,
+) -> Stream:
+    """The sums that make `posterior`, so that those over several parts of a reference can be merged."""
     if x_t.shape[1:] != reference.images.shape[1:]:
         raise ValueError(
             f"queries are {list(x_t.shape[1:])}, reference images {list(reference.images.shape[1:])}"
         )
-    if x_t.device != reference.images.device:
-        raise ValueError(f"queries are on {x_t.device}, the reference on {reference.images.device}")
+    if x_t.device != reference.device:
+        raise ValueError(f"queries are on {x_t.device}, the reference on {reference.device}")
     t = t.double()
     alpha, sigma = schedule.alpha(t), schedule.sigma(t)
-    if not bool(torch.isfinite(x_t).all()):
-        raise ValueError("the noisy images contain NaN or infinity")
-    if not bool((sigma > 0).all()):
-        raise ValueError("the posterior mean needs sigma(t) > 0; at sigma = 0 it is the image itself")
-    if not bool((alpha > 0).all()):
-        raise ValueError("the posterior mean needs alpha(t) > 0; at alpha = 0 it is the reference mean")
+    sound = torch.stack([torch.isfinite(x_t).all(), (sigma > 0).all(), (alpha > 0).all()])
+    segments = list(_segments(reference, group, len(x_t), sound))
     y, s = x_t.double() / expand(alpha, x_t), sigma / alpha
-    segments = list(_segments(reference, group, len(y)))
-    stream, query = _run(y, s, reference, segments, log_prior, block)
-    shape = x_t.shape
-    if mirrored:
-        flipped, _ = _run(y.flip(-1), s, reference, segments, log_prior, block)
-        flipped.total = flipped.total.view(shape).flip(-1).reshape(flipped.total.shape)
-        stream = stream.merged(flipped)
-    mean = query.to_image(stream.total / stream.weight[:, None]).view(shape)
+    if not mirrored:
+        return _read(y, s, reference, segments, log_prior, block)
+    # The flipped images' products with y are the images' with y flipped: as many queries more.
+    segments = [(torch.cat([q, q + len(x_t)]), first, last) for q, first, last in segments]
+    both = _read(
+        torch.cat([y, y.flip(-1)]),
+        s.repeat(2),
+        reference,
+        segments,
+        _repeated(log_prior, len(x_t)),
+        block,
+    )
+    plain, flipped = both.part(slice(len(x_t))), both.part(slice(len(x_t), None))
+    flipped.total = flipped.total.view(x_t.shape).flip(-1).reshape(flipped.total.shape)
+    return plain.merged(flipped)
+
+
+@torch.no_grad()
+def answer(sums: Stream, x_t: Tensor, reference: Reference) -> Posterior:
+    """The posterior mean in x_t's shape, from its sums."""
+    mean = _units(reference).to_image(sums.total / sums.weight[:, None]).view(x_t.shape)
     dtype = torch.promote_types(x_t.dtype, torch.float32)
-    return Posterior(mean.to(dtype), (stream.weight.square() / stream.square).to(dtype))
+    return Posterior(mean.to(dtype), (sums.weight.square() / sums.square).to(dtype))
 
 
-def _run(
+def _units(reference: Reference) -> type[LevelQuery] | type[FloatQuery]:
+    return LevelQuery if reference.images.dtype == torch.uint8 else FloatQuery
+
+
+def _repeated(log_prior: LogPrior | None, rows: int) -> LogPrior | None:
+    """The same for queries that are numbered on past `rows`."""
+    return None if log_prior is None else lambda queries, *span: log_prior(queries % rows, *span)
+
+
+def _read(
     y: Tensor,
     s: Tensor,
     reference: Reference,
     segments: list[tuple[Tensor, int, int]],
     log_prior: LogPrior | None,
     block: int,
-) -> tuple[Stream, Query]:
-    kind = LevelQuery if reference.images.dtype == torch.uint8 else FloatQuery
-    query = kind.of(y.flatten(1), s)
-    dtype = torch.float32 if kind is LevelQuery else torch.float64
-    stream = Stream(len(y), y[0].numel(), torch.empty(0, dtype=dtype, device=y.device))
-    for queries, start, stop in segments:
+) -> Stream:
+    """Every block of every segment, once for all queries that ask for it."""
+    query = _units(reference).of(y.flatten(1), s)
+    sums = Stream.empty(len(y), y.shape[1:].numel(), query.sums_dtype, y.device)
+    spans = [
+        [(first, min(first + block, stop)) for first in range(start, stop, block)]
+        for _, start, stop in segments
+    ]
+    blocks = reference.blocks([span for several in spans for span in several])
+    for (queries, _, _), several in zip(segments, spans, strict=True):
         part = query.rows(queries)
-        for first in range(start, stop, block):
-            last = min(first + block, stop)
-            keys, squares = reference.images[first:last].flatten(1), reference.squares[first:last]
-            prior = None if log_prior is None else log_prior(queries, first, last).double()
-            rows, logits, values = part.score(keys, squares, stream.maximum[queries], prior)
-            stream.add(queries[rows], logits, values)
-    return stream, query
+        for span in several:
+            keys, squares = next(blocks)
+            prior = None if log_prior is None else log_prior(queries, *span).double()
+            part.read(sums, queries, keys.flatten(1), squares, prior)
+    return sums
 
 
 @torch.no_grad()

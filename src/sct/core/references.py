@@ -58,7 +58,7 @@ def random_subset(
     numbers, and the log-prior that leaves out the other queries' own images.
     Raises ValueError where a query's row is not in its group.
     """
-    device = reference.images.device
+    device = reference.device
     group = torch.zeros_like(index) if group is None else group
     if index.shape != group.shape:
         raise ValueError(f"index has shape {list(index.shape)}, the batch {list(group.shape)}")
@@ -93,4 +93,4 @@ def random_subset(
     def log_prior(queries: Tensor, first: int, last: int) -> Tensor:
         return prior[queries, first:last]
 
-    return Reference(reference.images[torch.cat(rows)], tuple(offsets)), log_prior
+    return Reference(reference.take(torch.cat(rows)), tuple(offsets)), log_prior

@@ -1,5 +1,6 @@
 """From t down to r along the probability-flow ODE with any noise estimate: the reward of value estimation."""
 
+from collections.abc import Callable
 from typing import Literal
 
 import torch
@@ -22,6 +23,20 @@ def solve(
     steps: int = 1,
     method: Method = "euler",
 ) -> Tensor:
+    """x_r from x_t: `begin_solve` and its result."""
+    return begin_solve(schedule, estimator, x_t, t, r, batch, steps, method)()
+
+
+def begin_solve(
+    schedule: NoiseSchedule,
+    estimator: NoiseEstimator,
+    x_t: Tensor,
+    t: Tensor,
+    r: Tensor,
+    batch: Batch,
+    steps: int = 1,
+    method: Method = "euler",
+) -> Callable[[], Tensor]:
     """x_r from x_t in k = `steps` first-order (Euler) or second-order (Heun) steps.
 
     Euler is one `schedule.step` with the estimator's x̂_0. Heun follows it with a second estimate at the
@@ -30,18 +45,36 @@ def solve(
     points are evenly spaced in (σ/α)^{1/7}, EDM's spacing; with r = 0 and k > 1 they end at 0 all the same.
     k > 1 or Heun is n-step TD: it needs estimates away from x_t, which `local` estimators do not have.
 
-    x_t [B, ...], t > r ≥ 0 [B] → x_r [B, ...].
+    x_t [B, ...], t > r ≥ 0 [B] → a function that gives x_r [B, ...]. The first estimate is asked for at once,
+    the rest is done when the function is called.
     """
     if estimator.local and (steps > 1 or method == "heun"):
         raise ValueError("a one-sample estimate is valid only at x_t: use steps=1 and method='euler'")
+    first = estimator.begin(x_t, t, batch)
     if steps == 1 and method == "euler":
-        return schedule.step(x_t, estimator.clean(x_t, t, batch), t, r)
+        return lambda: schedule.step(x_t, first(), t, r)
+    return lambda: _path(schedule, estimator, x_t, first(), t, r, batch, steps, method)
+
+
+def _path(
+    schedule: NoiseSchedule,
+    estimator: NoiseEstimator,
+    x_t: Tensor,
+    x0_hat: Tensor,
+    t: Tensor,
+    r: Tensor,
+    batch: Batch,
+    steps: int,
+    method: Method,
+) -> Tensor:
+    """`steps` steps from t to r, of which x̂_0 at x_t is known."""
     rho = 7.0
     top, bottom = schedule.noise_to_signal(t) ** (1 / rho), schedule.noise_to_signal(r) ** (1 / rho)
     x, u = x_t, t
     for i in range(1, steps + 1):
         v = r if i == steps else schedule.time_at((top + (bottom - top) * i / steps) ** rho)
-        x0_hat = estimator.clean(x, u, batch)
+        if i > 1:
+            x0_hat = estimator.clean(x, u, batch)
         x_v = schedule.step(x, x0_hat, u, v)
         if method == "heun":
             x_v = _heun_correction(schedule, estimator, x, x_v, x0_hat, u, v, batch)
