@@ -97,7 +97,7 @@ def precision_options(model: Preconditioned, precision: str) -> dict[str, Any]:
 
 def table(result: dict[str, Any]) -> str:
     lines = [
-        "| network | parameters | images a step | fp32: images/s | peak memory | bf16: images/s | peak memory |",
+        "| network | parameters | images a step | fp32, images/s | memory | bf16, images/s | memory |",
         "|---|---|---|---|---|---|---|",
     ]
     rows = {(row["network"], row["precision"]): row for row in result["cases"]}
@@ -110,8 +110,8 @@ def table(result: dict[str, Any]) -> str:
             cells += [speed, f"{found['peak_mib'] / 1024:.2f} GiB" if found else "–"]
         lines.append(f"| {' | '.join(cells)} |")
     about = (
-        f"Measured on {result['cpu']}, {result['threads']} threads, torch {result['torch']}; medians of 2 to 20 "
-        "steps, one run each. The demo's MLP computes in fp32 alone."
+        f"Measured on {result['cpu']}, {result['threads']} threads, torch {result['torch']}; medians of 2 to "
+        "20 steps, one run each; memory is the process's peak. The MLP computes in fp32 alone."
     )
     return "\n".join([*lines, "", about])
 
