@@ -18,7 +18,7 @@ from sct.data.bank import Place
 from sct.nn import store
 from sct.nn.precond import Preconditioned
 from sct.train import ema, optim
-from sct.train.loop import TrainOptions
+from sct.train.options import TrainOptions
 
 PARTS: dict[Any, dict[str, Callable[..., Any]]] = {
     noise.NoiseSchedule: {
