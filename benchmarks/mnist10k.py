@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from pages import DOCS, fill
 
+from pages import DOCS, fill
 from sct.data.images import load_data
 from sct.evaluate.measure import measure_for
 from sct.files import write_atomically
@@ -57,8 +57,8 @@ def table(found: dict[str, Any]) -> str:
     real = found["held_out"]
     lines += [
         "",
-        f"One run each, seed 0. Distances in % of the training images' variance of features, a classifier's of "
-        f"the same digits, {found['samples']:,} samples; {real['images']} held-out real digits: "
+        f"One run each, seed 0. Distances in % of the training images' variance of features, a classifier's "
+        f"of the same digits, {found['samples']:,} samples; {real['images']} held-out real digits: "
         f"{real['frechet']:.2f}. The classifier has {real['accuracy']:.1%} of those right.",
     ]
     return "\n".join(lines)
