@@ -19,7 +19,7 @@ ORDER = (
     ("start",),
     ("plan", "generate", "analyze", "doctor"),
     ("assess",),
-    ("demo", "dryrun"),
+    ("demo", "dryrun", "bench"),
     ("cli",),
 )
 """From the foundation up. Rooms of one layer never import each other. `web` draws pages of what it is given;
