@@ -4,13 +4,14 @@
 
 At 50 000 uint8 references of 3×32×32 and 128 queries:
   streaming  sct.core.posterior, references as uint8
+  floats     the same as on a processor that multiplies bytes no faster than floats
   logits     the references as one fp32 matrix and their squares, made beforehand; the full [B, n]
              logits, softmax, product
-and at 5 000 references also
+the same for ten classes of 5 000, and at 5 000 references also
   pairwise   stable targets as first published (STF, 2302.00670): every difference [B, n, d] written out
 
-Writes benchmarks/results/posterior_mean.json. Peak memory is the process's high-water mark above what it
-held before the call (Linux).
+Writes benchmarks/results/posterior_mean.json and the table in docs/methods.md. Peak memory is the process's
+high-water mark above what it held before the call (Linux).
 """
 
 import argparse
@@ -21,11 +22,16 @@ import re
 import statistics
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
+from functools import cache
 from pathlib import Path
+from unittest.mock import patch
 
 import torch
 from torch import Tensor
 
+from pages import fill
+from sct.core import streaming, whole
 from sct.core.noise import EDM
 from sct.core.posterior import Reference, dequantise, posterior, quantise
 from sct.core.times import LogNormal
@@ -34,6 +40,7 @@ QUERIES, SHAPE = 128, (3, 32, 32)
 RESULT = Path(__file__).parent / "results" / "posterior_mean.json"
 
 
+@cache
 def pictures(n: int) -> Tensor:
     """Smooth random images with some noise, uint8; every tenth a copy, two levels apart in a few pixels."""
     g = torch.Generator().manual_seed(0)
@@ -79,12 +86,13 @@ def dequantise64(pixels: Tensor) -> Tensor:
     return pixels.double() / 127.5 - 1
 
 
-def queries_at(images: Tensor, ratio: float | None) -> tuple[Tensor, Tensor]:
-    """128 noisy images at one t, or at t from ECT's law (ratio None)."""
+def queries_at(images: Tensor, ratio: float | None) -> tuple[Tensor, Tensor, Tensor]:
+    """128 noisy images at one t, or at t from ECT's law (ratio None): x_t, t, the images' rows."""
     g = torch.Generator().manual_seed(7)
     rows = torch.randint(len(images), (QUERIES,), generator=g)
     t = LogNormal(low=0.002, high=80.0).sample(QUERIES, g) if ratio is None else torch.full((QUERIES,), ratio)
-    return EDM().diffuse(dequantise(images[rows]), torch.randn(QUERIES, *SHAPE, generator=g), t), t
+    x_t = EDM().diffuse(dequantise(images[rows]), torch.randn(QUERIES, *SHAPE, generator=g), t)
+    return x_t, t, rows
 
 
 def relative_error(found: Tensor, truth: Tensor) -> float:
@@ -119,45 +127,76 @@ def measure(calls: dict[str, Callable[[], Tensor]], repeats: int) -> dict[str, d
     }
 
 
-def table(n: int, ratios: list[float | None], repeats: int, checked: int, pairwise: bool) -> list[dict]:
+def without_bytes(call: Callable[[], Tensor]) -> Tensor:
+    """The call on a processor without fast byte products."""
+    with ExitStack() as stack:
+        for module in (streaming, whole):
+            stack.enter_context(patch.object(module, "fast_bytes", lambda _: False))
+        return call()
+
+
+def row(n: int, classes: int, ratio: float | None, repeats: int, checked: int, pairwise: bool) -> dict:
+    """One row: n references in so many classes, at one t or over ECT's law (None)."""
     images = pictures(n)
-    reference = Reference.whole(images)
+    size = n // classes
+    reference = Reference(images, tuple(range(0, n + 1, size)))
     matrix = dequantise(images).flatten(1)
     squares = matrix.square().sum(1)
-    rows = []
-    for ratio in ratios:
-        x_t, t = queries_at(images, ratio)
-        few = slice(0, QUERIES, QUERIES // checked)
-        truth = exact(x_t[few], t[few], images)
-        calls = {
-            "streaming": lambda x_t=x_t, t=t: posterior(x_t, t, EDM(), reference).mean,
-            "logits": lambda x_t=x_t, t=t: logits_form(x_t, t, matrix, squares),
-        }
-        if pairwise:
-            calls["pairwise"] = lambda x_t=x_t, t=t: pairwise_form(x_t, t, matrix)
-        errors = {name: relative_error(call()[few], truth) for name, call in calls.items()}
-        if errors["streaming"] > 1e-5:
-            raise SystemExit(f"wrong at t = {ratio}: relative error {errors['streaming']:.1e}")
-        memory = {name: peak_memory(call) for name, call in calls.items()}
-        seconds = measure(calls, repeats)
-        count = posterior(x_t, t, EDM(), reference).effective_size.median()
-        rows.append(
-            {
-                "references": n,
-                "t": ratio if ratio is not None else "lognormal(-1.1, 2)",
-                "effective_size_median": float(count),
-                "relative_error": errors,
-                "peak_extra_MB": memory,
-                "seconds": seconds,
-                "times_logits": seconds["streaming"]["median"] / seconds["logits"]["median"],
-            }
+    x_t, t, rows = queries_at(images, ratio)
+    group = rows // size
+
+    def plain() -> Tensor:
+        mean = torch.empty_like(x_t)
+        for c in range(classes):
+            mine, part = group == c, slice(c * size, (c + 1) * size)
+            mean[mine] = logits_form(x_t[mine], t[mine], matrix[part], squares[part])
+        return mean
+
+    calls = {"streaming": lambda: posterior(x_t, t, EDM(), reference, group).mean, "logits": plain}
+    calls["floats"] = lambda: without_bytes(calls["streaming"])
+    if pairwise:
+        calls["pairwise"] = lambda: pairwise_form(x_t, t, matrix)
+    few = range(0, QUERIES, QUERIES // checked)
+    truth = torch.cat(
+        [exact(x_t[i : i + 1], t[i : i + 1], images[group[i] * size : (group[i] + 1) * size]) for i in few]
+    )
+    errors = {name: relative_error(call()[few], truth) for name, call in calls.items()}
+    for name in ("streaming", "floats"):
+        if errors[name] > 1e-5:
+            raise SystemExit(f"{name} is wrong at t = {ratio}: relative error {errors[name]:.1e}")
+    memory = {name: peak_memory(call) for name, call in calls.items()}
+    seconds = measure(calls, repeats)
+    found = {
+        "references": n,
+        "classes": classes,
+        "t": ratio if ratio is not None else "lognormal(-1.1, 2)",
+        "effective_size_median": float(posterior(x_t, t, EDM(), reference, group).effective_size.median()),
+        "relative_error": errors,
+        "peak_extra_MB": memory,
+        "seconds": seconds,
+        "times_logits": seconds["streaming"]["median"] / seconds["logits"]["median"],
+    }
+    brief = {name: f"{v['median']:.3f} s, {memory[name]:.0f} MB" for name, v in seconds.items()}
+    print(n, classes, found["t"], brief, flush=True)
+    return found
+
+
+def markdown(rows: list[dict]) -> str:
+    lines = [
+        "| references | t | streaming, s | logits, s | streaming / logits | without byte products, s "
+        "| pairwise, s | streaming: extra MB | error, streaming / logits |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for r in rows:
+        seconds = {name: f"{value['median']:.3f}" for name, value in r["seconds"].items()}
+        error = r["relative_error"]
+        many = f"{r['references']:,}" if r["classes"] == 1 else f"{r['classes']} classes of 5,000"
+        lines.append(
+            f"| {many} | {r['t']} | {seconds['streaming']} | {seconds['logits']} | {r['times_logits']:.2f} "
+            f"| {seconds['floats']} | {seconds.get('pairwise', '—')} | {r['peak_extra_MB']['streaming']:.0f} "
+            f"| {error['streaming']:.0e} / {error['logits']:.0e} |"
         )
-        brief = {
-            name: f"{v['median']:.3f} s, {memory[name]:.0f} MB, error {errors[name]:.0e}"
-            for name, v in seconds.items()
-        }
-        print(n, rows[-1]["t"], brief, flush=True)
-    return rows
+    return "\n".join(lines)
 
 
 def main() -> None:
@@ -169,11 +208,13 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     ratios = [None, 0.01, 3.0, 80.0] if options.quick else [None, 0.01, 0.3, 1, 3, 10, 80]
-    repeats = 2 if options.quick else 5
-    rows = table(50_000, ratios, repeats, checked=1, pairwise=False)
+    repeats = 2 if options.quick else 3
+    rows = [row(5_000, 1, ratio, repeats, checked=2, pairwise=ratio is None) for ratio in ratios]
+    rows += [row(50_000, 10, ratio, repeats, checked=2, pairwise=False) for ratio in (None, 3.0, 80.0)]
+    large = [ratio for ratio in ratios if ratio not in (0.3, 3)]
+    rows += [row(50_000, 1, ratio, repeats, checked=1, pairwise=False) for ratio in large]
     if options.quick:
         return
-    rows += table(5_000, [None, 0.3, 3.0], 3, checked=2, pairwise=True)
     head = {
         "queries": QUERIES,
         "shape": list(SHAPE),
@@ -184,6 +225,7 @@ def main() -> None:
         "byte_products": torch.cpu._is_vnni_supported(),
     }
     RESULT.write_text(json.dumps({**head, "rows": rows}, indent=1) + "\n")
+    fill("methods.md", "posterior mean", markdown(rows))
 
 
 if __name__ == "__main__":

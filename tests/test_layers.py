@@ -18,6 +18,7 @@ ORDER = (
     ("recipe", "models"),
     ("start",),
     ("plan", "generate", "analyze", "doctor"),
+    ("assess",),
     ("demo", "dryrun", "bench"),
     ("cli",),
 )

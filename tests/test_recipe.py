@@ -4,9 +4,10 @@ from pathlib import Path
 
 import pytest
 
-from sct.core.estimators import OneSample, ScoreIdentity
+from sct.core.estimators import Blend, OneSample, ScoreIdentity
 from sct.core.objectives import Consistency
 from sct.core.times import LogNormalPairs, Phased, SigmoidGap, karras_edges
+from sct.data.bank import HostReference
 from sct.errors import UserError
 from sct.nn import store
 from sct.plan import make_plan
@@ -28,6 +29,10 @@ TINY = ["network={kind: mlp, width: 8, blocks: 1}", "start_from=null"]
         (
             "estimator={kind: score-identity, reference: everything}",
             ["estimator.reference", "batch", "class"],
+        ),
+        (
+            "estimator={kind: score-identity, reference: class, bank: moon}",
+            ["estimator.bank", "auto", "sharded"],
         ),
         ("optimizer.kind=sgd", ["optimizer.kind", "radam"]),
         ("optimizer.lr_schedule.kind=step", ["optimizer.lr_schedule.kind", "cosine"]),
@@ -57,6 +62,18 @@ def test_a_mistake_is_named_with_what_is_allowed(override: str, names: list[str]
             ["reference=all", "class", "conditional: false"],
         ),
         (["conditional=false", "estimator={kind: score-identity, reference: class}"], ["reference=class"]),
+        (
+            ["estimator={kind: score-identity, reference: batch, bank: host}"],
+            ["estimator.bank=host", "reference: class"],
+        ),
+        (
+            ["estimator={kind: score-identity, reference: class, size: 9, bank: sharded}"],
+            ["estimator.size=9", "bank: device"],
+        ),
+        (
+            ["estimator={kind: score-identity, reference: class, bank: sharded}"],
+            ["bank=sharded", "several processes", "torchrun"],
+        ),
         (["loss.steps=2"], ["one-sample", "loss.steps"]),
         (["loss.method=heun"], ["one-sample"]),
         (["network=null"], ["network", "start_from"]),
@@ -100,6 +117,17 @@ def test_an_override_reaches_its_object() -> None:
     assert isinstance(objective.estimator, ScoreIdentity)
     assert objective.estimator.reference is not None
     assert len(objective.estimator.reference.offsets) == 11
+
+
+def test_the_word_bank_says_where_the_reference_lies() -> None:
+    for estimator in ("{kind: score-identity, %s}", "{kind: blend, estimator: {kind: score-identity, %s}}"):
+        key = "estimator=" + estimator % "reference: class, bank: host"
+        objective = make_plan(read_recipe("digits-ect", [*TINY, key])).objective
+        assert isinstance(objective, Consistency)
+        found = objective.estimator
+        identity = found.estimator if isinstance(found, Blend) else found
+        assert isinstance(identity, ScoreIdentity)
+        assert isinstance(identity.reference, HostReference)
 
 
 def test_parts_nest() -> None:

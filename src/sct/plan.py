@@ -18,8 +18,10 @@ from sct.nn.precond import Preconditioned
 from sct.recipe import ConsistencyRecipe, DiffusionRecipe, Recipe, build
 from sct.start import first_model, load_weights
 from sct.train.ema import Online, Target
-from sct.train.loop import Trainer, TrainOptions
+from sct.train.loop import Trainer
 from sct.train.optim import Optimizer
+from sct.train.options import TrainOptions
+from sct.train.processes import Processes
 
 
 @dataclass(frozen=True)
@@ -44,9 +46,16 @@ class Plan:
         known = f" ({source['format']}, sha256 {source['sha256']}; {source['licence']})" if source else ""
         return [f"started from {origin['path']}{known}", *changes]
 
-    def trainer(self, device: torch.device | str = "cpu") -> Trainer:
+    def trainer(self, device: torch.device | str = "cpu", processes: Processes | None = None) -> Trainer:
         return Trainer(
-            self.model, self.objective, self.data.train, self.optimizer, self.options, device, self.target
+            self.model,
+            self.objective,
+            self.data.train,
+            self.optimizer,
+            self.options,
+            device,
+            self.target,
+            processes,
         )
 
 

@@ -9,7 +9,7 @@ from sct.data.images import DataSplit
 from sct.errors import UserError
 from sct.models import load
 from sct.nn import store
-from sct.nn.precond import Preconditioned
+from sct.nn.precond import EDMPrecond, Preconditioned
 from sct.nn.transfer import transfer
 from sct.recipe import DiffusionRecipe, Recipe, build
 
@@ -37,7 +37,7 @@ def first_model(recipe: Recipe, data: DataSplit) -> Preconditioned:
     torch.manual_seed(recipe.train.seed)
     section: Any = recipe.network
     network = build(section, "network", image_shape=data.train.image_shape, num_classes=classes)
-    return _changed(recipe, cast(Preconditioned, build(recipe.precond, "precond", network=network)))
+    return _changed(recipe, _formed(recipe, network) or EDMPrecond(network))
 
 
 def _tuned(recipe: Recipe, path: str, data: DataSplit, classes: int) -> Preconditioned:
@@ -48,7 +48,7 @@ def _tuned(recipe: Recipe, path: str, data: DataSplit, classes: int) -> Precondi
         raise UserError(f"the model makes images {made}, the data are {wanted}", "start_from")
     # Training gives no augmentation labels, so an embedding of them would be weights that nothing uses.
     found = transfer(teacher, classes, augment_dim=0)
-    model = _changed(recipe, found.model)
+    model = _changed(recipe, _formed(recipe, found.model.network) or found.model)
     kept = model.state_dict()
     dropped = [*found.dropped, *(name for name in found.model.state_dict() if name not in kept)]
     origin: dict[str, Any] = {"path": path, "new": found.new, "dropped": dropped}
@@ -56,6 +56,12 @@ def _tuned(recipe: Recipe, path: str, data: DataSplit, classes: int) -> Precondi
         origin["provenance"] = teacher.meta["provenance"]
     model.meta = {"start_from": origin}
     return model
+
+
+def _formed(recipe: Recipe, network: torch.nn.Module) -> Preconditioned | None:
+    """The network in the recipe's preconditioning, where it names one."""
+    section: Any = recipe.precond
+    return None if section is None else cast(Preconditioned, build(section, "precond", network=network))
 
 
 def load_weights(path: str, key: str, device: torch.device | str = "cpu") -> Preconditioned:

@@ -8,6 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
+from sct.core import streaming
+from sct.core import whole as whole_numbers
 from sct.core.noise import EDM
 from sct.core.posterior import Reference, dequantise, posterior, posterior_exact, quantise
 from tests.core.gaussian import SCHEDULES
@@ -214,3 +216,64 @@ def test_a_class_with_one_image_is_that_image() -> None:
     group = torch.tensor([3, 3])
     found = posterior(x_t, torch.tensor([0.01, 50.0]), EDM(), labelled, group).mean
     torch.testing.assert_close(found, dequantise(pixels(8)[7:]).expand(2, *SHAPE), rtol=0, atol=1e-6)
+
+
+# Bytes ----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def slow_bytes(monkeypatch) -> None:
+    """A machine on which bytes multiply no faster than floats."""
+    for module in (streaming, whole_numbers):
+        monkeypatch.setattr(module, "fast_bytes", lambda _: False)
+
+
+@pytest.mark.usefixtures("slow_bytes")
+@pytest.mark.parametrize("ratio", LEVELS_OF_NOISE)
+def test_floats_answer_where_bytes_are_slow(ratio: float) -> None:
+    images = pixels(64, shape=(3, 32, 32))
+    for i in range(1, 24):  # near-duplicates, one level apart in a few pixels
+        images[i] = images[0]
+        images[i].view(-1)[i * 7 : i * 7 + i // 3] ^= 1
+    x_t, t = noisy(images, ratio)
+    exact = posterior_exact(x_t, t, EDM(), images)
+    for block in (7, 64):
+        found = posterior(x_t, t, EDM(), Reference.whole(images), block=block).mean
+        assert relative(found, exact) < 1e-5
+
+
+@pytest.mark.parametrize("ratio", [0.5, 1.0, 2.0, 4.0, 8.0, 20.0])
+def test_many_small_weights_are_not_lost(ratio: float) -> None:
+    """Smooth images at noise where the weights spread over all orders of magnitude."""
+    g = torch.Generator().manual_seed(0)
+    coarse = torch.randn(1500, 3, 4, 4, generator=g)
+    images = quantise((0.5 * torch.nn.functional.interpolate(coarse, size=16, mode="bilinear")).clamp(-1, 1))
+    x_t, t = noisy(images, ratio)
+    found = posterior(x_t, t, EDM(), Reference.whole(images))
+    assert relative(found.mean, posterior_exact(x_t, t, EDM(), images)) < 2e-6
+
+
+@pytest.mark.skipif(not whole_numbers.fast_bytes(torch.device("cpu")), reason="bytes multiply slowly here")
+@pytest.mark.parametrize("ratio", [0.02, 0.5, 1.0, 3.0, 10.0, 80.0])
+def test_an_answer_does_not_depend_on_the_other_questions(ratio: float) -> None:
+    images = pixels(301, shape=(3, 9, 11))
+    x_t, t = noisy(images, ratio, n=9)
+    t = t * torch.logspace(-0.5, 0.5, 9)
+    together = posterior(x_t, t, EDM(), Reference.whole(images)).mean
+    for rows in (slice(0, 1), slice(2, 7), slice(8, 9)):
+        assert torch.equal(posterior(x_t[rows], t[rows], EDM(), Reference.whole(images)).mean, together[rows])
+
+
+@given(st.integers(1, 40), st.integers(1, 70), st.integers(1, 40), st.integers(0, 99))
+def test_products_of_bytes_are_whole_numbers(b: int, k: int, m: int, seed: int) -> None:
+    g = torch.Generator().manual_seed(seed)
+    q, x = (torch.randint(-128, 128, size, generator=g).to(torch.int8) for size in ((b, k), (m, k)))
+    assert torch.equal(whole_numbers.whole_products(q, x.T).long(), q.long() @ x.T.long())
+
+
+@given(st.lists(st.floats(-127, 127), min_size=1, max_size=9), st.integers(1, 5))
+def test_digits_come_within_half_of_the_last(values: list[float], count: int) -> None:
+    value = torch.tensor(values, dtype=torch.float64)
+    digits = whole_numbers.signed_digits(value.clone(), count).double()
+    scale = whole_numbers.BASE ** -torch.arange(float(count), dtype=torch.float64)
+    assert ((scale[:, None] * digits).sum(0) - value).abs().max() <= 0.5 * scale[-1] * (1 + 1e-6)

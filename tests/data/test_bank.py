@@ -13,8 +13,8 @@ from torch.multiprocessing import spawn
 from sct.core.estimators import ScoreIdentity
 from sct.core.noise import EDM, VP
 from sct.core.posterior import Reference, posterior, posterior_exact
-from sct.core.streaming import fast_bytes
 from sct.core.types import Batch, Times
+from sct.core.whole import fast_bytes
 from sct.data import bank
 from sct.data.bank import HostReference, ShardedReference, place, prefetched
 from sct.errors import UserError

@@ -128,7 +128,8 @@ def tracked(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, EMA, list[E
             average.step(model, images, batch)
         images += batch
         if images % 500 == 0:
-            posthoc.keep(path, kept, images, "fp32")
+            for average, std in zip(kept, (0.05, 0.1), strict=True):
+                posthoc.keep(path, PowerFunction(std), average.model, images, "fp32")
     return path, wanted, kept
 
 
@@ -166,7 +167,7 @@ def test_half_precision_snapshots_are_near(tracked: tuple[Path, EMA, list[EMA]],
     _, _, kept = tracked
     with torch.no_grad():
         next(kept[0].model.parameters()).view(-1)[0] = 1e6  # beyond fp16: that tensor stays whole
-    posthoc.keep(tmp_path, kept[:1], 8_000, "fp16")
+    posthoc.keep(tmp_path, PowerFunction(0.05), kept[0].model, 8_000, "fp16")
     back, expected = vector(posthoc.reconstruct(tmp_path, 0.05)), vector(kept[0].model)
     assert bool(back.isfinite().all())
     assert 0 < float((back - expected).norm() / expected.norm()) < 2**-11

@@ -8,12 +8,13 @@ from typing import Any
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from sct.cli.common import Screen, console
 from sct.data import pool
 from sct.data.prepare import Options, Progress, prepare
 from sct.data.prepared import META, Meta, damaged, is_prepared, open_part, read_meta
-from sct.data.sources.base import Source
+from sct.data.sources.base import Source, shown
 from sct.data.sources.detect import SourceOptions, open_source
 from sct.data.split import Split
 from sct.data.survey import Wanted
@@ -68,7 +69,7 @@ def _say_bad(meta: Meta, dest: Path) -> None:
     if meta.bad:
         console.print(f"{len(meta.bad):,} images were left out:", highlight=False, markup=False)
         for entry in meta.bad[:SHOWN_BAD]:
-            console.print(f"  {entry['image']} {entry['reason']}", highlight=False, markup=False)
+            console.print(f"  {shown(entry['image'])} {entry['reason']}", highlight=False, markup=False)
         if len(meta.bad) > SHOWN_BAD:
             console.print(f"  … all are listed in {dest / META}", highlight=False, markup=False)
 
@@ -117,7 +118,7 @@ def _print_classes(meta: Meta) -> None:
         table.columns[column].justify = "right"
     for k, name in enumerate(meta.class_names[:SHOWN_CLASSES]):
         sizes = [part.offsets[k + 1] - part.offsets[k] for part in meta.parts.values()]
-        table.add_row(str(k), name, *(f"{size:,}" for size in sizes))
+        table.add_row(str(k), Text(shown(name)), *(f"{size:,}" for size in sizes))
     left = len(meta.class_names) - SHOWN_CLASSES
     if left > 0:
         table.caption = f"and {left:,} more"
@@ -134,6 +135,6 @@ def _source_info(path: Path) -> None:
     if source.groups is not None:
         print(f"            {len(set(source.groups)):,} groups (--split-by group keeps each on one side)")
     for name, reason in source.skipped[:SHOWN_BAD]:
-        print(f"            {name} {reason}")
+        print(f"            {shown(name)} {reason}")
     size = "" if source.shape is not None else " --size SIZE"
     print(f"prepare     sct data prepare {path} DEST{size}")

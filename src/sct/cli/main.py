@@ -84,6 +84,63 @@ def sample(
     run(model, seeds, steps, classes, out, mid_t, eta, guidance, worse, guidance_interval, batch, device)
 
 
+@app.command()
+def evaluate(
+    model: Annotated[Path, typer.Argument(help="A model, a run's folder, a checkpoint, or samples (.npz).")],
+    data: Annotated[
+        str | None, typer.Option(help="What to compare with: digits, a prepared folder, a .npz of images.")
+    ] = None,
+    reference: Annotated[
+        Path | None, typer.Option(help="Moments in place of the data's own: .npz (mu, sigma) or EDM2's .pkl.")
+    ] = None,
+    features: Annotated[
+        str | None,
+        typer.Option(
+            help="inception-2015-12-05.pt or another file with its YAML, efficientnet, efficientnet-64, "
+            "classifier, or package.module:attribute. Files and modules are programs: they are run."
+        ),
+    ] = None,
+    metrics: Annotated[
+        str | None, typer.Option(help="Of fd, fid, kid, is, pr, memorisation, accuracy; default: what fits.")
+    ] = None,
+    steps: Annotated[str | None, typer.Option(help="1,2: a row each; default: the model's own.")] = None,
+    samples: Annotated[int, typer.Option(help="Images of a block.")] = 50_000,
+    seeds: Annotated[int, typer.Option(help="Blocks, each with its own seeds.")] = 1,
+    first_seed: Annotated[int, typer.Option(help="Seed of the first image.")] = 0,
+    labels: Annotated[
+        str, typer.Option(help="data (as the training images'), uniform, or balanced (in turn).")
+    ] = "data",
+    mid_t: Annotated[
+        str | None, typer.Option(help="Times of the steps after the first: 0.8, or 2,0.5.")
+    ] = None,
+    eta: Annotated[float, typer.Option(help="Edge-skipping of phased models, 0 to 1.")] = 1.0,
+    omega: Annotated[float, typer.Option(help="ω of guidance by a worse model; 1: none.")] = 1.0,
+    worse: Annotated[Path | None, typer.Option(help="The worse model's folder.")] = None,
+    search: Annotated[str | None, typer.Option(help="Search mid-t, eta or omega, then confirm.")] = None,
+    search_samples: Annotated[int, typer.Option(help="Images of each value that is tried.")] = 2_000,
+    extrapolate: Annotated[
+        bool, typer.Option("--extrapolate", help="Also estimate the distance at infinitely many samples.")
+    ] = False,
+    x_flip: Annotated[
+        bool, typer.Option("--x-flip", help="The reference has the mirror images too; no protocol does.")
+    ] = False,
+    keep: Annotated[Path | None, typer.Option(help="Keep the samples: NAME.npz, one file a block.")] = None,
+    save_reference: Annotated[Path | None, typer.Option(help="Write the reference's moments here.")] = None,
+    out: Annotated[Path, typer.Option(help="The folder of results.json and report.html.")] = Path(
+        "runs/evaluation"
+    ),
+    batch: Annotated[int, typer.Option(help="Images at a time.")] = 256,
+    device: Annotated[str, typer.Option(help="cpu, cuda, or auto.")] = "auto",
+) -> None:
+    """Measure a model: Fréchet and kernel distance, precision and recall, memorisation."""
+    from sct.cli.evaluate import evaluate as run
+
+    run(
+        model, data, reference, features, metrics, steps, samples, seeds, first_seed, labels, mid_t, eta,
+        omega, worse, search, search_samples, extrapolate, x_flip, keep, save_reference, out, batch, device,
+    )  # fmt: skip
+
+
 @app.command("import")
 def import_(
     checkpoint: Annotated[

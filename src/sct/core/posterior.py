@@ -16,10 +16,11 @@ import torch
 from torch import Tensor
 
 from sct.core.noise import NoiseSchedule
-from sct.core.streaming import LEVELS, FloatQuery, LevelQuery, Stream
+from sct.core.streaming import FloatQuery, LevelQuery, Stream
 from sct.core.types import expand
+from sct.core.whole import LEVELS
 
-BLOCK = 2048
+BLOCK = 4096
 Span: TypeAlias = tuple[int, int]
 """Rows first … last − 1 of a reference."""
 LogPrior: TypeAlias = Callable[[Tensor, int, int], Tensor]
@@ -200,7 +201,7 @@ def posterior(
         ValueError: shapes or devices that do not fit, groups that are unknown or empty, σ(t) = 0.
 
     Accuracy: within 1e-5 relative of float64 for uint8 references, all t from 0.002 to 80; floating-point
-    references are computed in float64. Where bytes multiply fast (`streaming.fast_bytes`), a query's mean is
+    references are computed in float64. Where bytes multiply fast (`whole.fast_bytes`), a query's mean is
     the same to the bit whatever other queries it is asked with. Source: METHOD §2; STF, 2302.00670.
     """
     sums = stream(x_t, t, schedule, reference, group, log_prior=log_prior, mirrored=mirrored, block=block)

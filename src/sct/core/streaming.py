@@ -25,63 +25,23 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn.functional import pad
 
-LEVELS = 127.5
-"""Pixel levels p = 0 … 255 stand for x = p/127.5 − 1."""
-CENTRE = 128
-"""Levels are counted from here, so that they fit a signed byte."""
-BASE, DIGITS, WEIGHT_DIGITS = 254, 3, 4
-EXACT_TERMS = 1024
-"""2¹⁰ products of two whole numbers up to 2⁷ sum to at most 2²⁴, which fp32 holds exactly."""
+from sct.core.whole import (
+    BASE,
+    CENTRE,
+    EXACT_TERMS,
+    LEVELS,
+    fast_bytes,
+    levels,
+    signed_digits,
+    whole_products,
+)
+
+DIGITS, WEIGHT_DIGITS = 3, 4
 NEGLIGIBLE = 50.0
 """Weights below e⁻⁵⁰ = 2·10⁻²² of the largest are left out: 10⁹ of them would not show in fp32."""
 FEW = 1 / 16
 """Queries with a smaller share of a block near them are answered apart from the others."""
-
-
-def fast_bytes(device: torch.device) -> bool:
-    """Whether signed bytes multiply faster than floats: x86 with VNNI, CUDA from capability 8.0."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_capability(device) >= (8, 0)
-    return device.type == "cpu" and hasattr(torch, "_int_mm") and torch.cpu._is_vnni_supported()
-
-
-def whole_products(q: Tensor, x: Tensor) -> Tensor:
-    """q @ x without rounding: signed bytes [b, k], [k, m] → whole numbers [b, m], int32 or float64."""
-    # Rows of one byte come out wrong from the CPU's byte product.
-    if fast_bytes(q.device) and q.shape[1] >= 32:
-        return _byte_products(q, x)
-    sums = torch.zeros(len(q), x.shape[1], dtype=torch.float64, device=q.device)
-    for start in range(0, q.shape[1], EXACT_TERMS):
-        part = slice(start, start + EXACT_TERMS)
-        sums += q[:, part].float() @ x[part].float()
-    return sums
-
-
-def _byte_products(q: Tensor, x: Tensor) -> Tensor:
-    if q.device.type == "cpu":
-        return torch._int_mm(q, x)
-    # CUDA's takes more than 16 rows, other sizes in eights, and the second matrix by columns.
-    (rows, inner), columns = q.shape, x.shape[1]
-    q = pad(q, (0, -inner % 8, 0, max(0, 17 - rows)))
-    x = pad(x.T, (0, -inner % 8, 0, -columns % 8)).contiguous().T
-    return torch._int_mm(q, x)[:rows, :columns]
-
-
-def signed_digits(value: Tensor, count: int) -> Tensor:
-    """|value| ≤ 127 [...] → signed bytes q [count, ...], value ≈ Σ_k q_k/254ᵏ; `value` is overwritten."""
-    digits = torch.empty(count, *value.shape, dtype=torch.int8, device=value.device)
-    for digit in digits:
-        whole = value.round()
-        digit.copy_(whole)
-        value.sub_(whole).mul_(BASE)
-    return digits
-
-
-def levels(pixels: Tensor) -> Tensor:
-    """uint8 pixels → pixels − 128 as signed bytes."""
-    return (pixels ^ CENTRE).view(torch.int8)
 
 
 @dataclass
@@ -221,8 +181,12 @@ class LevelQuery(NamedTuple):
 
     def _logits(self, products: Tensor, x: Tensor, squares: Tensor, log_prior: Tensor | None) -> Tensor:
         """l [b, m] in float64, from the first digit's products [b, m] and x [m, d]."""
-        others = whole_products(self.digits[1:].flatten(0, 1), x.T).reshape(DIGITS - 1, *products.shape)
-        dots = _meet(torch.cat([products[None], others]).double())
+        if fast_bytes(x.device):
+            others = whole_products(self.digits[1:].flatten(0, 1), x.T)
+            dots = _meet(torch.cat([products, others]).view(DIGITS, *products.shape).double())
+        else:  # what the first digit leaves is small enough for fp32
+            rest = _meet(self.digits[1:].float())
+            dots = torch.add(products, rest @ x.T.float(), alpha=1 / BASE)
         logits = torch.addcmul(-squares, dots, 2 * self.scale[:, None])
         logits.mul_((0.5 / self.width.square())[:, None])
         return logits if log_prior is None else logits.add_(log_prior)

@@ -12,6 +12,7 @@ from torch import Tensor
 from sct.core.posterior import Reference, dequantise
 from sct.core.types import Batch
 from sct.data.prepared import is_prepared, open_part, read_meta
+from sct.data.sources.base import shown
 from sct.data.sources.detect import SourceOptions, open_source
 from sct.data.survey import Wanted, survey
 from sct.data.transform import BadImage
@@ -151,7 +152,8 @@ def read_unprepared(path: Path) -> ImageSet:
                 except BadImage as error:
                     raise UserError(f"{source.name(item)} {error}", str(path)) from error
     if source.skipped:
-        raise UserError(f"{source.skipped[0][0]} {source.skipped[0][1]}", str(path))
+        name, reason = source.skipped[0]
+        raise UserError(f"{shown(name)} {reason}", str(path))
     return ImageSet.of(
         path.stem, torch.from_numpy(pixels), torch.from_numpy(source.labels), source.class_names
     )

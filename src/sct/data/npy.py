@@ -38,14 +38,14 @@ def mapped(path: Path, shape: tuple[int, ...], dtype: Any) -> np.ndarray[Any, An
 
     Raises UserError for a file that is missing, cut off, or another array.
     """
+    size = HEADER + int(np.prod(shape, dtype=np.int64)) * np.dtype(dtype).itemsize
     try:
-        found = np.load(path, mmap_mode="c", allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
-        raise UserError(
-            f"cannot be mapped ({str(error)[:80]!a})", str(path), "prepare the set again"
-        ) from error
-    if found.shape != shape or found.dtype != np.dtype(dtype):
-        raise UserError(
-            f"is {found.dtype} {list(found.shape)}, meta.json says {np.dtype(dtype)} {list(shape)}", str(path)
-        )
-    return found
+        with path.open("rb") as file:
+            start = file.read(HEADER)
+        found = path.stat().st_size
+    except OSError as error:
+        raise UserError(f"cannot be read ({error.strerror})", str(path), "prepare the set again") from error
+    if start != header(shape, dtype) or found != size:
+        what = f"is not {np.dtype(dtype)} {list(shape)} in {size} bytes, as meta.json says"
+        raise UserError(what, str(path), "prepare the set again")
+    return np.memmap(path, dtype, "c", HEADER, shape) if shape[0] else np.empty(shape, dtype)

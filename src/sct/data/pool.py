@@ -4,7 +4,7 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from multiprocessing import get_context
-from typing import Any
+from typing import Any, TypeAlias
 
 from sct.data.work import start_worker
 
@@ -16,10 +16,12 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def run(
-    tasks: Sequence[tuple[Callable[..., Any], Callable[[], tuple[Any, ...]]]], workers: int
-) -> Iterator[tuple[int, Any]]:
-    """(task number, result) as they come. A task is (function, what makes its arguments when its turn is)."""
+Task: TypeAlias = tuple[Callable[..., Any], Callable[[], tuple[Any, ...]]]
+"""A function, and what makes its arguments when its turn comes."""
+
+
+def run(tasks: Sequence[Task], workers: int) -> Iterator[tuple[int, Any]]:
+    """(task number, result) as they come."""
     if workers == 1:
         for number, (function, arguments) in enumerate(tasks):
             yield number, function(*arguments())

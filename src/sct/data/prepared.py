@@ -27,6 +27,7 @@ FORMAT = 1
 META, IMAGES, LABELS = "meta.json", "images.npy", "labels.npy"
 SIDES = ("train", "held-out")
 MAX_META = 1 << 28
+MAX_SIDE, MAX_IMAGES = 1 << 16, 1 << 40
 
 
 @dataclass(frozen=True)
@@ -78,7 +79,9 @@ def write_meta(path: Path, meta: Meta) -> None:
         f" {json.dumps(key)}: {json.dumps(value, ensure_ascii=False)}"
         for key, value in {"format": FORMAT, **asdict(meta)}.items()
     ]
-    write_atomically(path, "{\n" + ",\n".join(lines) + "\n}\n")
+    text = "{\n" + ",\n".join(lines) + "\n}\n"
+    # A file's name need not be text; a byte that is none becomes the JSON escape that reads back as it was.
+    write_atomically(path, text.encode("utf-8", "backslashreplace"))
 
 
 def is_prepared(path: Path) -> bool:
@@ -102,16 +105,18 @@ def read_meta(path: Path) -> Meta:
         ) from error
     except (ValidationError, ValueError, AttributeError, RecursionError) as error:
         raise UserError(f"is not what sct wrote ({' '.join(str(error).split())[:120]!a})", where) from error
+    if min(meta.shape) < 1 or max(meta.shape) > MAX_SIDE:
+        raise UserError(f"{meta.shape} is no shape of images", where)
     for name, part in meta.parts.items():
         if (
             name not in SIDES
-            or part.images < 0
+            or not 0 <= part.images < MAX_IMAGES
             or len(part.offsets) != len(meta.class_names) + 1
             or list(part.offsets) != sorted(part.offsets)
             or (part.offsets[0], part.offsets[-1]) != (0, part.images)
         ):
             raise UserError(f"the offsets of {name!a} do not fit its images and classes", where)
-    if "train" not in meta.parts or min(meta.shape) < 1:
+    if "train" not in meta.parts:
         raise UserError("names no training images", where)
     return meta
 

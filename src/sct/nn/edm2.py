@@ -153,12 +153,12 @@ class EDM2UNet(UNet):
         x = torch.cat([x, torch.ones_like(x[:, :1])], dim=1)
         skips = []
         for module in self.enc.values():
-            x = module(x, embedding) if isinstance(module, Block) else module(x)
+            x = self.run(module, x, embedding) if isinstance(module, Block) else module(x)
             skips.append(x)
         for name, module in self.dec.items():
             if "block" in name:
                 x = mp_cat(x, skips.pop(), self.concat_balance)
-            x = module(x, embedding)
+            x = self.run(module, x, embedding)
         return self.out_conv(x, gain=self.out_gain)
 
     def embed(self, c_noise: Tensor, one_hot: Tensor | None) -> Tensor:

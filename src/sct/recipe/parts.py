@@ -16,9 +16,9 @@ from pydantic import BaseModel, ConfigDict, Field, create_model
 from sct.core import estimators, noise, objectives, times
 from sct.data.bank import Place
 from sct.nn import store
-from sct.nn.precond import EDMPrecond, Preconditioned
+from sct.nn.precond import Preconditioned
 from sct.train import ema, optim
-from sct.train.loop import TrainOptions
+from sct.train.options import TrainOptions
 
 PARTS: dict[Any, dict[str, Callable[..., Any]]] = {
     noise.NoiseSchedule: {
@@ -147,7 +147,8 @@ class Common(Section):
     """What both objectives share.
 
     `dropout` and `dropout_res` (EDM2's networks: the finest resolution at which blocks drop out) change the
-    model that is made or started from, and are stored with it.
+    model that is made or started from, and are stored with it. `precond` puts its network into another form;
+    None: EDM's for a new network, its own for weights that are started from.
     """
 
     data: str = "digits"
@@ -156,7 +157,7 @@ class Common(Section):
     start_from: str | None = None
     dropout: Annotated[float, Field(ge=0, lt=1)] | None = None
     dropout_res: Annotated[int, Field(ge=1)] | None = None
-    precond: one_of(Preconditioned) = section(EDMPrecond, "edm")()  # type: ignore[valid-type]
+    precond: one_of(Preconditioned) | None = None  # type: ignore[valid-type]
     schedule: one_of(noise.NoiseSchedule) = section(noise.EDM, "edm")()  # type: ignore[valid-type]
     optimizer: section(optim.Optimizer) = section(optim.Optimizer)()  # type: ignore[valid-type]
     train: section(TrainOptions)  # type: ignore[valid-type]

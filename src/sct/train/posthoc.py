@@ -28,7 +28,7 @@ from sct.errors import UserError
 from sct.files import atomic_file, write_atomically
 from sct.nn import store
 from sct.nn.precond import Preconditioned
-from sct.train.ema import EMA, PowerFunction, SnapshotPrecision, exponent_of
+from sct.train.ema import PowerFunction, SnapshotPrecision, exponent_of
 
 FOLDER = "ema"
 
@@ -68,16 +68,15 @@ def coefficients(snapshots: list[Profile], wanted: Profile) -> NDArray[np.float6
 # --- snapshots on disk -------------------------------------------------------------------------------
 
 
-def keep(run: Path, averages: list[EMA], images: int, precision: SnapshotPrecision) -> None:
-    """Write a snapshot of every power-function average into the run's folder."""
-    for kept in averages:
-        if not isinstance(kept.average, PowerFunction):
-            continue
-        folder = run / FOLDER
-        write_atomically(folder / store.CONFIG, _config(kept.model))
-        weights = {name: _stored(value, precision) for name, value in kept.model.state_dict().items()}
-        with atomic_file(folder / f"{images:012d}-{kept.average.std:g}.safetensors") as file:
-            save_file(weights, file.name)
+def keep(
+    run: Path, average: PowerFunction, model: Preconditioned, images: int, precision: SnapshotPrecision
+) -> None:
+    """Write a snapshot of a power-function average, the averaged model, into the run's folder."""
+    folder = run / FOLDER
+    write_atomically(folder / store.CONFIG, _config(model))
+    weights = {name: _stored(value, precision) for name, value in model.state_dict().items()}
+    with atomic_file(folder / f"{images:012d}-{average.std:g}.safetensors") as file:
+        save_file(weights, file.name)
 
 
 def _config(model: nn.Module) -> str:

@@ -4,13 +4,18 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, ClassVar, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
 MAX_IMAGE_BYTES = 1 << 28
+
+
+def shown(name: str) -> str:
+    """A name from a source as it may be printed: without what a terminal would act on."""
+    return name if name.isprintable() else ascii(name)[1:-1]
 
 
 @dataclass(frozen=True)
@@ -43,7 +48,10 @@ class Source(ABC):
         notes: what the user should know of how the source was understood.
         shape: (channels, height, width) where the format fixes it.
         piece: images a task.
+        items_are_files: whether each image is a file of its own.
     """
+
+    items_are_files: ClassVar[bool] = False
 
     kind: str
     path: Path
@@ -78,6 +86,6 @@ class Source(ABC):
     def reader(self) -> Reader:
         """A picklable function."""
 
-    def item_files(self) -> list[tuple[str, int]] | None:
-        """(relative name, bytes) of each image where the images are files; else None."""
-        return None
+    def item_files(self) -> Iterator[tuple[str, int]]:
+        """(relative name, bytes) of each image, where the images are files (`items_are_files`)."""
+        return iter(())

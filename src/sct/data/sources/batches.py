@@ -11,8 +11,10 @@ from typing import Any
 
 import numpy as np
 
-from sct.data.sources.arrays import ArrayRows, Block, Npz, Place, check_labels, read_batch
+from sct.data.sources.arrays import ArrayRows, Block, Place, check_labels, read_batch
+from sct.data.sources.npz import Npz
 from sct.errors import UserError
+from sct.unpickle.arrays import read_arrays
 
 CIFAR_FILES = re.compile(r"batches\.meta|data_batch_[1-9]|test_batch|meta|train|test")
 IMAGENET_FILES = re.compile(r"(train_data(_batch_(?P<number>[0-9]+))?|val_data)(\.npz)?")
@@ -109,8 +111,6 @@ def _used(names: set[str]) -> set[str]:
 
 
 def _names(path: Path, key: str) -> tuple[str, ...]:
-    from sct.unpickle.arrays import read_arrays
-
     if path.stat().st_size > MAX_MEMBER:
         raise UserError("is larger than any list of names", str(path))
     found = read_arrays(path.read_bytes(), str(path))

@@ -82,7 +82,7 @@ def open_source(path: Path, options: SourceOptions, work: Path) -> Source:
         case "imagenet-batches":
             return batches.open_imagenet_batches(path, work)
         case "npz":
-            from sct.data.sources.arrays import open_npz
+            from sct.data.sources.npz import open_npz
 
             return open_npz(path, work, options.layout)
         case "zip":

@@ -6,11 +6,11 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
-from sct.data.sources.base import MAX_IMAGE_BYTES, SUFFIXES, Raw, Reader, Source, Unreadable
+from sct.data.sources.base import MAX_IMAGE_BYTES, SUFFIXES, Raw, Reader, Source, Unreadable, shown
 from sct.data.sources.labels import Labels, read_table
 from sct.errors import UserError
 
@@ -23,12 +23,13 @@ LINK = "is a symbolic link, which is not followed"
 class ImageFiles(Source):
     """Images that are files below `root`."""
 
+    items_are_files: ClassVar[bool] = True
     root: Path
     names: list[str]
     sizes: list[int] = field(default_factory=list)
 
     def name(self, item: int) -> str:
-        return self.names[item]
+        return shown(self.names[item])
 
     def task(self, first: int, last: int) -> Any:
         return str(self.root), self.names[first:last]
@@ -36,8 +37,8 @@ class ImageFiles(Source):
     def reader(self) -> Reader:
         return read_files
 
-    def item_files(self) -> list[tuple[str, int]]:
-        return list(zip(self.names, self.sizes, strict=True))
+    def item_files(self) -> Iterator[tuple[str, int]]:
+        return zip(self.names, self.sizes, strict=True)
 
 
 def read_files(task: tuple[str, list[str]]) -> Iterator[Raw]:

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from sct.data.sources.base import MAX_IMAGE_BYTES, SUFFIXES, Raw, Reader, Source, Unreadable
+from sct.data.sources.base import MAX_IMAGE_BYTES, SUFFIXES, Raw, Reader, Source, Unreadable, shown
 from sct.data.sources.labels import Labels, read_table
 from sct.errors import UserError
 
@@ -33,7 +33,7 @@ class ZipImages(Source):
     members: np.ndarray[Any, Any] = field(repr=False)
 
     def name(self, item: int) -> str:
-        return self.names[item]
+        return shown(self.names[item])
 
     def task(self, first: int, last: int) -> Any:
         return str(self.path), self.members[first:last]

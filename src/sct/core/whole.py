@@ -1,0 +1,58 @@
+"""Products of whole numbers without rounding: of bytes where those are fast, else in short sums in fp32."""
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+LEVELS = 127.5
+"""Pixel levels p = 0 … 255 stand for x = p/127.5 − 1."""
+CENTRE = 128
+"""Levels are counted from here, so that they fit a signed byte."""
+BASE = 254
+"""Of signed digits."""
+EXACT_TERMS = 1024
+"""2¹⁰ products of two whole numbers up to 2⁷ sum to at most 2²⁴, which fp32 holds exactly."""
+
+
+def fast_bytes(device: torch.device) -> bool:
+    """Whether signed bytes multiply faster than floats: x86 with VNNI, CUDA from capability 8.0."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_capability(device) >= (8, 0)
+    return device.type == "cpu" and hasattr(torch, "_int_mm") and torch.cpu._is_vnni_supported()
+
+
+def whole_products(q: Tensor, x: Tensor) -> Tensor:
+    """q @ x without rounding: signed bytes [b, k], [k, m] → whole numbers [b, m], int32 or float64."""
+    # Rows of one byte come out wrong from the CPU's byte product.
+    if fast_bytes(q.device) and q.shape[1] >= 32:
+        return _byte_products(q, x)
+    sums = torch.zeros(len(q), x.shape[1], dtype=torch.float64, device=q.device)
+    for start in range(0, q.shape[1], EXACT_TERMS):
+        part = slice(start, start + EXACT_TERMS)
+        sums += q[:, part].float() @ x[part].float()
+    return sums
+
+
+def _byte_products(q: Tensor, x: Tensor) -> Tensor:
+    if q.device.type == "cpu":
+        return torch._int_mm(q, x)
+    # CUDA's takes more than 16 rows, other sizes in eights, and the second matrix by columns.
+    (rows, inner), columns = q.shape, x.shape[1]
+    q = pad(q, (0, -inner % 8, 0, max(0, 17 - rows)))
+    x = pad(x.T, (0, -inner % 8, 0, -columns % 8)).contiguous().T
+    return torch._int_mm(q, x)[:rows, :columns]
+
+
+def signed_digits(value: Tensor, count: int) -> Tensor:
+    """|value| ≤ 127 [...] → signed bytes q [count, ...], value ≈ Σ_k q_k/254ᵏ; `value` is overwritten."""
+    digits = torch.empty(count, *value.shape, dtype=torch.int8, device=value.device)
+    for digit in digits:
+        whole = value.round()
+        digit.copy_(whole)
+        value.sub_(whole).mul_(BASE)
+    return digits
+
+
+def levels(pixels: Tensor) -> Tensor:
+    """uint8 pixels → pixels − 128 as signed bytes."""
+    return (pixels ^ CENTRE).view(torch.int8)
