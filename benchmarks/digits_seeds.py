@@ -23,7 +23,7 @@ from typing import Any
 import torch
 
 from sct.data.images import digits
-from sct.evaluate.digits import DigitMeasure
+from sct.evaluate.measure import Measure, measure_for
 from sct.files import write_atomically
 from sct.generate import sample
 from sct.nn import store
@@ -65,7 +65,7 @@ def teacher(seed: int, folder: Path) -> Path:
     return path
 
 
-def run(measure: DigitMeasure, name: str, start: Path, seed: int, keys: list[str]) -> dict[str, Any]:
+def run(measure: Measure, name: str, start: Path, seed: int, keys: list[str]) -> dict[str, Any]:
     """Tune once by a recipe; the distance at POINTS points of the way, and the training's own seconds."""
     recipe = read_recipe(name, [f"start_from={start}", f"train.seed={seed}", *keys])
     trainer = make_plan(recipe).trainer()
@@ -86,9 +86,8 @@ def run(measure: DigitMeasure, name: str, start: Path, seed: int, keys: list[str
     return {"curve": curve, "seconds": seconds, "nonfinite": trainer.nonfinite_total}
 
 
-def digit_measure() -> DigitMeasure:
-    data = digits()
-    return DigitMeasure(data.train.images, data.train.labels, data.held_out.images, data.held_out.labels)
+def digit_measure() -> Measure:
+    return measure_for(digits(), "classifier")
 
 
 def machine(threads: int) -> dict[str, Any]:

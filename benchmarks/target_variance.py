@@ -14,8 +14,7 @@ from pathlib import Path
 import torch
 
 from sct.analyze import measurable, target_variance
-from sct.data.images import digits
-from sct.data.sources import read_edm_zip
+from sct.data.images import digits, read_unprepared
 from sct.web.plots import Axis, lines
 
 HERE = Path(__file__).parent
@@ -31,7 +30,8 @@ def main() -> None:
     data = {"digits": (digits().train.images, digits().train.labels)}
     for item in options.sets:
         name, _, path = item.partition("=")
-        data[name] = read_edm_zip(path)[:2]
+        found = read_unprepared(Path(path))
+        data[name] = (found.images, found.labels)
     results = {}
     for name, (images, labels) in data.items():
         start = time.perf_counter()

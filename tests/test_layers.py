@@ -16,8 +16,10 @@ ORDER = (
     ("nn",),
     ("data", "train", "evaluate", "interop"),
     ("recipe", "models"),
-    ("plan", "generate", "analyze"),
-    ("demo",),
+    ("start",),
+    ("plan", "generate", "analyze", "doctor"),
+    ("assess",),
+    ("demo", "dryrun", "bench"),
     ("cli",),
 )
 """From the foundation up. Rooms of one layer never import each other. `web` draws pages of what it is given;

@@ -15,7 +15,7 @@ import torch
 
 from sct.analyze import target_variance
 from sct.data.images import DataSplit, digits
-from sct.evaluate.digits import DigitMeasure
+from sct.evaluate.measure import Measure, measure_for
 from sct.files import write_atomically
 from sct.generate import default_sampler, draw_sheet, sample
 from sct.nn import store
@@ -55,9 +55,9 @@ class Row:
     evaluations: int
     seconds_an_image: float
     frechet_train: float
-    frechet_held_out: float
+    frechet_held_out: float | None
     accuracy: float | None
-    memorisation: float
+    memorisation: float | None
 
 
 class Demo:
@@ -69,10 +69,9 @@ class Demo:
         self.labels = torch.arange(SAMPLES) % len(self.data.train.class_names)
         out.mkdir(parents=True, exist_ok=True)
 
-    def measure(self) -> DigitMeasure:
+    def measure(self) -> Measure:
         """The classifier, trained anew (a few seconds; the same for the same data)."""
-        train, held_out = self.data.train, self.data.held_out
-        measure = DigitMeasure(train.images, train.labels, held_out.images, held_out.labels)
+        measure = measure_for(self.data, "classifier")
         self.screen.say(f"classifier: {measure.classifier_accuracy:.1%} of the held-out digits right")
         return measure
 
@@ -96,7 +95,7 @@ class Demo:
                     watch(trainer)
         return folder
 
-    def watch(self, measure: DigitMeasure, name: str) -> Callable[[Trainer], None]:
+    def watch(self, measure: Measure, name: str) -> Callable[[Trainer], None]:
         """Measures a run at CURVE_POINTS points, in one and two steps; the curve is kept in curve.json."""
         path = self.out / name / "curve.json"
 
@@ -114,7 +113,7 @@ class Demo:
 
         return at_step
 
-    def row(self, measure: DigitMeasure, name: str, model: Preconditioned, steps: int) -> Row:
+    def row(self, measure: Measure, name: str, model: Preconditioned, steps: int) -> Row:
         """Draw, time and measure SAMPLES images, the same noise for every row."""
         sampler = default_sampler(model, steps)
         began = time.perf_counter()
@@ -128,6 +127,7 @@ class Demo:
         began = time.perf_counter()
         fresh = not (self.out / "teacher").exists()
         measure = self.measure()
+        held_out = self.data.need_held_out("the demo")
         teacher_folder = self.train("teacher", "digits-edm", None)
         folders = {
             key: self.train(
@@ -152,7 +152,7 @@ class Demo:
             "folder": str(self.out),
             "samples": SAMPLES,
             "classifier_accuracy": measure.classifier_accuracy,
-            "real": asdict(measure(self.data.held_out.images, self.data.held_out.labels)),
+            "real": asdict(measure(held_out.images, held_out.labels)),
             "rows": rows,
             "curves": {key: read_json(folder / "curve.json", []) for key, folder in folders.items()},
             "target_variance": self.target_variance(),

@@ -1,8 +1,8 @@
 """From a validated recipe to the objects of a run: data, model, objective, optimizer, options."""
 
-import inspect
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
 import torch
 
@@ -13,13 +13,15 @@ from sct.core.times import Phased, karras_edges
 from sct.data.bank import place
 from sct.data.images import DataSplit, load_data
 from sct.errors import UserError
-from sct.models import load
+from sct.nn.edm2 import EDM2Precond
 from sct.nn.precond import Preconditioned
-from sct.nn.transfer import transfer
-from sct.recipe import ConsistencyRecipe, DiffusionRecipe, Recipe, Section
+from sct.recipe import ConsistencyRecipe, DiffusionRecipe, Recipe, build
+from sct.start import first_model, load_weights
 from sct.train.ema import Online, Target
-from sct.train.loop import Trainer, TrainOptions
+from sct.train.loop import Trainer
 from sct.train.optim import Optimizer
+from sct.train.options import TrainOptions
+from sct.train.processes import Processes
 
 
 @dataclass(frozen=True)
@@ -44,9 +46,16 @@ class Plan:
         known = f" ({source['format']}, sha256 {source['sha256']}; {source['licence']})" if source else ""
         return [f"started from {origin['path']}{known}", *changes]
 
-    def trainer(self, device: torch.device | str = "cpu") -> Trainer:
+    def trainer(self, device: torch.device | str = "cpu", processes: Processes | None = None) -> Trainer:
         return Trainer(
-            self.model, self.objective, self.data.train, self.optimizer, self.options, device, self.target
+            self.model,
+            self.objective,
+            self.data.train,
+            self.optimizer,
+            self.options,
+            device,
+            self.target,
+            processes,
         )
 
 
@@ -54,10 +63,13 @@ def make_plan(recipe: Recipe, device: torch.device | str = "cpu") -> Plan:
     """Build every part. Raises UserError for combinations that cannot work, naming the keys."""
     data = load_data(recipe.data)
     schedule = build(recipe.schedule, "schedule")
-    model = _model(recipe, data)
+    model = first_model(recipe, data)
     if isinstance(recipe, DiffusionRecipe):
         objective: Objective = Denoising(
-            schedule, law=build(recipe.law, "law"), weight=build(recipe.weight, "weight")
+            schedule,
+            law=build(recipe.law, "law"),
+            weight=build(recipe.weight, "weight"),
+            log_variance=_log_variance(model, schedule) if recipe.uncertainty else None,
         )
     else:
         words = {"reference": _reference, "model": _teacher, "edges": _edges}
@@ -99,71 +111,11 @@ def make_plan(recipe: Recipe, device: torch.device | str = "cpu") -> Plan:
     )
 
 
-def build(section: Section, where: str, *, words: Any = None, context: Any = None, **wired: Any) -> Any:
-    """The object a section describes. `wired` are the arguments that the rest of the recipe decides."""
-    given: dict[str, Any] = {}
-    accepted = _arguments(section.builds)
-    for name in type(section).model_fields:
-        value = getattr(section, name)
-        if name not in accepted:  # what kind it is, or what the words of other arguments need to know
-            continue
-        if isinstance(value, Section):
-            value = build(value, f"{where}.{name}", words=words, context=context, **wired)
-        elif isinstance(value, tuple):
-            value = tuple(
-                build(item, f"{where}.{name}", **wired) if isinstance(item, Section) else item
-                for item in value
-            )
-        if words and name in words:
-            value = words[name](value, section=section, **context)
-        given[name] = value
-    given |= {name: value for name, value in wired.items() if name in accepted}
-    try:
-        return section.builds(**given)
-    except ValueError as error:
-        raise UserError(str(error), where) from error
-
-
-def _arguments(cls: Any) -> set[str]:
-    return set(inspect.signature(cls.__init__).parameters)
-
-
-def _model(recipe: Recipe, data: DataSplit) -> Preconditioned:
-    if (recipe.network is None) == (recipe.start_from is None):
-        raise UserError(
-            "a run needs either a network or weights to start from",
-            "network, start_from",
-            "give one of the two keys",
-        )
-    if recipe.network is not None:
-        torch.manual_seed(recipe.train.seed)
-        classes = len(data.train.class_names) if recipe.conditional else 0
-        network = build(recipe.network, "network", image_shape=data.train.image_shape, num_classes=classes)
-        model = cast(Preconditioned, build(recipe.precond, "precond", network=network))
-    else:
-        model, origin = _start(recipe, data)
-        model.meta = {"start_from": origin}
-    if recipe.dropout is not None:
-        for module in model.modules():
-            if isinstance(module, torch.nn.Dropout):
-                module.p = recipe.dropout
-        model.network.options["dropout"] = recipe.dropout  # type: ignore[index, operator]
-    return model
-
-
-def _start(recipe: Recipe, data: DataSplit) -> tuple[Preconditioned, dict[str, Any]]:
-    """The model to start from, made for the recipe's labels, and where it came from (for `meta`)."""
-    teacher = load(str(recipe.start_from))
-    made, wanted = list(teacher.image_shape), list(data.train.image_shape)
-    if made != wanted:
-        raise UserError(f"the model makes images {made}, the data are {wanted}", "start_from")
-    classes = len(data.train.class_names) if recipe.conditional else 0
-    # Training gives no augmentation labels, so an embedding of them would be weights that nothing uses.
-    found = transfer(teacher, classes, augment_dim=0)
-    origin: dict[str, Any] = {"path": str(recipe.start_from), "new": found.new, "dropped": found.dropped}
-    if "provenance" in teacher.meta:
-        origin["provenance"] = teacher.meta["provenance"]
-    return found.model, origin
+def _log_variance(model: Preconditioned, schedule: NoiseSchedule) -> Callable[[torch.Tensor], torch.Tensor]:
+    """u(σ(t)) of the model's own head, t [B] → [B]."""
+    if not isinstance(model, EDM2Precond):
+        raise UserError(f"{model.kind!r} learns no log-variance", "uncertainty", "use precond: {kind: edm2}")
+    return lambda t: model.log_variance(schedule.noise_to_signal(t)).flatten()
 
 
 def _sampling_edges(objective: Objective) -> list[float]:
@@ -215,7 +167,7 @@ def _reference(
 def _teacher(
     path: str, *, recipe: Any, data: DataSplit, device: torch.device | str, schedule: NoiseSchedule, **_: Any
 ) -> Any:
-    teacher = load(path, device).requires_grad_(False)
+    teacher = load_weights(path, "estimator.model", device).requires_grad_(False)
     classes = len(data.train.class_names) if recipe.conditional else 0
     if (teacher.image_shape, teacher.num_classes) != (data.train.image_shape, classes):
         raise UserError(

@@ -1,59 +1,389 @@
-"""Formats in: what comes out is what was put in, and what is wrong is named."""
+"""Formats in: what comes out is what was put in, class by class, in the source's order."""
 
-import io
+import csv
 import json
+import os
+import pickle
+import shutil
+import tarfile
 import zipfile
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from sct.data.sources import read_edm_zip
+from sct.data.images import ImageSet, load_data, read_unprepared
+from sct.data.prepare import Options, prepare
+from sct.data.prepared import Meta
+from sct.data.sources.detect import SourceOptions, detect
+from sct.data.survey import Wanted
 from sct.errors import UserError
+from tests.data.makers import (
+    Pixels,
+    cifar_files,
+    class_folders,
+    edm_zip,
+    encoded,
+    imagenet_batches,
+    pixels,
+    python_2,
+    tar,
+)
+
+LABELS = [2, 0, 1, 1, 0, 2, 2, 0]
 
 
-def write(path, arrays, labels, **extra) -> None:
-    with zipfile.ZipFile(path, "w") as archive:
-        for i, array in enumerate(arrays):
-            buffer = io.BytesIO()
-            Image.fromarray(array).save(buffer, "PNG")
-            archive.writestr(f"00000/img{i}.png", buffer.getvalue())
-        table = [[f"00000/img{i}.png", label] for i, label in enumerate(labels)]
-        archive.writestr("dataset.json", json.dumps({"labels": table, **extra}))
+def prepared(source: Path, **options: Any) -> tuple[Meta, ImageSet, ImageSet | None]:
+    dest = source.parent / f"prepared-{len(list(source.parent.iterdir()))}"
+    meta = prepare(source, dest, Options(SourceOptions(**options)))
+    data = load_data(str(dest))
+    return meta, data.train, data.held_out
 
 
-@pytest.mark.parametrize("shape", [(4, 6, 3), (4, 6)])
-def test_images_and_labels_come_back(tmp_path, shape) -> None:
-    arrays = [np.random.default_rng(i).integers(0, 256, shape, dtype=np.uint8) for i in range(5)]
-    write(tmp_path / "a.zip", arrays, [0, 2, 1, 1, 0], class_names=["x", "y", "z"])
-    images, labels, names = read_edm_zip(tmp_path / "a.zip")
-    expected = np.stack(arrays).reshape(5, 4, 6, -1).transpose(0, 3, 1, 2)
-    assert torch.equal(images, torch.from_numpy(expected.copy()))
-    assert labels.tolist() == [0, 2, 1, 1, 0]
-    assert names == ("x", "y", "z")
+def check(found: ImageSet, images: Pixels, labels: list[int]) -> None:
+    """images [n, C, H, W] in the source's order come back grouped by class, in that order within a class."""
+    order = sorted(range(len(labels)), key=lambda i: labels[i])
+    assert found.labels.tolist() == sorted(labels)
+    assert torch.equal(found.images, torch.from_numpy(images[order]))
 
 
-def test_the_shared_set_reads(shared) -> None:
-    images, labels, names = read_edm_zip(shared / "data" / "mnist10k.zip")
-    assert images.shape == (9000, 1, 32, 32)
-    assert torch.bincount(labels).tolist() == [905, 1017, 898, 936, 880, 769, 907, 958, 847, 883]
-    assert len(names) == 10
+# --- CIFAR -----------------------------------------------------------------------------------------------
 
 
-def test_what_is_wrong_is_named(tmp_path) -> None:
+@pytest.mark.parametrize("packed", [True, False])
+def test_cifar_10(tmp_path: Path, packed: bool) -> None:
+    images, labels = pixels(23, 3, 32, 32), [(7 * k) % 10 for k in range(23)]
+    files = cifar_files(images, labels, batches=3, test=5)
+    if packed:
+        source = tar(tmp_path / "cifar.tar.gz", files)
+    else:
+        source = tmp_path / "cifar"
+        source.mkdir()
+        for name, data in files.items():
+            (source / name).write_bytes(data)
+    meta, train, held_out = prepared(source)
+    check(train, images[:18], labels[:18])
+    assert held_out is not None
+    check(held_out, images[18:], labels[18:])
+    assert train.class_names == tuple(f"name {k}" for k in range(10))
+    assert meta.held_out == "the source's own test set"
+
+
+def test_cifar_100_has_two_kinds_of_labels(tmp_path: Path) -> None:
+    images = pixels(6, 3, 32, 32)
+    fine, coarse = [5, 3, 0, 1, 1, 4], [1, 0, 0, 1, 1, 0]
+    files: dict[str, Any] = {
+        "meta": {"fine_label_names": list("abcdef"), "coarse_label_names": ["x", "y"]},
+        "train": {"data": images[:4].reshape(4, -1), "fine_labels": fine[:4], "coarse_labels": coarse[:4]},
+        "test": {"data": images[4:].reshape(2, -1), "fine_labels": fine[4:], "coarse_labels": coarse[4:]},
+    }
+    written = {name: b"\x80\x02" + python_2(value) + b"." for name, value in files.items()}
+    source = tar(tmp_path / "cifar-100.tar.gz", written, "cifar-100-python")
+    _, train, held_out = prepared(source)
+    check(train, images[:4], fine[:4])
+    _, train, held_out = prepared(source, labels="coarse")
+    check(train, images[:4], coarse[:4])
+    assert train.class_names == ("x", "y")
+    assert held_out is not None
+    check(held_out, images[4:], coarse[4:])
+
+
+def test_the_official_cifar_files_are_read_as_python_reads_them(shared: Path, tmp_path: Path) -> None:
+    archive = shared / "data" / "formats" / "cifar-format" / "cifar-10-python.tar.gz"
+    with tarfile.open(archive) as file:
+        file.extractall(tmp_path, filter="data")
+    folder = tmp_path / "cifar-10-batches-py"
+    batches = [
+        pickle.loads((folder / f"data_batch_{k}").read_bytes(), encoding="latin1") for k in range(1, 6)
+    ]
+    images = np.concatenate([batch["data"] for batch in batches]).reshape(-1, 3, 32, 32)
+    prepare(archive, tmp_path / "dest", Options())
+    check(load_data(str(tmp_path / "dest")).train, images, [k for batch in batches for k in batch["labels"]])
+
+
+# --- downsampled ImageNet --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("npz", [True, False])
+@pytest.mark.parametrize("side", [8, 64])
+def test_imagenet_batches_count_labels_from_1(tmp_path: Path, npz: bool, side: int) -> None:
+    images, labels = pixels(11, 3, side, side), [1000, 1, 2, 2, 500, 1, 3, 1000, 1, 7, 7]
+    _, train, held_out = prepared(imagenet_batches(tmp_path / "in", images, labels, npz, val=3))
+    check(train, images[:8], [k - 1 for k in labels[:8]])
+    assert held_out is not None
+    check(held_out, images[8:], [k - 1 for k in labels[8:]])
+    assert len(train.class_names) == 1000
+    assert train.class_names[499] == "500"
+
+
+def test_the_official_imagenet_batches_agree_in_both_forms(shared: Path, tmp_path: Path) -> None:
+    found = []
+    for form in ("npz", "pickle"):
+        source = shared / "data" / "formats" / "imagenet64-format" / f"Imagenet64_{form}"
+        prepare(source, tmp_path / form, Options())
+        found.append(load_data(str(tmp_path / form)))
+    with np.load(source.with_name("Imagenet64_npz") / "train_data_batch_1.npz") as first:
+        planar, labels = first["data"].reshape(-1, 3, 64, 64), first["labels"]
+    row = int((found[0].train.labels == int(labels[4]) - 1).nonzero()[0])
+    assert any(
+        torch.equal(found[0].train.images[k], torch.from_numpy(planar[4])) for k in range(row, row + 20)
+    )
+    for a, b in ((found[0].train, found[1].train), (found[0].held_out, found[1].held_out)):
+        assert a is not None
+        assert b is not None
+        assert torch.equal(a.images, b.images)
+        assert torch.equal(a.labels, b.labels)
+
+
+# --- folders ---------------------------------------------------------------------------------------------
+
+
+def test_class_folders_are_numbered_in_sorted_order(tmp_path: Path) -> None:
+    images = pixels(8, 6, 6, 3)
+    names = ["b", "a", "c"]
+    class_folders(tmp_path / "set", images, [names[k] for k in LABELS])
+    _, train, held_out = prepared(tmp_path / "set")
+    check(train, images.transpose(0, 3, 1, 2), [{"a": 0, "b": 1, "c": 2}[names[k]] for k in LABELS])
+    assert train.class_names == ("a", "b", "c")
+    assert held_out is None
+
+
+def test_a_tree_with_train_and_val(tmp_path: Path) -> None:
+    images = pixels(8, 6, 6, 3)
+    synsets = ["n00000003", "n00000001", "n00000002"]
+    words = [synsets[k] for k in LABELS]
+    class_folders(tmp_path / "set" / "train", images[:5], words[:5])
+    class_folders(tmp_path / "set" / "val", images[5:], words[5:])
+    meta, train, held_out = prepared(tmp_path / "set")
+    assert train.class_names == tuple(sorted(synsets))
+    assert "synsets" in meta.source["kind"]
+    planar, labels = images.transpose(0, 3, 1, 2), [sorted(synsets).index(word) for word in words]
+    check(train, planar[:5], labels[:5])
+    assert held_out is not None
+    check(held_out, planar[5:], labels[5:])
+
+
+@pytest.mark.parametrize("form", ["csv", "csv with a heading", "json", "words", "dataset.json"])
+def test_a_flat_folder_with_labels(tmp_path: Path, form: str) -> None:
+    images = pixels(8, 6, 6, 3)
+    class_folders(tmp_path, images, ["set"] * 8)
+    pairs = [(f"{k:04d}.png", label) for k, label in enumerate(LABELS)]
+    table = tmp_path / ("labels.json" if form == "json" else "labels.csv")
+    match form:
+        case "json":
+            table.write_text(json.dumps(dict(pairs)))
+        case "dataset.json":
+            (tmp_path / "set" / "dataset.json").write_text(json.dumps({"labels": pairs}))
+        case _:
+            with table.open("w", newline="") as file:
+                rows = csv.writer(file)
+                if form == "csv with a heading":
+                    rows.writerow(("file", "class"))
+                rows.writerows((name, "cab"[k] if form == "words" else k) for name, k in pairs)
+    _, train, _ = prepared(tmp_path / "set", **({} if form == "dataset.json" else {"labels": str(table)}))
+    number = {2: 1, 0: 2, 1: 0} if form == "words" else {0: 0, 1: 1, 2: 2}
+    check(train, images.transpose(0, 3, 1, 2), [number[k] for k in LABELS])
+    assert train.class_names == (("a", "b", "c") if form == "words" else ("0", "1", "2"))
+
+
+def test_a_flat_folder_without_labels_is_one_class(tmp_path: Path) -> None:
+    images = pixels(4, 6, 6)
+    class_folders(tmp_path, images, ["set"] * 4)
+    meta, train, _ = prepared(tmp_path / "set")
+    check(train, images[:, None], [0] * 4)
+    assert not meta.labelled
+
+
+def test_links_are_not_followed_and_strays_are_listed(tmp_path: Path) -> None:
+    images = pixels(3, 6, 6, 3)
+    class_folders(tmp_path / "set", images, ["a", "a", "b"])
+    (tmp_path / "secret.png").write_bytes(encoded(images[0]))
+    (tmp_path / "set" / "a" / "link.png").symlink_to(tmp_path / "secret.png")
+    (tmp_path / "set" / "c").symlink_to(tmp_path)
+    os.mkfifo(tmp_path / "set" / "a" / "pipe.png")
+    (tmp_path / "set" / "stray.png").write_bytes(encoded(images[0]))
+    meta, train, _ = prepared(tmp_path / "set")
+    check(train, images.transpose(0, 3, 1, 2), [0, 0, 1])
+    assert {entry["image"]: entry["reason"].split()[1] for entry in meta.bad} == {
+        "a/link.png": "a",
+        "c": "a",
+        "a/pipe.png": "not",
+        "stray.png": "outside",
+    }
+
+
+# --- EDM's ZIP -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("prefix", ["", "some/folder/"])
+@pytest.mark.parametrize("shape", [(6, 4, 3), (6, 4)])
+def test_edm_zip(tmp_path: Path, shape: tuple[int, ...], prefix: str) -> None:
+    images = pixels(8, *shape)
+    source = edm_zip(tmp_path / "a.zip", images, LABELS, prefix, class_names=["x", "y", "z", "none"])
+    meta, train, held_out = prepared(source)
+    check(train, images.reshape(8, 6, 4, -1).transpose(0, 3, 1, 2), LABELS)
+    assert train.class_names == ("x", "y", "z", "none")
+    assert held_out is None
+    assert meta.labelled
+
+
+@pytest.mark.parametrize("table", [None, {"labels": None}])
+def test_edm_zip_without_labels(tmp_path: Path, table: dict[str, None] | None) -> None:
+    images = pixels(5, 6, 4, 3)
+    source = edm_zip(tmp_path / "a.zip", images, None)
+    if table is not None:
+        with zipfile.ZipFile(source, "a") as archive:
+            archive.writestr("dataset.json", json.dumps(table))
+    meta, train, _ = prepared(source)
+    check(train, images.transpose(0, 3, 1, 2), [0] * 5)
+    assert not meta.labelled
+
+
+def test_the_shared_zip_reads_unprepared_as_prepared(shared: Path, tmp_path: Path) -> None:
+    source = shared / "data" / "mnist10k.zip"
+    found = read_unprepared(source)
+    assert found.images.shape == (9000, 1, 32, 32)
+    assert torch.bincount(found.labels).tolist() == [905, 1017, 898, 936, 880, 769, 907, 958, 847, 883]
+    with zipfile.ZipFile(source) as archive:
+        name, label = json.loads(archive.read("dataset.json"))["labels"][1234]
+        with archive.open(name) as file:
+            pixel = torch.from_numpy(np.array(Image.open(file)))
+    assert bool((found.images[found.labels == label][:, 0] == pixel).all((1, 2)).any())
+    prepare(source, tmp_path / "dest", Options())
+    assert torch.equal(load_data(str(tmp_path / "dest")).train.images, found.images)
+
+
+# --- npz and parquet -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
+@pytest.mark.parametrize("names", [("images", "labels"), ("arr_0", "arr_1"), ("images", None)])
+@pytest.mark.parametrize("shape", [(6, 5, 3), (3, 6, 5), (6, 5)])
+def test_npz(tmp_path: Path, save: Any, names: tuple[str, str | None], shape: tuple[int, ...]) -> None:
+    images = pixels(8, *shape)
+    arrays = {names[0]: images} | ({names[1]: np.array(LABELS, np.int32)} if names[1] else {})
+    save(tmp_path / "set.npz", **arrays)
+    _, train, _ = prepared(tmp_path / "set.npz")
+    planar = {3: images, 6: images.reshape(8, 6, 5, -1).transpose(0, 3, 1, 2)}[shape[0]]
+    check(train, planar, LABELS if names[1] else [0] * 8)
+
+
+def test_npy_and_shapes_that_do_not_tell(tmp_path: Path) -> None:
+    images = pixels(5, 3, 4, 3)
+    np.save(tmp_path / "set.npy", images)
+    with pytest.raises(UserError, match="--layout"):
+        prepared(tmp_path / "set.npy")
+    check(prepared(tmp_path / "set.npy", layout="nchw")[1], images, [0] * 5)
+    check(prepared(tmp_path / "set.npy", layout="nhwc")[1], images.transpose(0, 3, 1, 2), [0] * 5)
+
+
+def test_parquet_shards(tmp_path: Path) -> None:
+    pa = pytest.importorskip("pyarrow")
+    import pyarrow.parquet as pq
+
+    images = pixels(8, 6, 4, 3)
+    (tmp_path / "set" / "data").mkdir(parents=True)
+    info = {"info": {"features": {"label": {"names": ["x", "y", "z"], "_type": "ClassLabel"}}}}
+
+    def shard(name: str, a: int, b: int) -> None:
+        rows = [{"bytes": encoded(image), "path": None} for image in images[a:b]]
+        table = pa.table({"image": rows, "label": LABELS[a:b], "id": list(range(a, b))})
+        table = table.replace_schema_metadata({"huggingface": json.dumps(info)})
+        pq.write_table(table, tmp_path / "set" / "data" / name, row_group_size=2)
+
+    shard("train-00000-of-00002.parquet", 0, 3)
+    shard("train-00001-of-00002.parquet", 3, 6)
+    shard("test-00000-of-00001.parquet", 6, 8)
+    _, train, held_out = prepared(tmp_path / "set")
+    planar = images.transpose(0, 3, 1, 2)
+    check(train, planar[:6], LABELS[:6])
+    assert train.class_names == ("x", "y", "z")
+    assert held_out is not None
+    check(held_out, planar[6:], LABELS[6:])
+
+
+# --- which it is, and what is wrong ----------------------------------------------------------------------
+
+
+def test_formats_are_told_by_what_is_there(shared: Path, tmp_path: Path) -> None:
+    formats = shared / "data" / "formats"
+    expected = {
+        formats / "cifar-format" / "cifar-10-python.tar.gz": "cifar",
+        formats / "imagenet64-format" / "Imagenet64_npz": "imagenet-batches",
+        formats / "imagenet64-format" / "Imagenet64_pickle": "imagenet-batches",
+        formats / "imagenet64-format" / "Imagenet64_pickle" / "val_data": "imagenet-batches",
+        formats / "imagenet64-format" / "ILSVRC-tree": "folder",
+        shared / "data" / "emoji32.zip": "zip",
+    }
+    assert {path: detect(path) for path in expected} == expected
+    shutil.copy(shared / "data" / "emoji32.zip", tmp_path / "no-suffix")
+    assert detect(tmp_path / "no-suffix") == "zip"
+
+
+def wrong(source: Path, **options: Any) -> str:
+    dest = source.parent / "dest"
+    with pytest.raises(UserError) as caught:
+        prepare(source, dest, Options(SourceOptions(**options)))
+    assert not dest.exists()
+    assert not dest.with_name("dest.part").exists()
+    assert str(caught.value).isprintable()
+    return str(caught.value)
+
+
+def test_what_is_wrong_is_named_and_nothing_is_left_behind(tmp_path: Path) -> None:
     (tmp_path / "no.zip").write_bytes(b"not a zip")
+    (tmp_path / "bare").mkdir()
     with zipfile.ZipFile(tmp_path / "bare.zip", "w") as archive:
         archive.writestr("a.txt", "")
-    with zipfile.ZipFile(tmp_path / "gone.zip", "w") as archive:
-        archive.writestr("dataset.json", json.dumps({"labels": [["a.png", 0]]}))
-    write(tmp_path / "sizes.zip", [np.zeros((4, 4), np.uint8), np.zeros((4, 5), np.uint8)], [0, 0])
-    for name, what in [
-        ("no", "ZIP"),
-        ("missing", "ZIP"),
-        ("bare", "labels"),
-        ("gone", "a.png"),
-        ("sizes", "img1"),
-    ]:
-        with pytest.raises(UserError, match=what):
-            read_edm_zip(tmp_path / f"{name}.zip")
+    image = pixels(1, 4, 4)
+    edm_zip(tmp_path / "floats.zip", image, [0.5])  # type: ignore[list-item]
+    edm_zip(tmp_path / "negative.zip", image, [-1])
+    edm_zip(tmp_path / "names.zip", image, [3], class_names=["only"])
+    edm_zip(tmp_path / "sizes.zip", [np.zeros((4, 4), np.uint8), np.zeros((4, 5), np.uint8)], [0, 0])
+    np.savez(tmp_path / "float.npz", images=image.astype(np.float32))
+    np.savez(tmp_path / "objects.npz", images=np.array([{}, {}], dtype=object))
+    np.savez(tmp_path / "labels.npz", images=image, labels=np.array([1, 2]))
+    np.savez(tmp_path / "other.npz", x=image)
+    for name, what in {
+        "no.zip": "no format that is known",
+        "missing": "neither a file nor a folder",
+        "bare": "holds no image",
+        "bare.zip": "holds no images",
+        "floats.zip": "labels must be numbers",
+        "negative.zip": "labels must be numbers",
+        "names.zip": "class_names",
+        "sizes.zip": "--size",
+        "float.npz": "uint8",
+        "objects.npz": "never unpickled",
+        "labels.npz": "as many integer labels",
+        "other.npz": "has no images",
+    }.items():
+        assert what in wrong(tmp_path / name)
+    assert "--format" in wrong(tmp_path / "bare", format="tiff")
+    assert "means nothing" in wrong(tmp_path / "bare", layout="nchw")
+    assert "is not a folder" in wrong(tmp_path / "sizes.zip", format="folder")
+
+
+def test_one_image_of_a_thousand_that_is_of_another_size_is_listed(tmp_path: Path) -> None:
+    images: list[Pixels] = [*pixels(600, 4, 4)]
+    images[300] = np.zeros((4, 5), np.uint8)
+    meta, train, _ = prepared(edm_zip(tmp_path / "a.zip", images, [0] * 600))
+    assert [entry["reason"] for entry in meta.bad] == ["is 5×4, the set 4×4"]
+    assert len(train) == 599
+    with pytest.raises(UserError, match="img00000300"):
+        read_unprepared(tmp_path / "a.zip")
+
+
+def test_grey_is_not_assumed_of_colour(tmp_path: Path) -> None:
+    """Only the sample is looked at to find out what a set is; a colour image beyond it is not made grey."""
+    images: list[Pixels] = [*pixels(600, 4, 4)]
+    images[300] = pixels(1, 4, 4, 3)[0]
+    source = edm_zip(tmp_path / "a.zip", images, [0] * 600)
+    meta, train, _ = prepared(source)
+    assert train.image_shape == (1, 4, 4)
+    assert ["in colour" in entry["reason"] for entry in meta.bad] == [True]
+    meta = prepare(source, tmp_path / "rgb", Options(wanted=Wanted(mode="rgb")))
+    assert (meta.shape, meta.bad) == ((3, 4, 4), [])

@@ -9,8 +9,8 @@ from scipy.linalg import sqrtm
 from sklearn.neighbors import NearestNeighbors
 
 from sct.data.images import digits
-from sct.evaluate.digits import DigitMeasure
 from sct.evaluate.distances import frechet, moments, relative_frechet
+from sct.evaluate.measure import Measure, measure_for
 from sct.evaluate.memorisation import memorisation_ratio, nearest_distances
 
 
@@ -58,19 +58,17 @@ def test_nearest_neighbours_equal_scikit_learns() -> None:
 
 
 @pytest.fixture(scope="module")
-def measure() -> DigitMeasure:
-    data = digits()
-    return DigitMeasure(data.train.images, data.train.labels, data.held_out.images, data.held_out.labels)
+def measure() -> Measure:
+    return measure_for(digits())
 
 
-def test_the_classifier_is_good_and_repeatable(measure: DigitMeasure) -> None:
+def test_the_classifier_is_good_and_repeatable(measure: Measure) -> None:
     assert measure.classifier_accuracy >= 0.97
-    data = digits()
-    again = DigitMeasure(data.train.images, data.train.labels, data.held_out.images, data.held_out.labels)
-    assert torch.equal(again.train_features, measure.train_features)
+    again = measure_for(digits())
+    assert again.extractor.identity == measure.extractor.identity
 
 
-def test_measures_react_as_they_should(measure: DigitMeasure) -> None:
+def test_measures_react_as_they_should(measure: Measure) -> None:
     data = digits()
     generator = torch.Generator().manual_seed(0)
     held_out, labels = data.held_out.images, data.held_out.labels

@@ -2,19 +2,21 @@
 
 import copy
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
 from sct.core.estimators import ScoreIdentity
-from sct.core.objectives import Consistency
+from sct.core.objectives import Consistency, Draws, Objective
 from sct.core.types import Batch
 from sct.data.images import digits
 from sct.plan import make_plan
 from sct.recipe import read_recipe
 from sct.train.ema import GrowingAverage
-from sct.train.loop import EpochOrder, HiddenLabels, Trainer, TrainingDiverged
+from sct.train.feed import EpochOrder, HiddenLabels
+from sct.train.loop import Trainer, TrainingDiverged
 
 KEYS = {
     "digits-edm": ["network={kind: mlp, width: 16, blocks: 1, dropout: 0.2}"],
@@ -57,6 +59,10 @@ def test_a_split_run_equals_the_unbroken_one_bit_for_bit(name: str) -> None:
         assert torch.equal(a, b)
 
 
+def weights_of(trainer: Trainer) -> dict[str, object]:
+    return {key: trainer.state_dict()[key] for key in ("model", "optimizer", "averages", "by_time")}
+
+
 def test_another_seed_is_another_run() -> None:
     losses = [[r.loss for r in trainer("digits-ect", f"train.seed={seed}").steps()] for seed in (0, 1)]
     assert losses[0] != losses[1]
@@ -71,11 +77,14 @@ def poisoned(trainer: Trainer, bad: Callable[[int], bool]) -> Trainer:
     """Make the loss NaN at the steps that `bad` names."""
     inner = trainer.objective
 
-    def objective(*args: object) -> Tensor:
-        loss = inner(*args)  # type: ignore[arg-type]
-        return loss * torch.nan if bad(trainer.step) else loss
+    class Poisoned(Objective):
+        def draw(self, *args: object) -> Draws:
+            return inner.draw(*args)  # type: ignore[arg-type]
 
-    trainer.objective = objective
+        def losses(self, *args: object) -> Tensor:
+            return inner.losses(*args) * (torch.nan if bad(trainer.step) else 1)  # type: ignore[arg-type]
+
+    trainer.objective = Poisoned()
     return trainer
 
 
@@ -84,11 +93,11 @@ def test_a_nonfinite_step_changes_nothing_and_is_counted() -> None:
     before: list[Tensor] = []
     for report in run.steps():
         if report.step == 2:
-            before = [t.clone() for t in tensors(run.state_dict())]
+            before = [t.clone() for t in tensors(weights_of(run))]
         if report.step == 3:
             assert not report.finite
             assert report.nonfinite_total == 1
-            for a, b in zip(before, tensors(run.state_dict()), strict=True):
+            for a, b in zip(before, tensors(weights_of(run)), strict=True):
                 assert torch.equal(a, b)
     assert run.nonfinite_total == 1
     assert run.images == 640
@@ -121,13 +130,17 @@ def test_flips_and_hidden_labels_reach_the_objective_as_said() -> None:
     seen: list[Batch] = []
     hidden: list[Tensor] = []
 
-    def objective(student: HiddenLabels, target: HiddenLabels, batch: Batch, *rest: object) -> Tensor:
-        assert torch.equal(student.hidden, target.hidden)
-        seen.append(batch)
-        hidden.append(student.hidden)
-        return inner(student, target, batch, *rest)  # type: ignore[arg-type]
+    class Watched(Objective):
+        def draw(self, *args: object) -> Draws:
+            return inner.draw(*args)  # type: ignore[arg-type]
 
-    run.objective = objective  # type: ignore[assignment]
+        def losses(self, student: Any, target: Any, draws: Draws) -> Tensor:
+            assert torch.equal(student.denoiser.hidden, target.denoiser.hidden)
+            seen.append(draws.batch)
+            hidden.append(student.denoiser.hidden)
+            return inner.losses(student, target, draws)
+
+    run.objective = Watched()
     next(run.steps())
     plain = digits().train.batch(seen[0].index, conditional=True)  # type: ignore[arg-type]
     assert torch.equal(plain.condition, seen[0].condition)  # references keep to the label

@@ -5,8 +5,7 @@ from pathlib import Path
 from sct.analyze import analyze, analyze_mixture
 from sct.analyze.measures import TIMES
 from sct.cli.common import console, parse_times
-from sct.data.images import load_data
-from sct.data.sources import read_edm_zip
+from sct.data.images import load_data, read_unprepared
 from sct.errors import UserError
 
 
@@ -23,14 +22,10 @@ def run(
     if data == "mixture":
         paths = analyze_mixture(out, times=times, queries=queries, seed=seed)
     else:
-        if data.endswith(".zip"):
-            images, labels, _ = read_edm_zip(data)
-        else:
-            train = load_data(data).train
-            images, labels = train.images, train.labels
+        images = read_unprepared(Path(data)) if data.endswith(".zip") else load_data(data).train
         paths = analyze(
-            images,
-            labels if conditional else None,
+            images.images,
+            images.labels if conditional else None,
             out,
             name=Path(data).stem,
             times=times,

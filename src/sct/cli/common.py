@@ -76,7 +76,8 @@ class Bar:
 class Screen:
     """Progress bars with throughput and time left, and lines of text above them."""
 
-    def __init__(self) -> None:
+    def __init__(self, quiet: bool = False) -> None:
+        """`quiet` shows nothing: of several processes one speaks."""
         self._progress = Progress(
             TextColumn("{task.description:<22}"),
             BarColumn(bar_width=24),
@@ -84,7 +85,8 @@ class Screen:
             SpeedColumn(),
             TimeRemainingColumn(compact=True),
             TextColumn("{task.fields[note]}", style="dim"),
-            console=console,
+            console=Console(quiet=True) if quiet else console,
+            disable=quiet,
         )
 
     def __enter__(self) -> "Screen":

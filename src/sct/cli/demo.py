@@ -10,13 +10,13 @@ from sct.train.run import Interrupted
 
 
 def demo(out: Path, seed: int) -> None:
-    """The whole job. Raises SystemExit(130) after a signal, when the state is saved."""
+    """The whole job. Raises SystemExit after a signal, when the state is saved."""
     # Layers this small gain little from a second thread, and lose much where the cores are shared.
     torch.set_num_threads(1)
     with Screen() as screen:
         try:
             page = Demo(out, seed, screen).run()
-        except Interrupted:
+        except Interrupted as stopped:
             screen.say(f"stopped and saved; continue with: sct demo --out {out} --seed {seed}")
-            raise SystemExit(130) from None
+            raise SystemExit(stopped.status) from None
     print(page)

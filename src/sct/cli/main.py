@@ -16,6 +16,8 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+data = typer.Typer(help="Image sets: bring one into the prepared form, or look at one.", no_args_is_help=True)
+app.add_typer(data, name="data")
 INTERRUPTED = 130
 """Exit status after Ctrl-C, as shells expect it."""
 
@@ -36,8 +38,16 @@ def train(
     out: Annotated[Path | None, typer.Option(help="The run's folder; default: runs/NAME.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue the run in that folder.")] = False,
     device: Annotated[str, typer.Option(help="cpu, cuda, or auto.")] = "auto",
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="One step on one image: what the run costs and would write.")
+    ] = False,
 ) -> None:
     """Train what a recipe says: a diffusion model, or a consistency model from one."""
+    if dry_run:
+        from sct.cli.dryrun import dry_run as estimate
+
+        estimate(recipe, overrides or [], out, device)
+        return
     from sct.cli.train import train as run
 
     run(recipe, overrides or [], out, resume, device)
@@ -74,6 +84,63 @@ def sample(
     run(model, seeds, steps, classes, out, mid_t, eta, guidance, worse, guidance_interval, batch, device)
 
 
+@app.command()
+def evaluate(
+    model: Annotated[Path, typer.Argument(help="A model, a run's folder, a checkpoint, or samples (.npz).")],
+    data: Annotated[
+        str | None, typer.Option(help="What to compare with: digits, a prepared folder, a .npz of images.")
+    ] = None,
+    reference: Annotated[
+        Path | None, typer.Option(help="Moments in place of the data's own: .npz (mu, sigma) or EDM2's .pkl.")
+    ] = None,
+    features: Annotated[
+        str | None,
+        typer.Option(
+            help="inception-2015-12-05.pt or another file with its YAML, efficientnet, efficientnet-64, "
+            "classifier, or package.module:attribute. Files and modules are programs: they are run."
+        ),
+    ] = None,
+    metrics: Annotated[
+        str | None, typer.Option(help="Of fd, fid, kid, is, pr, memorisation, accuracy; default: what fits.")
+    ] = None,
+    steps: Annotated[str | None, typer.Option(help="1,2: a row each; default: the model's own.")] = None,
+    samples: Annotated[int, typer.Option(help="Images of a block.")] = 50_000,
+    seeds: Annotated[int, typer.Option(help="Blocks, each with its own seeds.")] = 1,
+    first_seed: Annotated[int, typer.Option(help="Seed of the first image.")] = 0,
+    labels: Annotated[
+        str, typer.Option(help="data (as the training images'), uniform, or balanced (in turn).")
+    ] = "data",
+    mid_t: Annotated[
+        str | None, typer.Option(help="Times of the steps after the first: 0.8, or 2,0.5.")
+    ] = None,
+    eta: Annotated[float, typer.Option(help="Edge-skipping of phased models, 0 to 1.")] = 1.0,
+    omega: Annotated[float, typer.Option(help="ω of guidance by a worse model; 1: none.")] = 1.0,
+    worse: Annotated[Path | None, typer.Option(help="The worse model's folder.")] = None,
+    search: Annotated[str | None, typer.Option(help="Search mid-t, eta or omega, then confirm.")] = None,
+    search_samples: Annotated[int, typer.Option(help="Images of each value that is tried.")] = 2_000,
+    extrapolate: Annotated[
+        bool, typer.Option("--extrapolate", help="Also estimate the distance at infinitely many samples.")
+    ] = False,
+    x_flip: Annotated[
+        bool, typer.Option("--x-flip", help="The reference has the mirror images too; no protocol does.")
+    ] = False,
+    keep: Annotated[Path | None, typer.Option(help="Keep the samples: NAME.npz, one file a block.")] = None,
+    save_reference: Annotated[Path | None, typer.Option(help="Write the reference's moments here.")] = None,
+    out: Annotated[Path, typer.Option(help="The folder of results.json and report.html.")] = Path(
+        "runs/evaluation"
+    ),
+    batch: Annotated[int, typer.Option(help="Images at a time.")] = 256,
+    device: Annotated[str, typer.Option(help="cpu, cuda, or auto.")] = "auto",
+) -> None:
+    """Measure a model: Fréchet and kernel distance, precision and recall, memorisation."""
+    from sct.cli.evaluate import evaluate as run
+
+    run(
+        model, data, reference, features, metrics, steps, samples, seeds, first_seed, labels, mid_t, eta,
+        omega, worse, search, search_samples, extrapolate, x_flip, keep, save_reference, out, batch, device,
+    )  # fmt: skip
+
+
 @app.command("import")
 def import_(
     checkpoint: Annotated[
@@ -99,9 +166,74 @@ def export(
     run(model, dest, format)
 
 
+@data.command("prepare")
+def data_prepare(
+    source: Annotated[
+        Path,
+        typer.Argument(
+            help="CIFAR's archive or folder; ImageNet's tree or downsampled batches; a folder, ZIP, npz or "
+            "parquet shards of images."
+        ),
+    ],
+    dest: Annotated[Path, typer.Argument(help="The folder to make.")],
+    size: Annotated[int | None, typer.Option(help="Side of the square images; default: as they are.")] = None,
+    crop: Annotated[
+        str | None, typer.Option(help="center (default), dhariwal (ADM's), pad, or none, with --size.")
+    ] = None,
+    filter: Annotated[
+        str | None, typer.Option(help="lanczos (default), box, bicubic, bilinear, hamming, nearest.")
+    ] = None,
+    background: Annotated[str, typer.Option(help="Colour under transparency and around padding.")] = "white",
+    mode: Annotated[str, typer.Option(help="rgb, grey, or auto: grey if all images are.")] = "auto",
+    held_out: Annotated[
+        float, typer.Option(help="Share to hold out, where the source has no test set of its own: 0.1.")
+    ] = 0.0,
+    split_by: Annotated[
+        str, typer.Option(help="image, or group: no group of dataset.json on both sides.")
+    ] = "image",
+    seed: Annotated[int, typer.Option(help="Which images are held out.")] = 0,
+    labels: Annotated[
+        str | None,
+        typer.Option(help="A CSV or JSON of labels; fine or coarse (CIFAR-100); a column (parquet)."),
+    ] = None,
+    format: Annotated[
+        str | None,
+        typer.Option(help="cifar, imagenet-batches, folder, zip, npz, parquet; or found out."),
+    ] = None,
+    layout: Annotated[
+        str | None, typer.Option(help="nhwc or nchw, for an npz whose shape does not tell.")
+    ] = None,
+    strict: Annotated[bool, typer.Option("--strict", help="Stop at the first bad image.")] = False,
+    workers: Annotated[int | None, typer.Option(help="Processes; default: one a core.")] = None,
+) -> None:
+    """Bring images into the one form that training reads. Run again after a stop, it continues."""
+    from sct.cli.data import run_prepare
+
+    run_prepare(
+        source,
+        dest,
+        strict,
+        workers,
+        options={"format": format, "labels": labels, "layout": layout},
+        wanted={"size": size, "crop": crop, "filter": filter, "background": background, "mode": mode},
+        split={"fraction": held_out, "by": split_by, "seed": seed},
+    )
+
+
+@data.command("info")
+def data_info(
+    path: Annotated[Path, typer.Argument(help="A prepared folder, or a source.")],
+    verify: Annotated[bool, typer.Option("--verify", help="Compare the files with their SHA-256.")] = False,
+) -> None:
+    """What a set holds, how it was made, or how to prepare it."""
+    from sct.cli.data import run_info
+
+    raise typer.Exit(run_info(path, verify))
+
+
 @app.command()
 def analyze(
-    data: Annotated[str, typer.Argument(help="digits, mixture (eight Gaussians), or a ZIP in EDM's layout.")],
+    data: Annotated[str, typer.Argument(help="digits, mixture (8 Gaussians), a prepared folder, or a ZIP.")],
     out: Annotated[Path, typer.Option(help="The folder of tables and plots.")] = Path("runs/analysis"),
     conditional: Annotated[bool, typer.Option(help="References share the class, or not.")] = True,
     times: Annotated[str | None, typer.Option(help="Noise levels t: 0.1,1,10.")] = None,
@@ -113,6 +245,33 @@ def analyze(
     from sct.cli.analyze import run
 
     run(data, out, conditional, times, queries, batch, seed)
+
+
+ema = typer.Typer(no_args_is_help=True, help="Averages of a run's weights.")
+app.add_typer(ema, name="ema")
+
+
+@ema.command()
+def reconstruct(
+    run: Annotated[Path, typer.Argument(help="A run's folder with snapshots of power-function averages.")],
+    std: Annotated[float, typer.Option(help="The wanted average's relative length, 0 to 0.289.")],
+    out: Annotated[Path, typer.Option(help="The model folder to write.")],
+    at: Annotated[int | None, typer.Option(help="At so many images; default: the latest snapshot.")] = None,
+) -> None:
+    """Make an average of any length from a run's snapshots (EDM2's post-hoc EMA)."""
+    from sct.cli.ema import reconstruct as run_
+
+    run_(run, std, at, out)
+
+
+@app.command()
+def doctor(
+    as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
+) -> None:
+    """What this machine has for the program, and which feature lacks what."""
+    from sct.cli.doctor import run
+
+    raise typer.Exit(run(as_json))
 
 
 @app.command()

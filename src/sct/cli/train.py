@@ -7,11 +7,15 @@ from sct.errors import UserError
 from sct.generate import draw_sheet
 from sct.plan import make_plan
 from sct.recipe import read_recipe, to_yaml
+from sct.train.processes import Processes
 from sct.train.run import Interrupted, RunFolder
 
 
 def train(recipe_name: str, overrides: list[str], out: Path | None, resume: bool, device: str) -> None:
-    """Run a recipe in a folder. Raises SystemExit(130) after a signal, when the state is saved."""
+    """Run a recipe in a folder, on this process or on all that a launcher started.
+
+    Raises SystemExit after a signal, when the state is saved: 130 for Ctrl-C, 143 for SIGTERM.
+    """
     given = Path(recipe_name)
     if given.is_dir():
         if not resume:
@@ -21,19 +25,21 @@ def train(recipe_name: str, overrides: list[str], out: Path | None, resume: bool
         out, recipe_name = out or given, str(given / "recipe.yaml")
     recipe = read_recipe(recipe_name, overrides)
     folder = out or Path("runs") / Path(recipe_name).stem
-    plan = make_plan(recipe, pick_device(device))
-    run = RunFolder(folder, to_yaml(recipe), resume=resume, draw=draw_sheet)
-    trainer = plan.trainer(pick_device(device))
+    processes = Processes.start(pick_device(device))
+    plan = make_plan(recipe, processes.device)
+    run = RunFolder(folder, to_yaml(recipe), resume=resume, draw=draw_sheet, main=processes.main)
+    trainer = plan.trainer(processes=processes)
     if resume:
         run.resume(trainer)
     else:
         for note in plan.notes:
             run.say(note)
     parameters = sum(p.numel() for p in plan.model.parameters())
-    with Screen() as screen:
+    on = f"{processes.count} × {trainer.device.type}" if processes.count > 1 else str(trainer.device)
+    with Screen(quiet=not processes.main) as screen:
         for note in plan.notes:
             screen.say(note)
-        screen.say(f"{folder}: {recipe.objective}, {parameters:,} parameters, on {trainer.device}")
+        screen.say(f"{folder}: {recipe.objective}, {parameters:,} parameters, on {on}")
         try:
             with screen.bar("training", trainer.options.images, trainer.images) as bar:
                 for report in run.steps(trainer):
@@ -41,7 +47,8 @@ def train(recipe_name: str, overrides: list[str], out: Path | None, resume: bool
                     if report.nonfinite_total:
                         note += f", {report.nonfinite_total} non-finite"
                     bar.advance(trainer.options.batch, note)
-        except Interrupted:
+        except Interrupted as stopped:
             screen.say(f"stopped and saved; continue with: sct train {folder} --resume")
-            raise SystemExit(130) from None
+            raise SystemExit(stopped.status) from None
         screen.say(f"done: {folder / 'model'}")
+    processes.close()

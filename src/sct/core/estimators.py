@@ -42,6 +42,11 @@ class NoiseEstimator(Protocol):
         del batch, times, generator
         return self
 
+    def rows(self, part: slice) -> "NoiseEstimator":
+        """The bound estimator for these rows of its batch: a process's share, or a micro-batch."""
+        del part
+        return self
+
 
 @dataclass(frozen=True)
 class OneSample(NoiseEstimator):
@@ -110,7 +115,10 @@ class ScoreIdentity(NoiseEstimator):
             raise ValueError("random references are drawn by class: size goes with no bandwidth or nearest")
 
     def bind(self, batch: Batch, times: Times, generator: Generator | None) -> NoiseEstimator:
-        if self.size is None or self.reference is None:
+        if self.reference is None:
+            # Rows of the batch then still have the whole of it as references.
+            return replace(self, reference=self._mini_batch(batch)[0])
+        if self.size is None:
             return self
         if self.size == 1 and not self.mirrored:
             return OneSample()
@@ -172,6 +180,14 @@ class _Subset(NoiseEstimator):
     identity: ScoreIdentity
     prior: LogPrior
 
+    def rows(self, part: slice) -> NoiseEstimator:
+        first_query = part.start
+
+        def log_prior(queries: Tensor, first: int, last: int) -> Tensor:
+            return self.prior(queries + first_query, first, last)
+
+        return _Subset(self.identity, log_prior)
+
     def clean(self, x_t: Tensor, t: Tensor, batch: Batch) -> Tensor:
         return self.identity.begin(x_t, t, batch, self.prior)()
 
@@ -209,6 +225,9 @@ class _Blended(NoiseEstimator):
     rho: Tensor
 
     local: ClassVar[bool] = True
+
+    def rows(self, part: slice) -> NoiseEstimator:
+        return _Blended(self.estimator.rows(part), self.rho[part])
 
     def clean(self, x_t: Tensor, t: Tensor, batch: Batch) -> Tensor:
         return self.begin(x_t, t, batch)()

@@ -11,7 +11,7 @@ from typing import Protocol
 import torch
 from torch import Generator, Tensor
 
-from sct.core.estimators import NoiseEstimator
+from sct.core.estimators import NoiseEstimator, OneSample
 from sct.core.noise import NoiseSchedule, Rescheduled
 from sct.core.rng import shared_dropout
 from sct.core.solve import Method, begin_solve
@@ -109,16 +109,51 @@ class Uniform:
         return torch.ones_like(times.t)
 
 
+@dataclass(frozen=True)
+class Draws:
+    """All that is random in a training step: for the whole batch, or for some rows of it.
+
+    Drawn for the whole batch wherever a part of it is computed, so that neither the number of processes nor
+    the size of their micro-batches changes what a step computes.
+
+    Attributes:
+        batch, times, noise: the images [B, C, H, W], t, r, s [B] and ε [B, C, H, W].
+        estimator: with its own random choices made for this step (diffusion asks none).
+        bootstraps: whether any transition of the whole batch ends above its phase's edge, r > s.
+    """
+
+    batch: Batch
+    times: Times
+    noise: Tensor
+    estimator: NoiseEstimator = OneSample()
+    bootstraps: bool = False
+
+    def rows(self, part: slice) -> "Draws":
+        """These rows of the batch."""
+        return Draws(
+            self.batch.rows(part),
+            self.times.rows(part),
+            self.noise[part],
+            self.estimator.rows(part),
+            self.bootstraps,
+        )
+
+
 class Objective(Protocol):
-    """Per-sample loss [B] of a model on a batch at a point of training."""
+    """Per-sample loss [B] of a model on a batch at a point of training: first the draws, then the losses."""
+
+    def draw(self, batch: Batch, progress: Progress, generator: Generator) -> Draws: ...
+
+    def losses(self, model: Denoiser, target: Denoiser, draws: Draws) -> Tensor: ...
 
     def __call__(
         self, model: Denoiser, target: Denoiser, batch: Batch, progress: Progress, generator: Generator
-    ) -> Tensor: ...
+    ) -> Tensor:
+        return self.losses(model, target, self.draw(batch, progress, generator))
 
 
 @dataclass(frozen=True)
-class Denoising:
+class Denoising(Objective):
     """Diffusion pretraining: L = λ(t)·mean over elements of (D(x_t, t) − x_0)²  (EDM, 2206.00364, eq. 2, 8).
 
     With a learned `log_variance` u(t) [B] → [B] the loss is L/e^u + u (EDM2, 2312.02696, eq. 21): least at
@@ -130,14 +165,17 @@ class Denoising:
     weight: Weight = SNRPlus()
     log_variance: Callable[[Tensor], Tensor] | None = None
 
-    def __call__(
-        self, model: Denoiser, target: Denoiser, batch: Batch, progress: Progress, generator: Generator
-    ) -> Tensor:
-        del target, progress
+    def draw(self, batch: Batch, progress: Progress, generator: Generator) -> Draws:
+        del progress
         t = self.schedule.time_at(self.law.sample(len(batch), generator)).to(batch.x_0.device)
-        noise = gaussian_like(batch.x_0, generator)
-        error = model(self.schedule.diffuse(batch.x_0, noise, t), t, batch.condition) - batch.x_0
-        weight = self.weight(Times(t, torch.zeros_like(t), torch.zeros_like(t)), self.schedule)
+        zero = torch.zeros_like(t)
+        return Draws(batch, Times(t, zero, zero), gaussian_like(batch.x_0, generator))
+
+    def losses(self, model: Denoiser, target: Denoiser, draws: Draws) -> Tensor:
+        del target
+        x_0, t = draws.batch.x_0, draws.times.t
+        error = model(self.schedule.diffuse(x_0, draws.noise, t), t, draws.batch.condition) - x_0
+        weight = self.weight(draws.times, self.schedule)
         wide = torch.promote_types(error.dtype, torch.float32)
         loss = weight * error.to(wide).flatten(1).square().mean(1)
         if self.log_variance is None:
@@ -147,7 +185,7 @@ class Denoising:
 
 
 @dataclass(frozen=True)
-class Consistency:
+class Consistency(Objective):
     """Consistency learning: w(t, r)·d( f_θ(x_t, t → s), f_θ⁻(x_r, r → s) )  (METHOD §1, §3, §4).
 
     Draw (t, r, s); x_t = α_t x_0 + σ_t ε; x_r by the solver with the estimator's x̂_0 (the reward);
@@ -163,12 +201,10 @@ class Consistency:
     steps: int = 1
     method: Method = "euler"
 
-    def __call__(
-        self, model: Denoiser, target: Denoiser, batch: Batch, progress: Progress, generator: Generator
-    ) -> Tensor:
+    def draw(self, batch: Batch, progress: Progress, generator: Generator) -> Draws:
         times = self.pairs.sample(len(batch), progress, generator)
         times = Times(*(u.to(batch.x_0.device) for u in (times.t, times.r, times.s)))
-        return self.at(model, target, batch, times, gaussian_like(batch.x_0, generator), generator)
+        return self._settled(batch, times, gaussian_like(batch.x_0, generator), generator)
 
     def at(
         self,
@@ -183,18 +219,25 @@ class Consistency:
 
         Raises ValueError unless t > r ≥ s ≥ 0 and images and noise are finite.
         """
-        t, r, s = times.t, times.r, times.s
-        x_t = self.schedule.diffuse(batch.x_0, noise, t)
-        bootstrap = r > s
-        any_bootstrap = _checked(x_t, times, bootstrap)
+        return self.losses(model, target, self._settled(batch, times, noise, generator))
+
+    def _settled(self, batch: Batch, times: Times, noise: Tensor, generator: Generator | None) -> Draws:
+        bootstraps = _checked(batch, times, noise)
         with torch.no_grad():
-            estimator = self.estimator.bind(batch, times, generator)
-            reward = begin_solve(self.schedule, estimator, x_t, t, r, batch, self.steps, self.method)
+            return Draws(batch, times, noise, self.estimator.bind(batch, times, generator), bootstraps)
+
+    def losses(self, model: Denoiser, target: Denoiser, draws: Draws) -> Tensor:
+        batch, times = draws.batch, draws.times
+        t, r, s = times.t, times.r, times.s
+        x_t = self.schedule.diffuse(batch.x_0, draws.noise, t)
+        with torch.no_grad():
+            reward = begin_solve(self.schedule, draws.estimator, x_t, t, r, batch, self.steps, self.method)
         with shared_dropout(x_t.device) as mask:
             f_t = self.jump(model, x_t, t, s, batch.condition)
             with torch.no_grad():
                 f_r = x_r = reward()
-            if any_bootstrap:
+            if draws.bootstraps:
+                bootstrap = r > s
                 with torch.no_grad(), mask.again():
                     inside = torch.where(bootstrap, r, t)
                     f_r = self.jump(target, x_r, inside, s, batch.condition)
@@ -207,11 +250,12 @@ class Consistency:
         return self.schedule.step(x_t, model(x_t, t, condition), t, s)
 
 
-def _checked(x_t: Tensor, times: Times, bootstrap: Tensor) -> bool:
+def _checked(batch: Batch, times: Times, noise: Tensor) -> bool:
     """Whether any sample bootstraps. Raises ValueError for impossible times or images; one device sync."""
     t, r, s = times.t, times.r, times.s
     ordered = ((t > r) & (r >= s) & (s >= 0) & torch.isfinite(t)).all()
-    finite, in_order, some = torch.stack([torch.isfinite(x_t).all(), ordered, bootstrap.any()]).tolist()
+    whole = torch.isfinite(batch.x_0).all() & torch.isfinite(noise).all()
+    finite, in_order, some = torch.stack([whole, ordered, (r > s).any()]).tolist()
     if not in_order:
         raise ValueError("a transition needs finite times t > r >= s >= 0")
     if not finite:
@@ -220,17 +264,18 @@ def _checked(x_t: Tensor, times: Times, bootstrap: Tensor) -> bool:
 
 
 @dataclass(frozen=True)
-class Adapted:
-    """An objective under another process than its networks': they go through `Rescheduled`. An Objective."""
+class Adapted(Objective):
+    """An objective under another process than its networks': they go through `Rescheduled`."""
 
     objective: Objective
     schedule: NoiseSchedule
 
-    def __call__(
-        self, model: Denoiser, target: Denoiser, batch: Batch, progress: Progress, generator: Generator
-    ) -> Tensor:
+    def draw(self, batch: Batch, progress: Progress, generator: Generator) -> Draws:
+        return self.objective.draw(batch, progress, generator)
+
+    def losses(self, model: Denoiser, target: Denoiser, draws: Draws) -> Tensor:
         student, teacher = Rescheduled(model, self.schedule), Rescheduled(target, self.schedule)
-        return self.objective(student, teacher, batch, progress, generator)
+        return self.objective.losses(student, teacher, draws)
 
 
 def gaussian_like(x: Tensor, generator: Generator) -> Tensor:

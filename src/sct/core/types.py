@@ -26,6 +26,12 @@ class Batch:
     def __len__(self) -> int:
         return self.x_0.shape[0]
 
+    def rows(self, part: slice) -> "Batch":
+        """These rows of the batch."""
+        condition = None if self.condition is None else self.condition[part]
+        index = None if self.index is None else self.index[part]
+        return Batch(self.x_0[part], condition, index)
+
 
 @dataclass(frozen=True)
 class Times:
@@ -34,6 +40,10 @@ class Times:
     t: Tensor
     r: Tensor
     s: Tensor
+
+    def rows(self, part: slice) -> "Times":
+        """These rows of the batch."""
+        return Times(self.t[part], self.r[part], self.s[part])
 
 
 class Denoiser(Protocol):

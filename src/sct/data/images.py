@@ -1,13 +1,21 @@
-"""A set of images in memory, grouped by class, and the embedded one: scikit-learn's digits."""
+"""Sets of images, grouped by class: prepared ones, memory-mapped, and scikit-learn's digits."""
 
+import tempfile
 from dataclasses import dataclass
 from functools import lru_cache
+from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from sct.core.posterior import Reference, dequantise
 from sct.core.types import Batch
+from sct.data.prepared import is_prepared, open_part, read_meta
+from sct.data.sources.base import shown
+from sct.data.sources.detect import SourceOptions, open_source
+from sct.data.survey import Wanted, survey
+from sct.data.transform import BadImage
 from sct.errors import UserError
 
 
@@ -54,10 +62,20 @@ class ImageSet:
 
 @dataclass(frozen=True)
 class DataSplit:
-    """Images to train on, and images of the same kind that training never sees."""
+    """Images to train on, and images of the same kind that training never sees, where there are such."""
 
     train: ImageSet
-    held_out: ImageSet
+    held_out: ImageSet | None
+
+    def need_held_out(self, what: str) -> ImageSet:
+        """The held-out images. Raises UserError, naming `what` needs them, where there are none."""
+        if self.held_out is None:
+            raise UserError(
+                f"has no held-out images, which {what} needs",
+                self.train.name,
+                "prepare the set with --held-out 0.1",
+            )
+        return self.held_out
 
 
 HELD_OUT_DIGITS = 297
@@ -89,7 +107,53 @@ SETS = {"digits": digits}
 
 
 def load_data(name: str) -> DataSplit:
-    """The data set of that name. Raises UserError for an unknown one."""
-    if name not in SETS:
-        raise UserError(f"unknown data set {name!r}", "data", f"known are: {', '.join(sorted(SETS))}")
-    return SETS[name]()
+    """The embedded set of that name, or a prepared folder: its images stay on the disk, mapped.
+
+    Raises UserError for an unknown name, for data that are not prepared, and for a damaged folder.
+    """
+    if name in SETS:
+        return SETS[name]()
+    path = Path(name)
+    if is_prepared(path):
+        return open_prepared(path)
+    if path.exists():
+        raise UserError("is not a prepared set", name, f"sct data prepare {name} DEST makes one")
+    known = ", ".join(sorted(SETS))
+    raise UserError(
+        f"unknown data set {name!r}", "data", f"give a folder made by sct data prepare; built in: {known}"
+    )
+
+
+def open_prepared(path: Path) -> DataSplit:
+    """The two sides of a prepared folder; see `prepared` for what is checked."""
+    meta = read_meta(path)
+    sides: dict[str, ImageSet] = {}
+    for side in meta.parts:
+        images, labels = open_part(path, meta, side)
+        name = path.name if side == "train" else f"{path.name} {side}"
+        sides[side] = ImageSet(name, torch.from_numpy(images), torch.from_numpy(labels), meta.class_names)
+    return DataSplit(sides["train"], sides.get("held-out"))
+
+
+def read_unprepared(path: Path) -> ImageSet:
+    """A small source as it is, read into memory: for a look at it. All its images, held-out ones too.
+
+    Raises UserError for an image that is bad or of another size than the others.
+    """
+    with tempfile.TemporaryDirectory() as work:
+        source = open_source(path, SourceOptions(), Path(work))
+        transform, shape = survey(source, Wanted())
+        pixels = np.empty((len(source), *shape), np.uint8)
+        read = source.reader()
+        for first, last in source.pieces():
+            for item, raw in enumerate(read(source.task(first, last)), first):
+                try:
+                    pixels[item] = transform.to_shape(raw, shape)
+                except BadImage as error:
+                    raise UserError(f"{source.name(item)} {error}", str(path)) from error
+    if source.skipped:
+        name, reason = source.skipped[0]
+        raise UserError(f"{shown(name)} {reason}", str(path))
+    return ImageSet.of(
+        path.stem, torch.from_numpy(pixels), torch.from_numpy(source.labels), source.class_names
+    )

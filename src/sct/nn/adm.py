@@ -69,10 +69,11 @@ class ADMUNet(UNet):
         embedding = self.embed(c_noise, one_hot, augment_labels)
         skips = []
         for module in self.enc.values():
-            x = module(x, embedding) if isinstance(module, ResidualBlock) else module(x)
+            x = self.run(module, x, embedding) if isinstance(module, ResidualBlock) else module(x)
             skips.append(x)
         for name, module in self.dec.items():
-            x = module(torch.cat([x, skips.pop()], dim=1) if "block" in name else x, embedding)
+            joined = torch.cat([x, skips.pop()], dim=1) if "block" in name else x
+            x = self.run(module, joined, embedding)
         return self.out_conv(silu(self.out_norm(x)))
 
     def embed(self, c_noise: Tensor, one_hot: Tensor | None, augment_labels: Tensor | None) -> Tensor:

@@ -2,10 +2,12 @@
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor, nn
 from torch.nn.functional import silu
 
 from sct.nn.layers import Conv2d, GroupNorm, Init, Linear, Resample, Resampler, attend, split_heads
+from sct.nn.lean import Dropout, recomputed
 from sct.nn.unet import Place
 
 
@@ -62,7 +64,7 @@ class ResidualBlock(nn.Module):
         self.conv0 = Conv2d(in_channels, out_channels, 3, style.init, resample, style.taps)
         self.affine = Linear(style.embedding, out_channels * (1 + style.adaptive_scale), style.init)
         self.norm1 = GroupNorm(out_channels, style.eps)
-        self.dropout = nn.Dropout(style.dropout)
+        self.dropout = Dropout(style.dropout)
         self.conv1 = Conv2d(out_channels, out_channels, 3, style.init_zero)
         widens = out_channels != in_channels
         self.skip: nn.Module | None = None
@@ -80,17 +82,34 @@ class ResidualBlock(nn.Module):
         return cls(place.in_channels, place.out_channels, style, place.resample, place.attention)
 
     def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
-        h = self.conv0(silu(self.norm0(x)))
+        h = self.conv0(activated(self.norm0, x, self.conv0.given_dtype), x.dtype)
         modulation = self.affine(embedding).to(h.dtype)[:, :, None, None]
         if self.adaptive_scale:
-            scale, shift = modulation.chunk(2, dim=1)
-            h = silu(shift.addcmul(self.norm1(h), scale + 1))
+            h = activated(self.norm1, h, self.conv1.given_dtype, *modulation.chunk(2, dim=1))
         else:
-            h = silu(self.norm1(h + modulation))
-        h = self.conv1(self.dropout(h))
+            h = activated(self.norm1, h + modulation, self.conv1.given_dtype)
+        h = self.conv1(self.dropout(h), x.dtype)
         x = (h + (x if self.skip is None else self.skip(x))) * self.skip_scale
         if self.heads:
             q, k, v = split_heads(self.qkv(self.norm2(x)), self.heads)
             attended = attend(q, k, v, x, self.qkv.product_dtype)
             x = (self.proj(attended) + x) * self.skip_scale
         return x
+
+
+def activated(
+    norm: nn.Module,
+    x: Tensor,
+    dtype: torch.dtype | None,
+    scale: Tensor | None = None,
+    shift: Tensor | None = None,
+) -> Tensor:
+    """silu(norm(x)), or silu(norm(x)·(1 + scale) + shift), in `dtype` (None: x's); keeps only its inputs."""
+
+    def compute(x: Tensor, *modulation: Tensor) -> Tensor:
+        h = norm(x)
+        if modulation:
+            h = modulation[1].addcmul(h, modulation[0] + 1)
+        return silu(h).to(dtype or x.dtype)
+
+    return recomputed(compute, x) if scale is None or shift is None else recomputed(compute, x, scale, shift)

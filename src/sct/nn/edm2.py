@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from sct.nn.layers import BOX, attend, downsample, filter_2d, split_heads, upsample
+from sct.nn.lean import Dropout, clipped, recomputed
 from sct.nn.magnitude import MPConv, MPFourier, mp_cat, mp_silu, mp_sum, normalize
 from sct.nn.precond import EDMPrecond, Precision
 from sct.nn.unet import Place, UNet, decoder_places, encoder_places, recorded
@@ -44,7 +45,7 @@ class Block(nn.Module):
         self.conv_res0 = MPConv(inner, out_channels, (3, 3))
         self.emb_linear = MPConv(options.embedding, out_channels)
         drops = options.dropout_res is None or place.level.resolution <= options.dropout_res
-        self.dropout = nn.Dropout(options.dropout) if drops else nn.Identity()
+        self.dropout = Dropout(options.dropout) if drops else nn.Identity()
         self.conv_res1 = MPConv(out_channels, out_channels, (3, 3))
         widens = in_channels != out_channels
         self.conv_skip = MPConv(in_channels, out_channels, (1, 1)) if widens else nn.Identity()
@@ -58,7 +59,8 @@ class Block(nn.Module):
             x = normalize(self.conv_skip(x), dims=(1,))
         y = self.conv_res0(mp_silu(x))
         modulation = (self.emb_linear(embedding, gain=self.emb_gain) + 1).to(y.dtype)
-        y = self.conv_res1(self.dropout(mp_silu(y * modulation[:, :, None, None])))
+        y = recomputed(lambda y, m: mp_silu(y * m), y, modulation[:, :, None, None])
+        y = self.conv_res1(self.dropout(y))
         if self.flavor == "dec":
             x = self.conv_skip(x)
         x = mp_sum(x, y, self.options.res_balance)
@@ -66,7 +68,7 @@ class Block(nn.Module):
             q, k, v = (normalize(part, dims=(3,)) for part in split_heads(self.attn_qkv(x), self.heads))
             attended = attend(q, k, v, x, self.attn_qkv.product_dtype)
             x = mp_sum(x, self.attn_proj(attended), self.options.attn_balance)
-        return x.clamp(-self.options.clip_act, self.options.clip_act)
+        return clipped(x, self.options.clip_act)
 
     def _resampled(self, x: Tensor) -> Tensor:
         if self.resample == "keep":
@@ -151,12 +153,12 @@ class EDM2UNet(UNet):
         x = torch.cat([x, torch.ones_like(x[:, :1])], dim=1)
         skips = []
         for module in self.enc.values():
-            x = module(x, embedding) if isinstance(module, Block) else module(x)
+            x = self.run(module, x, embedding) if isinstance(module, Block) else module(x)
             skips.append(x)
         for name, module in self.dec.items():
             if "block" in name:
                 x = mp_cat(x, skips.pop(), self.concat_balance)
-            x = module(x, embedding)
+            x = self.run(module, x, embedding)
         return self.out_conv(x, gain=self.out_gain)
 
     def embed(self, c_noise: Tensor, one_hot: Tensor | None) -> Tensor:

@@ -67,10 +67,13 @@ class Product(nn.Module):
     product_dtype: torch.dtype | None = None
     """None: the input's. Set by `Preconditioned.precision`."""
 
-    def convolve(self, x: Tensor, weight: Tensor, bias: Tensor | None, padding: int) -> Tensor:
+    def convolve(
+        self, x: Tensor, weight: Tensor, bias: Tensor | None, padding: int, out: torch.dtype | None = None
+    ) -> Tensor:
+        """The convolution in dtype `out` (None: x's)."""
         dtype = self.product_dtype or x.dtype
         bias = None if bias is None else bias.to(dtype)
-        return conv2d(x.to(dtype), weight.to(dtype), bias, padding=padding).to(x.dtype)
+        return conv2d(x.to(dtype), weight.to(dtype), bias, padding=padding).to(out or x.dtype)
 
 
 class Linear(nn.Module):
@@ -116,7 +119,7 @@ class Resampler(Product):
 class Conv2d(Resampler):
     """k × k convolution with "same" padding, after a resampling by 2 (or before it: "down-after").
 
-    x [B, C_in, H, W] → [B, C_out, H', W'] in x's dtype.
+    x [B, C_in, H, W] → [B, C_out, H', W'] in dtype `out` (None: x's).
     """
 
     def __init__(
@@ -134,12 +137,17 @@ class Conv2d(Resampler):
         self.weight = init.draw((out_channels, in_channels, kernel, kernel), *fans, init.weight)
         self.bias = init.draw((out_channels,), *fans, init.bias)
 
-    def forward(self, x: Tensor) -> Tensor:
+    @property
+    def given_dtype(self) -> torch.dtype | None:
+        """What its input may be rounded to beforehand: the products' dtype, where nothing lies between."""
+        return self.product_dtype if self.resample == "keep" else None
+
+    def forward(self, x: Tensor, out: torch.dtype | None = None) -> Tensor:
         if self.resample != "down-after":
-            return self.convolve(super().forward(x), self.weight, self.bias, self.padding)
+            return self.convolve(super().forward(x), self.weight, self.bias, self.padding, out)
         # The border is padded once, for both, before the convolution; the bias comes last.
         padding = self.padding + (self.resample_filter.shape[-1] - 1) // 2
-        x = self.convolve(x, self.weight, None, padding)
+        x = self.convolve(x, self.weight, None, padding, out)
         return depthwise(x, self.resample_filter, 0) + self.bias.to(x.dtype)[:, None, None]
 
 

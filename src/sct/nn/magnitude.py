@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.nn.functional import linear, silu
 
 from sct.nn.layers import Product, normal, uniform
+from sct.nn.lean import recomputed
 
 EPS = 1e-4
 
@@ -61,11 +62,18 @@ class MPConv(Product):
         if self.training and torch.is_grad_enabled():
             with torch.no_grad():
                 self.weight.copy_(normalize(self.weight.to(_at_least_fp32(self.weight))))
-        weight = normalize(self.weight.to(_at_least_fp32(self.weight)))
-        weight = weight * (gain / math.sqrt(weight[0].numel()))
-        if weight.ndim == 2:
-            return linear(x, weight.to(x.dtype))
+        if self.weight.ndim == 2:
+            return linear(x, recomputed(self._effective, self.weight, gain, x.dtype))
+        dtype = self.product_dtype or x.dtype
+        weight = recomputed(self._effective, self.weight, gain, dtype)
         return self.convolve(x, weight, None, padding=weight.shape[-1] // 2)
+
+    def _effective(self, weight: Tensor, gain: float | Tensor, dtype: torch.dtype) -> Tensor:
+        """gain/√fan · normalize(weight) in `dtype`, by one factor a row: one pass through memory."""
+        weight = weight.to(_at_least_fp32(weight))
+        root = math.sqrt(weight[0].numel())
+        norm = torch.linalg.vector_norm(weight, dim=tuple(range(1, weight.ndim)), keepdim=True)
+        return (weight * (gain / (root * EPS + norm))).to(dtype)
 
 
 class MPFourier(nn.Module):

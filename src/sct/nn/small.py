@@ -1,9 +1,16 @@
-"""The demo's network: a residual MLP over the pixels, for images so small that convolutions do not pay."""
+"""Networks that train on a CPU: a residual MLP for the demo's 8×8 digits, a U-Net over patches for 32×32."""
 
 import math
+from itertools import pairwise
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import pixel_shuffle, pixel_unshuffle, silu
+
+from sct.nn.blocks import BlockStyle, ResidualBlock
+from sct.nn.layers import Conv2d, GroupNorm, Init
+from sct.nn.unet import recorded
 
 
 class SinusoidalEmbedding(nn.Module):
@@ -25,6 +32,34 @@ class SinusoidalEmbedding(nn.Module):
         return torch.cat([angle.cos(), angle.sin()], dim=1)
 
 
+class Embedded(nn.Module):
+    """What both networks are to `Preconditioned`, and their embedding of the noise level and the class."""
+
+    def __init__(
+        self,
+        image_shape: tuple[int, int, int] | list[int],
+        num_classes: int,
+        embedding: int,
+        options: dict[str, object],
+    ) -> None:
+        super().__init__()
+        channels, height, width = image_shape
+        self.image_shape = (channels, height, width)
+        self.num_classes = num_classes
+        self.options = options
+        self.map_noise = SinusoidalEmbedding(32)
+        self.map_label = nn.Linear(num_classes, embedding, bias=False) if num_classes else None
+        self.map_hidden = nn.Linear(32, embedding)
+        self.map_out = nn.Linear(embedding, embedding)
+
+    def embed(self, c_noise: Tensor, one_hot: Tensor | None) -> Tensor:
+        """silu(W₁·silu(W₀·sinusoids(c_noise) + W_label·one_hot)): [B], [B, num_classes] → [B, embedding]."""
+        embedding = self.map_hidden(self.map_noise(c_noise))
+        if self.map_label is not None and one_hot is not None:
+            embedding = embedding + self.map_label(one_hot)
+        return silu(self.map_out(silu(embedding)))
+
+
 class ModulatedBlock(nn.Module):
     """x + W₂·dropout(silu(W₁·(LN(x)·(1 + scale) + shift))), scale and shift linear in the embedding."""
 
@@ -42,10 +77,10 @@ class ModulatedBlock(nn.Module):
     def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
         scale, shift = self.modulation(embedding).chunk(2, dim=1)
         h = torch.addcmul(shift, self.norm(x), 1 + scale)
-        return x + self.outer(self.dropout(nn.functional.silu(self.inner(h))))
+        return x + self.outer(self.dropout(silu(self.inner(h))))
 
 
-class ResidualMLP(nn.Module):
+class ResidualMLP(Embedded):
     """Raw network F: (x [B, C, H, W], c_noise [B], one_hot [B, num_classes] or None) → [B, C, H, W].
 
     Args:
@@ -66,24 +101,8 @@ class ResidualMLP(nn.Module):
         embedding: int = 128,
         dropout: float = 0.0,
     ) -> None:
-        super().__init__()
-        channels, height, rows = image_shape
-        self.image_shape = (channels, height, rows)
-        self.num_classes = num_classes
-        self.options: dict[str, object] = {
-            "image_shape": list(self.image_shape),
-            "num_classes": num_classes,
-            "width": width,
-            "blocks": blocks,
-            "expansion": expansion,
-            "embedding": embedding,
-            "dropout": dropout,
-        }
+        super().__init__(image_shape, num_classes, embedding, recorded(locals()))
         pixels = math.prod(self.image_shape)
-        self.map_noise = SinusoidalEmbedding(32)
-        self.map_label = nn.Linear(num_classes, embedding, bias=False) if num_classes else None
-        self.map_hidden = nn.Linear(32, embedding)
-        self.map_out = nn.Linear(embedding, embedding)
         self.enter = nn.Linear(pixels, width)
         self.trunk = nn.ModuleList(
             ModulatedBlock(width, expansion, embedding, dropout) for _ in range(blocks)
@@ -96,11 +115,79 @@ class ResidualMLP(nn.Module):
         nn.init.zeros_(self.leave.bias)
 
     def forward(self, x: Tensor, c_noise: Tensor, one_hot: Tensor | None = None) -> Tensor:
-        embedding = self.map_hidden(self.map_noise(c_noise))
-        if self.map_label is not None and one_hot is not None:
-            embedding = embedding + self.map_label(one_hot)
-        embedding = nn.functional.silu(self.map_out(nn.functional.silu(embedding)))
+        embedding = self.embed(c_noise, one_hot)
         h = self.enter(x.flatten(1))
         for block in self.trunk:
             h = block(h, embedding)
         return self.leave(self.norm(h)).view_as(x)
+
+
+INIT, ZERO = Init("kaiming_uniform", weight=math.sqrt(1 / 3)), Init("kaiming_uniform", weight=0.0)
+"""Those of ADM (2105.05233): uniform in ±1/√fan_in; branches that are added begin with 0."""
+
+
+class PatchUNet(Embedded):
+    """Raw network F of a small U-Net whose pixels are patches: (x [B, C, H, W], c_noise [B], one_hot) → as x.
+
+    Space to depth turns patch × patch pixels into channels, so that all convolutions run on a grid of
+    H/patch: 32×32 images as 8×8 and 4×4, where a CPU computes them best. Levels are joined by addition.
+
+    Args:
+        image_shape: (C, H, W), both sides multiples of patch·2^(levels − 1).
+        num_classes: 0 for an unconditional network.
+        patch: side of a patch.
+        model_channels, channel_mult: a level is model_channels·mult wide.
+        num_blocks: residual blocks a level, going down and again going up; the coarsest level has them once.
+        embedding: size of the noise-level and class embedding.
+        dropout: probability, inside each block.
+    """
+
+    precisions: ClassVar[tuple[str, ...]] = ("fp32", "bf16", "fp16")
+
+    def __init__(
+        self,
+        image_shape: tuple[int, int, int] | list[int],
+        num_classes: int = 0,
+        patch: int = 4,
+        model_channels: int = 64,
+        channel_mult: tuple[int, ...] = (1, 2),
+        num_blocks: int = 2,
+        embedding: int = 128,
+        dropout: float = 0.0,
+    ) -> None:
+        super().__init__(image_shape, num_classes, embedding, recorded(locals()))
+        multiple = patch * 2 ** (len(channel_mult) - 1)
+        if any(side % multiple for side in self.image_shape[1:]):
+            raise ValueError(f"the images' sides {self.image_shape[1:]} must be multiples of {multiple}")
+        self.patch = patch
+        inner = self.image_shape[0] * patch**2
+        widths = [model_channels * mult for mult in channel_mult]
+        style = BlockStyle(embedding, dropout, INIT, ZERO, INIT)
+
+        def blocks(width: int) -> nn.ModuleList:
+            return nn.ModuleList(ResidualBlock(width, width, style) for _ in range(num_blocks))
+
+        self.enter = Conv2d(inner, widths[0], 3, INIT)
+        self.encoder = nn.ModuleList(blocks(width) for width in widths)
+        self.down = nn.ModuleList(Conv2d(fine, coarse, 1, INIT, "down") for fine, coarse in pairwise(widths))
+        self.up = nn.ModuleList(Conv2d(coarse, fine, 1, INIT, "up") for fine, coarse in pairwise(widths))
+        self.decoder = nn.ModuleList(blocks(width) for width in widths[:-1])
+        self.norm = GroupNorm(widths[0], 1e-5)
+        self.leave = Conv2d(widths[0], inner, 3, ZERO)
+        if self.map_label is not None:
+            nn.init.normal_(self.map_label.weight)
+
+    def forward(self, x: Tensor, c_noise: Tensor, one_hot: Tensor | None = None) -> Tensor:
+        embedding = self.embed(c_noise, one_hot)
+        h, skips = self.enter(pixel_unshuffle(x, self.patch)), list[Tensor]()
+        for level, blocks in enumerate(self.encoder):
+            if level:
+                skips.append(h)
+                h = self.down[level - 1](h)
+            for block in blocks:  # type: ignore[attr-defined]
+                h = block(h, embedding)
+        for up, blocks in zip(reversed(self.up), reversed(self.decoder), strict=True):
+            h = up(h) + skips.pop()
+            for block in blocks:  # type: ignore[attr-defined]
+                h = block(h, embedding)
+        return pixel_shuffle(self.leave(silu(self.norm(h))), self.patch)

@@ -119,7 +119,7 @@ class SongUNet(UNet):
             elif name.endswith("aux_residual"):
                 x = skips[-1] = image = (x + module(image)) / math.sqrt(2)
             else:
-                x = module(x, embedding) if isinstance(module, ResidualBlock) else module(x)
+                x = self.run(module, x, embedding) if isinstance(module, ResidualBlock) else module(x)
                 skips.append(x)
         return x, skips
 
@@ -135,7 +135,8 @@ class SongUNet(UNet):
             elif name.endswith("aux_conv"):
                 output = module(normed) if output is None else output + module(normed)
             else:
-                x = module(torch.cat([x, skips.pop()], dim=1) if "block" in name else x, embedding)
+                joined = torch.cat([x, skips.pop()], dim=1) if "block" in name else x
+                x = self.run(module, joined, embedding)
         assert output is not None
         return output
 

@@ -20,7 +20,7 @@ from sct.nn.adm import ADMUNet
 from sct.nn.baselines import IDDPMPrecond, VEPrecond, VPPrecond
 from sct.nn.edm2 import EDM2Precond, EDM2UNet
 from sct.nn.precond import CMPrecond, ECTPrecond, EDMPrecond, Preconditioned
-from sct.nn.small import ResidualMLP
+from sct.nn.small import PatchUNet, ResidualMLP
 from sct.nn.song import SongUNet
 
 FORMAT = 1
@@ -29,6 +29,7 @@ Network = nn.Module
 """A raw network, as `Preconditioned` describes it."""
 NETWORKS: dict[str, type[Network]] = {
     "mlp": ResidualMLP,
+    "patch-unet": PatchUNet,
     "song": SongUNet,
     "adm": ADMUNet,
     "edm2": EDM2UNet,

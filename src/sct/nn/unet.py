@@ -4,6 +4,7 @@ from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from sct.nn.layers import Resample
 
@@ -78,11 +79,15 @@ class UNet(nn.Module):
     under the names of official files.
 
     Raises ValueError for images that are not square, or not divisible by 2 at every level.
+
+    Attributes:
+        checkpointing: in training, blocks keep only their inputs and compute the rest again for the gradient.
     """
 
     precisions: ClassVar[tuple[str, ...]] = ("fp32", "bf16", "fp16")
     augment_dim: int = 0
     label_dropout: float = 0.0
+    checkpointing: bool = False
 
     def __init__(
         self,
@@ -107,6 +112,12 @@ class UNet(nn.Module):
             Level(f"{height >> i}x{height >> i}", height >> i, model_channels * mult)
             for i, mult in enumerate(channel_mult)
         ]
+
+    def run(self, block: nn.Module, x: Tensor, embedding: Tensor) -> Tensor:
+        """A block's pass; with `checkpointing`, its dropout masks are drawn again alike."""
+        if self.checkpointing and torch.is_grad_enabled():
+            return checkpoint(block, x, embedding, use_reentrant=False)
+        return block(x, embedding)
 
     def drop_labels(self, one_hot: Tensor) -> Tensor:
         """In training, a sample's class becomes "no class" with probability label_dropout."""

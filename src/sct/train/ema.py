@@ -3,13 +3,17 @@
 import copy
 import math
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import nn
 
 from sct.core.times import GrowingGrid
 from sct.core.types import Progress
+from sct.train.sharding import local
+
+SnapshotPrecision = Literal["fp32", "fp16"]
+"""fp16 halves the disk, as EDM2 does; its rounding, 2⁻¹¹ of each weight, comes back times Σ|X_i|."""
 
 
 class Average(Protocol):
@@ -119,7 +123,7 @@ class EMA:
 
     def __init__(self, model: nn.Module, average: Average | float) -> None:
         self.average = as_average(average)
-        self.model = copy.deepcopy(model).eval().requires_grad_(False)
+        self.model: Any = copy.deepcopy(model).eval().requires_grad_(False)
 
     def step(self, model: nn.Module, images: int, batch: int) -> None:
         """After the step of `batch` images before which `images` had been seen."""
@@ -128,7 +132,8 @@ class EMA:
     @torch.no_grad()
     def update(self, model: nn.Module, decay: float) -> None:
         """One step of the recursion with β = decay."""
-        torch._foreach_lerp_(list(self.model.parameters()), list(model.parameters()), 1 - decay)
+        own, other = ([local(p) for p in m.parameters()] for m in (self.model, model))
+        torch._foreach_lerp_(own, other, 1 - decay)
         for average, buffer in zip(self.model.buffers(), model.buffers(), strict=True):
             average.copy_(buffer)
 

@@ -12,9 +12,10 @@ from typing import Literal, Protocol
 import torch
 from torch import nn
 
+from sct.train.radam import RAdam
 
-FUSED = {"adam": ("cpu", "cuda"), "adamw": ("cpu", "cuda")}
-"""The devices on which torch updates all parameters in one kernel; RAdam has none, and goes list-wise."""
+FUSED = ("cpu", "cuda")
+"""The devices on which torch updates all parameters in one kernel; elsewhere it goes list-wise."""
 
 
 class RateSchedule(Protocol):
@@ -95,10 +96,10 @@ class Optimizer:
             raise ValueError(f"warmup_images must not be negative, got {self.warmup_images}")
 
     def build(self, model: nn.Module) -> torch.optim.Optimizer:
-        """The optimizer of the parameters that learn; one kernel a step where torch has it (`FUSED`)."""
-        cls = {"radam": torch.optim.RAdam, "adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[self.kind]
+        """The optimizer of the parameters that learn; one kernel a step on the devices of `FUSED`."""
+        cls = {"radam": RAdam, "adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[self.kind]
         parameters = [p for p in model.parameters() if p.requires_grad]
-        fused = self.kind in FUSED and all(p.device.type in FUSED[self.kind] for p in parameters)
+        fused = all(p.device.type in FUSED for p in parameters)
         return cls(
             parameters,
             lr=self.lr,

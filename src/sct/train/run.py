@@ -2,21 +2,26 @@
 
 recipe.yaml        the resolved recipe            metrics.jsonl   a line every log_images
 environment.json   versions, hardware, command    log.txt         what the run said
-checkpoints/       the newest two                 tensorboard/    the same scalars
+checkpoints/       the newest `keep`              tensorboard/    the same scalars
 snapshots/         averaged models at shares of training, for guidance
+ema/               snapshots of power-function averages, for averages of other lengths (posthoc)
+best/              the averaged model that measured best
 samples/           images from the same noise, as training goes on
 model/             the averaged model, when the run is done
+
+Of several processes the first alone writes. Whatever a step leaves behind is there before its checkpoint, so
+that a run continued from a checkpoint does again all that was not finished when it was killed.
 """
 
 import json
+import math
 import os
 import platform
-import signal
+import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import FrameType, TracebackType
 from typing import Any
 
 import torch
@@ -26,34 +31,15 @@ from sct.errors import UserError
 from sct.files import write_atomically
 from sct.nn import store
 from sct.nn.precond import Preconditioned
-from sct.train import checkpoint
-from sct.train.loop import StepReport, Trainer
+from sct.train import checkpoint, posthoc, trackers
+from sct.train.ema import PowerFunction
+from sct.train.loop import StepReport, Trainer, TrainingDiverged
+from sct.train.signals import Interrupted, StopSignal
+from sct.train.telemetry import Telemetry
 
-
-class Interrupted(Exception):
-    """The run was asked to stop; its state is saved."""
-
-
-class StopSignal:
-    """Turns the first SIGINT or SIGTERM into a wish to stop after the step; the second acts as usual."""
-
-    def __init__(self) -> None:
-        self.wanted = False
-
-    def __enter__(self) -> "StopSignal":
-        self._old = {s: signal.signal(s, self._handle) for s in (signal.SIGINT, signal.SIGTERM)}
-        return self
-
-    def _handle(self, number: int, frame: FrameType | None) -> None:
-        del frame
-        self.wanted = True
-        signal.signal(number, self._old[signal.Signals(number)])
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        for number, handler in self._old.items():
-            signal.signal(number, handler)
+__all__ = ["Interrupted", "RunFolder"]
+Measure = Callable[[Preconditioned], dict[str, float]]
+PREFIX = "evaluate/"
 
 
 class RunFolder:
@@ -66,10 +52,20 @@ class RunFolder:
         *,
         resume: bool,
         draw: Callable[[Preconditioned, Path], None] | None = None,
+        evaluate: Measure | None = None,
+        main: bool = True,
     ) -> None:
-        """`draw` puts samples of a model into a picture file; it is called with every checkpoint."""
-        self.path, self.draw = path, draw
+        """Raises UserError where a run is there already, or none to continue, or another.
+
+        Args:
+            draw: puts samples of a model into a picture file; called with every checkpoint.
+            evaluate: measures the averaged model every `evaluate_images`: names and numbers for the log. The
+                model for which the first of them is smallest is kept in best/.
+            main: False for all but the first of several processes, which only read.
+        """
+        self.path, self.draw, self.evaluate, self.main = path, draw, evaluate, main
         self.checkpoints = path / "checkpoints"
+        self.metrics = path / "metrics.jsonl"
         saved = path / "recipe.yaml"
         if resume:
             if not saved.is_file():
@@ -80,7 +76,7 @@ class RunFolder:
                     str(saved),
                     f"continue with `sct train {path} --resume`, or choose another --out",
                 )
-        else:
+        elif main:
             if saved.exists():
                 raise UserError(
                     "a run is there already",
@@ -88,89 +84,156 @@ class RunFolder:
                     "add --resume to continue it, or choose another --out",
                 )
             path.mkdir(parents=True, exist_ok=True)
-            write_atomically(saved, recipe_text)
             write_atomically(path / "environment.json", _environment())
+            write_atomically(saved, recipe_text)
 
     def resume(self, trainer: Trainer) -> None:
-        """Load the newest readable checkpoint, and forget what was logged after it.
+        """Load the newest sound checkpoint, and forget what was logged after it.
 
-        A run that was killed before its first checkpoint starts again from the beginning.
+        A run that was killed before its first checkpoint starts again from the beginning. The number of
+        processes may have changed.
         """
-        state, torn = checkpoint.load_newest(self.checkpoints, trainer.device)
+        if self.main:
+            self._sweep()
+        self._load(trainer)
+        self.say(f"continued at {trainer.images:,} images, on {trainer.processes.count} process(es)")
+
+    def _sweep(self) -> None:
+        """Remove what a killed process had not finished writing."""
+        for pattern in (".*.partial", ".*.old", ".step-*"):
+            for path in self.path.rglob(pattern):
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+    def _load(self, trainer: Trainer) -> bool:
+        """Put the trainer where the newest sound checkpoint was; False where there is none."""
+        state, damaged = checkpoint.load_newest(self.checkpoints)
+        for path in damaged:
+            self.say(f"warning: {path.name} is damaged and was passed over")
+        if not trainer.processes.agree(-1 if state is None else state["step"]):
+            raise UserError(
+                "the processes see different checkpoints",
+                str(self.checkpoints),
+                "use a folder that all share",
+            )
         if state is not None:
             trainer.load_state_dict(state)
-        for path in torn:
-            self.say(f"warning: {path.name} cannot be read and was passed over")
-        lines = self._metrics().read_text(encoding="utf-8").splitlines() if self._metrics().exists() else []
-        kept = [line for line in lines if _images_in(line) <= trainer.images]
-        write_atomically(self._metrics(), "".join(f"{line}\n" for line in kept))
-        self.say(f"continued at {trainer.images:,} images")
+        if self.main:
+            kept = [line for line in self._lines() if _images_in(line) <= trainer.images]
+            write_atomically(self.metrics, "".join(f"{line}\n" for line in kept))
+        trainer.processes.wait()
+        return state is not None
 
     def say(self, message: str) -> None:
         """A line for log.txt."""
-        with (self.path / "log.txt").open("a", encoding="utf-8") as file:
-            file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {message}\n")
+        if self.main:
+            with (self.path / "log.txt").open("a", encoding="utf-8") as file:
+                file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {message}\n")
 
     def log(self, record: dict[str, Any]) -> None:
         """A line for metrics.jsonl."""
-        with self._metrics().open("a", encoding="utf-8") as file:
-            file.write(json.dumps(record) + "\n")
-
-    def _metrics(self) -> Path:
-        return self.path / "metrics.jsonl"
+        if self.main:
+            with self.metrics.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(record) + "\n")
 
     def steps(self, trainer: Trainer) -> Iterator[StepReport]:
         """The trainer's steps, with logs, snapshots and checkpoints; the finished model at the end.
 
-        Raises Interrupted after a signal, when the state is saved.
+        Raises Interrupted after a signal, when the state is saved; TrainingDiverged when going back to a
+        checkpoint did not help, or there is none.
         """
-        # Imported here: it takes a second, and only training needs it.
-        from torch.utils.tensorboard import SummaryWriter
-
-        options = trainer.options
-        board = SummaryWriter(str(self.path / "tensorboard"), purge_step=trainer.images)
-        began, images_then = time.perf_counter(), trainer.images
-        try:
-            with StopSignal() as stop:
-                for report in trainer.steps():
-                    before = report.images - options.batch
-                    if _crosses(before, report.images, options.log_images):
-                        now = time.perf_counter()
-                        speed = (report.images - images_then) / (now - began)
-                        began, images_then = now, report.images
-                        self._log_step(report, speed, board)
-                    for share in options.snapshots:
-                        if before < share * options.images <= report.images:
-                            store.save(trainer.averaged, self.path / "snapshots" / f"{share:.0%}")
-                    if _crosses(before, report.images, options.checkpoint_images):
-                        self._save(trainer)
-                    yield report
-                    if stop.wanted and report.images < options.images:
-                        checkpoint.save(self.checkpoints, trainer.state_dict())
-                        self.say(f"stopped at {report.images:,} images")
-                        raise Interrupted
-        finally:
-            board.close()
+        trackers.check(trainer.options)
+        with (
+            trackers.opened(trainer.options, self.path, trainer.images, self.main) as boards,
+            StopSignal() as stop,
+        ):
+            while True:
+                try:
+                    yield from self._until_it_diverges(trainer, stop, Telemetry(trainer, self.log, boards))
+                    break
+                except TrainingDiverged as error:
+                    self._roll_back(trainer, error)
         self._save(trainer)
-        store.save(trainer.averaged, self.path / "model")
+        self._store(trainer, self.path / "model")
         self.say(f"done: {trainer.images:,} images, {trainer.nonfinite_total} non-finite steps")
 
-    def _save(self, trainer: Trainer) -> None:
-        checkpoint.save(self.checkpoints, trainer.state_dict())
-        if self.draw is not None:
-            self.draw(trainer.averaged, self.path / "samples" / f"{trainer.images:012d}.png")
+    def _until_it_diverges(
+        self, trainer: Trainer, stop: StopSignal, telemetry: Telemetry
+    ) -> Iterator[StepReport]:
+        options, due = trainer.options, False
+        for report in trainer.steps(stop.wanted):
+            before = report.images - options.batch
+            if _crosses(before, report.images, options.log_images):
+                telemetry.write(report)
+            for share in options.snapshots:
+                if before < share * options.images <= report.images:
+                    self._store(trainer, self.path / "snapshots" / f"{share:.0%}")
+            every = options.ema_snapshot_images
+            if every and (_crosses(before, report.images, every) or report.images >= options.images):
+                self._keep_averages(trainer)
+            if options.evaluate_images and _crosses(before, report.images, options.evaluate_images):
+                self._measure(trainer, telemetry)
+            due = due or _crosses(before, report.images, options.checkpoint_images)
+            if due and report.finite:  # in the middle of a divergence nothing is worth keeping
+                self._save(trainer)
+                due = False
+            yield report
+            if report.stopping and report.images < options.images:
+                self._checkpoint(trainer)
+                self.say(f"stopped at {report.images:,} images")
+                raise Interrupted(stop.number)
 
-    def _log_step(self, report: StepReport, speed: float, board: Any) -> None:
-        scalars = {
-            "loss": report.loss,
-            "learning_rate": report.learning_rate,
-            "gradient_norm": report.gradient_norm,
-            "nonfinite_total": report.nonfinite_total,
-            "images_per_second": speed,
-        }
-        self.log({"images": report.images, "step": report.step, **scalars})
-        for name, value in scalars.items():
-            board.add_scalar(f"train/{name}", value, report.images)
+    def _keep_averages(self, trainer: Trainer) -> None:
+        for kept in trainer.averages:
+            if isinstance(kept.average, PowerFunction):
+                model, precision = trainer.averaged_by(kept), trainer.options.ema_snapshot_precision
+                if self.main:
+                    posthoc.keep(self.path, kept.average, model, trainer.images, precision)
+        trainer.processes.wait()
+
+    def _roll_back(self, trainer: Trainer, error: TrainingDiverged) -> None:
+        """To the last good checkpoint, to go on from there with other noise."""
+        rollbacks, nonfinite = trainer.rollbacks + 1, trainer.nonfinite_total
+        if rollbacks > trainer.options.max_rollbacks:
+            raise TrainingDiverged(f"{error}, after {rollbacks - 1} returns to a checkpoint") from error
+        if not self._load(trainer):
+            raise TrainingDiverged(f"{error}, and there is no checkpoint to return to") from error
+        trainer.rollbacks, trainer.nonfinite_total = rollbacks, nonfinite
+        self.say(f"warning: {error}; went back to {trainer.images:,} images, to go on with other noise")
+
+    def _measure(self, trainer: Trainer, telemetry: Telemetry) -> None:
+        """Log what `evaluate` says of the averaged model, and keep the best."""
+        model = trainer.averaged
+        if self.main and self.evaluate is not None:
+            values = {PREFIX + name: float(value) for name, value in self.evaluate(model).items()}
+            first = next(iter(values))
+            earlier = [line[first] for line in map(json.loads, self._lines()) if first in line]
+            telemetry.record(trainer, values)
+            if values[first] < min(earlier, default=math.inf):
+                store.save(model, self.path / "best")
+        trainer.processes.wait()
+
+    def _lines(self) -> list[str]:
+        return self.metrics.read_text(encoding="utf-8").splitlines() if self.metrics.exists() else []
+
+    def _save(self, trainer: Trainer) -> None:
+        """A checkpoint, and before it a picture."""
+        if self.draw is not None:
+            model = trainer.averaged
+            if self.main:
+                self.draw(model, self.path / "samples" / f"{trainer.images:012d}.png")
+        self._checkpoint(trainer)
+
+    def _checkpoint(self, trainer: Trainer) -> None:
+        state = trainer.state_dict()
+        if self.main:
+            checkpoint.save(self.checkpoints, state, trainer.options.keep)
+        trainer.processes.wait()
+
+    def _store(self, trainer: Trainer, folder: Path) -> None:
+        model = trainer.averaged
+        if self.main:
+            store.save(model, folder)
+        trainer.processes.wait()
 
 
 def _crosses(before: int, after: int, every: int) -> bool:
@@ -193,6 +256,7 @@ def _environment() -> str:
         "processor": platform.machine(),
         "cpu_count": os.cpu_count(),
         "threads": torch.get_num_threads(),
+        "processes": int(os.environ.get("WORLD_SIZE", "1")),
         "devices": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
         "command": sys.argv,
     }

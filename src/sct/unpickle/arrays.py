@@ -7,7 +7,8 @@ import numpy as np
 from sct.unpickle.inert import Blob, Global
 from sct.unpickle.machine import Dialect, Machine
 from sct.unpickle.numeric import NUMPY, NUMPY_BUILD, NumpyArray, NumpyDtype, encode, from_buffer
-from sct.unpickle.opcodes import TEXT_OPCODES, plain_key
+from sct.unpickle.opcodes import plain_key
+from sct.unpickle.text_opcodes import TEXT_OPCODES
 
 MAX_DEPTH = 32
 MAX_KEY = 256

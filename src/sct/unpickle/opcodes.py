@@ -1,11 +1,10 @@
 """What each allowed opcode does to the `Machine`: the whole of what a pickle can make us do.
 
 Opcodes that are not in OPCODES are refused: those that import by other ways (INST, OBJ, EXT, NEWOBJ_EX),
-persistent ids but in torch archives, and whatever is to come. TEXT_OPCODES are the forms of Python 2 and of
-protocols 0 and 1, which only old data sets use.
+persistent ids but in torch archives, and whatever is to come. What only Python 2 and protocols 0 and 1 write
+is in `text_opcodes`.
 """
 
-import codecs
 import pickletools
 import struct
 from collections.abc import Callable
@@ -52,7 +51,9 @@ def _float(m: "Machine") -> None:
     m.push(struct.unpack_from(">d", m.data, start)[0])
 
 
-def _bytes(width: int) -> Step:
+def byte_string(width: int) -> Step:
+    """Bytes after a length of `width` bytes."""
+
     def step(m: "Machine") -> None:
         length = m.number(width)
         start = m.take(length)
@@ -88,16 +89,17 @@ def _get(width: int) -> Step:
 
 def _put(width: int) -> Step:
     def step(m: "Machine") -> None:
-        m.memo[m.number(width)] = _top(m)
+        m.memo[m.number(width)] = top(m)
 
     return step
 
 
 def _memoize(m: "Machine") -> None:
-    m.memo[len(m.memo)] = _top(m)
+    m.memo[len(m.memo)] = top(m)
 
 
-def _top(m: "Machine") -> Any:
+def top(m: "Machine") -> Any:
+    """The value on top, left there."""
     if not m.stack:
         raise m.refuse("a value is missing from the stack")
     return m.stack[-1]
@@ -128,7 +130,8 @@ def _tuple(size: int) -> Step:
     return step
 
 
-def _store(m: "Machine", pairs: list[Any]) -> None:
+def store(m: "Machine", pairs: list[Any]) -> None:
+    """Keys and values by turns, into the dictionary on top."""
     target = m.top(dict)
     if len(pairs) % 2:
         raise m.refuse("a key without a value")
@@ -145,7 +148,7 @@ def plain_key(m: "Machine", key: Any) -> str | int:
 
 def _set_item(m: "Machine") -> None:
     value = m.pop()
-    _store(m, [m.pop(), value])
+    store(m, [m.pop(), value])
 
 
 def _append(m: "Machine") -> None:
@@ -196,7 +199,7 @@ def _new_object(m: "Machine") -> None:
 
 def _build(m: "Machine") -> None:
     state = m.pop()
-    target = _top(m)
+    target = top(m)
     step = m.dialect.build.get(type(target))
     if step is None:
         raise m.refuse(f"a state for a {type(target).__name__}")
@@ -207,71 +210,6 @@ def _persistent(m: "Machine") -> None:
     if m.persistent is None:
         raise m.refuse("a persistent id")
     m.push(m.persistent(m.pop(), m.place))
-
-
-# --- the forms of Python 2, and of protocols 0 and 1 ---------------------------------------------------
-
-MAX_LINE = 1 << 28
-
-
-def _text_number(kind: Callable[[bytes], Any]) -> Step:
-    def step(m: "Machine") -> None:
-        line = m.line()
-        try:
-            m.push(kind(line))
-        except (ValueError, OverflowError):
-            raise m.refuse(f"{line[:40]!r} is not a number") from None
-
-    return step
-
-
-def _text_int(line: bytes) -> int:
-    if line in (b"00", b"01"):  # how protocols 0 and 1 write False and True
-        return line == b"01"
-    if len(line) > 20:
-        raise ValueError("longer than 64 bits")
-    return int(line.removesuffix(b"L"))
-
-
-def _quoted(m: "Machine") -> None:
-    line = m.line(MAX_LINE)
-    if len(line) < 2 or line[:1] != line[-1:] or line[:1] not in (b"'", b'"'):
-        raise m.refuse("a string without its quotes")
-    try:
-        m.push(codecs.escape_decode(line[1:-1])[0])
-    except ValueError:
-        raise m.refuse("a string with a broken escape") from None
-
-
-def _unicode_line(m: "Machine") -> None:
-    try:
-        m.push(str(m.line(MAX_LINE), "raw-unicode-escape"))
-    except UnicodeDecodeError:
-        raise m.refuse("text with a broken escape") from None
-
-
-def _text_index(m: "Machine") -> int:
-    line = m.line()
-    if not line.isdigit() or len(line) > 9:
-        raise m.refuse(f"{line[:40]!r} is not a place in the memo")
-    return int(line)
-
-
-def _get_text(m: "Machine") -> None:
-    index = _text_index(m)
-    if index not in m.memo:
-        raise m.refuse(f"memo {index} is not there")
-    m.push(m.memo[index])
-
-
-def _put_text(m: "Machine") -> None:
-    m.memo[_text_index(m)] = _top(m)
-
-
-def _dict_of_marked(m: "Machine") -> None:
-    pairs = m.pop_mark()
-    m.push({})
-    _store(m, pairs)
 
 
 STOP = ord(".")
@@ -292,9 +230,9 @@ OPCODES: dict[int, Step] = {
     ord("J"): _integer(4, signed=True),
     0x8A: _long1,
     ord("G"): _float,
-    ord("C"): _bytes(1),
-    ord("B"): _bytes(4),
-    0x8E: _bytes(8),
+    ord("C"): byte_string(1),
+    ord("B"): byte_string(4),
+    0x8E: byte_string(8),
     0x8C: _text(1),
     ord("X"): _text(4),
     0x8D: _text(8),
@@ -311,7 +249,7 @@ OPCODES: dict[int, Step] = {
     0x87: _tuple(3),
     ord("t"): lambda m: m.push(tuple(m.pop_mark())),
     ord("s"): _set_item,
-    ord("u"): lambda m: _store(m, m.pop_mark()),
+    ord("u"): lambda m: store(m, m.pop_mark()),
     ord("a"): _append,
     ord("e"): _appends,
     ord("c"): _global,
@@ -320,20 +258,4 @@ OPCODES: dict[int, Step] = {
     0x81: _new_object,
     ord("b"): _build,
     ord("Q"): _persistent,
-}
-
-TEXT_OPCODES: dict[int, Step] = {
-    **OPCODES,
-    ord("I"): _text_number(_text_int),
-    ord("L"): _text_number(_text_int),
-    ord("F"): _text_number(float),
-    ord("S"): _quoted,
-    ord("V"): _unicode_line,
-    ord("U"): _bytes(1),
-    ord("T"): _bytes(4),
-    ord("g"): _get_text,
-    ord("p"): _put_text,
-    ord("l"): lambda m: m.push(m.pop_mark()),
-    ord("d"): _dict_of_marked,
-    0x96: _bytes(8),  # protocol 5's bytearray: what it holds is not changed here either
 }

@@ -29,8 +29,20 @@ class Axis:
     log: bool = False
 
 
-def lines(series: Mapping[str, tuple[Sequence[float], Sequence[float]]], x: Axis, y: Axis, title: str) -> str:
+Series = Mapping[str, tuple[Sequence[float], Sequence[float]]]
+
+
+def lines(series: Series, x: Axis, y: Axis, title: str) -> str:
     """One SVG with a line for each name → (xs, ys)."""
+    return _scalable(_drawn(series, x, y, title, "svg").decode())
+
+
+def lines_png(series: Series, x: Axis, y: Axis, title: str) -> bytes:
+    """The picture of `lines` as PNG."""
+    return _drawn(series, x, y, title, "png")
+
+
+def _drawn(series: Series, x: Axis, y: Axis, title: str, format: str) -> bytes:
     plt = _pyplot()
     with plt.rc_context({"svg.fonttype": "none", "svg.hashsalt": "sct", "font.size": 11}):
         figure, axes = plt.subplots(figsize=(5.6, 3.7), layout="constrained")
@@ -55,10 +67,11 @@ def lines(series: Mapping[str, tuple[Sequence[float], Sequence[float]]], x: Axis
                 axes.yaxis.set_minor_formatter("")
         axes.grid(True, which="both", alpha=0.25, linewidth=0.6)
         axes.legend(frameon=False)
-        buffer = io.StringIO()
-        figure.savefig(buffer, format="svg", metadata={"Date": None})
+        buffer = io.BytesIO()
+        metadata = {"Date": None} if format == "svg" else None  # the same numbers make the same file
+        figure.savefig(buffer, format=format, metadata=metadata, dpi=150)
         plt.close(figure)
-    return _scalable(buffer.getvalue())
+    return buffer.getvalue()
 
 
 def _scalable(svg: str) -> str:

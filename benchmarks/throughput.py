@@ -1,0 +1,157 @@
+"""Consistency steps a second, and the memory they take, for each network that fits here, in fp32 and bf16.
+
+A step is a whole one: two evaluations (one with gradients), the optimizer, one average. Half-way through
+training, so that the target is really evaluated. Each case runs in a process of its own, whose largest
+resident memory is the peak; the first step is not timed.
+
+Writes results/throughput.json and the table in docs/recipes.md.
+"""
+
+import argparse
+import json
+import platform
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pages import fill
+from sct.core.estimators import OneSample
+from sct.core.noise import EDM
+from sct.core.objectives import Consistency
+from sct.core.times import LogNormalPairs, SigmoidGap
+from sct.data.images import ImageSet
+from sct.nn import store
+from sct.nn.precond import Preconditioned
+from sct.nn.presets import preset
+from sct.recipe import build, read_recipe
+from sct.train.loop import Trainer, TrainOptions
+from sct.train.optim import Optimizer
+
+RESULT = Path(__file__).parent / "results" / "throughput.json"
+CASES = {
+    "digits-edm": ("the recipes' network", 128, 20),
+    "mnist10k-edm": ("the recipes' network", 64, 8),
+    "emoji32-edm": ("the recipes' network", 16, 3),
+    "edm-cifar10-ddpmpp": ("CIFAR-10's DDPM++", 8, 3),
+    "emoji64-edm2": ("the recipes' network", 4, 3),
+    "edm-imagenet64-adm": ("ImageNet-64's ADM", 1, 2),
+    "edm2-img64-s": ("EDM2's S", 1, 2),
+}
+"""Recipe or preset → what it is, images a step, timed steps."""
+SHAPES = {"digits-edm": (1, 8, 8), "mnist10k-edm": (1, 32, 32), "emoji32-edm": (3, 32, 32)}
+
+
+def network(name: str) -> Preconditioned:
+    if not name.endswith(("-edm", "emoji64-edm2")):
+        return preset(name)
+    section: Any = read_recipe(name).network
+    made = build(section, "network", image_shape=SHAPES.get(name, (3, 64, 64)), num_classes=10)
+    config = {"network": {"kind": section.kind, **made.options}, "precond": {"kind": "edm"}}
+    return store.build(config)
+
+
+def one(name: str, precision: str, threads: int) -> dict[str, Any]:
+    """Run one case in this process."""
+    _, batch, steps = CASES[name]
+    torch.set_num_threads(threads)
+    torch.manual_seed(0)
+    model = network(name)
+    classes = model.num_classes or 1
+    images = torch.randint(256, (2 * batch, *model.image_shape), dtype=torch.uint8)
+    labels = torch.arange(2 * batch) % classes
+    data = ImageSet.of("noise", images, labels, tuple(str(c) for c in range(classes)))
+    options = TrainOptions(images=1_000_000, batch=batch, **precision_options(model, precision))
+    pairs = LogNormalPairs(gap=SigmoidGap(q=2, every_images=100_000))
+    objective = Consistency(EDM(), pairs, OneSample())
+    trainer = Trainer(model, objective, data, Optimizer("adam", 1e-5), options)
+    trainer.images = options.images // 2
+    taken = trainer.steps()
+    next(taken)
+    seconds = []
+    for _ in range(steps):
+        began = time.perf_counter()
+        next(taken)
+        seconds.append(time.perf_counter() - began)
+    return {
+        "network": name,
+        "what": CASES[name][0],
+        "precision": precision,
+        "batch": batch,
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "images_per_second": round(batch / statistics.median(seconds), 3),
+        "seconds_per_step": [round(value, 4) for value in seconds],
+        "peak_mib": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024),
+    }
+
+
+def precision_options(model: Preconditioned, precision: str) -> dict[str, Any]:
+    model.precision = precision  # type: ignore[assignment]
+    return {}
+
+
+def table(result: dict[str, Any]) -> str:
+    lines = [
+        "| network | parameters | images a step | fp32: images/s | peak memory | bf16: images/s | peak memory |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    rows = {(row["network"], row["precision"]): row for row in result["cases"]}
+    for name in CASES:
+        row = rows[name, "fp32"]
+        cells = [f"`{name}`", f"{row['parameters'] / 1e6:,.1f} M", str(row["batch"])]
+        for precision in ("fp32", "bf16"):
+            found = rows.get((name, precision))
+            speed = f"{found['images_per_second']:,.3g}" if found else "–"
+            cells += [speed, f"{found['peak_mib'] / 1024:.2f} GiB" if found else "–"]
+        lines.append(f"| {' | '.join(cells)} |")
+    about = (
+        f"Measured on {result['cpu']}, {result['threads']} threads, torch {result['torch']}; medians of 2 to 20 "
+        "steps, one run each. The demo's MLP computes in fp32 alone."
+    )
+    return "\n".join([*lines, "", about])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--one", nargs=2, metavar=("NAME", "PRECISION"))
+    parser.add_argument("--only", nargs="*", default=list(CASES), help="measure these and keep the rest")
+    parser.add_argument("--threads", type=int, default=2)
+    given = parser.parse_args()
+    if given.one:
+        print(json.dumps(one(*given.one, given.threads)))
+        return
+    found = json.loads(RESULT.read_text())["cases"] if RESULT.exists() else []
+    cases = {(row["network"], row["precision"]): row for row in found}
+    for name in given.only:
+        for precision in ("fp32",) if name == "digits-edm" else ("fp32", "bf16"):
+            command = [sys.executable, __file__, "--one", name, precision, "--threads", str(given.threads)]
+            row = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+            print(row, flush=True)
+            cases[name, precision] = row
+    cpu = next(
+        (
+            line.split(":")[1].strip()
+            for line in Path("/proc/cpuinfo").read_text().splitlines()
+            if "model name" in line
+        ),
+        platform.machine(),
+    )
+    order = {name: index for index, name in enumerate(CASES)}
+    result = {
+        "what": "training steps of a consistency model, data random, one process",
+        "cpu": cpu,
+        "threads": given.threads,
+        "torch": torch.__version__,
+        "cases": sorted(cases.values(), key=lambda row: (order[row["network"]], row["precision"])),
+    }
+    RESULT.write_text(json.dumps(result, indent=2) + "\n")
+    fill("recipes.md", "throughput", table(result))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,128 @@
+"""A consistency-training step against the same step written plainly, and what each lever brings.
+
+    python benchmarks/training_step.py step --preset edm-cifar10-ddpmpp --batch 8
+    python benchmarks/training_step.py levers
+    python benchmarks/training_step.py memory --preset edm-cifar10-ddpmpp --batch 16
+
+`step`: the Trainer's whole step (images, noise, both passes, gradient norm, RAdam, average) in fp32 and bf16
+against `sct.bench.plain`; the same losses and gradients first. `levers`: DDPM++ at 32×32, one change at a
+time. `memory`: peaks, each in a process of its own. Adds to results/training_step.json.
+"""
+
+import argparse
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sct.bench import memory
+from sct.bench.timing import alternate, machine, ratio
+from sct.bench.training import checked, our_step, plain_step, speed
+from sct.bench.workload import Draw, Workload
+from sct.core.types import expand
+from sct.files import write_atomically
+from sct.nn.lean import Dropout
+
+RESULT = Path(__file__).parent / "results" / "training_step.json"
+WORDS = ("fp32", "bf16")
+
+
+def step(workload: Workload, rounds: int) -> dict[str, Any]:
+    """Both precisions and the plain loop in turns."""
+    errors = {word: checked(workload, word) for word in WORDS}
+    runs = {word: our_step(workload, word) for word in WORDS} | {"plain": plain_step(workload)}
+    times = alternate(runs, rounds)
+    return {
+        "machine": machine(),
+        "batch": workload.batch,
+        "errors": {word: {"loss": e.loss, "gradient": e.gradient} for word, e in errors.items()},
+        "times": {name: speed(timing, workload.batch) for name, timing in times.items()},
+        "times as fast": {word: ratio(times["plain"], times[word]).record() for word in WORDS},
+    }
+
+
+def passes(workload: Workload, how: str) -> Callable[[], object]:
+    """Two forward passes and a backward in fp32, channels last: the target's pass in one of three ways."""
+    model = workload.model().train().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    draw = Draw.of(model, workload.batch)
+    t, r = draw.times.t, draw.times.r
+    x_t, x_r = (draw.x_0 + expand(u, draw.x_0) * draw.noise for u in (t, r))
+
+    def target() -> Tensor:
+        if how == "inference mode":
+            with torch.inference_mode():
+                return model(x_r, r)
+        with torch.no_grad():
+            return model(x_r, r)
+
+    def run() -> None:
+        model.zero_grad()
+        if how == "one batched pass":
+            f_t, f_r = model(torch.cat([x_t, x_r]), torch.cat([t, r])).chunk(2)
+            f_r = f_r.detach()
+        else:
+            f_t, f_r = model(x_t, t), target().clone()
+        (f_t - f_r).square().mean().backward()
+
+    return run
+
+
+def torch_dropout(run: Callable[[], object]) -> Callable[[], object]:
+    """The same call with torch's own dropout."""
+
+    def other() -> None:
+        own = Dropout.forward
+        Dropout.forward = nn.Dropout.forward  # type: ignore[method-assign]
+        try:
+            run()
+        finally:
+            Dropout.forward = own  # type: ignore[method-assign]
+
+    return other
+
+
+def levers(workload: Workload, rounds: int) -> dict[str, Any]:
+    """Seconds with and without each lever; predictions were written down before the runs."""
+    bf16 = our_step(workload, "bf16")
+    steps = {
+        "plain": plain_step(workload),
+        "our parts": our_step(workload, "fp32", channels_last=False),
+        "+ channels last": our_step(workload, "fp32"),
+        "+ bf16 products": bf16,
+        "bf16, torch's dropout": torch_dropout(bf16),
+    }
+    forms = {how: passes(workload, how) for how in ("no_grad", "inference mode", "one batched pass")}
+    return {
+        "machine": machine(),
+        "batch": workload.batch,
+        "steps": {name: timing.record() for name, timing in alternate(steps, rounds).items()},
+        "passes": {name: timing.record() for name, timing in alternate(forms, rounds).items()},
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("what", choices=("step", "levers", "memory"))
+    parser.add_argument("--preset", default="edm-cifar10-ddpmpp")
+    parser.add_argument("--batch", type=int, default=8)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--threads", type=int, default=2)
+    given = parser.parse_args()
+    torch.set_num_threads(given.threads)
+    workload = Workload(given.preset, given.batch)
+    if given.what == "memory":
+        measured = memory.against_plain(workload)
+    else:
+        measured = {"step": step, "levers": levers}[given.what](workload, given.rounds)
+    results = json.loads(RESULT.read_text()) if RESULT.exists() else {}
+    key = given.what if given.what == "levers" else f"{given.what} {given.preset}"
+    results[key] = measured
+    write_atomically(RESULT, json.dumps(results, indent=1) + "\n")
+    print(json.dumps(measured, indent=1))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,354 @@
+"""`sct evaluate` whole: load, draw, measure, and write down everything that another needs to repeat it."""
+
+import json
+import os
+import platform
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+import sct
+from sct.assess.drawing import Drawing, Drawn, LabelRule
+from sct.assess.page import write_page
+from sct.assess.search import RANGES, Setting, golden_section
+from sct.assess.subject import load_subject, run_folder_of, sample_file_digest
+from sct.data.images import DataSplit, ImageSet, load_data
+from sct.errors import UserError
+from sct.evaluate.accumulate import process
+from sct.evaluate.classifier import ImageClassifier
+from sct.evaluate.features import load_extractor
+from sct.evaluate.measure import can_classify, classifier_of, default_features
+from sct.evaluate.protocol import WITHOUT_FILE
+from sct.evaluate.reference import Reference, build_reference, read_reference, read_samples
+from sct.evaluate.suite import Draw, Outcome, Suite
+from sct.files import atomic_file, write_atomically
+from sct.generate import default_sampler
+from sct.models import load
+from sct.nn.precond import Preconditioned
+
+
+class Bar(Protocol):
+    def advance(self, amount: int, note: str | None = None) -> None: ...
+
+
+class Screen(Protocol):
+    """What a job needs of whoever shows its progress."""
+
+    def say(self, text: str) -> None: ...
+    def bar(self, description: str, total: int, done: int = 0) -> AbstractContextManager[Bar]: ...
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What was asked for; `None` means the default that the data or the model decide.
+
+    Attributes:
+        model: a model's or run's folder, a checkpoint, or a .npz of samples (arr_0).
+        data: a data set's name, a prepared folder, or a .npz of images (arr_0).
+        reference: a file of moments that stands in for the data's own.
+        features: see `load_extractor`.
+        steps: one row of results each; None: the model's own number.
+        blocks: blocks of `samples` consecutive seeds from `first_seed` on.
+        mid_t, eta, omega, worse: the sampler's settings.
+        search: the setting that is searched, on `search_samples` samples and `search_evaluations` values.
+        x_flip: the reference contains the mirror images too.
+    """
+
+    model: Path
+    out: Path
+    data: str | None = None
+    reference: Path | None = None
+    features: str | None = None
+    metrics: tuple[str, ...] | None = None
+    steps: tuple[int | None, ...] = (None,)
+    samples: int = 50_000
+    blocks: int = 1
+    first_seed: int = 0
+    label_rule: LabelRule = "data"
+    mid_t: tuple[float, ...] | None = None
+    eta: float = 1.0
+    omega: float = 1.0
+    worse: Path | None = None
+    search: Setting | None = None
+    search_samples: int = 2_000
+    search_evaluations: int = 14
+    extrapolate: bool = False
+    x_flip: bool = False
+    keep: Path | None = None
+    save_reference: Path | None = None
+    batch: int = 256
+    device: torch.device = torch.device("cpu")
+
+
+class Job:
+    """One evaluation: its suite, its subject, and the results as they come."""
+
+    def __init__(self, wanted: Wanted, screen: Screen) -> None:
+        self.wanted, self.screen = wanted, screen
+        self.began = time.perf_counter()
+        self.data = _data(wanted.data)
+        self.model: Preconditioned | None = None
+        self.draws: dict[str, Draw] = {}
+        if wanted.model.suffix == ".npz":
+            images, labels = read_samples(wanted.model)
+            self.images: tuple[Tensor, Tensor | None] | None = (images, labels)
+            self.digest = sample_file_digest(wanted.model)
+            channels, height, width = images.shape[1:]
+            if wanted.blocks * wanted.samples + wanted.first_seed > len(images):
+                raise UserError(
+                    f"holds {len(images)} samples", str(wanted.model), "lower --samples or --seeds"
+                )
+            if wanted.search is not None or wanted.steps != (None,):
+                raise UserError("samples are drawn already", "--search, --steps", "give a model")
+        else:
+            self.images = None
+            self.model, self.digest = load_subject(wanted.model, wanted.device)
+            channels, height, width = self.model.image_shape
+        self.worse = None if wanted.worse is None else load(wanted.worse, wanted.device)
+        self.suite = self._suite((channels, height, width))
+
+    def _suite(self, image_shape: tuple[int, int, int]) -> Suite:
+        wanted, data = self.wanted, self.data
+        if data is None and wanted.reference is None:
+            raise UserError("nothing to compare with", "--data", "give images, or --reference with moments")
+        if data is not None and tuple(data.train.images.shape[1:]) != image_shape:
+            found = list(data.train.images.shape[1:])
+            raise UserError(f"the data are {found}, the samples {list(image_shape)}", "--data")
+        word = wanted.features
+        if word is None and wanted.metrics and {"fid", "is"} & set(wanted.metrics):
+            raise UserError("FID and IS need the official Inception", "--metrics fid, is", WITHOUT_FILE)
+        if word is None:
+            if data is None:
+                raise UserError("no extractor is named", "--features", WITHOUT_FILE)
+            word = default_features(data.train)
+        classifier = self._classifier(word)
+        extractor = load_extractor(word, wanted.device, None if classifier is None else lambda: classifier)
+        self.screen.say(f"features: {extractor.name} ({extractor.identity})")
+        reference = self._reference(extractor)
+        reference.check(extractor, image_shape, wanted.x_flip)
+        if wanted.save_reference is not None:
+            reference.save(wanted.save_reference)
+        metrics = wanted.metrics or self._default_metrics(reference, classifier)
+        return Suite(extractor, reference, metrics, data, classifier, wanted.extrapolate, wanted.batch)
+
+    def _classifier(self, word: str) -> ImageClassifier | None:
+        asked = self.wanted.metrics
+        if self.data is None or not can_classify(self.data.train):
+            return None
+        if word != "classifier" and not (asked and "accuracy" in asked):
+            return None
+        self.screen.say("training a small classifier of the data's labels")
+        return classifier_of(self.data.train).to(self.wanted.device)
+
+    def _reference(self, extractor: Any) -> Reference:
+        if self.wanted.reference is not None:
+            found = read_reference(self.wanted.reference, extractor)
+            if found.identity is None:
+                self.screen.say(f"{found.source} does not name its extractor: taken as {extractor.name}'s")
+            return found
+        if self.data is None:
+            raise ValueError("neither data nor reference")
+        self.screen.say("reference statistics of the training images (kept for the next time)")
+        train = self.data.train
+        return build_reference(str(self.wanted.data), train.images, extractor, self.wanted.x_flip)
+
+    def _default_metrics(self, reference: Reference, classifier: ImageClassifier | None) -> tuple[str, ...]:
+        metrics = ["fd"]
+        if reference.features is not None:
+            metrics += ["kid", "pr"]
+        if self.data is not None:
+            metrics.append("memorisation")
+        if classifier is not None and (self.model is None or self.model.num_classes):
+            metrics.append("accuracy")
+        return tuple(metrics)
+
+    def drawing(self, steps: int | None) -> Drawing:
+        """The model drawn in a number of steps, with the settings that were asked for."""
+        wanted = self.wanted
+        if self.model is None:
+            raise ValueError("samples of a file are not drawn")
+        try:
+            sampler = default_sampler(self.model, steps, wanted.mid_t, wanted.eta)
+        except ValueError as error:
+            raise UserError(str(error), "--steps") from error
+        labels = None if self.data is None or len(self.data.train.class_names) < 2 else self.data.train.labels
+        return Drawing(self.model, sampler, labels, wanted.label_rule, self.worse, wanted.omega, wanted.batch)
+
+    def run(self) -> Path:
+        """All rows and the page; returns the page. In several processes only the first writes."""
+        rows = []
+        search = None
+        if self.images is not None:
+            rows.append(self.row("samples", Drawn(*self.images), {"file": str(self.wanted.model)}))
+        elif self.wanted.search is not None:
+            search, settings = self.searched(self.wanted.search)
+            rows += [self.row(name, found, _described(found)) for name, found in settings.items()]
+        else:
+            for steps in self.wanted.steps:
+                drawing = self.drawing(steps)
+                count = drawing.evaluations
+                name = f"{count} evaluation{'s' if count > 1 else ''}"
+                rows.append(self.row(name, drawing, _described(drawing)))
+        results = {"rows": rows, "search": search, **self.facts()}
+        page = self.wanted.out / "report.html"
+        if process()[0] == 0:
+            write_atomically(self.wanted.out / "results.json", json.dumps(results, indent=1))
+            write_page(page, results, self.draws, self.data, run_folder_of(self.wanted.model))
+        return page
+
+    def row(self, name: str, draw: Draw, described: dict[str, Any]) -> dict[str, Any]:
+        """Every block of seeds of one setting, and their summary."""
+        self.draws[name] = draw
+        wanted = self.wanted
+        outcomes: list[Outcome] = []
+        seeds = []
+        for block in range(wanted.blocks):
+            start = wanted.first_seed + block * wanted.samples
+            seeds.append([start, start + wanted.samples - 1])
+            with (
+                _kept(wanted.keep, name, block) as keep,
+                self.screen.bar(f"{name}, block {block + 1}", wanted.samples) as bar,
+            ):
+                outcomes.append(self.suite.run(draw, range(start, start + wanted.samples), keep, bar.advance))
+        summary = summarise([outcome.values for outcome in outcomes])
+        return {
+            "name": name,
+            "sampler": described,
+            "seeds": seeds,
+            "blocks": [asdict(outcome) for outcome in outcomes],
+            "summary": summary,
+        }
+
+    def searched(self, setting: Setting) -> tuple[dict[str, Any], dict[str, Drawing]]:
+        """The setting's curve on few samples, and the default and the best to be confirmed on all."""
+        wanted = self.wanted
+        base = self.drawing(1 if setting == "mid-t" else wanted.steps[0])
+        vary: Callable[[float], Drawing] = {
+            "mid-t": base.with_mid_t,
+            "eta": base.with_eta,
+            "omega": base.with_omega,
+        }[setting]
+        if setting == "omega" and self.worse is None and not (self.model and self.model.num_classes):
+            raise UserError("needs a worse model to guide by", "--search omega", "give --worse FOLDER")
+        quick = replace(self.suite, metrics=("fd",), extrapolate=False)
+        seeds = range(wanted.first_seed, wanted.first_seed + wanted.search_samples)
+        with self.screen.bar(f"search {setting}", wanted.search_evaluations) as bar:
+
+            def loss(value: float) -> float:
+                found = quick.run(vary(value), seeds).values[quick.extractor.name]
+                bar.advance(1, f"{setting} {value:.3g}: {found:.4g}")
+                return found
+
+            best, curve = golden_section(loss, RANGES[setting], wanted.search_evaluations)
+        settings = {f"{setting} {best:.4g} (found)": vary(best)}
+        default = _default_setting(setting, self.drawing)
+        if default is not None:
+            settings = {f"{setting} as the model says": default, **settings}
+        found = {
+            "setting": setting,
+            "metric": quick.extractor.name,
+            "samples": wanted.search_samples,
+            "best": best,
+            "curve": [{"value": value, "distance": distance} for value, distance in curve],
+        }
+        return found, settings
+
+    def facts(self) -> dict[str, Any]:
+        """Everything needed to repeat the numbers."""
+        suite, wanted, reference = self.suite, self.wanted, self.suite.reference
+        return {
+            "model": {"path": str(wanted.model), "sha256": self.digest},
+            "data": {"name": wanted.data, "sha256": reference.digest},
+            "reference": {
+                "source": reference.source,
+                "images": reference.count,
+                "mirrored": reference.mirrored,
+                "covariance": "unbiased, float64",
+            },
+            "extractor": {
+                "name": suite.extractor.name,
+                "identity": suite.extractor.identity,
+                "file_sha256": suite.extractor.digest,
+                "protocol": suite.extractor.protocol.model_dump(mode="json"),
+            },
+            "metrics": list(suite.metrics),
+            "samples": wanted.samples,
+            "labels": wanted.label_rule,
+            "environment": {
+                "sct": sct.__version__,
+                "torch": torch.__version__,
+                "python": platform.python_version(),
+                "platform": platform.platform(),
+                "device": str(wanted.device),
+                "devices": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
+                "cpu_count": os.cpu_count(),
+                "processes": process()[1],
+                "command": sys.argv,
+            },
+            "seconds": time.perf_counter() - self.began,
+            "when": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        }
+
+
+def _default_setting(setting: Setting, drawing: Callable[[int | None], Drawing]) -> Drawing | None:
+    """The model's own setting, to compare the found one with; None where a model has none."""
+    try:
+        return drawing(2 if setting == "mid-t" else None)
+    except UserError:
+        return None
+
+
+def summarise(blocks: list[dict[str, float]]) -> dict[str, dict[str, float | None]]:
+    """Mean, minimum and standard error over the blocks; no error of one block."""
+    names = dict.fromkeys(name for block in blocks for name in block)
+    summary: dict[str, dict[str, float | None]] = {}
+    for name in names:
+        values = [block[name] for block in blocks]
+        error = statistics.stdev(values) / len(values) ** 0.5 if len(values) > 1 else None
+        summary[name] = {"mean": statistics.fmean(values), "min": min(values), "standard_error": error}
+    return summary
+
+
+def _described(drawing: Drawing) -> dict[str, Any]:
+    sampler = drawing.sampler
+    return {
+        "kind": type(sampler).__name__,
+        **asdict(sampler),  # type: ignore[call-overload]
+        "evaluations": drawing.evaluations,
+        "omega": drawing.omega,
+        "labels": drawing.label_rule if drawing.model.num_classes else None,
+    }
+
+
+def _data(word: str | None) -> DataSplit | None:
+    if word is None:
+        return None
+    if not word.endswith(".npz"):
+        return load_data(word)
+    images, labels = read_samples(Path(word))
+    count = 1 if labels is None else int(labels.max()) + 1
+    known = torch.zeros(len(images), dtype=torch.long) if labels is None else labels
+    return DataSplit(ImageSet.of(word, images, known, tuple(str(i) for i in range(count))), None)
+
+
+@contextmanager
+def _kept(path: Path | None, name: str, block: int) -> Iterator[Callable[[Tensor], None] | None]:
+    """Collects the images of a row and block in a file of their own, .npz with arr_0 uint8 NHWC."""
+    if path is None:
+        yield None
+        return
+    rank, world = process()
+    parts: list[Tensor] = []
+    yield lambda images: parts.append(images.permute(0, 2, 3, 1).contiguous())
+    words = [path.stem, name.replace(" ", "-"), f"block{block}", *([f"process{rank}"] if world > 1 else [])]
+    with atomic_file(path.with_name("_".join(words) + ".npz")) as file:
+        np.savez_compressed(file, arr_0=torch.cat(parts).numpy())

@@ -1,0 +1,122 @@
+"""Time and memory, measured so that a disturbance meets all sides alike."""
+
+import os
+import platform
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+RSS_UNIT = 1 if sys.platform == "darwin" else 1024
+"""Bytes of ru_maxrss's unit."""
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Seconds of one thing, a number a round."""
+
+    seconds: tuple[float, ...]
+
+    @property
+    def median(self) -> float:
+        return statistics.median(self.seconds)
+
+    def record(self) -> dict[str, Any]:
+        """For JSON: the median, and all rounds."""
+        return {"median": round(self.median, 6), "seconds": [round(s, 6) for s in self.seconds]}
+
+
+@dataclass(frozen=True)
+class Ratio:
+    """How many times as long (or large) one thing is as another: the median over rounds, and its range."""
+
+    median: float
+    low: float
+    high: float
+
+    def record(self) -> dict[str, float]:
+        return {name: round(value, 4) for name, value in asdict(self).items()}
+
+    def __str__(self) -> str:
+        return f"{self.median:.2f} ({self.low:.2f} to {self.high:.2f})"
+
+
+def ratio(numerator: Timing, denominator: Timing) -> Ratio:
+    """The quotient of each round's times, which ran one after the other."""
+    each = [a / b for a, b in zip(numerator.seconds, denominator.seconds, strict=True)]
+    return Ratio(statistics.median(each), min(each), max(each))
+
+
+def alternate(
+    runs: Mapping[str, Callable[[], object]], rounds: int, warmup: int = 1, inner: int = 1
+) -> dict[str, Timing]:
+    """Wall-clock seconds of each run, in turns; `inner` calls a turn, of which the mean counts.
+
+    The first `warmup` turns do not count. On a card the clock stops when its work is done.
+    """
+    seconds: dict[str, list[float]] = {name: [] for name in runs}
+    for turn in range(-warmup, rounds):
+        for name, run in runs.items():
+            wait()
+            start = time.perf_counter()
+            for _ in range(inner):
+                run()
+            wait()
+            if turn >= 0:
+                seconds[name].append((time.perf_counter() - start) / inner)
+    return {name: Timing(tuple(values)) for name, values in seconds.items()}
+
+
+def wait() -> None:
+    """Until the card, if there is one, has done all it was asked."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
+def peak_bytes() -> int:
+    """The most memory that this process has held so far."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * RSS_UNIT
+
+
+def in_a_process(module: str, *arguments: str) -> str:
+    """What `python -m module arguments` prints; memory and start-up are measured in processes of their own.
+
+    Raises RuntimeError with its last line of errors where it fails.
+    """
+    command = [sys.executable, "-m", module, *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        last = (done.stderr.strip() or "no message").splitlines()[-1]
+        raise RuntimeError(f"{' '.join(command[1:])}: {last}")
+    return done.stdout
+
+
+def machine() -> dict[str, Any]:
+    """What was measured on."""
+    card = torch.cuda.get_device_name() if torch.cuda.is_available() else None
+    return {
+        "processor": _processor(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "instructions": torch.backends.cpu.get_cpu_capability(),
+        "card": card,
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "system": platform.system(),
+    }
+
+
+def _processor() -> str:
+    lines = Path("/proc/cpuinfo")
+    if lines.is_file():
+        for line in lines.read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()

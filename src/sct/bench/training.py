@@ -1,0 +1,124 @@
+"""A training step of ours against the plain loop's: the same function first, then images a second."""
+
+import itertools
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from sct.bench.plain import PlainLoop, losses
+from sct.bench.timing import Timing, alternate, ratio
+from sct.bench.workload import Draw, Workload, objective, pictures
+from sct.core.estimators import NoiseEstimator, OneSample
+from sct.core.types import Batch
+from sct.data.images import ImageSet
+from sct.nn.precond import Precision as Word
+from sct.nn.precond import Preconditioned
+from sct.train.loop import Trainer, TrainOptions
+from sct.train.optim import Optimizer
+
+ROOM = {"fp32": (1e-5, 1e-4), "bf16": (0.01, 0.02)}
+"""By precision: how far loss and gradient may lie from the plain step's, relative to their length."""
+FOREVER = 1 << 40
+
+
+@dataclass(frozen=True)
+class Errors:
+    """Distance of our losses and gradients from the plain step's, over the latter's length."""
+
+    loss: float
+    gradient: float
+
+
+def compare(model: Preconditioned, draw: Draw) -> Errors:
+    """Both steps' losses and gradients on one draw, by the parts as they stand (precision, memory format)."""
+    model.train().zero_grad()
+    weights = {name: value.clone() for name, value in model.state_dict().items()}
+    batch = Batch(draw.x_0, draw.labels, torch.arange(len(draw.x_0)))
+    ours = objective().at(model, model, batch, draw.times, draw.noise)
+    ours.mean().backward()  # type: ignore[no-untyped-call]
+    gradients = [p.grad for p in model.parameters()]
+    model.zero_grad()
+    model.load_state_dict(weights)  # EDM2's pass rewrites them
+    plain = losses(model, draw.x_0, draw.times, draw.noise, draw.labels)
+    plain.mean().backward()  # type: ignore[no-untyped-call]
+    pairs = [
+        (a, p.grad)
+        for a, p in zip(gradients, model.parameters(), strict=True)
+        if a is not None and p.grad is not None
+    ]
+    error = sum(float((a - b).double().square().sum()) for a, b in pairs) ** 0.5
+    length = sum(float(b.double().square().sum()) for _, b in pairs) ** 0.5
+    model.zero_grad()
+    off = torch.linalg.vector_norm(ours.detach() - plain.detach()) / torch.linalg.vector_norm(plain.detach())
+    return Errors(float(off), error / length)
+
+
+def checked(workload: Workload, precision: Word) -> Errors:
+    """`compare` at two images without dropout. Raises RuntimeError where the two steps differ beyond ROOM."""
+    model = workload.without_dropout(2).model()
+    model.precision = "bf16" if precision == "bf16" else "fp32"
+    errors = compare(model.to(memory_format=torch.channels_last), Draw.of(model, 2))  # type: ignore[call-overload]
+    loss, gradient = ROOM[precision]
+    if not (errors.loss < loss and errors.gradient < gradient):
+        raise RuntimeError(f"{workload.preset}, {precision}: not the plain step's function, {errors}")
+    return errors
+
+
+def our_step(
+    workload: Workload,
+    precision: Word = "bf16",
+    channels_last: bool = True,
+    estimator: NoiseEstimator = OneSample(),
+    data: ImageSet | None = None,
+    device: str = "cpu",
+    **options: Any,
+) -> Callable[[], object]:
+    """A call that takes the Trainer's next step: the whole of it, from the images to the average."""
+    model = workload.model()
+    if data is None:
+        images = pictures(4 * workload.batch, model.image_shape)
+        labels = torch.arange(len(images)) % max(model.num_classes, 1)
+        names = tuple(str(i) for i in range(max(model.num_classes, 1)))
+        data = ImageSet.of("pictures", images, labels, names)
+    model.precision = precision
+    if channels_last:
+        model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    settings = TrainOptions(images=FOREVER, batch=workload.batch, **options)
+    trainer = Trainer(model, objective(estimator), data, Optimizer(), settings, device)
+    steps = trainer.steps()
+    return lambda: next(steps)
+
+
+def plain_step(workload: Workload) -> Callable[[], object]:
+    """A call that takes the plain loop's next step."""
+    loop = PlainLoop(workload.model())
+    seeds = itertools.count()
+
+    def step() -> float:
+        draw = Draw.of(loop.model, workload.batch, next(seeds))
+        return loop.step(draw.x_0, draw.times, draw.noise, draw.labels)
+
+    return step
+
+
+def against_plain(workload: Workload, precision: Word, rounds: int) -> dict[str, Any]:
+    """Correctness, then times of both in turns: a record for JSON."""
+    errors = checked(workload, precision)
+    times = alternate({"ours": our_step(workload, precision), "plain": plain_step(workload)}, rounds)
+    return {
+        "network": workload.preset,
+        "batch": workload.batch,
+        "precision": precision,
+        "loss error": errors.loss,
+        "gradient error": errors.gradient,
+        "ours": speed(times["ours"], workload.batch),
+        "plain": speed(times["plain"], workload.batch),
+        "times as fast": ratio(times["plain"], times["ours"]).record(),
+    }
+
+
+def speed(timing: Timing, batch: int) -> dict[str, Any]:
+    """Seconds and images a second, for JSON."""
+    return {**timing.record(), "images a second": round(batch / timing.median, 3)}

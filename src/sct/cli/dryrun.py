@@ -1,0 +1,26 @@
+"""sct train --dry-run"""
+
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from sct import dryrun
+from sct.cli.common import pick_device
+from sct.plan import make_plan
+from sct.recipe import read_recipe
+
+
+def dry_run(recipe_name: str, overrides: list[str], out: Path | None, device: str) -> None:
+    """Say what the run would take and write; nothing is written. Raises UserError as the run would."""
+    recipe = read_recipe(recipe_name, overrides)
+    place = pick_device(device)
+    plan = make_plan(recipe, place)
+    found = dryrun.estimate(plan, place)
+    table = Table("", "", show_header=False, box=None, pad_edge=False)
+    for name, value in dryrun.report(plan, found, out or Path("runs") / Path(recipe_name).stem):
+        table.add_row(name, value)
+    console = Console(soft_wrap=True)
+    console.print(table)
+    for note in plan.notes:
+        console.print(note, highlight=False)

@@ -1,0 +1,1 @@
+"""Image sets in other people's formats, one file a kind of storage; `detect` finds out which it is."""

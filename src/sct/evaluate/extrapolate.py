@@ -1,0 +1,32 @@
+"""The Fréchet distance at infinitely many samples, by its growth as samples are left out."""
+
+import numpy as np
+import torch
+
+from sct.evaluate.accumulate import Moments
+from sct.evaluate.distances import frechet
+from sct.evaluate.neighbours import Rows
+from sct.evaluate.reference import Reference
+
+POINTS = 6
+
+
+def limit(features: Rows, reference: Reference, name: str, seed: int = 0) -> dict[str, float]:
+    """FD_∞: the intercept of a straight line through FD at N samples against 1/N  (1911.07023, §4.1).
+
+    POINTS sizes, evenly in 1/N from an eighth of the samples [n, D] to all, each a random subset.
+    Returns NAME_infinity and NAME_infinity_error, the least-squares standard error of the intercept.
+    """
+    n = len(features)
+    generator = torch.Generator().manual_seed(seed)
+    inverse = np.linspace(8 / n, 1 / n, POINTS)
+    values = []
+    for size in np.round(1 / inverse).astype(int):
+        rows = torch.randperm(n, generator=generator)[: int(size)]
+        subset = Moments(features.shape[1])
+        subset.sync_on_compute = False  # every process has all the features here
+        for part in torch.split(rows, 1024):
+            subset.update(features[part])
+        values.append(frechet(*subset.compute(), reference.mean, reference.covariance))
+    (_, intercept), uncertainty = np.polyfit(inverse, np.array(values), 1, cov=True)
+    return {f"{name}_infinity": float(intercept), f"{name}_infinity_error": float(uncertainty[1, 1] ** 0.5)}

@@ -1,0 +1,239 @@
+"""Reference statistics: computed once and kept, or read from the files that others publish."""
+
+import hashlib
+import io
+import json
+import os
+import tempfile
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sct.errors import UserError
+from sct.evaluate.accumulate import Moments
+from sct.evaluate.features import Extractor, blocks, image_digest
+from sct.evaluate.neighbours import NEIGHBOURS, FeatureFile, Rows, radii
+from sct.files import write_atomically
+from sct.unpickle.arrays import read_arrays
+
+KEPT_ROWS = 50_000
+"""Reference features kept for what needs neighbours; the moments take every image."""
+STATISTICS, FEATURES, RADII = "statistics.npz", "features.npy", "radii.npy"
+
+
+@dataclass(frozen=True)
+class Reference:
+    """Moments of the reference features, unbiased, float64, and the features where they are ours.
+
+    Attributes:
+        count: images behind the moments; None where a foreign file does not say.
+        identity: the extractor's; None where a foreign file does not say: then it is the user's word.
+        image_shape: (C, H, W) of the images; None where a foreign file does not say.
+        mirrored: the mirror images are in it too.
+        features: rows of it [m, D]; rows[i] is the image that row i shows.
+        folder: where the cache keeps it.
+    """
+
+    source: str
+    mean: Tensor
+    covariance: Tensor
+    count: int | None
+    identity: str | None
+    image_shape: tuple[int, int, int] | None
+    mirrored: bool
+    digest: str | None = None
+    features: Rows | None = None
+    rows: Tensor | None = None
+    folder: Path | None = None
+
+    def check(self, extractor: Extractor, image_shape: tuple[int, int, int], mirrored: bool) -> None:
+        """Raises UserError where samples of this shape, by this extractor, must not be compared with it."""
+        dim = extractor.protocol.dim
+        if dim is not None and dim != len(self.mean):
+            raise UserError(f"has {len(self.mean)} features, {extractor.name} has {dim}", self.source)
+        if self.identity is not None and self.identity != extractor.identity:
+            raise UserError(
+                f"was made with {self.identity}, the samples are seen by {extractor.identity}",
+                self.source,
+                "use the extractor it was made with, or compute it anew from the data",
+            )
+        if self.image_shape is not None and self.image_shape != image_shape:
+            raise UserError(f"is of images {self.image_shape}, the samples are {image_shape}", self.source)
+        if self.identity is not None and self.mirrored != mirrored:
+            with_or_without = "with" if self.mirrored else "without"
+            raise UserError(f"was made {with_or_without} mirror images", self.source, "see --x-flip")
+
+    def sample_radii(self, device: torch.device) -> Tensor:
+        """`radii` of the kept features, computed once."""
+        if self.features is None or self.folder is None:
+            raise UserError("has no features, only their moments", self.source, "give --data with images")
+        file = self.folder / RADII
+        if file.is_file():
+            return torch.from_numpy(np.load(file))
+        found = radii(self.features, NEIGHBOURS, device)
+        write_atomically(file, _npy(found))
+        return found
+
+    def save(self, path: Path) -> None:
+        """EDM's layout (mu, sigma), with what it must be compared with under `sct`."""
+        write_atomically(path, _npz(self.mean, self.covariance, self._facts()))
+
+    def _facts(self) -> dict[str, Any]:
+        names = ("source", "count", "identity", "image_shape", "mirrored", "digest")
+        return {name: getattr(self, name) for name in names} | {"covariance": "unbiased"}
+
+
+def cache_folder() -> Path:
+    """$SCT_CACHE, or ~/.cache/sct."""
+    return Path(os.environ.get("SCT_CACHE") or Path.home() / ".cache" / "sct")
+
+
+def build_reference(
+    name: str, images: Tensor, extractor: Extractor, mirrored: bool = False, cache: Path | None = None
+) -> Reference:
+    """The reference of uint8 images [n, C, H, W], from the cache where it was made before.
+
+    The key is the hash of the images' pixels, the extractor's identity and `mirrored`. An entry is made under
+    another name and renamed, so a broken-off pass leaves nothing that could be taken for one.
+    """
+    digest = image_digest(images)
+    key = hashlib.sha256(f"1 {digest} {extractor.identity} {mirrored} {KEPT_ROWS}".encode()).hexdigest()[:32]
+    folder = (cache or cache_folder()) / "reference" / key
+    if not (folder / STATISTICS).is_file():
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".partial-") as partial:
+            _compute(Path(partial) / "entry", name, images, extractor, mirrored, digest)
+            try:
+                (Path(partial) / "entry").rename(folder)
+            except OSError:  # another process was first
+                if not (folder / STATISTICS).is_file():
+                    raise
+    found = _from_arrays(dict(np.load(folder / STATISTICS)), name)
+    features = FeatureFile(folder / FEATURES)
+    return replace(found, source=name, features=features, rows=_kept_rows(len(images)), folder=folder)
+
+
+def _kept_rows(count: int) -> Tensor:
+    """Which images' features are kept: all, or 50 000 random ones, the same every time, in order."""
+    if count <= KEPT_ROWS:
+        return torch.arange(count)
+    return torch.randperm(count, generator=torch.Generator().manual_seed(0))[:KEPT_ROWS].sort().values
+
+
+def _compute(
+    folder: Path, name: str, images: Tensor, extractor: Extractor, mirrored: bool, digest: str
+) -> None:
+    folder.mkdir()
+    kept = torch.zeros(len(images), dtype=torch.bool)
+    kept[_kept_rows(len(images))] = True
+    moments: Moments | None = None
+    features: Any = None
+    done = start = 0
+    for part in blocks(images):
+        found = extractor(part)
+        if moments is None:
+            moments = Moments(found.shape[1])
+            shape = (int(kept.sum()), found.shape[1])
+            features = np.lib.format.open_memmap(folder / FEATURES, "w+", np.float32, shape)
+        moments.update(found)
+        chosen = found[kept[start : start + len(part)]]
+        features[done : done + len(chosen)] = chosen.numpy()
+        done, start = done + len(chosen), start + len(part)
+        if mirrored:
+            moments.update(extractor(part.flip(-1)))
+    if moments is None:
+        raise UserError("has no images", name)
+    features.flush()
+    moments.sync_on_compute = False  # every process may compute the whole of it
+    mean, covariance = moments.compute()
+    _, channels, height, width = images.shape
+    made = Reference(
+        source=name,
+        mean=mean,
+        covariance=covariance,
+        count=len(images) * (2 if mirrored else 1),
+        identity=extractor.identity,
+        image_shape=(channels, height, width),
+        mirrored=mirrored,
+        digest=digest,
+    )
+    made.save(folder / STATISTICS)
+
+
+def read_reference(path: Path, extractor: Extractor) -> Reference:
+    """Statistics from a file: ours, EDM's .npz (mu, sigma), or EDM2's .pkl ({metric: {mu, sigma}}).
+
+    Only ours says by which extractor it was made; for the others that is the user's word, and a published
+    file has no flips and unbiased covariances. Pickles are read as data, nothing in them is executed.
+    Raises UserError for anything else, with what was found.
+    """
+    if path.suffix == ".pkl":
+        table = read_arrays(path.read_bytes(), str(path))
+        wanted = extractor.name.replace("-", "_")
+        if not isinstance(table, dict) or not isinstance(table.get(wanted), dict):
+            found = ", ".join(str(key) for key in table) if isinstance(table, dict) else type(table).__name__
+            raise UserError(f"has no statistics {wanted!r}, only {found}", str(path))
+        arrays = {**table[wanted], "count": table.get("num_images")}
+    else:
+        try:
+            with np.load(path, allow_pickle=False) as archive:
+                arrays = {key: archive[key] for key in ("mu", "sigma", "sct") if key in archive}
+        except (OSError, ValueError) as error:
+            raise UserError(f"cannot be read ({error})", str(path), "give a .npz or a .pkl") from error
+    return _from_arrays(arrays, str(path))
+
+
+def _from_arrays(arrays: dict[str, Any], where: str) -> Reference:
+    if not {"mu", "sigma"} <= set(arrays):
+        raise UserError("has no mu and sigma", where, "an image batch (arr_0) is given as --data")
+    mean, covariance = (torch.from_numpy(np.array(arrays[key], dtype=np.float64)) for key in ("mu", "sigma"))
+    if mean.ndim != 1 or covariance.shape != (len(mean), len(mean)):
+        raise UserError(f"mu is {tuple(mean.shape)} and sigma {tuple(covariance.shape)}", where)
+    if not (mean.isfinite().all() and covariance.isfinite().all()):
+        raise UserError("holds numbers that are not finite", where)
+    facts = json.loads(str(arrays["sct"])) if "sct" in arrays else {}
+    shape = facts.get("image_shape")
+    return Reference(
+        source=facts.get("source", where),
+        mean=mean,
+        covariance=covariance,
+        count=facts.get("count", arrays.get("count")),
+        identity=facts.get("identity"),
+        image_shape=tuple(shape) if shape else None,
+        mirrored=facts.get("mirrored", False),
+        digest=facts.get("digest"),
+    )
+
+
+def read_samples(path: Path) -> tuple[Tensor, Tensor | None]:
+    """The original consistency models' sample batch: arr_0 uint8 [n, H, W, C], and perhaps labels arr_1.
+
+    Returns uint8 images [n, C, H, W] and labels [n] or None. Raises UserError for anything else.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            pixels = archive["arr_0"]
+            labels = torch.from_numpy(archive["arr_1"]).long() if "arr_1" in archive else None
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(
+            f"is not a batch of images ({error})", str(path), "arr_0 is uint8 [n, H, W, C]"
+        ) from error
+    if pixels.dtype != np.uint8 or pixels.ndim != 4 or pixels.shape[-1] not in (1, 3):
+        raise UserError(f"arr_0 is {pixels.dtype} {pixels.shape}, not uint8 [n, H, W, C]", str(path))
+    return torch.from_numpy(pixels).permute(0, 3, 1, 2), labels
+
+
+def _npz(mean: Tensor, covariance: Tensor, facts: dict[str, Any]) -> bytes:
+    buffer = io.BytesIO()
+    np.savez(buffer, mu=mean.numpy(), sigma=covariance.numpy(), sct=np.array(json.dumps(facts)))
+    return buffer.getvalue()
+
+
+def _npy(values: Tensor) -> bytes:
+    buffer = io.BytesIO()
+    np.save(buffer, values.numpy())
+    return buffer.getvalue()

@@ -1,0 +1,104 @@
+"""The networks for a CPU: every weight learns, labels and noise levels matter, nothing leaks between rows."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+import sct
+from sct.nn import store
+from sct.nn.precond import EDMPrecond
+from sct.nn.small import PatchUNet, ResidualMLP
+
+MADE: dict[str, Any] = {
+    "mlp": lambda: ResidualMLP((3, 8, 8), num_classes=4, width=16, blocks=2),
+    "patch-unet": lambda: PatchUNet((3, 16, 24), 4, patch=4, model_channels=8, num_blocks=1),
+    "three levels": lambda: PatchUNet((3, 16, 16), 4, patch=2, model_channels=8, channel_mult=(1, 2, 3)),
+}
+
+
+@pytest.fixture(params=MADE)
+def network(request: pytest.FixtureRequest) -> nn.Module:
+    torch.manual_seed(3)
+    network: nn.Module = MADE[request.param]()
+    for parameter in network.parameters():
+        nn.init.normal_(parameter, std=0.2)
+    return network.eval()
+
+
+def arguments(network: nn.Module, rows: int = 4) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    x = torch.randn(rows, *network.image_shape)  # type: ignore[misc]
+    return x, torch.linspace(-1.5, 1.1, rows), torch.eye(4)[torch.arange(rows) % 4]
+
+
+def test_every_parameter_gets_a_gradient(network: nn.Module) -> None:
+    network(*arguments(network)).square().sum().backward()
+    for name, parameter in network.named_parameters():
+        assert parameter.grad is not None, name
+        assert float(parameter.grad.abs().sum()) > 0, name
+
+
+def test_noise_level_and_label_change_the_result(network: nn.Module) -> None:
+    x, c_noise, one_hot = arguments(network)
+    with torch.no_grad():
+        result = network(x, c_noise, one_hot)
+        for other in (network(x, c_noise + 0.3, one_hot), network(x, c_noise, one_hot.flip(0))):
+            assert ((other - result).flatten(1).abs().amax(1) > 1e-3).all()
+        assert not torch.equal(network(x, c_noise, None), result)
+
+
+def test_rows_do_not_touch_each_other(network: nn.Module) -> None:
+    x, c_noise, one_hot = arguments(network)
+    with torch.no_grad():
+        result = network(x, c_noise, one_hot)
+        for row in range(4):
+            one = slice(row, row + 1)
+            alone = network(x[one], c_noise[one], one_hot[one])
+            assert torch.allclose(alone, result[one], atol=1e-5 * float(result.abs().max()))
+
+
+def test_every_pixel_reaches_every_other(network: nn.Module) -> None:
+    """The receptive field is the whole image: one corner's result depends on the opposite corner."""
+    x, c_noise, one_hot = arguments(network, 1)
+    x.requires_grad_()
+    network(x, c_noise, one_hot)[..., 0, 0].sum().backward()
+    assert x.grad is not None
+    assert float(x.grad[..., -1, -1].abs().sum()) > 0
+
+
+@pytest.mark.parametrize("kind", MADE)
+def test_it_begins_as_zero_and_comes_back_from_disk(kind: str, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = EDMPrecond(MADE[kind]())
+    x, sigma, labels = torch.randn(4, *model.image_shape), torch.logspace(-2, 2, 4), torch.arange(4)
+    expected = x * (0.25 / (sigma.square() + 0.25))[:, None, None, None]  # D = c_skip·x where F = 0
+    assert torch.allclose(model(x, sigma, labels), expected)
+    for parameter in model.parameters():
+        nn.init.normal_(parameter, std=0.2)
+    store.save(model, tmp_path / "model")
+    back = sct.load(tmp_path / "model")
+    assert store.describe(back) == store.describe(model)
+    assert torch.equal(back(x, sigma, labels), model.eval()(x, sigma, labels))
+
+
+@pytest.mark.parametrize(("precision", "room"), [("bf16", 0.02), ("fp16", 0.003)])
+def test_half_precision_is_near(precision: Any, room: float) -> None:
+    torch.manual_seed(2)
+    model = EDMPrecond(PatchUNet((3, 16, 16), 4, model_channels=32)).eval()
+    for parameter in model.parameters():
+        nn.init.normal_(parameter, std=0.05)
+    x, sigma, labels = torch.randn(4, 3, 16, 16), torch.logspace(-2, 2, 4), torch.arange(4)
+    with torch.no_grad():
+        expected = model(x, sigma, labels)
+        model.precision = precision
+        given = model(x, sigma, labels)
+    assert given.dtype == torch.float32
+    error = float((given - expected).norm() / expected.norm())
+    assert 0 < error < room
+
+
+def test_images_that_do_not_fit_the_patches_are_refused() -> None:
+    with pytest.raises(ValueError, match="multiples of 8"):
+        PatchUNet((1, 28, 28))
