@@ -23,6 +23,7 @@ def of_two(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[Found]]
         **RUNS,
         **{f"sharded {name}": (*RUNS[name], "train.shard=true") for name in SHARDED},
         "micro-batches": (*RUNS[MICRO], "train.microbatch=12"),
+        "spread references": (*RUNS["class references"], "estimator.bank=sharded"),
         "dropout": DROPOUT,
     }
     out = tmp_path_factory.mktemp("together")
@@ -70,6 +71,14 @@ def test_micro_batches_are_the_batch(of_two: tuple[Path, list[Found]]) -> None:
     assert_alike(run((*RUNS[MICRO], "train.microbatch=20")), expected)
     for found in of_two[1]:
         assert_alike(found["micro-batches"], expected)
+
+
+def test_references_spread_over_the_processes_are_the_same_references(
+    of_two: tuple[Path, list[Found]],
+) -> None:
+    expected = run(RUNS["class references"])
+    for found in of_two[1]:
+        assert_alike(found["spread references"], expected)
 
 
 def test_a_dropout_mask_belongs_to_its_rows_not_to_its_process(of_two: tuple[Path, list[Found]]) -> None:

@@ -15,7 +15,8 @@ from sct.core.types import Batch
 from sct.data.images import ImageSet
 from sct.nn.precond import Precision as Word
 from sct.nn.precond import Preconditioned
-from sct.train.loop import Trainer, TrainOptions
+from sct.train.loop import Trainer
+from sct.train.options import TrainOptions
 from sct.train.optim import Optimizer
 
 ROOM = {"fp32": (1e-5, 1e-4), "bf16": (0.01, 0.02)}
