@@ -27,9 +27,9 @@ from typing import Any
 import accelerate.tracking  # noqa: F401 - here, so that the children have it
 import torch
 import torch.utils.tensorboard
-from pages import fill
 from safetensors.torch import load_file
 
+from pages import fill
 from sct.data.images import digits
 from sct.files import write_atomically
 from sct.generate import draw_sheet
@@ -139,8 +139,8 @@ def page(result: dict[str, Any]) -> str:
     compared = " and ".join(str(n) for n in result["tensors_compared_a_run"].values())
     return (
         f"{result['kills']} kills with SIGKILL at random moments of {len(result['runs'])} runs, "
-        f"{sum(writing.values())} of them while a file was half-written ({places}). The finished runs and the "
-        f"unbroken ones, {compared} tensors, their pictures and every line of their logs: "
+        f"{sum(writing.values())} of them while a file was half-written ({places}). The finished runs and "
+        f"the unbroken ones, {compared} tensors, their pictures and every line of their logs: "
         f"**{len(result['differences'])} differences.**\n"
     )
 

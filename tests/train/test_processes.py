@@ -110,6 +110,14 @@ def test_a_signal_to_one_stops_all_in_the_same_step(of_two: tuple[Path, list[Fou
     assert [checkpoint.step_of(p) for p in checkpoint.found(out / "run" / "checkpoints")] == [STOPPED_AT]
 
 
+@pytest.mark.parametrize("how", ["skipping", "skipping split"])
+def test_all_processes_skip_a_step_that_is_bad_on_one(how: str, of_two: tuple[Path, list[Found]]) -> None:
+    one, two = (found[how] for found in of_two[1])
+    assert one["finite"] == two["finite"] == [True, True, False, True, True, True]
+    assert torch.equal(vector(one["model"]), vector(two["model"]))
+    assert bool(vector(one["model"]).isfinite().all())
+
+
 def test_a_batch_that_does_not_divide_is_refused() -> None:
     with pytest.raises(UserError, match="64 images do not divide among 3 processes"):
         trainer_of(RUNS["edm2"], Processes(torch.device("cpu"), 0, 3))

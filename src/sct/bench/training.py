@@ -16,8 +16,8 @@ from sct.data.images import ImageSet
 from sct.nn.precond import Precision as Word
 from sct.nn.precond import Preconditioned
 from sct.train.loop import Trainer
-from sct.train.options import TrainOptions
 from sct.train.optim import Optimizer
+from sct.train.options import TrainOptions
 
 ROOM = {"fp32": (1e-5, 1e-4), "bf16": (0.01, 0.02)}
 """By precision: how far loss and gradient may lie from the plain step's, relative to their length."""
