@@ -107,8 +107,8 @@ def table(result: dict[str, Any]) -> str:
             cells += [speed, f"{found['peak_mib'] / 1024:.2f} GiB" if found else "–"]
         lines.append(f"| {' | '.join(cells)} |")
     about = (
-        f"One thread of {result['cpu']}, torch {result['torch']}, in processor time; medians of 2 to 20 steps, "
-        "one run each; memory is the process's peak. The MLP computes in fp32 alone."
+        f"One thread of {result['cpu']}, torch {result['torch']}, in processor time; medians of 2 to 20 "
+        "steps, one run each; memory is the process's peak. The MLP computes in fp32 alone."
     )
     return "\n".join([*lines, "", about])
 
