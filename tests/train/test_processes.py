@@ -14,6 +14,14 @@ from tests.train.together import DROPOUT, RUNS, SHARDED, STOPPED_AT, half_way, r
 
 Found = dict[str, Any]
 MICRO = "batch references"
+BANK = "estimator.bank=sharded"
+SHARED_BANK = {
+    "class references": ("class references", (BANK,)),
+    "flips": ("flips, hidden labels, clipping", (BANK,)),
+    "micro-batches": ("class references", (BANK, "train.microbatch=12")),
+    "split weights": ("edm2", (BANK, "train.shard=true")),
+}
+"""Runs whose reference bank the processes share, and what else is asked of them."""
 
 
 @pytest.fixture(scope="module")
@@ -24,6 +32,7 @@ def of_two(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[Found]]
         **{f"sharded {name}": (*RUNS[name], "train.shard=true") for name in SHARDED},
         "micro-batches": (*RUNS[MICRO], "train.microbatch=12"),
         "dropout": DROPOUT,
+        **{f"shared bank, {name}": (*RUNS[run], *words) for name, (run, words) in SHARED_BANK.items()},
     }
     out = tmp_path_factory.mktemp("together")
     return out, together(2, jobs, half_way(RUNS["edm2"]), out)
@@ -63,6 +72,15 @@ def test_split_weights_train_as_whole_ones(name: str, of_two: tuple[Path, list[F
     expected = run(RUNS[name])
     for found in of_two[1]:
         assert_alike(found[f"sharded {name}"], expected)
+
+
+@pytest.mark.parametrize("name", SHARED_BANK)
+def test_a_bank_that_the_processes_share_is_the_whole_bank(
+    name: str, of_two: tuple[Path, list[Found]]
+) -> None:
+    expected = run(RUNS[SHARED_BANK[name][0]])
+    for found in of_two[1]:
+        assert_alike(found[f"shared bank, {name}"], expected)
 
 
 def test_micro_batches_are_the_batch(of_two: tuple[Path, list[Found]]) -> None:
