@@ -31,6 +31,7 @@ def of_two(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[Found]]
         **RUNS,
         **{f"sharded {name}": (*RUNS[name], "train.shard=true") for name in SHARDED},
         "micro-batches": (*RUNS[MICRO], "train.microbatch=12"),
+        "spread references": (*RUNS["class references"], "estimator.bank=sharded"),
         "dropout": DROPOUT,
         **{f"shared bank, {name}": (*RUNS[run], *words) for name, (run, words) in SHARED_BANK.items()},
     }
@@ -90,6 +91,14 @@ def test_micro_batches_are_the_batch(of_two: tuple[Path, list[Found]]) -> None:
         assert_alike(found["micro-batches"], expected)
 
 
+def test_references_spread_over_the_processes_are_the_same_references(
+    of_two: tuple[Path, list[Found]],
+) -> None:
+    expected = run(RUNS["class references"])
+    for found in of_two[1]:
+        assert_alike(found["spread references"], expected)
+
+
 def test_a_dropout_mask_belongs_to_its_rows_not_to_its_process(of_two: tuple[Path, list[Found]]) -> None:
     halves = run((*DROPOUT, "train.microbatch=32"))
     for found in of_two[1]:
@@ -117,6 +126,14 @@ def test_a_signal_to_one_stops_all_in_the_same_step(of_two: tuple[Path, list[Fou
     out, found = of_two
     assert [f["interrupted"] for f in found] == 2 * [{"steps": STOPPED_AT, "status": 143}]
     assert [checkpoint.step_of(p) for p in checkpoint.found(out / "run" / "checkpoints")] == [STOPPED_AT]
+
+
+@pytest.mark.parametrize("how", ["skipping", "skipping split"])
+def test_all_processes_skip_a_step_that_is_bad_on_one(how: str, of_two: tuple[Path, list[Found]]) -> None:
+    one, two = (found[how] for found in of_two[1])
+    assert one["finite"] == two["finite"] == [True, True, False, True, True, True]
+    assert torch.equal(vector(one["model"]), vector(two["model"]))
+    assert bool(vector(one["model"]).isfinite().all())
 
 
 def test_a_batch_that_does_not_divide_is_refused() -> None:

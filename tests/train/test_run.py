@@ -121,6 +121,9 @@ def test_runs_are_not_mixed_up(tmp_path: Path) -> None:
         start(tmp_path / "run")
     with pytest.raises(UserError, match="recipe differs"):
         RunFolder(tmp_path / "run", "objective: other\n", resume=True)
+    with pytest.raises(UserError, match="recipe differs"):
+        start(tmp_path / "run", resume=True, keys=["train.clip_norm=1.0"])
+    start(tmp_path / "run", resume=True, keys=["train.microbatch=16", "train.keep=5"])  # the machine's
 
 
 @pytest.mark.parametrize("reason", ["full", "limited"])

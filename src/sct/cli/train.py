@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from sct.assess.training import training_evaluation
 from sct.cli.common import Screen, pick_device
 from sct.errors import UserError
 from sct.generate import draw_sheet
@@ -29,7 +30,15 @@ def train(recipe_name: str, overrides: list[str], out: Path | None, resume: bool
     processes = Processes.start(pick_device(device))
     plan = make_plan(recipe, processes.device)
     trackers.check(plan.options)
-    run = RunFolder(folder, to_yaml(recipe), resume=resume, draw=draw_sheet, main=processes.main)
+    measured = processes.main and plan.options.evaluate_images
+    run = RunFolder(
+        folder,
+        to_yaml(recipe),
+        resume=resume,
+        draw=draw_sheet,
+        evaluate=training_evaluation(plan.data) if measured else None,
+        main=processes.main,
+    )
     trainer = plan.trainer(processes=processes)
     if resume:
         run.resume(trainer)
