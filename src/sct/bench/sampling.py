@@ -3,6 +3,7 @@
 import copy
 import tempfile
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -53,9 +54,7 @@ def onnx_runtime(model: Preconditioned) -> Draw:
     try:
         import onnxruntime
     except ImportError as error:
-        raise UserError(
-            "the package onnxruntime is missing", "ONNX Runtime", "pip install 'sct[onnx]'"
-        ) from error
+        raise UserError("onnxruntime is missing", "ONNX Runtime", "pip install 'sct[onnx]'") from error
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "model.onnx"
         write_onnx(copy.deepcopy(model), file)
@@ -73,7 +72,7 @@ def onnx_runtime(model: Preconditioned) -> Draw:
 
 
 def peer(side: int) -> tuple[Draw, torch.nn.Module]:
-    """diffusers' pipeline as its documentation uses it, and its network. Raises UserError if it is missing."""
+    """diffusers' pipeline as its documentation uses it, and its network. Raises UserError if missing."""
     try:
         from diffusers import CMStochasticIterativeScheduler, ConsistencyModelPipeline, UNet2DModel
     except ImportError as error:
@@ -131,9 +130,7 @@ def against_peer(batches: tuple[int, ...], rounds: int, compile_too: bool = Fals
     }
     result: dict[str, Any] = {"sizes": sizes, "pixel levels off": off, "batches": {}}
     for batch in batches:
-        runs: dict[str, Callable[[], object]] = {
-            name: (lambda draw=draw: draw(batch)) for name, draw in {**forms, PEER: theirs}.items()
-        }
+        runs = {name: partial(draw, batch) for name, draw in {**forms, PEER: theirs}.items()}
         times = alternate(runs, rounds)
         result["batches"][str(batch)] = {
             "times": {
