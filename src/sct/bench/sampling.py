@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from sct.bench.timing import alternate, ratio
+from sct.bench.timing import Timing, alternate, ratio
 from sct.bench.workload import Workload
 from sct.core.noise import EDM
 from sct.core.posterior import quantise
@@ -111,6 +111,11 @@ def checked(draws: dict[str, Draw], count: int = 4) -> dict[str, float]:
     return off
 
 
+def timed(forms: dict[str, Draw], batch: int, rounds: int) -> dict[str, Timing]:
+    """Seconds of `batch` images from each form, in turns."""
+    return alternate({name: partial(draw, batch) for name, draw in forms.items()}, rounds)
+
+
 def against_peer(batches: tuple[int, ...], rounds: int, compile_too: bool = False) -> dict[str, Any]:
     """DDPM++ at 32×32: the same images from all our forms, then times of all and the peer in turns."""
     model = Workload("edm-cifar10-ddpmpp", 1).model().eval()
@@ -130,8 +135,7 @@ def against_peer(batches: tuple[int, ...], rounds: int, compile_too: bool = Fals
     }
     result: dict[str, Any] = {"sizes": sizes, "pixel levels off": off, "batches": {}}
     for batch in batches:
-        runs = {name: partial(draw, batch) for name, draw in {**forms, PEER: theirs}.items()}
-        times = alternate(runs, rounds)
+        times = timed({**forms, PEER: theirs}, batch, rounds)
         result["batches"][str(batch)] = {
             "times": {
                 name: {**timing.record(), "images a second": round(batch / timing.median, 3)}

@@ -101,4 +101,4 @@ def ready(model: Preconditioned, precision: str) -> Preconditioned:
             model.precision = precision  # type: ignore[assignment]
         except ValueError as error:
             raise UserError(str(error), "--precision") from error
-    return model.to(memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]
+    return model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
