@@ -2,11 +2,13 @@
 
 from pathlib import Path
 
+from sct.assess.training import training_evaluation
 from sct.cli.common import Screen, pick_device
 from sct.errors import UserError
 from sct.generate import draw_sheet
 from sct.plan import make_plan
 from sct.recipe import read_recipe, to_yaml
+from sct.train import trackers
 from sct.train.processes import Processes
 from sct.train.run import Interrupted, RunFolder
 
@@ -27,7 +29,16 @@ def train(recipe_name: str, overrides: list[str], out: Path | None, resume: bool
     folder = out or Path("runs") / Path(recipe_name).stem
     processes = Processes.start(pick_device(device))
     plan = make_plan(recipe, processes.device)
-    run = RunFolder(folder, to_yaml(recipe), resume=resume, draw=draw_sheet, main=processes.main)
+    trackers.check(plan.options)
+    measured = processes.main and plan.options.evaluate_images
+    run = RunFolder(
+        folder,
+        to_yaml(recipe),
+        resume=resume,
+        draw=draw_sheet,
+        evaluate=training_evaluation(plan.data) if measured else None,
+        main=processes.main,
+    )
     trainer = plan.trainer(processes=processes)
     if resume:
         run.resume(trainer)
