@@ -10,12 +10,15 @@ from rich.table import Table
 from sct.bench.report import as_json, lines
 from sct.bench.timing import machine
 from sct.cli.common import Screen
+from sct.errors import UserError
 from sct.files import write_atomically
 
 
 def run(out: Path | None, threads: int | None) -> None:
     """Measure, print the table, and write it as JSON where a file is named."""
     if threads is not None:
+        if threads < 1:
+            raise UserError(f"{threads} threads", "--threads", "use at least 1")
         torch.set_num_threads(threads)
     found = []
     with Screen() as screen, screen.bar("measuring", 1) as bar:
