@@ -76,12 +76,27 @@ def sample(
         str | None, typer.Option(help="Guide only where LOW < t <= HIGH: 0.1,10.")
     ] = None,
     batch: Annotated[int, typer.Option(help="Images at a time.")] = 256,
+    precision: Annotated[str, typer.Option(help="fp32, bf16 or fp16; default: the model's own.")] = "",
     device: Annotated[str, typer.Option(help="cpu, cuda, or auto.")] = "auto",
 ) -> None:
     """Draw images, one a seed: the same seed gives the same image, whatever else is drawn."""
     from sct.cli.sample import sample as run
 
-    run(model, seeds, steps, classes, out, mid_t, eta, guidance, worse, guidance_interval, batch, device)
+    run(
+        model,
+        seeds,
+        steps,
+        classes,
+        out,
+        mid_t,
+        eta,
+        guidance,
+        worse,
+        guidance_interval,
+        batch,
+        precision,
+        device,
+    )
 
 
 @app.command()
@@ -272,6 +287,17 @@ def doctor(
     from sct.cli.doctor import run
 
     raise typer.Exit(run(as_json))
+
+
+@app.command()
+def bench(
+    json: Annotated[Path | None, typer.Option("--json", help="Write the table to this file too.")] = None,
+    threads: Annotated[int | None, typer.Option(help="Threads; default: torch's choice.")] = None,
+) -> None:
+    """How fast this machine trains and samples, against a plain loop and diffusers; about three minutes."""
+    from sct.cli.bench import run
+
+    run(json, threads)
 
 
 @app.command()

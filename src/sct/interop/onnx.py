@@ -1,6 +1,6 @@
 """A model as an ONNX graph, for ONNX Runtime and whatever else reads it."""
 
-import io
+import tempfile
 import warnings
 from pathlib import Path
 
@@ -34,19 +34,20 @@ def write_onnx(model: Preconditioned, dest: Path) -> None:
     if model.num_classes:
         given["condition"] = torch.eye(model.num_classes)[torch.arange(2) % model.num_classes]
     names = [*given, "x0_hat"]
-    graph = io.BytesIO()
-    with warnings.catch_warnings():
+    with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
+        path = Path(folder) / "model.onnx"
         warnings.simplefilter("ignore")  # of tracing and of the exporter's age; the graph is checked below
         torch.onnx.export(
             model,
             tuple(given.values()),
-            graph,
+            str(path),
             input_names=list(given),
             output_names=["x0_hat"],
             dynamic_axes={name: {0: "batch"} for name in names},
             opset_version=OPSET,
             dynamo=False,
         )
-    onnx.checker.check_model(onnx.load_from_string(graph.getvalue()))
+        graph = path.read_bytes()
+    onnx.checker.check_model(onnx.load_from_string(graph))
     with atomic_file(dest) as file:
-        file.write(graph.getvalue())
+        file.write(graph)
