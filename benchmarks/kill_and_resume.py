@@ -2,11 +2,11 @@
 
     python benchmarks/kill_and_resume.py [--kills 50]       a few minutes on one core
 
-A small SCT run and a consistency-training run (with an averaged target), in turn, on the embedded digits, with
-dropout, flips, hidden labels, snapshots, pictures and a measure, and a checkpoint every other step, are killed
-with SIGKILL after a random time and continued, until they finish; then the next begins, until there were so
-many kills. Each finished folder is compared with that of a run which nobody disturbed, bit for bit: weights,
-averages, optimizer, counters, stored models, pictures, and the log (but for speed and memory).
+A small SCT run and a consistency-training run (with an averaged target), in turn, on the embedded digits,
+with dropout, flips, hidden labels, snapshots, pictures and a measure, and a checkpoint every other step, are
+killed with SIGKILL after a random time and continued until they finish; then the next begins, until there
+were so many kills. Each finished folder is compared, bit for bit, with that of a run which nobody disturbed:
+weights, averages, optimizer, counters, stored models, pictures, and the log (but for speed and memory).
 What lay half-written in the folder after a kill tells what it interrupted.
 Writes benchmarks/results/kill_and_resume.json.
 """

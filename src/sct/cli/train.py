@@ -7,6 +7,7 @@ from sct.errors import UserError
 from sct.generate import draw_sheet
 from sct.plan import make_plan
 from sct.recipe import read_recipe, to_yaml
+from sct.train import trackers
 from sct.train.processes import Processes
 from sct.train.run import Interrupted, RunFolder
 
@@ -27,6 +28,7 @@ def train(recipe_name: str, overrides: list[str], out: Path | None, resume: bool
     folder = out or Path("runs") / Path(recipe_name).stem
     processes = Processes.start(pick_device(device))
     plan = make_plan(recipe, processes.device)
+    trackers.check(plan.options)
     run = RunFolder(folder, to_yaml(recipe), resume=resume, draw=draw_sheet, main=processes.main)
     trainer = plan.trainer(processes=processes)
     if resume:

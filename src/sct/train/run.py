@@ -141,7 +141,6 @@ class RunFolder:
         Raises Interrupted after a signal, when the state is saved; TrainingDiverged when going back to a
         checkpoint did not help, or there is none.
         """
-        trackers.check(trainer.options)
         with (
             trackers.opened(trainer.options, self.path, trainer.images, self.main) as boards,
             StopSignal() as stop,
