@@ -1,7 +1,7 @@
 """The other side of the comparison: the same training step, written plainly.
 
 fp32, one operation after another, images contiguous in memory, attention through its whole matrix, two
-forward passes and a backward, RAdam and the average parameter by parameter: what a direct transcription of the
+forward passes and a backward, RAdam and the average parameter by parameter: a direct transcription of the
 equations does. It reads the very modules that it is compared with, so both compute one function.
 """
 
@@ -21,6 +21,7 @@ from torch.nn.functional import (
     silu,
 )
 
+from sct.core.rng import shared_dropout
 from sct.core.types import Times, expand
 from sct.nn.blocks import ResidualBlock
 from sct.nn.edm2 import Block, EDM2UNet
@@ -49,11 +50,10 @@ def denoise(model: Preconditioned, x: Tensor, sigma: Tensor, condition: Tensor |
 def losses(model: Preconditioned, x_0: Tensor, times: Times, noise: Tensor, labels: Tensor | None) -> Tensor:
     """ECT's: ‖D(x_t, t) − sg D(x_r, r)‖/(t − r) [B], both passes with one dropout mask."""
     t, r = times.t, times.r
-    state = torch.get_rng_state()
-    f_t = denoise(model, x_0 + expand(t, x_0) * noise, t, labels)
-    with torch.no_grad():
-        torch.set_rng_state(state)
-        f_r = denoise(model, x_0 + expand(r, x_0) * noise, r, labels)
+    with shared_dropout(x_0.device) as mask:
+        f_t = denoise(model, x_0 + expand(t, x_0) * noise, t, labels)
+        with torch.no_grad(), mask.again():
+            f_r = denoise(model, x_0 + expand(r, x_0) * noise, r, labels)
     return (f_t - f_r).square().sum(dim=(1, 2, 3)).sqrt() / (t - r)
 
 

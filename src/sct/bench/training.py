@@ -8,17 +8,18 @@ from typing import Any
 import torch
 
 from sct.bench.plain import PlainLoop, losses
-from sct.bench.timing import Timing, alternate, ratio
+from sct.bench.timing import Timing
 from sct.bench.workload import Draw, Workload, objective, pictures
 from sct.core.estimators import NoiseEstimator, OneSample
 from sct.core.types import Batch
 from sct.data.images import ImageSet
-from sct.nn.precond import Precision as Word
 from sct.nn.precond import Preconditioned
-from sct.train.loop import Trainer, TrainOptions
+from sct.train.loop import Trainer
 from sct.train.optim import Optimizer
+from sct.train.options import TrainOptions
+from sct.train.precision import Word
 
-ROOM = {"fp32": (1e-5, 1e-4), "bf16": (0.01, 0.02)}
+ROOM = {"fp32": (1e-5, 1e-4), "bf16": (0.02, 0.05)}
 """By precision: how far loss and gradient may lie from the plain step's, relative to their length."""
 FOREVER = 1 << 40
 
@@ -82,41 +83,24 @@ def our_step(
         labels = torch.arange(len(images)) % max(model.num_classes, 1)
         names = tuple(str(i) for i in range(max(model.num_classes, 1)))
         data = ImageSet.of("pictures", images, labels, names)
-    model.precision = precision
-    if channels_last:
-        model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    settings = TrainOptions(images=FOREVER, batch=workload.batch, **options)
+    settings = TrainOptions(
+        images=FOREVER, batch=workload.batch, precision=precision, channels_last=channels_last, **options
+    )
     trainer = Trainer(model, objective(estimator), data, Optimizer(), settings, device)
     steps = trainer.steps()
     return lambda: next(steps)
 
 
-def plain_step(workload: Workload) -> Callable[[], object]:
+def plain_step(workload: Workload, device: str = "cpu") -> Callable[[], object]:
     """A call that takes the plain loop's next step."""
-    loop = PlainLoop(workload.model())
+    loop = PlainLoop(workload.model().to(device))
     seeds = itertools.count()
 
     def step() -> float:
-        draw = Draw.of(loop.model, workload.batch, next(seeds))
+        draw = Draw.of(loop.model, workload.batch, next(seeds)).to(device)
         return loop.step(draw.x_0, draw.times, draw.noise, draw.labels)
 
     return step
-
-
-def against_plain(workload: Workload, precision: Word, rounds: int) -> dict[str, Any]:
-    """Correctness, then times of both in turns: a record for JSON."""
-    errors = checked(workload, precision)
-    times = alternate({"ours": our_step(workload, precision), "plain": plain_step(workload)}, rounds)
-    return {
-        "network": workload.preset,
-        "batch": workload.batch,
-        "precision": precision,
-        "loss error": errors.loss,
-        "gradient error": errors.gradient,
-        "ours": speed(times["ours"], workload.batch),
-        "plain": speed(times["plain"], workload.batch),
-        "times as fast": ratio(times["plain"], times["ours"]).record(),
-    }
 
 
 def speed(timing: Timing, batch: int) -> dict[str, Any]:

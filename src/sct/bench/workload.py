@@ -14,7 +14,7 @@ from sct.core.rng import mix_seed
 from sct.core.times import ConstGap, LogNormalPairs
 from sct.core.types import Times
 from sct.nn.precond import Preconditioned
-from sct.nn.presets import preset
+from sct.nn.presets import PRESETS, preset
 
 PAIRS = LogNormalPairs(gap=ConstGap(q=2))
 """ECT's law of t with r = t/2: r > 0 for every sample, so both passes are needed."""
@@ -40,6 +40,11 @@ class Workload:
         model = preset(self.preset, **options)
         lively(model, seed)
         return model
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        channels, height, width = PRESETS[self.preset]["network"]["image_shape"]
+        return channels, height, width
 
     def without_dropout(self, batch: int) -> "Workload":
         return replace(self, batch=batch, dropout=0.0)
@@ -91,3 +96,8 @@ class Draw:
             labels = torch.randint(model.num_classes, (batch,), generator=generator)
         noise = torch.randn(x_0.shape, generator=generator)
         return cls(x_0, PAIRS.sample(batch, 0, generator), noise, labels)
+
+    def to(self, device: str) -> "Draw":
+        t, r, s = (u.to(device) for u in (self.times.t, self.times.r, self.times.s))
+        labels = None if self.labels is None else self.labels.to(device)
+        return Draw(self.x_0.to(device), Times(t, r, s), self.noise.to(device), labels)

@@ -76,12 +76,27 @@ def sample(
         str | None, typer.Option(help="Guide only where LOW < t <= HIGH: 0.1,10.")
     ] = None,
     batch: Annotated[int, typer.Option(help="Images at a time.")] = 256,
+    precision: Annotated[str, typer.Option(help="fp32, bf16 or fp16; default: the model's own.")] = "",
     device: Annotated[str, typer.Option(help="cpu, cuda, or auto.")] = "auto",
 ) -> None:
     """Draw images, one a seed: the same seed gives the same image, whatever else is drawn."""
     from sct.cli.sample import sample as run
 
-    run(model, seeds, steps, classes, out, mid_t, eta, guidance, worse, guidance_interval, batch, device)
+    run(
+        model,
+        seeds,
+        steps,
+        classes,
+        out,
+        mid_t,
+        eta,
+        guidance,
+        worse,
+        guidance_interval,
+        batch,
+        precision,
+        device,
+    )
 
 
 @app.command()
@@ -158,9 +173,9 @@ def import_(
 def export(
     model: Annotated[Path, typer.Argument(help="A model's or a run's folder.")],
     dest: Annotated[Path, typer.Argument(help="The file to write.")],
-    format: Annotated[str, typer.Option(help="safetensors.")] = "safetensors",
+    format: Annotated[str, typer.Option(help="safetensors or onnx.")] = "safetensors",
 ) -> None:
-    """Write a model's weights under the official parameter names."""
+    """Write a model for others: its weights under the official names, or the whole as an ONNX graph."""
     from sct.cli.interop import export as run
 
     run(model, dest, format)
@@ -291,6 +306,17 @@ def reproduce(
     from sct.cli.reproduce import run
 
     run(name, every, listed, data, scale, out, seeds, device)
+
+
+@app.command()
+def bench(
+    json: Annotated[Path | None, typer.Option("--json", help="Write the table to this file too.")] = None,
+    threads: Annotated[int | None, typer.Option(help="Threads; default: torch's choice.")] = None,
+) -> None:
+    """How fast this machine trains and samples, against a plain loop and diffusers; about three minutes."""
+    from sct.cli.bench import run
+
+    run(json, threads)
 
 
 @app.command()

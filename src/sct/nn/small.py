@@ -24,8 +24,10 @@ class SinusoidalEmbedding(nn.Module):
 
     def __init__(self, features: int, f_min: float = 0.125, f_max: float = 4.0) -> None:
         super().__init__()
-        grid = torch.linspace(math.log(f_min), math.log(f_max), features // 2)
-        self.register_buffer("frequencies", 2 * math.pi * grid.exp(), persistent=False)
+        # On the CPU even for a model that is built on the meta device, whose exp takes a second to import.
+        grid = torch.linspace(math.log(f_min), math.log(f_max), features // 2, device="cpu")
+        frequencies = (2 * math.pi * grid.exp()).to(torch.get_default_device())
+        self.register_buffer("frequencies", frequencies, persistent=False)
 
     def forward(self, u: Tensor) -> Tensor:
         angle = u[:, None] * self.frequencies.to(u)

@@ -71,6 +71,7 @@ EXTRA = """
 h3 { font-size: 1rem; margin: 1.4rem 0 .5rem; }
 td span { color: var(--soft); }
 pre { white-space: pre-wrap; overflow-wrap: anywhere; }
+@media (max-width: 40rem) { td span { display: block; } }
 """
 
 

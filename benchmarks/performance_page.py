@@ -1,0 +1,98 @@
+"""The tables of docs/performance.md, from the JSON that the benchmarks wrote."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from pages import fill
+
+RESULTS = Path(__file__).parent / "results"
+GIB = 2**30
+
+
+def read(name: str) -> dict[str, Any]:
+    return json.loads((RESULTS / f"{name}.json").read_text())
+
+
+def span(ratio: dict[str, float]) -> str:
+    return f"**{ratio['median']:.2f}** ({ratio['low']:.2f} to {ratio['high']:.2f})"
+
+
+def steps() -> str:
+    rows = [
+        "| network | precision | images a second | times as fast as plain | gradient's error |",
+        "|---|---|---|---|---|",
+    ]
+    for key, entry in read("training_step").items():
+        if not key.startswith("step "):
+            continue
+        for name, timing in entry["times"].items():
+            plain = name == "plain"
+            faster = "1" if plain else span(entry["times as fast"][name])
+            error = "" if plain else f"{entry['errors'][name]['gradient']:.0e}"
+            network = f"{key.removeprefix('step ')}, batch {entry['batch']}"
+            word = "plain, fp32" if plain else name
+            rows.append(f"| {network} | {word} | {timing['images a second']:.2f} | {faster} | {error} |")
+    return "\n".join(rows)
+
+
+def levers() -> str:
+    entry = read("training_step")["levers"]
+    rows = [f"| DDPM++, batch {entry['batch']} | seconds |", "|---|---|"]
+    for part, label in (("steps", "step"), ("passes", "two passes and a backward, fp32")):
+        for name, timing in entry[part].items():
+            rows.append(f"| {label}: {name} | {timing['median']:.2f} |")
+    return "\n".join(rows)
+
+
+def memory() -> str:
+    rows = ["| network | | peak | share of plain's |", "|---|---|---|---|"]
+    for key, entry in read("training_step").items():
+        if not key.startswith("memory "):
+            continue
+        for name, size in entry["bytes"].items():
+            share = entry["share of the plain loop's"].get(name, 1.0)
+            network = f"{key.removeprefix('memory ')}, batch {entry['batch']}"
+            rows.append(f"| {network} | {name} | {size / GIB:.2f} GiB | {share:.2f} |")
+    return "\n".join(rows)
+
+
+def sampling() -> str:
+    result = read("sampling")
+    rows = ["| batch | | images a second | latency | times as fast as diffusers |", "|---|---|---|---|---|"]
+    for batch, entry in result["batches"].items():
+        for name, timing in entry["times"].items():
+            ratio = entry["times as fast as the peer"].get(name)
+            speed = f"{timing['images a second']:.2f} | {timing['median'] * 1000:.0f} ms"
+            rows.append(f"| {batch} | {name} | {speed} | {'1' if ratio is None else span(ratio)} |")
+    sizes = [
+        f"{name}: {size['parameters'] / 1e6:.1f} million parameters, {size['flops'] / 1e9:.1f} GFLOP an image"
+        for name, size in result["sizes"].items()
+    ]
+    off = [f"{name} {value:.0f}" for name, value in result["pixel levels off"].items()]
+    about = f"{'; '.join(sizes)}. Levels of 255 from fp32's images (99th percentile): {', '.join(off)}."
+    return "\n".join([*rows, "", about])
+
+
+def startup() -> str:
+    result = read("startup")
+    rows = ["| | seconds | of it, imports |", "|---|---|---|"]
+    for name, timing in result["times"].items():
+        low, high = min(timing["seconds"]), max(timing["seconds"])
+        parts = ", ".join(f"{package} {seconds:.2f}" for package, seconds in result["imports"][name].items())
+        rows.append(f"| `{name}` | {timing['median']:.2f} ({low:.2f} to {high:.2f}) | {parts} |")
+    return "\n".join(rows)
+
+
+TABLES: dict[str, Callable[[], str]] = {
+    "step": steps,
+    "levers": levers,
+    "memory": memory,
+    "sampling": sampling,
+    "startup": startup,
+}
+
+if __name__ == "__main__":
+    for name, table in TABLES.items():
+        fill("performance.md", name, table())

@@ -1,0 +1,37 @@
+"""sct bench"""
+
+import json
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from sct.bench.report import as_json, lines
+from sct.bench.timing import machine
+from sct.cli.common import Screen
+from sct.errors import UserError
+from sct.files import write_atomically
+
+
+def run(out: Path | None, threads: int | None) -> None:
+    """Measure, print the table, and write it as JSON where a file is named."""
+    if threads is not None:
+        if threads < 1:
+            raise UserError(f"{threads} threads", "--threads", "use at least 1")
+        torch.set_num_threads(threads)
+    found = []
+    with Screen() as screen, screen.bar("measuring", 1) as bar:
+        for line in lines():
+            found.append(line)
+            bar.advance(0, f"{line.section}: {line.what}")
+    table = Table("", "", "", "", show_header=False, box=None, pad_edge=False)
+    section = ""
+    for line in found:
+        table.add_row(line.section if line.section != section else "", line.what, line.value, line.against)
+        section = line.section
+    about = machine()
+    Console(soft_wrap=True).print(table)
+    print(", ".join(f"{name} {value}" for name, value in about.items() if value is not None))
+    if out is not None:
+        write_atomically(out, json.dumps({"machine": about, "lines": as_json(found)}, indent=1) + "\n")

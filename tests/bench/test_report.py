@@ -1,0 +1,64 @@
+"""`sct bench` end to end on a network so small that it takes seconds."""
+
+import pytest
+import torch
+
+from sct.bench import sampling
+from sct.bench.report import NOT_RUN, Settings, as_json, lines
+from sct.bench.timing import Timing, alternate, ratio
+from sct.bench.training import checked
+from sct.bench.workload import Workload
+from sct.nn.presets import PRESETS
+
+TINY = {
+    "network": {
+        "kind": "song",
+        "image_shape": (3, 16, 16),
+        "model_channels": 16,
+        "channel_mult": (1, 2),
+        "num_blocks": 1,
+        "attn_resolutions": (8,),
+    },
+    "precond": {"kind": "edm"},
+}
+
+
+@pytest.fixture(autouse=True)
+def tiny(monkeypatch) -> None:
+    monkeypatch.setitem(PRESETS, "tiny", TINY)
+
+
+def test_every_section_has_its_lines_and_the_card_says_that_there_is_none(monkeypatch) -> None:
+    monkeypatch.setattr(sampling, "PEER_CHANNELS", (32, 32, 32))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    settings = Settings("tiny", 4, 1, 50, (2,), memory_batch=None, startup_rounds=None)
+    table = list(lines(settings))
+    assert list(dict.fromkeys(line.section for line in table)) == [
+        "training step", "target", "sampling", "card",
+    ]  # fmt: skip
+    assert all(line.value == NOT_RUN for line in table if line.section == "card")
+    assert {"section", "what", "value", "against"} == set(as_json(table)[0])
+
+
+def test_a_step_that_computes_something_else_is_not_timed(monkeypatch) -> None:
+    monkeypatch.setattr("sct.bench.plain.silu", torch.relu)
+    with pytest.raises(RuntimeError, match="not the plain step's function"):
+        checked(Workload("tiny", 4), "fp32")
+
+
+def test_images_that_differ_are_not_timed() -> None:
+    draws = {"one": lambda n: torch.zeros(n, 3, 8, 8), "other": lambda n: torch.full((n, 3, 8, 8), 9)}
+    with pytest.raises(RuntimeError, match="not the same images"):
+        sampling.checked(draws)
+
+
+def test_turns_alternate_and_the_first_does_not_count() -> None:
+    order: list[str] = []
+    times = alternate({name: lambda name=name: order.append(name) for name in "ab"}, rounds=2, warmup=1)
+    assert order == list("ababab")
+    assert all(len(timing.seconds) == 2 for timing in times.values())
+
+
+def test_a_ratio_compares_each_round_with_itself() -> None:
+    slow, fast = Timing((2.0, 30.0, 4.0)), Timing((1.0, 10.0, 2.0))
+    assert (ratio(slow, fast).median, ratio(slow, fast).low, ratio(slow, fast).high) == (2.0, 2.0, 3.0)
