@@ -18,8 +18,8 @@ ORDER = (
     ("recipe", "models"),
     ("start",),
     ("plan", "generate", "analyze", "doctor"),
-    ("assess",),
-    ("demo", "dryrun", "bench"),
+    ("assess", "stages"),
+    ("demo", "dryrun", "bench", "reproduce"),
     ("cli",),
 )
 """From the foundation up. Rooms of one layer never import each other. `web` draws pages of what it is given;

@@ -135,7 +135,7 @@ class Study:
         recipe = self.recipe(spec, seed)
         teacher = self._teacher(recipe.start_from, seed)
         origin = recipe.start_from if teacher is None else teacher.digest
-        digest = _digest(recipe, origin)
+        digest = digest_of(recipe, origin)
         if teacher is not None:
             recipe = recipe.model_copy(update={"start_from": str(teacher.folder / "model")})
 
@@ -172,7 +172,7 @@ class Study:
         if len(parts) != 3 or parts[0] != "runs":
             return None
         recipe = self._recipe(parts[1], self.budget.teacher, (), seed)
-        digest = _digest(recipe, None)
+        digest = digest_of(recipe, None)
         folder = self._trained(f"{parts[1]}-{_short(digest)}", recipe, seed, None)
         return Run("teacher", seed, folder, digest, recipe.train.images)
 
@@ -202,7 +202,8 @@ def _phased(recipe: Recipe, phases: int) -> Any:
     return validate(plain, f"phases={phases}")
 
 
-def _digest(recipe: Recipe, origin: str | None) -> str:
+def digest_of(recipe: Recipe, origin: str | None = None) -> str:
+    """Of a recipe without its seed and paths; `origin` says what it starts from: its teacher's digest."""
     train: Any = recipe.train
     same = {
         "train": train.model_copy(update={"seed": 0}),
