@@ -271,6 +271,12 @@ def test_products_of_bytes_are_whole_numbers(b: int, k: int, m: int, seed: int) 
     assert torch.equal(whole_numbers.whole_products(q, x.T).long(), q.long() @ x.T.long())
 
 
+@pytest.mark.parametrize("k", [2**17, 2**17 + 1])
+def test_the_largest_products_do_not_overflow(k: int) -> None:
+    q, x = torch.full((1, k), 127, dtype=torch.int8), torch.full((k, 1), -128, dtype=torch.int8)
+    assert int(whole_numbers.whole_products(q, x)) == -127 * 128 * k
+
+
 @given(st.lists(st.floats(-127, 127), min_size=1, max_size=9), st.integers(1, 5))
 def test_digits_come_within_half_of_the_last(values: list[float], count: int) -> None:
     value = torch.tensor(values, dtype=torch.float64)

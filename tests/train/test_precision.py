@@ -101,7 +101,7 @@ def test_channels_last_is_a_memory_format_only(network: str) -> None:
     losses, weights = outcome(make(network))
     trainer = make(network, "train.channels_last=true")
     found, others = outcome(trainer)
-    assert found == pytest.approx(losses, rel=1e-4)
+    assert found == pytest.approx(losses, rel=1e-3)
     assert distance(others, weights) < 1e-3
     kernels = [p for p in trainer.model.parameters() if p.ndim == 4 and min(p.shape[1:]) > 1]
     assert all(p.is_contiguous(memory_format=torch.channels_last) for p in kernels)

@@ -2,6 +2,8 @@
 
 from collections.abc import Callable
 
+import torch
+
 from sct.assess.drawing import Drawing
 from sct.evaluate.measure import Split, measure_for
 from sct.generate import default_sampler
@@ -11,7 +13,10 @@ SAMPLES = 2_000
 
 
 def training_evaluation(
-    data: Split, samples: int = SAMPLES, features: str | None = None
+    data: Split,
+    samples: int = SAMPLES,
+    features: str | None = None,
+    device: torch.device | str = "cpu",
 ) -> Callable[[Preconditioned], dict[str, float]]:
     """A function model → {metric: number} for curves while training, smallest is best for the first.
 
@@ -19,7 +24,7 @@ def training_evaluation(
     the training images is in % of their variance of features, and named after the extractor; few samples bias
     it upwards. Raises UserError where no extractor fits the data.
     """
-    measure = measure_for(data, features)
+    measure = measure_for(data, features, device)
 
     def evaluate(model: Preconditioned) -> dict[str, float]:
         drawing = Drawing(model, default_sampler(model, None), data.train.labels)

@@ -12,6 +12,8 @@ BASE = 254
 """Of signed digits."""
 EXACT_TERMS = 1024
 """2¹⁰ products of two whole numbers up to 2⁷ sum to at most 2²⁴, which fp32 holds exactly."""
+INT32_TERMS = 2**17
+"""So many products of a digit (up to 127) and a level (up to 128) sum to less than 2³¹."""
 
 
 def fast_bytes(device: torch.device) -> bool:
@@ -24,7 +26,7 @@ def fast_bytes(device: torch.device) -> bool:
 def whole_products(q: Tensor, x: Tensor) -> Tensor:
     """q @ x without rounding: signed bytes [b, k], [k, m] → whole numbers [b, m], int32 or float64."""
     # Rows of one byte come out wrong from the CPU's byte product.
-    if fast_bytes(q.device) and q.shape[1] >= 32:
+    if fast_bytes(q.device) and 32 <= q.shape[1] <= INT32_TERMS:
         return _byte_products(q, x)
     sums = torch.zeros(len(q), x.shape[1], dtype=torch.float64, device=q.device)
     for start in range(0, q.shape[1], EXACT_TERMS):

@@ -1,0 +1,155 @@
+"""What the metrics of `sct evaluate` cost beside the network and the extractor, in time and memory.
+
+    python benchmarks/evaluate_overhead.py            some minutes on two cores
+
+1. 50,000 samples × 2048 features, every metric that features feed (Fréchet, kernel distance, Inception Score,
+   precision and recall, and the pixel search of memorisation on its 10,000 samples of 32×32×3), against a
+   reference of 50,000. A random projection stands in for the network and the extractor, so that the metrics'
+   own seconds and the peak memory show. What an Inception would take is measured on the cost that it has
+   (11.4 GFLOP an image at 299×299: 2 × 5.7 G multiply-adds) with a stack of convolutions that runs at this
+   machine's convolution speed. The reference's own pass and its radii are cached in use and not counted.
+2. The digits: 10,000 one-step samples, all metrics, the classifier's training and a first reference included.
+
+Writes benchmarks/results/evaluate_overhead.json.
+"""
+
+import argparse
+import json
+import os
+import platform
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sct.assess.job import Job, Wanted
+from sct.data.images import DataSplit, ImageSet
+from sct.evaluate.features import Extractor
+from sct.evaluate.protocol import INCEPTION
+from sct.evaluate.reference import build_reference
+from sct.evaluate.suite import Suite
+from sct.files import write_atomically
+
+RESULTS = Path(__file__).parent / "results" / "evaluate_overhead.json"
+SAMPLES, FEATURES, CLASSES = 50_000, 2048, 1008
+INCEPTION_GFLOP = 11.4
+SIDE = 32
+
+
+class Projection:
+    """2048 ReLU features of 32×32×3 images and class probabilities, at a thousandth of Inception's cost."""
+
+    def __init__(self) -> None:
+        generator = torch.Generator().manual_seed(0)
+        self.body = torch.randn(3 * SIDE * SIDE // 12, FEATURES, generator=generator) / 16
+        self.output = torch.randn(FEATURES, CLASSES, generator=generator) / 45
+
+    def __call__(self, x: Tensor, return_features: bool = False, no_output_bias: bool = False) -> Tensor:
+        pooled = nn.functional.avg_pool2d((x.float() - 128) / 64, 2).flatten(1)
+        features = (pooled[:, : len(self.body)] @ self.body).relu()
+        return features if return_features else (features @ self.output).softmax(1)
+
+
+def images(rows: Sequence[int]) -> Tensor:
+    """Smooth random colour images, a function of the row."""
+    generator = torch.Generator().manual_seed(rows[0])
+    coarse = torch.rand(len(rows), 3, 8, 8, generator=generator)
+    fine = 0.1 * torch.randn(len(rows), 3, SIDE, SIDE, generator=generator)
+    x = nn.functional.interpolate(coarse, size=(SIDE, SIDE), mode="bilinear") + fine
+    return (255 * x.clamp(0, 1)).byte()
+
+
+def large(samples: int) -> dict[str, Any]:
+    """Seconds of the metrics and peak memory of this process."""
+    base = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    training = torch.cat([images(range(i, i + 500)) for i in range(10**6, 10**6 + samples, 500)])
+    labels = torch.zeros(len(training), dtype=torch.long)
+    data = DataSplit(ImageSet("made", training, labels, ("all",)), None)
+    extractor = Extractor(INCEPTION, Projection(), "projection", torch.device("cpu"))
+    with tempfile.TemporaryDirectory() as folder:
+        reference = build_reference("made", training, extractor, cache=Path(folder))
+        began = time.perf_counter()
+        reference.sample_radii(extractor.device)
+        radii_seconds = time.perf_counter() - began
+        suite = Suite(extractor, reference, ("fid", "kid", "is", "pr", "memorisation"), data, None)
+        outcome = suite.run(lambda seeds: (images(seeds), None), range(samples))
+    return {
+        "samples": samples,
+        "seconds": outcome.seconds,
+        "reference_radii_seconds": radii_seconds,
+        "values": outcome.values,
+        "peak_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+        "of_it_imports_mib": base,
+        "of_it_training_images_mib": training.numel() / 2**20,
+    }
+
+
+def convolution_speed() -> float:
+    """GFLOP a second of 3×3 convolutions of Inception's middle size (192 channels, 35×35, batch 32)."""
+    layer = nn.Conv2d(192, 192, 3, padding=1, bias=False)
+    x = torch.randn(32, 192, 35, 35)
+    with torch.inference_mode():
+        layer(x)
+        began = time.perf_counter()
+        for _ in range(8):
+            layer(x)
+    return 8 * 2 * 32 * 35 * 35 * 192 * 192 * 9 / (time.perf_counter() - began) / 1e9
+
+
+class Silent:
+    def say(self, text: str) -> None: ...
+    def advance(self, amount: int, note: str | None = None) -> None: ...
+
+    @contextmanager
+    def bar(self, description: str, total: int, done: int = 0) -> Any:
+        yield self
+
+
+def digits_seconds(model: Path) -> dict[str, Any]:
+    """A whole `sct evaluate` on the digits, with an empty cache."""
+    with tempfile.TemporaryDirectory() as folder:
+        os.environ["SCT_CACHE"] = folder
+        began = time.perf_counter()
+        Job(Wanted(model, Path(folder) / "out", "digits", samples=10_000, steps=(1,)), Silent()).run()
+        seconds = time.perf_counter() - began
+        row = json.loads((Path(folder) / "out" / "results.json").read_text())["rows"][0]
+    return {"seconds": seconds, "parts": row["blocks"][0]["seconds"], "metrics": sorted(row["summary"])}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("part", nargs="?", choices=["large", "digits"], help="One part; both by default.")
+    parser.add_argument("--model", type=Path, default=Path("runs/demo/sct"), help="A model of the digits.")
+    parser.add_argument("--samples", type=int, default=SAMPLES)
+    arguments = parser.parse_args()
+    torch.set_num_threads(os.cpu_count() or 1)
+    if arguments.part == "large":
+        print(json.dumps(large(arguments.samples)))
+    elif arguments.part == "digits":
+        print(json.dumps(digits_seconds(arguments.model)))
+    else:
+        results = {"cpu_count": os.cpu_count(), "machine": platform.machine(), "torch": torch.__version__}
+        # Each part in a process of its own: the peak memory is a process's.
+        for part in ("large", "digits"):
+            command = [sys.executable, __file__, part, "--model", str(arguments.model)]
+            command += ["--samples", str(arguments.samples)]
+            results[part] = json.loads(subprocess.run(command, capture_output=True, check=True).stdout)
+        speed = convolution_speed()
+        extractor = arguments.samples * INCEPTION_GFLOP / speed
+        results["convolution_gflop_a_second"] = speed
+        results["inception_seconds"] = extractor
+        results["overhead"] = results["large"]["seconds"]["metrics"] / extractor
+        write_atomically(RESULTS, json.dumps(results, indent=1))
+        print(json.dumps(results, indent=1))
+
+
+if __name__ == "__main__":
+    main()
