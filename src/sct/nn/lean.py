@@ -57,6 +57,7 @@ class Dropout(nn.Dropout):
         if dropped == self.LEVELS:
             return torch.zeros_like(x)
         bits = torch.empty(-(-x.numel() // 4), dtype=torch.int64).random_(-(2**63), None).view(torch.int16)
-        layout = torch.empty_like(x).stride()  # x's own, so that the product runs through memory once
-        kept = bits[: x.numel()].as_strided(x.shape, layout) >= dropped - self.LEVELS // 2
+        kept = (bits[: x.numel()] >= dropped - self.LEVELS // 2).view(x.shape)
+        if not x.is_contiguous():  # the same mask in every memory format, in x's own
+            kept = torch.empty_like(x, dtype=torch.bool).copy_(kept)
         return (x * kept).mul_(self.LEVELS / (self.LEVELS - dropped))
