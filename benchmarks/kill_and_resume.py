@@ -2,13 +2,13 @@
 
     python benchmarks/kill_and_resume.py [--kills 50]       a few minutes on one core
 
-A small SCT run and a consistency-training run (with an averaged target), in turn, on the embedded digits, with
-dropout, flips, hidden labels, snapshots, pictures and a measure, and a checkpoint every other step, are killed
-with SIGKILL after a random time and continued, until they finish; then the next begins, until there were so
-many kills. Each finished folder is compared with that of a run which nobody disturbed, bit for bit: weights,
-averages, optimizer, counters, stored models, pictures, and the log (but for speed and memory).
+A small SCT run and a consistency-training run (with an averaged target), in turn, on the embedded digits,
+with dropout, flips, hidden labels, snapshots, pictures and a measure, and a checkpoint every other step, are
+killed with SIGKILL after a random time and continued until they finish; then the next begins, until there
+were so many kills. Each finished folder is compared, bit for bit, with that of a run which nobody disturbed:
+weights, averages, optimizer, counters, stored models, pictures, and the log (but for speed and memory).
 What lay half-written in the folder after a kill tells what it interrupted.
-Writes benchmarks/results/kill_and_resume.json.
+Writes benchmarks/results/kill_and_resume.json and its paragraph in docs/training.md.
 """
 
 import argparse
@@ -29,6 +29,7 @@ import torch
 import torch.utils.tensorboard
 from safetensors.torch import load_file
 
+from pages import fill
 from sct.data.images import digits
 from sct.files import write_atomically
 from sct.generate import draw_sheet
@@ -131,6 +132,19 @@ def tensors(tree: Any) -> int:
     return int(isinstance(tree, torch.Tensor))
 
 
+def page(result: dict[str, Any]) -> str:
+    """What docs/training.md says of it."""
+    writing = {word: n for word, n in result["interrupted_while_writing"].items() if word != "nothing"}
+    places = ", ".join(f"{word} {n}" for word, n in writing.items())
+    compared = " and ".join(str(n) for n in result["tensors_compared_a_run"].values())
+    return (
+        f"{result['kills']} kills with SIGKILL at random moments of {len(result['runs'])} runs, "
+        f"{sum(writing.values())} of them while a file was half-written ({places}). The finished runs and "
+        f"the unbroken ones, {compared} tensors, their pictures and every line of their logs: "
+        f"**{len(result['differences'])} differences.**\n"
+    )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--kills", type=int, default=50)
@@ -170,6 +184,7 @@ def main() -> None:
         "differences": found,
     }
     write_atomically(RESULTS, json.dumps(result, indent=1) + "\n")
+    fill("training.md", "kill_and_resume", page(result))
     print(json.dumps(result, indent=1))
     sys.exit(1 if found else 0)
 

@@ -9,7 +9,7 @@ Three sources, made here in the official layouts from noise over smooth pictures
 - imagenet64: 131,072 images 3×64×64 in ten npz batches, a tenth of the full set;
 - zip: 1,281,167 members, as many as ImageNet has, each a tiny PNG: what names cost.
 
-`sct data prepare` runs as a user runs it. Memory is sampled 20 times a second over the whole process tree: the
+`sct data prepare` runs as a user runs it. Memory is sampled 20 times a second over the tree of processes: the
 sum of the resident set less file pages (what the system cannot take back), and of the resident set as it is.
 Writes results/prepare_data.json.
 """

@@ -2,7 +2,8 @@
 
 A step is a whole one: two evaluations (one with gradients), the optimizer, one average. Half-way through
 training, so that the target is really evaluated. Each case runs in a process of its own, whose largest
-resident memory is the peak; the first step is not timed.
+resident memory is the peak. One thread, in the process's CPU time, which other work on the machine lengthens
+least; the first step is not timed.
 
 Writes results/throughput.json and the table in docs/recipes.md.
 """
@@ -30,8 +31,9 @@ from sct.nn import store
 from sct.nn.precond import Preconditioned
 from sct.nn.presets import preset
 from sct.recipe import build, read_recipe
-from sct.train.loop import Trainer, TrainOptions
+from sct.train.loop import Trainer
 from sct.train.optim import Optimizer
+from sct.train.options import TrainOptions
 
 RESULT = Path(__file__).parent / "results" / "throughput.json"
 CASES = {
@@ -56,17 +58,17 @@ def network(name: str) -> Preconditioned:
     return store.build(config)
 
 
-def one(name: str, precision: str, threads: int) -> dict[str, Any]:
+def one(name: str, precision: str) -> dict[str, Any]:
     """Run one case in this process."""
     _, batch, steps = CASES[name]
-    torch.set_num_threads(threads)
+    torch.set_num_threads(1)
     torch.manual_seed(0)
     model = network(name)
     classes = model.num_classes or 1
     images = torch.randint(256, (2 * batch, *model.image_shape), dtype=torch.uint8)
     labels = torch.arange(2 * batch) % classes
     data = ImageSet.of("noise", images, labels, tuple(str(c) for c in range(classes)))
-    options = TrainOptions(images=1_000_000, batch=batch, **precision_options(model, precision))
+    options = TrainOptions(images=1_000_000, batch=batch, precision=precision)  # type: ignore[arg-type]
     pairs = LogNormalPairs(gap=SigmoidGap(q=2, every_images=100_000))
     objective = Consistency(EDM(), pairs, OneSample())
     trainer = Trainer(model, objective, data, Optimizer("adam", 1e-5), options)
@@ -75,9 +77,9 @@ def one(name: str, precision: str, threads: int) -> dict[str, Any]:
     next(taken)
     seconds = []
     for _ in range(steps):
-        began = time.perf_counter()
+        began = time.process_time()
         next(taken)
-        seconds.append(time.perf_counter() - began)
+        seconds.append(time.process_time() - began)
     return {
         "network": name,
         "what": CASES[name][0],
@@ -90,14 +92,9 @@ def one(name: str, precision: str, threads: int) -> dict[str, Any]:
     }
 
 
-def precision_options(model: Preconditioned, precision: str) -> dict[str, Any]:
-    model.precision = precision  # type: ignore[assignment]
-    return {}
-
-
 def table(result: dict[str, Any]) -> str:
     lines = [
-        "| network | parameters | images a step | fp32: images/s | peak memory | bf16: images/s | peak memory |",
+        "| network | parameters | images a step | fp32, images/s | memory | bf16, images/s | memory |",
         "|---|---|---|---|---|---|---|",
     ]
     rows = {(row["network"], row["precision"]): row for row in result["cases"]}
@@ -110,8 +107,8 @@ def table(result: dict[str, Any]) -> str:
             cells += [speed, f"{found['peak_mib'] / 1024:.2f} GiB" if found else "–"]
         lines.append(f"| {' | '.join(cells)} |")
     about = (
-        f"Measured on {result['cpu']}, {result['threads']} threads, torch {result['torch']}; medians of 2 to 20 "
-        "steps, one run each. The demo's MLP computes in fp32 alone."
+        f"One thread of {result['cpu']}, torch {result['torch']}, in processor time; medians of 2 to 20 "
+        "steps, one run each; memory is the process's peak. The MLP computes in fp32 alone."
     )
     return "\n".join([*lines, "", about])
 
@@ -120,16 +117,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--one", nargs=2, metavar=("NAME", "PRECISION"))
     parser.add_argument("--only", nargs="*", default=list(CASES), help="measure these and keep the rest")
-    parser.add_argument("--threads", type=int, default=2)
     given = parser.parse_args()
     if given.one:
-        print(json.dumps(one(*given.one, given.threads)))
+        print(json.dumps(one(*given.one)))
         return
     found = json.loads(RESULT.read_text())["cases"] if RESULT.exists() else []
     cases = {(row["network"], row["precision"]): row for row in found}
     for name in given.only:
         for precision in ("fp32",) if name == "digits-edm" else ("fp32", "bf16"):
-            command = [sys.executable, __file__, "--one", name, precision, "--threads", str(given.threads)]
+            command = [sys.executable, __file__, "--one", name, precision]
             row = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
             print(row, flush=True)
             cases[name, precision] = row
@@ -145,7 +141,7 @@ def main() -> None:
     result = {
         "what": "training steps of a consistency model, data random, one process",
         "cpu": cpu,
-        "threads": given.threads,
+        "threads": 1,
         "torch": torch.__version__,
         "cases": sorted(cases.values(), key=lambda row: (order[row["network"]], row["precision"])),
     }

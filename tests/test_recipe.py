@@ -182,3 +182,64 @@ def test_numbers_are_yaml_1_2_and_keys_unique() -> None:
 def test_an_unknown_recipe_lists_the_known() -> None:
     with pytest.raises(UserError, match="digits-edm"):
         read_recipe("digits-emd")
+
+
+def written(folder: Path, **files: str) -> None:
+    for name, text in files.items():
+        (folder / f"{name}.yaml").write_text(text)
+
+
+def test_a_recipe_takes_over_another(tmp_path: Path) -> None:
+    written(
+        tmp_path,
+        base="extends: digits-ect\ntrain: {batch: 32}\n",
+        own="extends: base.yaml\nestimator: {kind: score-identity, reference: batch}\ntrain: {seed: 7}\n",
+    )
+    recipe = read_recipe(str(tmp_path / "own.yaml"), ["optimizer.lr=2e-4"])
+    expected = read_recipe(
+        "digits-ect",
+        [
+            "train.batch=32",
+            "train.seed=7",
+            "estimator={kind: score-identity, reference: batch}",
+            "optimizer.lr=2e-4",
+        ],
+    )
+    assert recipe == expected
+    assert "extends" not in to_yaml(recipe)
+
+
+def test_a_section_of_another_kind_replaces_the_whole(tmp_path: Path) -> None:
+    written(tmp_path, own="extends: digits-sct\npairs: {kind: grid, size: {kind: fixed, n: 9}}\n")
+    recipe = read_recipe(str(tmp_path / "own.yaml"))
+    assert recipe == read_recipe("digits-sct", ["pairs={kind: grid, size: {kind: fixed, n: 9}}"])
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("extends: own.yaml", "cannot extend itself"),
+        ("extends: other.yaml", "cannot extend itself"),
+        ("extends: nowhere", "no such recipe: 'nowhere'"),
+        ("extends: [a, b]", "is not allowed"),
+        ("extends: digits-sct\nestimator: {kind: one-sample}\nloss: {stepz: 2}", "unknown key loss.stepz"),
+    ],
+)
+def test_what_cannot_be_taken_over_is_said(tmp_path: Path, text: str, words: str) -> None:
+    written(tmp_path, own=text, other="extends: own.yaml")
+    with pytest.raises(UserError, match=words):
+        read_recipe(str(tmp_path / "own.yaml"))
+
+
+def test_a_list_of_averages_takes_numbers_and_sections() -> None:
+    recipe = read_recipe("digits-edm", ["train.ema=[0.9, {kind: power, std: 0.1}]"])
+    assert validate(parse_yaml(to_yaml(recipe), "again")) == recipe
+    for value, words in {
+        "[{kind: powr}]": "train.ema.0.kind='powr' is unknown; allowed are: 'half-life', 'power'",
+        "[0.9, {kind: power, stdd: 1}]": "train.ema.1.std is missing",
+        "[{kind: half-life, images: 1.5}]": "train.ema.0.images=1.5",
+        "[{std: 0.1}]": "train.ema.0.kind is missing",
+        "[a]": "train.ema.0='a'",
+    }.items():
+        with pytest.raises(UserError, match=words):
+            read_recipe("digits-edm", [f"train.ema={value}"])

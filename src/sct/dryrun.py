@@ -51,7 +51,7 @@ class Estimate:
 def estimate(plan: Plan, device: torch.device | str = "cpu") -> Estimate:
     """Two steps on one image each, half-way through training: the first is measured, the second timed."""
     options = plan.options
-    small = replace(plan, options=replace(options, batch=1))
+    small = replace(plan, options=replace(options, batch=1, microbatch=None))
     trainer = small.trainer(device)
     trainer.images = int(options.images * HALF_WAY)
     steps = trainer.steps()
@@ -70,7 +70,7 @@ def estimate(plan: Plan, device: torch.device | str = "cpu") -> Estimate:
         parameters=sum(p.numel() for p in trainer.model.parameters()),
         gradients=sum(p.nbytes for p in trainer.model.parameters() if p.requires_grad),
         activations=kept[0],
-        at_a_time=options.batch,
+        at_a_time=min(options.batch, options.microbatch or options.batch),
         references=_reference_bytes(plan),
         seconds=seconds,
         checkpoint=sum(sizes.values()),
@@ -116,7 +116,7 @@ def report(plan: Plan, found: Estimate, folder: Path) -> list[tuple[str, str]]:
     options = plan.options
     rows = [
         ("parameters", f"{found.parameters:,}"),
-        ("precision", plan.model.precision),
+        ("precision", options.precision),
         ("memory, about", size(found.memory)),
         ("  weights", size(found.weights)),
         ("  gradients", size(found.gradients)),

@@ -17,6 +17,7 @@ from sct.nn.edm2 import EDM2Precond
 from sct.nn.precond import Preconditioned
 from sct.recipe import ConsistencyRecipe, DiffusionRecipe, Recipe, build
 from sct.start import first_model, load_weights
+from sct.train.augment import LABELS, Augmented
 from sct.train.ema import Online, Target
 from sct.train.loop import Trainer
 from sct.train.optim import Optimizer
@@ -71,6 +72,8 @@ def make_plan(recipe: Recipe, device: torch.device | str = "cpu") -> Plan:
             weight=build(recipe.weight, "weight"),
             log_variance=_log_variance(model, schedule) if recipe.uncertainty else None,
         )
+        if recipe.augment > 0:
+            objective = _augmented(objective, model, recipe.augment)
     else:
         words = {"reference": _reference, "model": _teacher, "edges": _edges}
         context = {"recipe": recipe, "data": data, "device": device, "schedule": schedule}
@@ -109,6 +112,17 @@ def make_plan(recipe: Recipe, device: torch.device | str = "cpu") -> Plan:
         options=build(recipe.train, "train"),
         target=Online() if isinstance(recipe, DiffusionRecipe) else build(recipe.target, "target"),
     )
+
+
+def _augmented(objective: Objective, model: Preconditioned, probability: float) -> Objective:
+    known = getattr(model.network, "augment_dim", 0)
+    if known != LABELS:
+        raise UserError(
+            f"the network takes {known} augmentation labels, EDM's augmentation gives {LABELS}",
+            "augment",
+            f"use a network with augment_dim: {LABELS}, or leave augment out",
+        )
+    return Augmented(objective, probability)
 
 
 def _log_variance(model: Preconditioned, schedule: NoiseSchedule) -> Callable[[torch.Tensor], torch.Tensor]:

@@ -12,6 +12,7 @@ from sct.nn import store
 from sct.nn.precond import EDMPrecond, Preconditioned
 from sct.nn.transfer import transfer
 from sct.recipe import DiffusionRecipe, Recipe, build
+from sct.train.augment import LABELS
 
 SOURCES = {
     "edm-": "https://nvlabs-fi-cdn.nvidia.com/edm/pretrained",
@@ -46,8 +47,9 @@ def _tuned(recipe: Recipe, path: str, data: DataSplit, classes: int) -> Precondi
     made, wanted = list(teacher.image_shape), list(data.train.image_shape)
     if made != wanted:
         raise UserError(f"the model makes images {made}, the data are {wanted}", "start_from")
-    # Training gives no augmentation labels, so an embedding of them would be weights that nothing uses.
-    found = transfer(teacher, classes, augment_dim=0)
+    # Where training gives no augmentation labels, an embedding of them would be weights that nothing uses.
+    told = isinstance(recipe, DiffusionRecipe) and recipe.augment > 0
+    found = transfer(teacher, classes, augment_dim=LABELS if told else 0)
     model = _changed(recipe, _formed(recipe, found.model.network) or found.model)
     kept = model.state_dict()
     dropped = [*found.dropped, *(name for name in found.model.state_dict() if name not in kept)]

@@ -1,5 +1,7 @@
 """The same code on a card: run with -m gpu where there is one."""
 
+import warnings
+
 import pytest
 import torch
 
@@ -9,6 +11,8 @@ from sct.core.objectives import Consistency
 from sct.core.posterior import Reference, posterior, posterior_exact
 from sct.core.times import LogNormalPairs, SigmoidGap
 from sct.core.types import Batch
+from sct.core.whole import whole_products
+from sct.data.bank import place
 from tests.core.test_posterior import noisy, pixels
 
 pytestmark = [
@@ -20,7 +24,7 @@ pytestmark = [
 @pytest.mark.parametrize("tf32", [False, True])
 @pytest.mark.parametrize("ratio", [0.002, 0.05, 1.0, 10.0, 80.0])
 def test_streaming_is_exact_on_the_card_with_and_without_tf32(ratio: float, tf32: bool) -> None:
-    """Digits are whole numbers that TF32 holds; the weighted sum keeps TF32's three digits at the least."""
+    """A card that has TF32 multiplies bytes, which it does not touch."""
     before = torch.backends.cuda.matmul.allow_tf32
     torch.backends.cuda.matmul.allow_tf32 = tf32
     try:
@@ -29,9 +33,35 @@ def test_streaming_is_exact_on_the_card_with_and_without_tf32(ratio: float, tf32
         exact = posterior_exact(x_t, t, EDM(), images)
         found = posterior(x_t.cuda(), t.cuda(), EDM(), Reference.whole(images.cuda()), block=64).mean.cpu()
         error = (found.double() - exact).norm() / exact.norm()
-        assert float(error) < (1e-3 if tf32 else 1e-5)
+        assert float(error) < 1e-5
     finally:
         torch.backends.cuda.matmul.allow_tf32 = before
+
+
+@pytest.mark.parametrize("where", ["device", "host"])
+def test_a_target_waits_for_the_card_once(where: str) -> None:
+    images = pixels(300, shape=(3, 32, 32))
+    bank = place(Reference(images, (0, 100, 100, 300)), "cuda", where)
+    x_t, t = noisy(images, 1.0, n=8)
+    x_t, t, group = x_t.cuda(), t.cuda(), torch.tensor([0, 2] * 4, device="cuda")
+    posterior(x_t, t, EDM(), bank, group, block=64)
+    torch.cuda.set_sync_debug_mode("warn")
+    try:
+        with warnings.catch_warnings(record=True) as waits:
+            warnings.simplefilter("always")
+            posterior(x_t, t, EDM(), bank, group, block=64)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert len(waits) <= 1
+
+
+@pytest.mark.parametrize("shape", [(1, 5, 7), (20, 33, 9), (128, 3072, 100)])
+def test_products_of_bytes_are_whole_numbers_on_the_card(shape: tuple[int, int, int]) -> None:
+    b, k, m = shape
+    q = torch.randint(-128, 128, (b, k)).to(torch.int8)
+    x = torch.randint(-128, 128, (m, k)).to(torch.int8)
+    for other in (x.cuda().T, x.T.contiguous().cuda()):
+        assert torch.equal(whole_products(q.cuda(), other).cpu().long(), q.long() @ x.T.long())
 
 
 def test_training_on_the_card_is_training_on_the_cpu() -> None:

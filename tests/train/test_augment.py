@@ -8,7 +8,11 @@ from typing import Any
 import pytest
 import torch
 
-from sct.train.augment import SYM6, augment, rotation, scaling, translation, warp
+from sct.data.images import digits
+from sct.errors import UserError
+from sct.plan import make_plan
+from sct.recipe import read_recipe
+from sct.train.augment import LABELS, SYM6, augment, rotation, scaling, translation, warp
 from tests.nn.reference import assert_recorded, inputs
 
 
@@ -79,3 +83,33 @@ def test_each_transform_comes_as_often_as_said() -> None:
     assert float(done[1]) == pytest.approx(0.06, abs=0.015)  # a coin, with probability 0.12
     for entry in (2, 4, 7, 8):
         assert float(done[entry]) == pytest.approx(0.12, abs=0.02)
+
+
+def test_training_shows_augmented_images_and_tells_the_network() -> None:
+    network = "network={kind: song, model_channels: 8, channel_mult: [1], num_blocks: 1, augment_dim: 9}"
+    keys = ["conditional=false", network, "augment=0.5", "train.batch=16", "train.images=64"]
+    run = make_plan(read_recipe("digits-edm", keys)).trainer()
+    told: list[torch.Tensor] = []
+    network_pass = run.model.network.forward
+
+    def forward(*arguments: torch.Tensor) -> torch.Tensor:
+        told.append(arguments[3])
+        return network_pass(*arguments)
+
+    run.model.network.forward = forward
+    report = next(run.steps())
+    assert report.finite
+    draws, _ = run._draw()
+    assert draws.batch.augment is not None
+    assert told[0].shape == draws.batch.augment.shape == (16, LABELS)
+    assert told[0].any()
+    plain = digits().train.batch(run.order.rows(run.images, 16), False).x_0
+    assert not torch.allclose(plain, draws.batch.x_0, atol=0.1)
+    half = draws.rows(slice(8, 16)).batch.augment
+    assert half is not None
+    assert torch.equal(half, draws.batch.augment[8:])
+
+
+def test_a_network_that_cannot_be_told_is_refused() -> None:
+    with pytest.raises(UserError, match="augment_dim: 9"):
+        make_plan(read_recipe("digits-edm", ["augment=0.1"]))

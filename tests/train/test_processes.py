@@ -14,6 +14,14 @@ from tests.train.together import DROPOUT, RUNS, SHARDED, STOPPED_AT, half_way, r
 
 Found = dict[str, Any]
 MICRO = "batch references"
+BANK = "estimator.bank=sharded"
+SHARED_BANK = {
+    "class references": ("class references", (BANK,)),
+    "flips": ("flips, hidden labels, clipping", (BANK,)),
+    "micro-batches": ("class references", (BANK, "train.microbatch=12")),
+    "split weights": ("edm2", (BANK, "train.shard=true")),
+}
+"""Runs whose reference bank the processes share, and what else is asked of them."""
 
 
 @pytest.fixture(scope="module")
@@ -23,7 +31,9 @@ def of_two(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[Found]]
         **RUNS,
         **{f"sharded {name}": (*RUNS[name], "train.shard=true") for name in SHARDED},
         "micro-batches": (*RUNS[MICRO], "train.microbatch=12"),
+        "spread references": (*RUNS["class references"], "estimator.bank=sharded"),
         "dropout": DROPOUT,
+        **{f"shared bank, {name}": (*RUNS[run], *words) for name, (run, words) in SHARED_BANK.items()},
     }
     out = tmp_path_factory.mktemp("together")
     return out, together(2, jobs, half_way(RUNS["edm2"]), out)
@@ -65,11 +75,28 @@ def test_split_weights_train_as_whole_ones(name: str, of_two: tuple[Path, list[F
         assert_alike(found[f"sharded {name}"], expected)
 
 
+@pytest.mark.parametrize("name", SHARED_BANK)
+def test_a_bank_that_the_processes_share_is_the_whole_bank(
+    name: str, of_two: tuple[Path, list[Found]]
+) -> None:
+    expected = run(RUNS[SHARED_BANK[name][0]])
+    for found in of_two[1]:
+        assert_alike(found[f"shared bank, {name}"], expected)
+
+
 def test_micro_batches_are_the_batch(of_two: tuple[Path, list[Found]]) -> None:
     expected = run(RUNS[MICRO])
     assert_alike(run((*RUNS[MICRO], "train.microbatch=20")), expected)
     for found in of_two[1]:
         assert_alike(found["micro-batches"], expected)
+
+
+def test_references_spread_over_the_processes_are_the_same_references(
+    of_two: tuple[Path, list[Found]],
+) -> None:
+    expected = run(RUNS["class references"])
+    for found in of_two[1]:
+        assert_alike(found["spread references"], expected)
 
 
 def test_a_dropout_mask_belongs_to_its_rows_not_to_its_process(of_two: tuple[Path, list[Found]]) -> None:
@@ -99,6 +126,14 @@ def test_a_signal_to_one_stops_all_in_the_same_step(of_two: tuple[Path, list[Fou
     out, found = of_two
     assert [f["interrupted"] for f in found] == 2 * [{"steps": STOPPED_AT, "status": 143}]
     assert [checkpoint.step_of(p) for p in checkpoint.found(out / "run" / "checkpoints")] == [STOPPED_AT]
+
+
+@pytest.mark.parametrize("how", ["skipping", "skipping split"])
+def test_all_processes_skip_a_step_that_is_bad_on_one(how: str, of_two: tuple[Path, list[Found]]) -> None:
+    one, two = (found[how] for found in of_two[1])
+    assert one["finite"] == two["finite"] == [True, True, False, True, True, True]
+    assert torch.equal(vector(one["model"]), vector(two["model"]))
+    assert bool(vector(one["model"]).isfinite().all())
 
 
 def test_a_batch_that_does_not_divide_is_refused() -> None:

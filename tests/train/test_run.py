@@ -3,19 +3,23 @@
 import errno
 import json
 import os
+import resource
 import signal
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import pytest
 import torch
 
+from sct.core.objectives import Draws, Objective
 from sct.errors import UserError
 from sct.nn import store
 from sct.nn.precond import Preconditioned
 from sct.plan import make_plan
 from sct.recipe import read_recipe, to_yaml
-from sct.train import checkpoint
+from sct.train import checkpoint, trackers
+from sct.train.loop import Trainer, TrainingDiverged
 from sct.train.run import Interrupted, RunFolder
 
 KEYS = [
@@ -24,8 +28,8 @@ KEYS = [
 ]
 
 
-def start(path: Path, *, resume: bool = False) -> tuple[RunFolder, object]:
-    recipe = read_recipe("digits-edm", KEYS)
+def start(path: Path, *, resume: bool = False, keys: Sequence[str] = ()) -> tuple[RunFolder, Trainer]:
+    recipe = read_recipe("digits-edm", [*KEYS, *keys])
     run = RunFolder(path, to_yaml(recipe), resume=resume)
     trainer = make_plan(recipe).trainer()
     if resume:
@@ -117,9 +121,15 @@ def test_runs_are_not_mixed_up(tmp_path: Path) -> None:
         start(tmp_path / "run")
     with pytest.raises(UserError, match="recipe differs"):
         RunFolder(tmp_path / "run", "objective: other\n", resume=True)
+    with pytest.raises(UserError, match="recipe differs"):
+        start(tmp_path / "run", resume=True, keys=["train.clip_norm=1.0"])
+    start(tmp_path / "run", resume=True, keys=["train.microbatch=16", "train.keep=5"])  # the machine's
 
 
-def test_a_full_disk_leaves_the_old_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("reason", ["full", "limited"])
+def test_a_full_disk_leaves_the_old_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, reason: str
+) -> None:
     checkpoint.save(tmp_path, {"step": 1})
 
     def full(state: object, file: BinaryIO) -> None:
@@ -127,8 +137,154 @@ def test_a_full_disk_leaves_the_old_checkpoint(tmp_path: Path, monkeypatch: pyte
         file.write(b"half")
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(torch, "save", full)
-    with pytest.raises(OSError, match="No space"):
-        checkpoint.save(tmp_path, {"step": 2})
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    try:
+        if reason == "full":
+            monkeypatch.setattr(torch, "save", full)
+        else:  # what the archive's writer really makes of a write that fails
+            resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))
+        with pytest.raises(OSError, match=r"No space|too large"):
+            checkpoint.save(tmp_path, {"step": 2, "weights": torch.zeros(100_000)})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, before)
     assert [checkpoint.step_of(p) for p in tmp_path.iterdir()] == [1]
     assert checkpoint.load_newest(tmp_path)[0] == {"step": 1}
+
+
+@pytest.mark.parametrize("place", [0.1, 0.5, 0.9])
+def test_a_flipped_bit_is_found_anywhere_and_an_older_checkpoint_is_taken(
+    tmp_path: Path, place: float
+) -> None:
+    for step in (1, 2, 3):
+        newest = checkpoint.save(tmp_path, {"step": step, "weights": torch.zeros(1000)}, keep=2)
+    data = bytearray(newest.read_bytes())
+    data[int(place * len(data))] ^= 1
+    newest.write_bytes(data)
+    state, damaged = checkpoint.load_newest(tmp_path)
+    assert state is not None
+    assert state["step"] == 2
+    assert damaged == [newest]
+
+
+def sick(trainer: Trainer, wrong: Callable[[Trainer], bool]) -> Trainer:
+    """A trainer whose loss is NaN where `wrong` says so."""
+    inner = trainer.objective
+
+    class Sick(Objective):
+        def draw(self, *arguments: Any) -> Draws:
+            return inner.draw(*arguments)
+
+        def losses(self, *arguments: Any) -> torch.Tensor:
+            return inner.losses(*arguments) * (torch.nan if wrong(trainer) else 1)
+
+    trainer.objective = Sick()
+    return trainer
+
+
+def test_a_divergence_goes_back_to_the_last_good_checkpoint_and_on_with_other_noise(tmp_path: Path) -> None:
+    keys = ["train.max_nonfinite=2"]
+    run, healthy = start(tmp_path / "healthy", keys=keys)
+    expected = {report.step: report.loss for report in run.steps(healthy)}
+    run, trainer = start(tmp_path / "sick", keys=keys)
+    sick(trainer, lambda t: t.rollbacks == 0 and t.step in (5, 6))
+    reports = list(run.steps(trainer))
+    # Step 6 is due for a checkpoint (384 images), but is not finite: step 3's is the last good one.
+    assert [r.step for r in reports] == [1, 2, 3, 4, 5, 6, 7, 4, 5, 6, 7, 8, 9, 10]
+    assert [r.finite for r in reports] == 5 * [True] + 2 * [False] + 7 * [True]
+    assert reports[-1].nonfinite_total == 2
+    assert all(reports[i].loss == expected[i + 1] for i in range(5))
+    assert all(r.loss != expected[r.step] for r in reports[7:])
+    log = (tmp_path / "sick" / "log.txt").read_text()
+    assert "2 steps in a row" in log
+    assert "went back to 192 images" in log
+    lines = (tmp_path / "sick" / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line)["images"] for line in lines] == list(range(64, 641, 64))
+
+
+def test_a_run_that_cannot_be_saved_ends_with_a_reason(tmp_path: Path) -> None:
+    keys = ["train.max_nonfinite=2", "train.max_rollbacks=2"]
+    run, trainer = start(tmp_path / "always", keys=keys)
+    with pytest.raises(TrainingDiverged, match="after 2 returns to a checkpoint"):
+        list(run.steps(sick(trainer, lambda t: t.step >= 5)))
+    assert (tmp_path / "always" / "log.txt").read_text().count("went back") == 2
+    run, trainer = start(tmp_path / "at once", keys=keys)
+    with pytest.raises(TrainingDiverged, match="no checkpoint to return to"):
+        list(run.steps(sick(trainer, lambda t: True)))
+
+
+def test_the_model_that_measures_best_is_kept(tmp_path: Path) -> None:
+    values = iter([3.0, 1.0, 2.0, 5.0, 0.5])
+    weights: list[dict[str, torch.Tensor]] = []
+
+    def evaluate(model: Preconditioned) -> dict[str, float]:
+        weights.append({name: value.clone() for name, value in model.state_dict().items()})
+        return {"distance": next(values), "other": -len(weights)}
+
+    recipe = read_recipe("digits-edm", [*KEYS, "train.evaluate_images=128"])
+    for _ in range(2):  # killed after the third measurement, and continued from the checkpoint before it
+        resume = bool(weights)
+        run = RunFolder(tmp_path / "run", to_yaml(recipe), resume=resume, evaluate=evaluate)
+        trainer = make_plan(recipe).trainer()
+        if resume:
+            run.resume(trainer)
+            assert trainer.images == 192
+            values = iter([1.0, 2.0, 5.0, 0.5])
+        for report in run.steps(trainer):
+            if not resume and report.images >= 320:
+                break
+    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    found = {line["images"]: line["evaluate/distance"] for line in lines if "evaluate/distance" in line}
+    assert found == {128: 3.0, 256: 1.0, 384: 2.0, 512: 5.0, 640: 0.5}
+    best = store.load(tmp_path / "run" / "best").state_dict()
+    assert all(torch.equal(best[name], weights[-1][name]) for name in best)
+
+
+def test_the_log_has_the_loss_by_noise_level_and_what_the_machine_does(tmp_path: Path) -> None:
+    run, trainer = start(tmp_path / "run", keys=["train.log_images=320"])
+    watched: list[tuple[torch.Tensor, torch.Tensor]] = []
+    inner = trainer.step_loss.forward
+
+    def forward(objective: Objective, target: Any, draws: Draws, hidden: Any) -> torch.Tensor:
+        losses = inner(objective, target, draws, hidden)
+        watched.append((draws.times.t, losses.detach()))
+        return losses
+
+    trainer.step_loss.forward = forward  # type: ignore[method-assign]
+    list(run.steps(trainer))
+    line = json.loads((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[-1])
+    t, losses = (torch.cat(parts[5:]) for parts in zip(*watched, strict=True))
+    inside = (t > 0.3) & (t <= 1)
+    assert line["loss/t=0.3-1"] == pytest.approx(float(losses[inside].mean()), rel=1e-4)
+    assert line["peak_memory_gib"] > 0.05
+    assert line["images_per_second"] > 0
+
+
+def test_what_a_killed_process_left_half_written_is_removed(tmp_path: Path) -> None:
+    run, trainer = start(tmp_path / "run")
+    steps = run.steps(trainer)
+    for _ in range(4):
+        next(steps)
+    path = tmp_path / "run"
+    (path / "checkpoints" / ".step-00000009").write_bytes(b"half")
+    (path / ".model.77.partial").mkdir()
+    (path / "samples").mkdir()
+    (path / "samples" / ".000000000192.png.77.partial").write_bytes(b"half")
+    with (path / "metrics.jsonl").open("a") as file:
+        file.write('{"images": 2')
+    run, trainer = start(path, resume=True)
+    assert not [p for p in path.rglob("*") if p.name.startswith(".")]
+    assert [json.loads(line)["images"] for line in (path / "metrics.jsonl").read_text().splitlines()] == [
+        64, 128, 192,
+    ]  # fmt: skip
+
+
+def test_a_tracker_that_is_not_installed_is_named_before_anything_is_trained(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(trackers, "find_spec", lambda name: None if name == "wandb" else object())
+    run, trainer = start(tmp_path / "run", keys=["train.trackers=[wandb]"])
+    with pytest.raises(UserError, match=r"wandb is not installed; pip install 'sct\[wandb\]'"):
+        next(run.steps(trainer))
+    assert trainer.step == 0

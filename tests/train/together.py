@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
+from sct.core.objectives import Draws, Objective
 from sct.plan import make_plan
 from sct.recipe import read_recipe, to_yaml
 from sct.train.loop import Trainer
@@ -88,6 +90,29 @@ def interrupted(words: Words, processes: Processes, path: Path) -> dict[str, int
     return {"steps": steps, "status": 0}
 
 
+class SickElsewhere(Objective):
+    """An objective whose losses are NaN in one step, on the last process alone."""
+
+    def __init__(self, trainer: Trainer, processes: Processes) -> None:
+        self.trainer, self.inner = trainer, trainer.objective
+        self.here = processes.rank == processes.count - 1
+
+    def draw(self, *arguments: Any) -> Draws:
+        return self.inner.draw(*arguments)
+
+    def losses(self, *arguments: Any) -> Tensor:
+        sick = self.here and self.trainer.step == 2
+        return self.inner.losses(*arguments) * (torch.nan if sick else 1)
+
+
+def skipping(words: Words, processes: Processes) -> dict[str, Any]:
+    """A run of which one process alone meets a NaN: which steps did each take?"""
+    trainer = trainer_of(words, processes)
+    trainer.objective = SickElsewhere(trainer, processes)
+    reports = list(trainer.steps())
+    return {"finite": [report.finite for report in reports], "model": trainer.state_dict()["model"]}
+
+
 def worker(rank: int, count: int, port: str, jobs: dict[str, Words], start: Any, out: Path) -> None:
     """One of `count` processes: every job in turn; each writes what it found."""
     torch.set_num_threads(1)
@@ -100,6 +125,8 @@ def worker(rank: int, count: int, port: str, jobs: dict[str, Words], start: Any,
     for name in ("edm2", "sharded edm2"):
         found[f"continued {name}"] = run(jobs[name], processes, start)
     found["interrupted"] = interrupted(RUNS["class references"], processes, out / "run")
+    found["skipping"] = skipping(RUNS["class references"], processes)
+    found["skipping split"] = skipping((*RUNS["class references"], "train.shard=true"), processes)
     torch.save(found, out / f"{rank}.pt")
     processes.close()
 

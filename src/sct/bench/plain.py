@@ -1,7 +1,7 @@
 """The other side of the comparison: the same training step, written plainly.
 
 fp32, one operation after another, images contiguous in memory, attention through its whole matrix, two
-forward passes and a backward, RAdam and the average parameter by parameter: what a direct transcription of the
+forward passes and a backward, RAdam and the average parameter by parameter: a direct transcription of the
 equations does. It reads the very modules that it is compared with, so both compute one function.
 """
 

@@ -13,10 +13,11 @@ from sct.bench.workload import Draw, Workload, objective, pictures
 from sct.core.estimators import NoiseEstimator, OneSample
 from sct.core.types import Batch
 from sct.data.images import ImageSet
-from sct.nn.precond import Precision as Word
 from sct.nn.precond import Preconditioned
-from sct.train.loop import Trainer, TrainOptions
+from sct.train.loop import Trainer
 from sct.train.optim import Optimizer
+from sct.train.options import TrainOptions
+from sct.train.precision import Word
 
 ROOM = {"fp32": (1e-5, 1e-4), "bf16": (0.01, 0.02)}
 """By precision: how far loss and gradient may lie from the plain step's, relative to their length."""
@@ -82,10 +83,9 @@ def our_step(
         labels = torch.arange(len(images)) % max(model.num_classes, 1)
         names = tuple(str(i) for i in range(max(model.num_classes, 1)))
         data = ImageSet.of("pictures", images, labels, names)
-    model.precision = precision
-    if channels_last:
-        model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    settings = TrainOptions(images=FOREVER, batch=workload.batch, **options)
+    settings = TrainOptions(
+        images=FOREVER, batch=workload.batch, precision=precision, channels_last=channels_last, **options
+    )
     trainer = Trainer(model, objective(estimator), data, Optimizer(), settings, device)
     steps = trainer.steps()
     return lambda: next(steps)

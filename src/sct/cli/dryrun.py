@@ -12,8 +12,12 @@ from sct.recipe import read_recipe
 
 
 def dry_run(recipe_name: str, overrides: list[str], out: Path | None, device: str) -> None:
-    """Say what the run would take and write; nothing is written. Raises UserError as the run would."""
-    recipe = read_recipe(recipe_name, overrides)
+    """Say what the run would take and write; nothing is written. Raises UserError as the run would.
+
+    A run's folder stands for the recipe that it keeps.
+    """
+    given = Path(recipe_name)
+    recipe = read_recipe(str(given / "recipe.yaml") if given.is_dir() else recipe_name, overrides)
     place = pick_device(device)
     plan = make_plan(recipe, place)
     found = dryrun.estimate(plan, place)

@@ -158,9 +158,9 @@ def import_(
 def export(
     model: Annotated[Path, typer.Argument(help="A model's or a run's folder.")],
     dest: Annotated[Path, typer.Argument(help="The file to write.")],
-    format: Annotated[str, typer.Option(help="safetensors.")] = "safetensors",
+    format: Annotated[str, typer.Option(help="safetensors or onnx.")] = "safetensors",
 ) -> None:
-    """Write a model's weights under the official parameter names."""
+    """Write a model for others: its weights under the official names, or the whole as an ONNX graph."""
     from sct.cli.interop import export as run
 
     run(model, dest, format)

@@ -6,10 +6,11 @@ from sct.assess.training import training_evaluation
 from sct.cli.common import Screen, pick_device
 from sct.errors import UserError
 from sct.generate import draw_sheet
-from sct.plan import Plan, make_plan
+from sct.plan import make_plan
 from sct.recipe import read_recipe, to_yaml
+from sct.train import trackers
 from sct.train.processes import Processes
-from sct.train.run import Interrupted, Measure, RunFolder
+from sct.train.run import Interrupted, RunFolder
 
 
 def train(recipe_name: str, overrides: list[str], out: Path | None, resume: bool, device: str) -> None:
@@ -28,12 +29,14 @@ def train(recipe_name: str, overrides: list[str], out: Path | None, resume: bool
     folder = out or Path("runs") / Path(recipe_name).stem
     processes = Processes.start(pick_device(device))
     plan = make_plan(recipe, processes.device)
+    trackers.check(plan.options)
+    measured = processes.main and plan.options.evaluate_images
     run = RunFolder(
         folder,
         to_yaml(recipe),
         resume=resume,
         draw=draw_sheet,
-        evaluate=_evaluation(plan, processes),
+        evaluate=training_evaluation(plan.data, device=processes.device) if measured else None,
         main=processes.main,
     )
     trainer = plan.trainer(processes=processes)
@@ -60,10 +63,3 @@ def train(recipe_name: str, overrides: list[str], out: Path | None, resume: bool
             raise SystemExit(stopped.status) from None
         screen.say(f"done: {folder / 'model'}")
     processes.close()
-
-
-def _evaluation(plan: Plan, processes: Processes) -> Measure | None:
-    """The first process's measure, where the recipe sets `train.evaluate_images`."""
-    if plan.options.evaluate_images is None or not processes.main:
-        return None
-    return training_evaluation(plan.data, device=processes.device)

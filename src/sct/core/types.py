@@ -17,11 +17,13 @@ class Batch:
         x_0: images in [-1, 1], [B, C, H, W].
         condition: integer class labels [B], or an embedding [B, K], or None.
         index: each image's row in the reference bank [B], or None where there is no bank.
+        augment: what was done to each image, as the network is told [B, A]; None: nothing was.
     """
 
     x_0: Tensor
     condition: Tensor | None = None
     index: Tensor | None = None
+    augment: Tensor | None = None
 
     def __len__(self) -> int:
         return self.x_0.shape[0]
@@ -30,7 +32,8 @@ class Batch:
         """These rows of the batch."""
         condition = None if self.condition is None else self.condition[part]
         index = None if self.index is None else self.index[part]
-        return Batch(self.x_0[part], condition, index)
+        augment = None if self.augment is None else self.augment[part]
+        return Batch(self.x_0[part], condition, index, augment)
 
 
 @dataclass(frozen=True)

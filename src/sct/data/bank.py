@@ -194,34 +194,24 @@ class ShardedReference(Reference):
         """All queries to all processes; each sums over its rows; the sums go back while the caller works."""
         if log_prior is not None:
             raise ValueError("a sharded bank takes no weighted references")
-        x_t = x_t.detach()
-        group = torch.zeros(len(x_t), dtype=torch.long, device=x_t.device) if group is None else group
-        processes, rank = len(self.cuts) - 1, dist.get_rank()
-        everyone = _gathered([x_t, t, group], processes)
+        x_t, batch = x_t.detach(), len(x_t)
+        group = torch.zeros(batch, dtype=torch.long, device=x_t.device) if group is None else group
+        everyone = _gathered([x_t, t, group], len(self.cuts) - 1)
         groups = everyone[2].tolist()
+        rank = dist.get_rank()
         mine = [i for i, value in enumerate(groups) if self._shares(value, rank)]
-        rows = torch.tensor(mine, dtype=torch.long, device=x_t.device)
-        x, times, labels = (value[rows] for value in everyone)
+        x, times, labels = (value[_index(mine, x_t)] for value in everyone)
         sums = stream(x, times, schedule, self, labels, mirrored=mirrored)
-        parts = [sums.maximum, sums.weight, sums.square, sums.total]
-
-        batch = len(x_t)
         own = groups[rank * batch : (rank + 1) * batch]
-        asked = [[i for i, value in enumerate(own) if self._shares(value, r)] for r in range(processes)]
-        send = _packed(parts)
-        receive = send.new_empty(sum(map(len, asked)), send.shape[1])
-        given = [sum(i // batch == r for i in mine) for r in range(processes)]
-        work = dist.all_to_all_single(receive, send, [len(i) for i in asked], given, async_op=True)
+        asked = [
+            [i for i, value in enumerate(own) if self._shares(value, r)] for r in range(len(self.cuts) - 1)
+        ]
+        returned = _returned(sums, [i // batch for i in mine], [len(queries) for queries in asked])
 
         def wait() -> Tensor:
-            work.wait()
-            found = Stream(*_unpacked(receive, parts))
             whole = Stream.empty(batch, sums.total.shape[1], sums.total.dtype, x_t.device)
-            start = 0
-            for queries in asked:
-                part = found.part(slice(start, start + len(queries)))
-                whole.merge(torch.tensor(queries, dtype=torch.long, device=x_t.device), part)
-                start += len(queries)
+            for queries, part in zip(asked, returned(), strict=True):
+                whole.merge(_index(queries, x_t), part)
             return answer(whole, x_t, self).mean
 
         return wait
@@ -237,8 +227,32 @@ def _gathered(values: list[Tensor], processes: int) -> list[Tensor]:
     """Every process's rows of each of the values [b, ...] → [processes·b, ...], in one exchange."""
     packed = _packed(values)
     everyone = packed.new_empty(processes * len(packed), packed.shape[1])
-    dist.all_gather_into_tensor(everyone, packed)
+    # torch 2.13 gave it another name, and warns of the old one.
+    gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
+    gather(everyone, packed)
     return _unpacked(everyone, values)
+
+
+def _returned(sums: Stream, owners: list[int], expected: list[int]) -> Callable[[], list[Stream]]:
+    """Sums [k] to the processes that own the queries (in order) → a function that waits for ours.
+
+    expected: how many come from each process.
+    """
+    parts = [sums.maximum, sums.weight, sums.square, sums.total]
+    send = _packed(parts)
+    receive = send.new_empty(sum(expected), send.shape[1])
+    given = [owners.count(r) for r in range(len(expected))]
+    work = dist.all_to_all_single(receive, send, expected, given, async_op=True)
+
+    def wait() -> list[Stream]:
+        work.wait()
+        return [Stream(*_unpacked(rows, parts)) for rows in torch.split(receive, expected)]
+
+    return wait
+
+
+def _index(rows: list[int], like: Tensor) -> Tensor:
+    return torch.tensor(rows, dtype=torch.long, device=like.device)
 
 
 def _packed(values: list[Tensor]) -> Tensor:

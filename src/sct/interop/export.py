@@ -5,13 +5,14 @@ from pathlib import Path
 from sct.errors import UserError
 from sct.files import atomic_file
 
-FORMATS = ("safetensors",)
+FORMATS = ("safetensors", "onnx")
 
 
 def export_model(folder: str | Path, dest: str | Path, format: str = "safetensors") -> Path:
-    """Write a model folder's weights in one file, under the official parameter names.
+    """Write a model folder in one file: its weights, or the whole of it as an ONNX graph (`interop.onnx`).
 
-    The file's metadata hold the model's configuration, so that it can also come back (`sct import`).
+    safetensors: under the official parameter names; the file's metadata hold the model's configuration, so
+    that it can also come back (`sct import`).
     Raises UserError for an unknown format, a destination that exists, and what `nn.store.load` refuses.
     """
     if format not in FORMATS:
@@ -27,6 +28,11 @@ def export_model(folder: str | Path, dest: str | Path, format: str = "safetensor
     from sct.nn import store
 
     model = store.load(folder)
+    if format == "onnx":
+        from sct.interop.onnx import write_onnx
+
+        write_onnx(model, dest)
+        return dest
     weights = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
     data = save(weights, {"format": "pt", CONFIG_KEY: json.dumps(store.describe(model))})
     with atomic_file(dest) as file:

@@ -161,7 +161,7 @@ def filter_2d(taps: tuple[int, ...], device: torch.device | None = None) -> Tens
 
 def depthwise(x: Tensor, kernel: Tensor, padding: int) -> Tensor:
     """Every channel filtered with `kernel` [1, 1, L, L] at stride 2."""
-    channels = x.shape[1]
+    channels = int(x.shape[1])  # a constant where a graph is traced
     return conv2d(
         x, kernel.to(x.dtype).expand(channels, -1, -1, -1), stride=2, padding=padding, groups=channels
     )
@@ -178,7 +178,7 @@ def upsample(x: Tensor, kernel: Tensor | None) -> Tensor:
     """x [B, C, H, W] → [B, C, 2H, 2W]: zeros between, 4·kernel over them; kernel None: every pixel twice."""
     if kernel is None:
         return interpolate(x, scale_factor=2, mode="nearest")
-    channels, padding = x.shape[1], (kernel.shape[-1] - 1) // 2
+    channels, padding = int(x.shape[1]), (kernel.shape[-1] - 1) // 2
     weight = (4 * kernel.to(x.dtype)).expand(channels, -1, -1, -1)
     return conv_transpose2d(x, weight, stride=2, padding=padding, groups=channels)
 

@@ -51,7 +51,8 @@ class MPConv(Product):
     value, so that its effective learning rate stays. It does so only while gradients are enabled: a target's
     or teacher's pass under no_grad computes the same function and never rewrites what the student's pass and
     its backward share (ECT does the same for its teacher). Run the student's pass first, or the target's sees
-    the weights as the optimizer left them, which is the same function up to ε.
+    the weights as the optimizer left them, which is the same function up to ε. A compiled pass would lose the
+    write and spoil the gradient, so it leaves the weight alone: the training loop normalises before it.
     """
 
     def __init__(self, in_channels: int, out_channels: int, kernel: tuple[int, ...] = ()) -> None:
@@ -59,7 +60,7 @@ class MPConv(Product):
         self.weight = nn.Parameter(normal(out_channels, in_channels, *kernel))
 
     def forward(self, x: Tensor, gain: float | Tensor = 1.0) -> Tensor:
-        if self.training and torch.is_grad_enabled():
+        if self.training and torch.is_grad_enabled() and not torch.compiler.is_compiling():
             with torch.no_grad():
                 self.weight.copy_(normalize(self.weight.to(_at_least_fp32(self.weight))))
         if self.weight.ndim == 2:

@@ -154,7 +154,9 @@ class Preconditioned(nn.Module):
         """
         batch, dtype = x.shape[0], self.dtype
         x = x.to(dtype)
-        sigma = torch.as_tensor(sigma, dtype=dtype, device=x.device).reshape(-1).expand(batch)
+        # Not as_tensor, which would make a traced graph's input a constant.
+        sigma = (sigma if isinstance(sigma, Tensor) else torch.tensor(sigma)).to(x.device, dtype)
+        sigma = sigma.reshape(-1).expand(batch)
         c_skip, c_out, c_in, c_noise = self.scalings(sigma)
         one_hot = self.one_hot(condition, batch, c_noise)
         augment_labels = self.augmentation(augment_labels, batch, c_noise)

@@ -167,13 +167,15 @@ class DiffusionRecipe(Common):
     """Pretraining: a denoiser.
 
     `uncertainty`: the loss is weighed by the learned log-variance u(σ) of `precond: {kind: edm2}` (EDM2's
-    eq. 21); elsewhere that head is left out of the model.
+    eq. 21); elsewhere that head is left out of the model. `augment`: EDM's augmentation of the images, each
+    of its transforms with this probability (`train.augment`); the network needs augment_dim: 9.
     """
 
     objective: Literal["diffusion"]
     law: one_of(times.LogNormal) = _default(times.LogNormal(-1.2, 1.2))  # type: ignore[valid-type]
     weight: one_of(objectives.Weight) = _default(objectives.SNRPlus())  # type: ignore[valid-type]
     uncertainty: bool = False
+    augment: Annotated[float, Field(ge=0, le=1)] = 0.0
 
 
 class Loss(Section):

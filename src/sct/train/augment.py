@@ -6,10 +6,14 @@ twice the resolution between a wavelet's low-pass filters.
 """
 
 import math
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Generator, Tensor
 from torch.nn.functional import affine_grid, conv2d, grid_sample, pad
+
+from sct.core.objectives import Draws, Objective
+from sct.core.types import Batch, Denoiser, Progress
 
 LABELS = 9
 """Entries of a label: flips in x and y, scale, rotation (2), stretch (2), shift (2); 0: nothing is done."""
@@ -33,6 +37,36 @@ SYM6 = (
 )
 """The low-pass filter of the wavelet "sym6"; its sum is √2."""
 REACH = len(SYM6) // 4
+
+
+@dataclass(frozen=True)
+class Augmented(Objective):
+    """An objective on augmented images, whose labels its networks are given.
+
+    Attributes:
+        probability: of each transform but the flip in x.
+    """
+
+    objective: Objective
+    probability: float
+
+    def draw(self, batch: Batch, progress: Progress, generator: Generator) -> Draws:
+        x_0, labels = augment(batch.x_0, self.probability, generator)
+        return self.objective.draw(replace(batch, x_0=x_0, augment=labels), progress, generator)
+
+    def losses(self, model: Denoiser, target: Denoiser, draws: Draws) -> Tensor:
+        return self.objective.losses(Told(model, draws), Told(target, draws), draws)
+
+
+@dataclass(frozen=True)
+class Told:
+    """A denoiser that is told what was done to the images of a step."""
+
+    model: Denoiser
+    draws: Draws
+
+    def __call__(self, x_t: Tensor, t: Tensor, condition: Tensor | None = None) -> Tensor:
+        return self.model(x_t, t, condition, augment_labels=self.draws.batch.augment)  # type: ignore[call-arg]
 
 
 def augment(x: Tensor, probability: float, generator: Generator) -> tuple[Tensor, Tensor]:

@@ -59,8 +59,10 @@ class HiddenLabels:
     model: Preconditioned
     hidden: Tensor
 
-    def __call__(self, x_t: Tensor, t: Tensor, condition: Tensor | None = None) -> Tensor:
+    def __call__(
+        self, x_t: Tensor, t: Tensor, condition: Tensor | None = None, augment_labels: Tensor | None = None
+    ) -> Tensor:
         one_hot = self.model.one_hot(condition, len(x_t), x_t)
         if one_hot is not None:
             one_hot = one_hot.masked_fill(self.hidden[:, None], 0.0)
-        return self.model(x_t, t, one_hot)
+        return self.model(x_t, t, one_hot, augment_labels)

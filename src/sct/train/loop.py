@@ -210,7 +210,7 @@ class Trainer:
 
     def _backward(self, draws: Draws, hidden: Tensor | None, part: slice) -> Tensor:
         """Add a part's gradients of the batch's mean loss; its losses, detached."""
-        if self.sharded:
+        if self.sharded or self.options.compile:
             sharding.force_weight_norms(self.model)
         torch.manual_seed(self._seed(Stream.DROPOUT, part.start))
         target: Any = None if self.target_average is None else self.target_average.model
@@ -221,7 +221,7 @@ class Trainer:
             # Averaged over the processes, the gradients become those of the sum over the batch, by its size.
             mean = losses.sum() / (self.options.batch / self.processes.count)
             with self.precision.scope():
-                self.precision.scaler.scale(mean).backward()
+                self.precision.scaler.scale(mean).backward()  # type: ignore[no-untyped-call]
         return losses.detach()
 
     def _together(self, losses: Tensor, t: Tensor, stop: bool) -> tuple[Tensor, Tensor, Tensor]:
@@ -293,7 +293,7 @@ def prepare_network(network: nn.Module, options: TrainOptions) -> None:
             raise UserError(
                 f"{type(network).__name__} has no blocks to checkpoint", "train.checkpointing", "leave it out"
             )
-        network.checkpointing = True
+        network.checkpointing = True  # type: ignore[assignment]
     if options.compile:
         # The eager generator's masks, or student and target would not drop out alike.
         network.compile(options={"fallback_random": True})

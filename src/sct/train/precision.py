@@ -61,6 +61,6 @@ class _Within:
     denoiser: Denoiser
     precision: Precision
 
-    def __call__(self, x_t: Tensor, t: Tensor, condition: Tensor | None = None) -> Tensor:
+    def __call__(self, x_t: Tensor, t: Tensor, condition: Tensor | None = None, **labels: Tensor) -> Tensor:
         with self.precision.scope():
-            return self.denoiser(x_t, t, condition)
+            return self.denoiser(x_t, t, condition, **labels)

@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 
 import sct
 from sct.errors import UserError
@@ -40,6 +41,8 @@ from sct.train.telemetry import Telemetry
 __all__ = ["Interrupted", "RunFolder"]
 Measure = Callable[[Preconditioned], dict[str, float]]
 PREFIX = "evaluate/"
+OF_THE_MACHINE = ("microbatch", "shard", "compile", "channels_last", "checkpointing", "trackers", "keep")
+"""Keys of `train` that may change when a run is continued, on another machine for example."""
 
 
 class RunFolder:
@@ -70,7 +73,7 @@ class RunFolder:
         if resume:
             if not saved.is_file():
                 raise UserError("there is no run to continue", str(path), "start it without --resume")
-            if saved.read_text(encoding="utf-8") != recipe_text:
+            if _method(saved.read_text(encoding="utf-8")) != _method(recipe_text):
                 raise UserError(
                     "the recipe differs from the one this run began with",
                     str(saved),
@@ -141,7 +144,6 @@ class RunFolder:
         Raises Interrupted after a signal, when the state is saved; TrainingDiverged when going back to a
         checkpoint did not help, or there is none.
         """
-        trackers.check(trainer.options)
         with (
             trackers.opened(trainer.options, self.path, trainer.images, self.main) as boards,
             StopSignal() as stop,
@@ -234,6 +236,13 @@ class RunFolder:
         if self.main:
             store.save(model, folder)
         trainer.processes.wait()
+
+
+def _method(recipe_text: str) -> Any:
+    """A recipe without what belongs to the machine."""
+    recipe = yaml.safe_load(recipe_text)
+    train = {key: value for key, value in recipe.get("train", {}).items() if key not in OF_THE_MACHINE}
+    return {**recipe, "train": train}
 
 
 def _crosses(before: int, after: int, every: int) -> bool:

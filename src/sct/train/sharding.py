@@ -59,7 +59,10 @@ def gradient_norm(model: nn.Module, processes: Processes) -> Tensor:
 
 @torch.no_grad()
 def force_weight_norms(model: nn.Module) -> None:
-    """EDM2's forced weight normalisation on the rows held here: what a pass writes is a gathered copy."""
+    """EDM2's forced weight normalisation on the rows held here, before a pass that cannot.
+
+    A gathered weight is a copy, and a compiled pass writes none.
+    """
     for module in model.modules():
         if isinstance(module, MPConv) and local(module.weight).numel():
             weight = local(module.weight)

@@ -25,6 +25,7 @@ def check(options: TrainOptions) -> None:
 @contextmanager
 def opened(options: TrainOptions, folder: Path, images: int, main: bool) -> Iterator[list[Any]]:
     """The trackers of a run that has seen so many images; the first process's alone; closed at the end."""
+    check(options)
     # Imported here: it takes a second, and only training needs it.
     from accelerate.tracking import TensorBoardTracker, WandBTracker
 

@@ -5,8 +5,8 @@ Nothing is unpacked to the disk: an image's bytes are read at their place in the
 """
 
 import json
+import mmap
 import struct
-import zipfile
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -15,14 +15,15 @@ from typing import Any
 
 import numpy as np
 
+from sct import zipped
 from sct.data.sources.base import MAX_IMAGE_BYTES, SUFFIXES, Raw, Reader, Source, Unreadable, shown
+from sct.data.sources.files import read_labels
 from sct.data.sources.labels import Labels, read_table
 from sct.errors import UserError
 
-MAX_TABLE = 1 << 28
-STORED, DEFLATED, ENCRYPTED = 0, 8, 1
+ODD = -1
 MEMBER = np.dtype([("header", "i8"), ("packed", "i8"), ("plain", "i8"), ("crc", "u4"), ("method", "i2")])
-"""Where a member's local header stands, its compressed and plain sizes, checksum, and way of compression."""
+"""Where a member's local header stands, its sizes, checksum, and way of compression (ODD: unknown)."""
 
 
 @dataclass(kw_only=True)
@@ -50,12 +51,12 @@ def read_members(task: tuple[str, np.ndarray[Any, Any]]) -> Iterator[Raw]:
             if max(packed, plain) > MAX_IMAGE_BYTES:
                 yield Unreadable(f"has more than {MAX_IMAGE_BYTES} bytes")
                 continue
-            if method not in (STORED, DEFLATED):
+            if method == ODD:
                 yield Unreadable("is encrypted, or compressed in an unknown way")
                 continue
             file.seek(header)
             local = file.read(30)
-            if len(local) < 30 or local[:4] != b"PK\x03\x04":
+            if len(local) < 30 or local[:4] != zipped.LOCAL:
                 yield Unreadable("does not begin where the archive says")
                 continue
             file.seek(sum(struct.unpack_from("<HH", local, 26)), 1)
@@ -63,7 +64,7 @@ def read_members(task: tuple[str, np.ndarray[Any, Any]]) -> Iterator[Raw]:
 
 
 def _plain(data: bytes, size: int, crc: int, method: int) -> Raw:
-    if method == DEFLATED:
+    if method == zipped.DEFLATED:
         try:
             data = zlib.decompressobj(-15).decompress(data, size + 1)
         except zlib.error as error:
@@ -76,26 +77,23 @@ def _plain(data: bytes, size: int, crc: int, method: int) -> Raw:
 def open_zip(path: Path, labels: str | None) -> ZipImages:
     """A ZIP of images; labels from `labels` (CSV or JSON), from its dataset.json, or none."""
     where = str(path)
-    try:
-        with zipfile.ZipFile(path) as archive:
-            infos = {info.filename: info for info in archive.infolist() if not info.is_dir()}
-            prefix, table = _table(archive, infos, where)
-    except (OSError, zipfile.BadZipFile, NotImplementedError, RuntimeError) as error:
-        raise UserError(f"cannot be read as a ZIP ({error})", where, "give a ZIP of images") from error
+    found = read_directory(path)
+    prefix, table = _table(path, found, where)
     if labels is not None:
-        from sct.data.sources.files import read_labels
-
         table = read_labels(Path(labels))
-    images = [name for name in infos if name.lower().endswith(SUFFIXES) and name.startswith(prefix)]
-    if not images:
+    rows = {
+        name[len(prefix) :]: row
+        for row, name in enumerate(found.names)
+        if name.lower().endswith(SUFFIXES) and name.startswith(prefix)
+    }
+    if not rows:
         raise UserError("holds no images", where)
     labelled = table is not None
     if table is None:
-        bare = sorted(name[len(prefix) :] for name in images)
+        bare = sorted(rows)
         table = Labels(bare, np.zeros(len(bare), np.int64), ("all",), None)
-    short, values, groups, skipped = table.matched([name[len(prefix) :] for name in images], [])
-    names = [prefix + name for name in short]
-    if not names:
+    short, values, groups, skipped = table.matched(rows, [])
+    if not short:
         raise UserError("its labels name no image in it", where)
     return ZipImages(
         kind="ZIP of images with labels" if labelled else "ZIP of images without labels",
@@ -106,31 +104,52 @@ def open_zip(path: Path, labels: str | None) -> ZipImages:
         groups=groups,
         containers=[path],
         skipped=skipped,
-        names=names,
-        members=np.array([_member(infos[name]) for name in names], MEMBER),
+        names=[prefix + name for name in short] if prefix else short,
+        members=found.members[[rows[name] for name in short]],
     )
 
 
-def _member(info: zipfile.ZipInfo) -> tuple[int, int, int, int, int]:
-    method = -1 if info.flag_bits & ENCRYPTED else info.compress_type
-    return info.header_offset, info.compress_size, info.file_size, info.CRC, method
+@dataclass
+class Directory:
+    """Names of a ZIP's files, and where they are."""
+
+    names: list[str]
+    members: np.ndarray[Any, Any]
 
 
-def _table(
-    archive: zipfile.ZipFile, infos: dict[str, zipfile.ZipInfo], where: str
-) -> tuple[str, Labels | None]:
-    """The folder of dataset.json, and its labels (None where it has none)."""
-    found = [name for name in infos if name.split("/")[-1] == "dataset.json"]
-    if not found:
-        return "", None
-    name = min(found, key=lambda name: name.count("/"))
-    if infos[name].file_size > MAX_TABLE:
-        raise UserError(f"dataset.json has more than {MAX_TABLE} bytes", where)
+def read_directory(path: Path) -> Directory:
+    """The files in a ZIP; nothing but names and numbers is kept. Raises UserError where it is none."""
     try:
-        table = json.loads(archive.read(name))
-    except (ValueError, RecursionError, zlib.error) as error:
+        with path.open("rb") as file:
+            data = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+        start, size, count = zipped.directory(data)
+        members = np.empty(count, MEMBER)
+        names: list[str] = []
+        for entry in zipped.entries(data, start, size, count):
+            if not entry.name.endswith("/"):
+                ours = entry.method in (zipped.STORED, zipped.DEFLATED) and not entry.flags & zipped.ENCRYPTED
+                method = entry.method if ours else ODD
+                members[len(names)] = entry.header, entry.packed, entry.plain, entry.crc, method
+                names.append(entry.name)
+    except (OSError, ValueError, OverflowError) as error:
+        raise UserError(f"cannot be read as a ZIP ({error})", str(path), "give a ZIP of images") from error
+    return Directory(names, members[: len(names)])
+
+
+def _table(path: Path, found: Directory, where: str) -> tuple[str, Labels | None]:
+    """The folder of dataset.json, and its labels (None where it has none)."""
+    tables = [row for row, name in enumerate(found.names) if name.split("/")[-1] == "dataset.json"]
+    if not tables:
+        return "", None
+    row = min(tables, key=lambda row: found.names[row].count("/"))
+    (content,) = read_members((str(path), found.members[row : row + 1]))
+    if not isinstance(content, bytes):
+        raise UserError(f"dataset.json {getattr(content, 'reason', '')}", where)
+    try:
+        table = json.loads(content)
+    except (ValueError, RecursionError) as error:
         raise UserError(f"dataset.json is not JSON ({str(error)[:80]!a})", where) from error
-    prefix = name[: -len("dataset.json")]
+    prefix = found.names[row][: -len("dataset.json")]
     if isinstance(table, dict) and table.get("labels") is None:
         return prefix, None
     return prefix, read_table(table, f"{where}, dataset.json")
