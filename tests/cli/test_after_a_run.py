@@ -28,7 +28,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def drawn(model: Path, out: Path, guidance: float = 1.0, worse: Path | None = None) -> np.ndarray:
-    sample(model, "0-15", 1, None, out, None, 1.0, guidance, worse, None, 256, "cpu")
+    sample(model, "0-15", 1, None, out, None, 1.0, guidance, worse, None, 256, "fp32", "cpu")
     with np.load(out) as arrays:
         return arrays["arr_0"]
 

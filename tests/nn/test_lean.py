@@ -105,6 +105,15 @@ def test_dropout_keeps_a_byte_an_element_and_passes_the_gradient_through_its_mas
     torch.testing.assert_close(gradient, (y / x).detach())
 
 
+def test_dropout_draws_the_same_mask_in_every_memory_format() -> None:
+    x = torch.randn(2, 5, 3, 4)
+    torch.manual_seed(0)
+    contiguous = Dropout(0.5)(x)
+    torch.manual_seed(0)
+    last = Dropout(0.5)(x.contiguous(memory_format=torch.channels_last))
+    assert torch.equal(contiguous, last)
+
+
 def test_dropout_at_its_ends_and_in_evaluation_draws_nothing() -> None:
     x = torch.randn(4, 4)
     before = torch.get_rng_state()

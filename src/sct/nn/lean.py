@@ -19,24 +19,24 @@ def recomputed(function: Callable[..., Tensor], *inputs: Any) -> Tensor:
     """
     if not torch.is_grad_enabled():
         return function(*inputs)
-    return checkpoint(function, *inputs, use_reentrant=False, preserve_rng_state=False)  # type: ignore[no-any-return]
+    return checkpoint(function, *inputs, use_reentrant=False, preserve_rng_state=False)
 
 
 def clipped(x: Tensor, limit: float) -> Tensor:
     """x clamped to ±limit. Keeps its result, which the next layer keeps too, where torch's clamp keeps x."""
-    return _Clipped.apply(x, limit)  # type: ignore[no-any-return,no-untyped-call]
+    return _Clipped.apply(x, limit)  # type: ignore[no-untyped-call]
 
 
 class _Clipped(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, limit: float) -> Tensor:  # type: ignore[override]
+    def forward(ctx: Any, x: Tensor, limit: float) -> Tensor:
         ctx.limit = limit
         y = x.clamp(-limit, limit)
         ctx.save_for_backward(y)
         return y
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
         (y,) = ctx.saved_tensors
         return gradient * (y.abs() < ctx.limit), None
 
@@ -57,6 +57,7 @@ class Dropout(nn.Dropout):
         if dropped == self.LEVELS:
             return torch.zeros_like(x)
         bits = torch.empty(-(-x.numel() // 4), dtype=torch.int64).random_(-(2**63), None).view(torch.int16)
-        layout = torch.empty_like(x).stride()  # x's own, so that the product runs through memory once
-        kept = bits[: x.numel()].as_strided(x.shape, layout) >= dropped - self.LEVELS // 2
+        kept = (bits[: x.numel()] >= dropped - self.LEVELS // 2).view(x.shape)
+        if not x.is_contiguous():  # the same mask in every memory format, in x's own
+            kept = torch.empty_like(x, dtype=torch.bool).copy_(kept)
         return (x * kept).mul_(self.LEVELS / (self.LEVELS - dropped))
