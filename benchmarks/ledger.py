@@ -174,10 +174,45 @@ def table(ledger: list[Row]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def ratios(path: Path = HERE / "results" / "digits_seeds.json") -> str:
+    """SCT's distances over ECT's, half-way and at the end, for each setting of digits_seeds."""
+    groups: dict[tuple[str, str], dict[str, list[Row]]] = defaultdict(lambda: defaultdict(list))
+    for run in json.loads(path.read_text(encoding="utf-8"))["runs"]:
+        setting = f"{run['curve'][-1]['images']:,} images, {run['keys'][0].removeprefix('optimizer.')}"
+        cap = next((key.split("=")[1] for key in run["keys"] if "max_ratio" in key), None)
+        groups[setting, f", cap {cap}" if cap else ""][run["estimator"]].append(run)
+    lines = [
+        "| setting | references | seeds | 1 step, mid (held-out) | end | 2 steps, mid | end |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for (setting, cap), by in groups.items():
+        for name in ("batch", "class"):
+            if name in by:
+                cells = [
+                    " (".join(f"{ratio(by, name, point, steps, key):.2f}" for key in KEYS) + ")"
+                    for steps in (1, 2)
+                    for point in (3, -1)
+                ]
+                lines.append(f"| {setting}{cap} | {name} | {len(by[name])} | {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+KEYS = ("frechet_train", "frechet_held_out")
+
+
+def ratio(by: dict[str, list[Row]], name: str, point: int, steps: int, key: str) -> float:
+    """Means over seeds, `name`'s over one-sample's."""
+    ours, base = (
+        mean(run["curve"][point][f"steps_{steps}"][key] for run in by[n]) for n in (name, "one-sample")
+    )
+    return ours / base
+
+
 def main() -> None:
     ledger = rows()
     write_atomically(LEDGER, json.dumps(ledger, indent=1, ensure_ascii=False) + "\n")
     fill("results/README.md", "ledger", table(ledger))
+    fill("results/README.md", "ratios", ratios())
 
 
 if __name__ == "__main__":
