@@ -181,3 +181,11 @@ def test_means_and_spreads_are_those_of_numpy() -> None:
 
 def test_a_table_of_unlike_rows_has_all_columns() -> None:
     assert as_csv([{"a": 1}, {"b": 0.1}]) == "a,b\n1,\n,0.1\n"
+
+
+@pytest.mark.gpu
+def test_a_study_runs_on_a_card(tmp_path: Path) -> None:
+    study = Study(tmp_path, "digits", "smoke", Screen(), seeds=1, device="cuda", overrides=TINY)
+    for name in ("samples", "guidance", "mdp"):
+        assert reproduce(name, study).is_file()
+    assert all(run.is_dir() for run in study.folder.glob("runs/*/model"))
