@@ -7,8 +7,7 @@ At 50 000 uint8 references of 3×32×32 and 128 queries:
   floats     the same as on a processor that multiplies bytes no faster than floats
   logits     the references as one fp32 matrix and their squares, made beforehand; the full [B, n]
              logits, softmax, product
-the same for ten classes of 5 000, and at 5 000 references also
-  pairwise   stable targets as first published (STF, 2302.00670): every difference [B, n, d] written out
+the same at 5 000 references, and for ten classes of 5 000.
 
 Writes benchmarks/results/posterior_mean.json and the table in docs/methods.md. Peak memory is the process's
 high-water mark above what it held before the call (Linux).
@@ -62,15 +61,6 @@ def logits_form(x_t: Tensor, t: Tensor, references: Tensor, squares: Tensor) -> 
     return (torch.softmax(logits, dim=1) @ references).view_as(x_t)
 
 
-def pairwise_form(x_t: Tensor, t: Tensor, references: Tensor, rows: int = 16) -> Tensor:
-    """The same from all differences, `rows` queries at a time so that it fits in memory."""
-    means = []
-    for q, s in zip(x_t.flatten(1).split(rows), t.split(rows), strict=True):
-        squares = (q[:, None] - references).square().sum(2)
-        means.append(torch.softmax(squares / (-2 * s.square())[:, None], dim=1) @ references)
-    return torch.cat(means).view_as(x_t)
-
-
 def exact(x_t: Tensor, t: Tensor, images: Tensor) -> Tensor:
     """Every difference in float64, a block of references at a time, one query at a time."""
     out = []
@@ -115,13 +105,13 @@ def peak_memory(call: Callable[[], Tensor]) -> float:
 
 
 def measure(calls: dict[str, Callable[[], Tensor]], repeats: int) -> dict[str, dict[str, float]]:
-    """Seconds a call, the candidates taking turns: median, least, most."""
+    """CPU seconds a call, the candidates taking turns: median, least, most."""
     seconds: dict[str, list[float]] = {name: [] for name in calls}
     for _ in range(repeats):
         for name, call in calls.items():
-            start = time.perf_counter()
+            start = time.process_time()
             call()
-            seconds[name].append(time.perf_counter() - start)
+            seconds[name].append(time.process_time() - start)
     return {
         name: {"median": statistics.median(s), "least": min(s), "most": max(s)} for name, s in seconds.items()
     }
@@ -135,7 +125,7 @@ def without_bytes(call: Callable[[], Tensor]) -> Tensor:
         return call()
 
 
-def row(n: int, classes: int, ratio: float | None, repeats: int, pairwise: bool) -> dict:
+def row(n: int, classes: int, ratio: float | None, repeats: int) -> dict:
     """One row: n references in so many classes, at one t or over ECT's law (None)."""
     images = pictures(n)
     size = n // classes
@@ -154,8 +144,6 @@ def row(n: int, classes: int, ratio: float | None, repeats: int, pairwise: bool)
 
     calls = {"streaming": lambda: posterior(x_t, t, EDM(), reference, group).mean, "logits": plain}
     calls["floats"] = lambda: without_bytes(calls["streaming"])
-    if pairwise:
-        calls["pairwise"] = lambda: pairwise_form(x_t, t, matrix)
     few = range(0, QUERIES, QUERIES // 2)
     truth = torch.cat(
         [exact(x_t[i : i + 1], t[i : i + 1], images[group[i] * size : (group[i] + 1) * size]) for i in few]
@@ -184,15 +172,15 @@ def row(n: int, classes: int, ratio: float | None, repeats: int, pairwise: bool)
 def markdown(rows: dict[str, list[dict]]) -> str:
     lines = [
         "| references | t | streaming, s | logits, s | streaming / logits | without byte products, s "
-        "| pairwise, s | streaming: extra MB | error, streaming / logits |",
-        "|---|---|---|---|---|---|---|---|---|",
+        "| streaming: extra MB | error, streaming / logits |",
+        "|---|---|---|---|---|---|---|---|",
     ]
     for many, r in ((name, r) for name, found in rows.items() for r in found):
         seconds = {name: f"{value['median']:.3f}" for name, value in r["seconds"].items()}
         error = r["relative_error"]
         lines.append(
             f"| {many} | {r['t']} | {seconds['streaming']} | {seconds['logits']} | {r['times_logits']:.2f} "
-            f"| {seconds['floats']} | {seconds.get('pairwise', '—')} | {r['peak_extra_MB']['streaming']:.0f} "
+            f"| {seconds['floats']} | {r['peak_extra_MB']['streaming']:.0f} "
             f"| {error['streaming']:.0e} / {error['logits']:.0e} |"
         )
     return "\n".join(lines)
@@ -215,9 +203,7 @@ def main() -> None:
     rows = json.loads(RESULT.read_text())["rows"] if options.part else {}
     for name in [options.part] if options.part else asked:
         n, classes, ratios = asked[name]
-        rows[name] = [
-            row(n, classes, ratio, REPEATS, pairwise=n == 5_000 and ratio is law) for ratio in ratios
-        ]
+        rows[name] = [row(n, classes, ratio, REPEATS) for ratio in ratios]
     head = {
         "queries": QUERIES,
         "shape": list(SHAPE),

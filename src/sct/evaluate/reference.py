@@ -131,23 +131,22 @@ def _compute(
     kept = torch.zeros(len(images), dtype=torch.bool)
     kept[_kept_rows(len(images))] = True
     moments: Moments | None = None
-    features: Any = None
-    done = start = 0
-    for part in blocks(images):
-        found = extractor(part)
-        if moments is None:
-            moments = Moments(found.shape[1])
-            shape = (int(kept.sum()), found.shape[1])
-            features = np.lib.format.open_memmap(folder / FEATURES, "w+", np.float32, shape)
-        moments.update(found)
-        chosen = found[kept[start : start + len(part)]]
-        features[done : done + len(chosen)] = chosen.numpy()
-        done, start = done + len(chosen), start + len(part)
-        if mirrored:
-            moments.update(extractor(part.flip(-1)))
+    start = 0
+    with (folder / FEATURES).open("wb") as file:  # written row by row: a map would stay resident whole
+        for part in blocks(images):
+            found = extractor(part)
+            if moments is None:
+                moments = Moments(found.shape[1])
+                shape = (int(kept.sum()), found.shape[1])
+                header = {"descr": "<f4", "fortran_order": False, "shape": shape}
+                np.lib.format.write_array_header_1_0(file, header)
+            moments.update(found)
+            file.write(found[kept[start : start + len(part)]].numpy().astype("<f4").tobytes())
+            start += len(part)
+            if mirrored:
+                moments.update(extractor(part.flip(-1)))
     if moments is None:
         raise UserError("has no images", name)
-    features.flush()
     moments.sync_on_compute = False  # every process may compute the whole of it
     mean, covariance = moments.compute()
     _, channels, height, width = images.shape
