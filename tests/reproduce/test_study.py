@@ -5,12 +5,15 @@ import json
 import statistics
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+from sct.data.images import digits
+from sct.evaluate.measure import Measure, measure_for
 from sct.generate import default_sampler
 from sct.reproduce.results import as_csv, over_seeds
 from sct.reproduce.run import reproduce
@@ -18,7 +21,7 @@ from sct.reproduce.spec import RunSpec
 from sct.reproduce.study import Study, samplers
 
 TINY = (
-    "train.images=1_024",
+    "train.images=768",
     "train.batch=128",
     "train.checkpoint_images=256",
     "train.log_images=256",
@@ -53,26 +56,35 @@ class Screen:
                 raise Killed
 
 
-@pytest.fixture(scope="module")
-def whole(tmp_path_factory) -> Path:
-    """An unbroken convergence, and what shares its folder."""
-    out = tmp_path_factory.mktemp("whole")
-    reproduce("convergence", out, "digits", "smoke", Screen(), seeds=2, overrides=TINY)
-    return out / "digits-smoke"
+@cache
+def measure() -> Measure:
+    return measure_for(digits(), "classifier")
+
+
+def study_in(out: Path, screen: Screen, seeds: int = 2) -> Study:
+    study = Study(out, "digits", "smoke", screen, seeds=seeds, overrides=TINY)
+    study.measure = measure()  # the classifier takes longer to train than all the rest
+    return study
 
 
 def make(name: str, out: Path, screen: Screen) -> Path:
-    return reproduce(name, out, "digits", "smoke", screen, seeds=2, overrides=TINY)
+    return reproduce(name, study_in(out, screen))
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory) -> Path:
+    """An unbroken convergence, and what shares its folder."""
+    return make("convergence", tmp_path_factory.mktemp("whole"), Screen()).parents[1]
 
 
 def test_a_killed_study_goes_on_to_the_same_table(whole: Path, tmp_path: Path) -> None:
     with pytest.raises(Killed):
-        make("convergence", tmp_path, Screen(kill="digits-sct"))
+        make("convergence", tmp_path, Screen(kill="score-identity"))
     assert not (tmp_path / "digits-smoke" / "convergence").exists()
     screen = Screen()
     page = make("convergence", tmp_path, screen)
     assert page.with_name("data.csv").read_bytes() == (whole / "convergence" / "data.csv").read_bytes()
-    assert sum("digits-edm" in name for name in screen.trained) == 1  # the first seed's teacher was there
+    assert sum("diffusion" in name for name in screen.trained) == 1  # the first seed's teacher was there
     assert any("found finished" in line for line in screen.said)
 
 
@@ -84,7 +96,7 @@ def test_the_table_has_every_seed_and_the_summary_its_mean_and_spread(whole: Pat
         (run, seed, f"steps={steps}") for run in ("ECT", "SCT") for seed in "01" for steps in (1, 2)
     }
     assert record["seeds"] == [0, 1]
-    assert (record["images"], record["teacher_images"]) == (1024, 1024)
+    assert (record["images"], record["teacher_images"]) == (768, 768)
     for line in record["summary"]:
         same = [
             float(r["frechet_train"])
@@ -116,21 +128,22 @@ def test_an_experiment_shares_what_another_has_trained(whole: Path) -> None:
 
 
 def test_guidance_asks_each_question_once_and_omega_one_is_the_plain_model(whole: Path) -> None:
-    make("guidance", whole.parent, Screen())
+    reproduce("guidance", study_in(whole.parent, Screen(), seeds=1))
     record = json.loads((whole / "guidance" / "data.json").read_text())
-    plain = json.loads((whole / "convergence" / "data.json").read_text())["summary"]
-    ends = {(r["run"], r["sampler"]): r["frechet_train"] for r in plain if r["images"] == 1024}
+    with (whole / "convergence" / "data.csv").open() as file:
+        plain = [row for row in csv.DictReader(file) if (row["seed"], row["images"]) == ("0", "768")]
+    ends = {(row["run"], row["sampler"]): float(row["frechet_train"]) for row in plain}
     for line in record["summary"]:
         if line["omega"] == 1.0:
             assert line["frechet_train"] == pytest.approx(
                 ends[line["run"], f"steps={line['steps']}"], rel=1e-5
             )
-    asked = json.loads(next(whole.glob("runs/digits-sct*-0/measured.json")).read_text())
+    asked = json.loads(next(whole.glob("runs/score-identity*-0/measured.json")).read_text())
     assert len(asked) == 2 * (1 + 5 * 3)
 
 
 def test_a_phased_run_is_cut_at_its_edges_and_sampled_by_eta(tmp_path: Path) -> None:
-    study = Study(tmp_path, "digits", "smoke", Screen(), seeds=1, overrides=TINY)
+    study = study_in(tmp_path, Screen(), seeds=1)
     spec = RunSpec(recipe="sct", phases=4, etas=(1.0, 0.0))
     run = study.run("four", spec, 0)
     model = run.model()
@@ -168,3 +181,11 @@ def test_means_and_spreads_are_those_of_numpy() -> None:
 
 def test_a_table_of_unlike_rows_has_all_columns() -> None:
     assert as_csv([{"a": 1}, {"b": 0.1}]) == "a,b\n1,\n,0.1\n"
+
+
+@pytest.mark.gpu
+def test_a_study_runs_on_a_card(tmp_path: Path) -> None:
+    study = Study(tmp_path, "digits", "smoke", Screen(), seeds=1, device="cuda", overrides=TINY)
+    for name in ("samples", "guidance", "mdp"):
+        assert reproduce(name, study).is_file()
+    assert all(run.is_dir() for run in study.folder.glob("runs/*/model"))

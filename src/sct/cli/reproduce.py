@@ -9,6 +9,7 @@ from sct.cli.common import Screen, pick_device
 from sct.errors import UserError
 from sct.reproduce.run import reproduce
 from sct.reproduce.spec import Scale, names, read_experiment
+from sct.reproduce.study import Study
 from sct.train.run import Interrupted
 
 LAST = ("table-cifar10", "table-imagenet64")
@@ -44,9 +45,9 @@ def run(
     wanted = sorted(names(), key=LAST.__contains__) if name is None else [name]
     with Screen() as screen:
         try:
+            study = Study(out, data, cast(Scale, scale), screen, seeds=seeds, device=on)
             for each in wanted:
-                page = reproduce(each, out, data, cast(Scale, scale), screen, seeds=seeds, device=on)
-                screen.say(str(page))
+                screen.say(str(reproduce(each, study)))
         except Interrupted as stopped:
             screen.say("stopped and saved; give the same command to continue")
             raise SystemExit(stopped.status) from None

@@ -3,8 +3,6 @@
 import time
 from pathlib import Path
 
-import torch
-
 from sct.reproduce import mdp, plane, table, trained
 from sct.reproduce.results import Outcome, write
 from sct.reproduce.spec import (
@@ -15,40 +13,26 @@ from sct.reproduce.spec import (
     Mdp,
     Phases,
     Samples,
-    Scale,
     Table,
     Unify,
     read_experiment,
 )
 from sct.reproduce.study import Study
-from sct.stages import Screen
 
 
-def reproduce(
-    name: str,
-    out: Path,
-    data: str,
-    scale: Scale,
-    screen: Screen,
-    *,
-    seeds: int | None = None,
-    device: torch.device | str = "cpu",
-    overrides: tuple[str, ...] = (),
-) -> Path:
+def reproduce(name: str, study: Study) -> Path:
     """Make one experiment; its page's path. What is there already is taken, what was stopped goes on.
 
-    Raises UserError for unknown names, data or scales; train.run.Interrupted after a signal.
+    Raises UserError for an unknown name or what the data do not have; train.run.Interrupted after a signal.
     """
     experiment = read_experiment(name)
-    study = Study(out, data, scale, screen, seeds=seeds, device=device, overrides=overrides)
+    study.screen.say(f"{name}: {experiment.title}")
     began = time.perf_counter()
-    screen.say(f"{name}: {experiment.title}")
     outcome = found(study, experiment)
     facts = {
-        "command": f"sct reproduce {name} --data {data} --scale {scale}"
-        + (f" --seeds {seeds}" if seeds else ""),
-        "data": study.name,
-        "scale": scale,
+        "command": f"sct reproduce {name} {study.command}",
+        "data": "mixture" if isinstance(experiment, Unify | Phases) else study.name,
+        "scale": study.scale,
         "samples": study.budget.samples,
         "minutes": (time.perf_counter() - began) / 60 if outcome.minutes is None else outcome.minutes,
     }

@@ -1,6 +1,6 @@
 """One folder of runs on one data set at one scale: what experiments share is trained and measured once.
 
-    FOLDER/runs/NAME-HASH-SEED/      a run's folder (train.run); its curve is in metrics.jsonl
+    FOLDER/runs/KIND-HASH-SEED/      a run's folder (train.run); its curve is in metrics.jsonl
     FOLDER/runs/…/measured.json      what was measured on the finished run, by question
     FOLDER/EXPERIMENT/               data.csv, data.json, plots, report.html
 
@@ -48,19 +48,19 @@ class Run:
     teacher: "Run | None" = None
 
     @property
-    def teacher_images(self) -> int:
-        return 0 if self.teacher is None else self.teacher.images
-
-    @property
-    def hours(self) -> float:
-        """Of training, measuring apart."""
-        hours, then = 0.0, 0
+    def minutes(self) -> float:
+        """Of training, measuring apart, from the log; its teacher's apart."""
+        minutes, then = 0.0, 0
         for line in (self.folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines():
             record = json.loads(line)
             if "images_per_second" in record:
-                hours += (record["images"] - then) / record["images_per_second"] / 3600
+                minutes += (record["images"] - then) / record["images_per_second"] / 60
                 then = record["images"]
-        return hours
+        return minutes
+
+    @property
+    def teacher_images(self) -> int:
+        return 0 if self.teacher is None else self.teacher.images
 
     @property
     def curve(self) -> list[dict[str, Any]]:
@@ -103,6 +103,12 @@ class Study:
         self.overrides = overrides
         self.folder = out / f"{self.name}-{scale}"
 
+    @property
+    def command(self) -> str:
+        """The options that make this study again."""
+        asked = "" if self._seeds is None else f" --seeds {self._seeds}"
+        return f"--data {self.data_name} --scale {self.scale}{asked}"
+
     def seeds_of(self, usual: int) -> range:
         """As many as were asked for, else as is usual."""
         return range(usual if self._seeds is None else self._seeds)
@@ -143,7 +149,8 @@ class Study:
             chosen = samplers(model, spec.etas)
             return named({word: self.judge(self.draw(model, sampler)) for word, sampler in chosen.items()})
 
-        stem = f"{self.family.recipes[spec.recipe]}-{_short(digest, *map(str, spec.etas))}"
+        # Not by the recipe's name: two recipes that say the same are one training.
+        stem = f"{recipe.estimator.kind}-{_short(digest, *map(str, spec.etas))}"
         folder = self._trained(stem, with_points(recipe, self.budget.points), seed, evaluate)
         return Run(name, seed, folder, digest, recipe.train.images, teacher)
 
@@ -173,7 +180,7 @@ class Study:
             return None
         recipe = self._recipe(parts[1], self.budget.teacher, (), seed)
         digest = digest_of(recipe, None)
-        folder = self._trained(f"{parts[1]}-{_short(digest)}", recipe, seed, None)
+        folder = self._trained(f"{recipe.objective}-{digest}", recipe, seed, None)
         return Run("teacher", seed, folder, digest, recipe.train.images)
 
     def _recipe(self, name: str, budget: tuple[str, ...], own: tuple[str, ...], seed: int) -> Any:

@@ -41,7 +41,7 @@ def _ours(study: Study, published: Published, seed: int) -> tuple[Row, str, int]
     run = study.run(published.method, RunSpec(recipe=str(published.recipe), set=published.set), seed)
     found = run.curve[-1][f"steps={published.evaluations}"]
     distance = found["frechet_train"] * study.measure.train_variance / 100
-    hours = {"gpu_hours" if str(study.device).startswith("cuda") else "cpu_hours": run.hours}
+    hours = {"gpu_hours" if str(study.device).startswith("cuda") else "cpu_hours": run.minutes / 60}
     return (
         {"ours": distance, "measure": study.measure.name, "images": run.images, **hours},
         run.digest,

@@ -36,7 +36,7 @@ def outcome(done: list[Run], rows: list[Row], summary: list[Row]) -> Outcome:
         recipes={run.name: run.digest for run in done},
         images=max(run.images for run in done),
         teacher_images=max(run.teacher_images for run in done),
-        minutes=60 * sum({run.folder: run.hours for run in [*done, *teachers]}.values()),
+        minutes=sum({run.folder: run.minutes for run in [*done, *teachers]}.values()),
     )
 
 

@@ -54,8 +54,11 @@ class Planes:
                 axes.axis("off")
             for axes, panel in zip(grid.flat, self.panels, strict=False):
                 _draw(axes, panel, styles)
+            drawn = {name for panel in self.panels for name in panel.paths}
             handles = {
-                name: plt.Line2D([], [], color=colour, linestyle=dash, marker=marker, markersize=4)
+                name: plt.Line2D(
+                    [], [], color=colour, linestyle=dash if name in drawn else "", marker=marker, markersize=4
+                )
                 for name, (colour, dash, marker) in styles.items()
             }
             figure.legend(
