@@ -1,0 +1,88 @@
+"""The tables of docs/levers.md, from digits_levers.json and bootstrap_error.json.
+
+python benchmarks/levers_table.py
+"""
+
+import json
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+from pages import fill
+
+RESULTS = Path(__file__).parent / "results"
+Run = dict[str, Any]
+
+
+def averages(run: Run) -> dict[str, list[dict[str, Any]]]:
+    """The curve of each decay; the first one's is the run's own."""
+    decays = next(key for key in run["keys"] if key.startswith("train.ema")) if run["slower"] else "0.998"
+    first = decays.partition("[")[2].split(",")[0] if run["slower"] else decays
+    return {first: run["curve"], **run["slower"]}
+
+
+def cell(runs: list[Run], decay: str, point: int, steps: int) -> str:
+    """Mean over seeds of the distance to training images, to held-out ones behind it."""
+    found = [averages(run)[decay][point][f"steps_{steps}"] for run in runs]
+    train, held_out = (mean(f[key] for f in found) for key in ("frechet_train", "frechet_held_out"))
+    return f"{train:.2f} ({held_out:.2f})"
+
+
+def levers(runs: list[Run]) -> str:
+    lines = [
+        "| images | lever | target | average | seeds | 1 step, half-way | 1 step, end | 2 steps, end |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    groups: dict[tuple[str, str, str], list[Run]] = {}
+    for run in runs:
+        groups.setdefault((run["budget"], run["lever"], run["estimator"]), []).append(run)
+    order = {"short": 0, "long": 1}
+    for (_, lever, estimator), members in sorted(
+        groups.items(), key=lambda item: (order[item[0][0]], item[0][1] != "none", item[0][1:])
+    ):
+        images = f"{members[0]['curve'][-1]['images']:,}"
+        for decay in averages(members[0]):
+            cells = (cell(members, decay, *at) for at in ((3, 1), (-1, 1), (-1, 2)))
+            start = f"| {images} | {lever} | {estimator} | {decay} | {len(members)} | "
+            lines.append(f"{start}{' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def parts(models: list[dict[str, Any]], gap: float) -> str:
+    """The TD error's parts at one gap, for every run and stage."""
+    shown = [row["t"] for row in models[0]["rows"] if row["gap"] == gap]
+    lines = [
+        f"| run | after stage | | {' | '.join(f't = {t:g}' for t in shown)} |",
+        f"|---|---|---|{'---|' * len(shown)}",
+    ]
+    for model in models:
+        rows = [row for row in model["rows"] if row["gap"] == gap]
+        for part in ("own", "euler", "noise"):
+            values = " | ".join(f"{1000 * row[part]:.2f}" for row in rows)
+            lines.append(f"| {model['run']} | {model['stage']} | {part} | {values} |")
+    return "\n".join(lines)
+
+
+def ends(models: list[dict[str, Any]]) -> str:
+    """Distance to the exact end of the trajectory, along t."""
+    first = models[0]["rows"][0]["gap"]
+    shown = [row["t"] for row in models[0]["rows"] if row["gap"] == first]
+    lines = [
+        f"| run | after stage | {' | '.join(f't = {t:g}' for t in shown)} |",
+        f"|---|---|{'---|' * len(shown)}",
+    ]
+    for model in models:
+        values = " | ".join(f"{row['end']:.3f}" for row in model["rows"] if row["gap"] == first)
+        lines.append(f"| {model['run']} | {model['stage']} | {values} |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    fill("levers.md", "levers", levers(json.loads((RESULTS / "digits_levers.json").read_text())["runs"]))
+    models = json.loads((RESULTS / "bootstrap_error.json").read_text())["models"]
+    fill("levers.md", "parts", parts(models, 1 / 64))
+    fill("levers.md", "ends", ends(models))
+
+
+if __name__ == "__main__":
+    main()
