@@ -14,9 +14,10 @@ import pytest
 from sct.data.images import digits
 from sct.evaluate.measure import Measure, measure_for
 from sct.generate import default_sampler
+from sct.reproduce import trained
 from sct.reproduce.results import as_csv, over_seeds
 from sct.reproduce.run import reproduce
-from sct.reproduce.spec import RunSpec
+from sct.reproduce.spec import RunSpec, read_experiment
 from sct.reproduce.study import Study, samplers
 
 TINY = (
@@ -127,18 +128,17 @@ def test_an_experiment_shares_what_another_has_trained(whole: Path) -> None:
 
 
 def test_guidance_asks_each_question_once_and_omega_one_is_the_plain_model(whole: Path) -> None:
-    reproduce("guidance", study_in(whole.parent, Screen(), seeds=1))
-    record = json.loads((whole / "guidance" / "data.json").read_text())
+    spec = read_experiment("guidance").model_copy(update={"omegas": (1.0, 1.5), "snapshots": ("25%", "75%")})
+    found = trained.guidance(study_in(whole.parent, Screen(), seeds=1), spec)
     with (whole / "convergence" / "data.csv").open() as file:
         plain = [row for row in csv.DictReader(file) if (row["seed"], row["images"]) == ("0", "768")]
     ends = {(row["run"], row["sampler"]): float(row["frechet_train"]) for row in plain}
-    for line in record["summary"]:
-        if line["omega"] == 1.0:
-            assert line["frechet_train"] == pytest.approx(
-                ends[line["run"], f"steps={line['steps']}"], rel=1e-5
-            )
+    for row in found.rows:
+        end = ends[row["run"], f"steps={row['steps']}"]
+        assert (row["frechet_train"] == pytest.approx(end, rel=1e-9)) == (row["omega"] == 1.0)
     asked = json.loads(next(whole.glob("runs/score-identity*-0/measured.json")).read_text())
-    assert len(asked) == 2 * (1 + 5 * 3)
+    assert len(asked) == 2 * (1 + 2)
+    assert found.rows == trained.guidance(study_in(whole.parent, Screen(), seeds=1), spec).rows
 
 
 def test_a_phased_run_is_cut_at_its_edges_and_sampled_by_eta(tmp_path: Path) -> None:
