@@ -12,18 +12,14 @@ distribution in one step, the energy distance to fresh samples. Writes benchmark
 import argparse
 import copy
 import json
-import math
 import statistics
-import time
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from sct.core.estimators import NoiseEstimator, OneSample, ScoreIdentity, Teacher
-from sct.core.mixture import GaussianMixture
-from sct.core.noise import EDM
-from sct.core.objectives import Consistency, Denoising, Huber, InverseGap, Objective, SquaredL2, Uniform
+from sct.core.objectives import Consistency, Huber, InverseGap, SquaredL2, Uniform
 from sct.core.posterior import Reference
 from sct.core.times import (
     DoublingGrid,
@@ -34,63 +30,20 @@ from sct.core.times import (
     LogNormalPairs,
     SigmoidGap,
 )
-from sct.core.types import Batch
+from sct.reproduce.toy import (
+    BANK,
+    BATCH,
+    MIXTURE,
+    SCHEDULE,
+    Net,
+    bank_of,
+    diffusion_model,
+    energy_distance,
+    train,
+)
 
 RESULT = Path(__file__).parent / "results" / "mixture_2d.json"
-BATCH, BANK, STAGES = 128, 2048, 6
-SCHEDULE = EDM()
-ANGLES = torch.arange(8, dtype=torch.float64) * math.pi / 4
-MIXTURE = GaussianMixture(0.7 * torch.stack([ANGLES.cos(), ANGLES.sin()], 1).view(8, 1, 1, 2), 0.06)
-
-
-class Net(nn.Module):
-    """EDM-preconditioned MLP on points [B, 1, 1, 2]."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        width = 128
-        self.body = nn.Sequential(
-            nn.Linear(2 + 16, width), nn.SiLU(), nn.Linear(width, width), nn.SiLU(),
-            nn.Linear(width, width), nn.SiLU(), nn.Linear(width, 2),
-        )  # fmt: skip
-
-    def forward(self, x_t: Tensor, t: Tensor, condition: Tensor | None = None) -> Tensor:
-        del condition
-        t = t.to(x_t).view(-1, 1)
-        x, variance = x_t.flatten(1), t.square() + 0.25
-        angles = t.log() / 4 * torch.logspace(-0.3, 1, 8)
-        features = torch.cat([x / variance.sqrt(), angles.cos(), angles.sin()], dim=1)
-        return (0.25 / variance * x + 0.5 * t / variance.sqrt() * self.body(features)).view_as(x_t)
-
-
-def train(
-    net: Net,
-    objective: Objective,
-    bank: Tensor,
-    steps: int,
-    lr: float,
-    seed: int,
-    ema_target: bool = False,
-) -> tuple[Net, float]:
-    """RAdam, the rate falling to 0 over the second half; the averaged network, seconds a step."""
-    average, target = copy.deepcopy(net), copy.deepcopy(net) if ema_target else net
-    optimizer = torch.optim.RAdam(net.parameters(), lr=lr)
-    generator = torch.Generator().manual_seed(seed)
-    start = time.perf_counter()
-    for step in range(steps):
-        optimizer.param_groups[0]["lr"] = lr * min(1.0, 2 * (1 - step / steps))
-        index = torch.randint(len(bank), (BATCH,), generator=generator)
-        loss = objective(net, target, Batch(bank[index], None, index), step * BATCH, generator).mean()
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        with torch.no_grad():
-            for mine, new in zip(average.parameters(), net.parameters(), strict=True):
-                mine.lerp_(new, 1 - 0.998)
-            if ema_target:
-                for mine, new in zip(target.parameters(), net.parameters(), strict=True):
-                    mine.lerp_(new, 1 - 0.95)
-    return average, (time.perf_counter() - start) / steps
+STAGES = 6
 
 
 def exact_denoiser(x_t: Tensor, t: Tensor, condition: Tensor | None = None) -> Tensor:
@@ -147,13 +100,6 @@ def points(n: int = 500) -> dict[str, tuple[Tensor, Tensor, Tensor]]:
     return out
 
 
-def energy_distance(a: Tensor, b: Tensor) -> float:
-    a, b = a.flatten(1).double(), b.flatten(1).double()
-    n, m = len(a), len(b)
-    within = torch.cdist(a, a).sum() / (n * (n - 1)) + torch.cdist(b, b).sum() / (m * (m - 1))
-    return float(2 * torch.cdist(a, b).mean() - within)
-
-
 @torch.no_grad()
 def judge(net: Net, truth: dict[str, tuple[Tensor, Tensor, Tensor]]) -> dict[str, float]:
     result = {}
@@ -177,13 +123,18 @@ def main() -> None:
     truth = points()
     runs: dict[str, list[dict[str, float]]] = {}
     for seed in range(options.seeds):
-        torch.manual_seed(seed)
-        bank = MIXTURE.sample(BANK, torch.Generator().manual_seed(seed))[0].float()
-        teacher, _ = train(Net(), Denoising(SCHEDULE), bank, 2 * options.steps, 2e-3, seed)
+        bank = bank_of(seed)
+        teacher = diffusion_model(bank, 2 * options.steps, seed)
         runs.setdefault("diffusion model in one step", []).append(judge(teacher, truth))
         for name, (objective, ema_target) in methods(bank, teacher, options.steps).items():
             net, seconds = train(
-                copy.deepcopy(teacher), objective, bank, options.steps, 1e-3, seed, ema_target
+                copy.deepcopy(teacher).requires_grad_(True),
+                objective,
+                bank,
+                options.steps,
+                1e-3,
+                seed,
+                ema_target,
             )
             runs.setdefault(name, []).append({**judge(net, truth), "ms_a_step": 1000 * seconds})
             print(seed, name, {k: round(v, 4) for k, v in runs[name][-1].items()}, flush=True)

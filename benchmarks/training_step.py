@@ -110,11 +110,12 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--precisions", nargs="+", default=WORDS, choices=WORDS, help="of memory")
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
     workload = Workload(given.preset, given.batch)
     if given.what == "memory":
-        measured = memory.against_plain(workload)
+        measured = memory.against_plain(workload, tuple(given.precisions))
     else:
         measured = {"step": step, "levers": levers}[given.what](workload, given.rounds)
     results = json.loads(RESULT.read_text()) if RESULT.exists() else {}

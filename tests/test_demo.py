@@ -36,6 +36,7 @@ class Screen:
     def advance(self, amount: int, note: str | None = None) -> None:
         self.advanced += amount
         if self._current == self._interrupt and self.advanced >= 10 * amount:
+            self._interrupt = None  # a second signal would end the process at once
             os.kill(os.getpid(), signal.SIGINT)
 
 

@@ -18,12 +18,12 @@ ORDER = (
     ("recipe", "models"),
     ("start",),
     ("plan", "generate", "analyze", "doctor"),
-    ("assess",),
-    ("demo", "dryrun", "bench"),
+    ("assess", "stages"),
+    ("demo", "dryrun", "bench", "reproduce"),
     ("cli",),
 )
 """From the foundation up. Rooms of one layer never import each other. `web` draws pages of what it is given;
-what computes and then draws them (`demo`) stands above it, and the command line above all."""
+what computes and then draws them (`demo`, `reproduce`) stands above it, and the command line above all."""
 
 
 def room(module: str) -> str:

@@ -5,11 +5,10 @@ Every stage leaves its result in the folder; run again, the demo takes what is t
 
 import json
 import time
-from collections.abc import Callable
-from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 
@@ -20,10 +19,8 @@ from sct.files import write_atomically
 from sct.generate import default_sampler, draw_sheet, sample
 from sct.nn import store
 from sct.nn.precond import Preconditioned
-from sct.plan import make_plan
-from sct.recipe import read_recipe, to_yaml
-from sct.train.loop import Trainer
-from sct.train.run import RunFolder
+from sct.recipe import read_recipe
+from sct.stages import Screen, curve, named, trained, with_points
 from sct.web.plots import panels
 from sct.web.report import demo_page
 
@@ -33,18 +30,6 @@ VARIANCE_TIMES = (0.2, 0.3, 0.5, 0.8, 1.2, 2.0, 3.0, 5.0, 10.0, 20.0, 80.0)
 """Below 0.2 the posterior of a digit is one-hot: all targets are the image itself."""
 SHOWN = 60
 METHODS = {"ect": "ECT", "sct": "SCT"}
-
-
-class Bar(Protocol):
-    def advance(self, amount: int, note: str | None = None) -> None: ...
-
-
-class Screen(Protocol):
-    """What the demo needs of whoever shows its progress."""
-
-    def say(self, text: str) -> None: ...
-
-    def bar(self, description: str, total: int, done: int = 0) -> AbstractContextManager[Bar]: ...
 
 
 @dataclass(frozen=True)
@@ -75,43 +60,24 @@ class Demo:
         self.screen.say(f"classifier: {measure.classifier_accuracy:.1%} of the held-out digits right")
         return measure
 
-    def train(self, name: str, recipe_name: str, watch: Callable[[Trainer], None] | None, *keys: str) -> Path:
-        """A run in the folder `name`: begun, continued, or found finished."""
-        folder = self.out / name
+    def train(self, name: str, recipe_name: str, measure: Measure | None, *keys: str) -> Path:
+        """A run in the folder `name`; with a measure its curve has CURVE_POINTS points."""
         recipe = read_recipe(recipe_name, [*keys, f"train.seed={self.seed}", *self.overrides])
-        text = to_yaml(recipe)
-        if (folder / "model").is_dir() and (folder / "recipe.yaml").read_text(encoding="utf-8") == text:
-            self.screen.say(f"{name}: found finished in {folder}")
-            return folder
-        resume = (folder / "recipe.yaml").exists()
-        run = RunFolder(folder, text, resume=resume, draw=draw_sheet)
-        trainer = make_plan(recipe).trainer()
-        if resume:
-            run.resume(trainer)
-        with self.screen.bar(name, trainer.options.images, trainer.images) as bar:
-            for report in run.steps(trainer):
-                bar.advance(trainer.options.batch, f"loss {report.loss:.4f}")
-                if watch is not None:
-                    watch(trainer)
-        return folder
+        if measure is not None:
+            recipe = with_points(recipe, CURVE_POINTS)
 
-    def watch(self, measure: Measure, name: str) -> Callable[[Trainer], None]:
-        """Measures a run at CURVE_POINTS points, in one and two steps; the curve is kept in curve.json."""
-        path = self.out / name / "curve.json"
+        def evaluate(model: Preconditioned, measure: Measure) -> dict[str, float]:
+            drawn = {f"steps_{n}": sample(model, range(SAMPLES), n, self.labels) for n in (1, 2)}
+            return named({key: measure(images, self.labels) for key, images in drawn.items()})
 
-        def at_step(trainer: Trainer) -> None:
-            options = trainer.options
-            every = options.images / CURVE_POINTS
-            if trainer.images // every == (trainer.images - options.batch) // every:
-                return
-            curve = [p for p in read_json(path, []) if p["images"] < trainer.images]
-            point: dict[str, Any] = {"images": trainer.images}
-            for steps in (1, 2):
-                images = sample(trainer.averaged, range(SAMPLES), steps, self.labels)
-                point[f"steps_{steps}"] = asdict(measure(images, self.labels))
-            write_atomically(path, json.dumps([*curve, point], indent=1))
-
-        return at_step
+        return trained(
+            self.out / name,
+            recipe,
+            self.screen,
+            name=name,
+            evaluate=None if measure is None else partial(evaluate, measure=measure),
+            draw=draw_sheet,
+        )
 
     def row(self, measure: Measure, name: str, model: Preconditioned, steps: int) -> Row:
         """Draw, time and measure SAMPLES images, the same noise for every row."""
@@ -130,9 +96,7 @@ class Demo:
         held_out = self.data.need_held_out("the demo")
         teacher_folder = self.train("teacher", "digits-edm", None)
         folders = {
-            key: self.train(
-                key, f"digits-{key}", self.watch(measure, key), f"start_from={teacher_folder / 'model'}"
-            )
+            key: self.train(key, f"digits-{key}", measure, f"start_from={teacher_folder / 'model'}")
             for key in METHODS
         }
         models = {key: store.load(folder) for key, folder in folders.items()}
@@ -154,7 +118,7 @@ class Demo:
             "classifier_accuracy": measure.classifier_accuracy,
             "real": asdict(measure(held_out.images, held_out.labels)),
             "rows": rows,
-            "curves": {key: read_json(folder / "curve.json", []) for key, folder in folders.items()},
+            "curves": {key: curve(folder) for key, folder in folders.items()},
             "target_variance": self.target_variance(),
             "minutes": (time.perf_counter() - began) / 60 if fresh else None,
         }
@@ -170,7 +134,3 @@ class Demo:
         train = self.data.train
         rows = target_variance(train.images, train.labels, VARIANCE_TIMES, queries=512)
         return [asdict(row) for row in rows]
-
-
-def read_json(path: Path, otherwise: Any) -> Any:
-    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else otherwise

@@ -290,6 +290,25 @@ def doctor(
 
 
 @app.command()
+def reproduce(
+    name: Annotated[str | None, typer.Argument(help="An experiment; --list names them.")] = None,
+    every: Annotated[bool, typer.Option("--all", help="All experiments.")] = False,
+    listed: Annotated[bool, typer.Option("--list", help="Name the experiments.")] = False,
+    data: Annotated[str, typer.Option(help="digits, or a prepared folder.")] = "digits",
+    scale: Annotated[
+        str, typer.Option(help="smoke (minutes), cpu (hours), gpu (one card), paper (as published).")
+    ] = "smoke",
+    out: Annotated[Path, typer.Option(help="Where everything goes.")] = Path("runs/reproduce"),
+    seeds: Annotated[int | None, typer.Option(help="How many; default: the scale's.")] = None,
+    device: Annotated[str, typer.Option(help="cpu, cuda, or auto.")] = "auto",
+) -> None:
+    """Make the paper's figures and tables from scratch. Run again after a stop, it continues."""
+    from sct.cli.reproduce import run
+
+    run(name, every, listed, data, scale, out, seeds, device)
+
+
+@app.command()
 def bench(
     json: Annotated[Path | None, typer.Option("--json", help="Write the table to this file too.")] = None,
     threads: Annotated[int | None, typer.Option(help="Threads; default: torch's choice.")] = None,

@@ -44,7 +44,7 @@ class _Clipped(torch.autograd.Function):
 class Dropout(nn.Dropout):
     """x·mask/(1 − p) in training, keeping a byte an element instead of four.
 
-    On the CPU the mask comes from 16 random bits an element, three times as fast as torch's Bernoulli
+    On the CPU the mask comes from 16 random bits an element, twice as fast as torch's Bernoulli
     numbers: p is then a multiple of 2⁻¹⁶, at most 2⁻¹⁷ from the one asked for, and the scale is that one's.
     """
 

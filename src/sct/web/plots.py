@@ -4,7 +4,7 @@ import io
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 from torch import Tensor
 
@@ -19,6 +19,7 @@ STYLES = (
     ("#999999", (0, (1, 1)), "x"),
 )
 """Colours of Okabe and Ito, told apart by most colour-blind readers."""
+STABLE = {"svg.fonttype": "none", "svg.hashsalt": "sct", "font.size": 11}
 
 
 @dataclass(frozen=True)
@@ -29,12 +30,38 @@ class Axis:
     log: bool = False
 
 
-Series = Mapping[str, tuple[Sequence[float], Sequence[float]]]
+Values = Sequence[float]
+Series = Mapping[str, tuple[Values, Values] | tuple[Values, Values, Values]]
+"""Name → (xs, ys), or (xs, ys, the length of each error bar up and down)."""
+
+
+class Drawing(Protocol):
+    """Something that can be drawn for a page and for a paper."""
+
+    def svg(self) -> str: ...
+
+    def png(self) -> bytes: ...
+
+
+@dataclass(frozen=True)
+class Plot:
+    """The lines of a plot, not yet drawn."""
+
+    series: Series
+    x: Axis
+    y: Axis
+    title: str
+
+    def svg(self) -> str:
+        return lines(self.series, self.x, self.y, self.title)
+
+    def png(self) -> bytes:
+        return lines_png(self.series, self.x, self.y, self.title)
 
 
 def lines(series: Series, x: Axis, y: Axis, title: str) -> str:
-    """One SVG with a line for each name → (xs, ys)."""
-    return _scalable(_drawn(series, x, y, title, "svg").decode())
+    """One SVG with a line for each name. Raises ValueError for more lines than there are styles."""
+    return scalable(_drawn(series, x, y, title, "svg").decode())
 
 
 def lines_png(series: Series, x: Axis, y: Axis, title: str) -> bytes:
@@ -43,13 +70,16 @@ def lines_png(series: Series, x: Axis, y: Axis, title: str) -> bytes:
 
 
 def _drawn(series: Series, x: Axis, y: Axis, title: str, format: str) -> bytes:
-    plt = _pyplot()
-    with plt.rc_context({"svg.fonttype": "none", "svg.hashsalt": "sct", "font.size": 11}):
+    if len(series) > len(STYLES):
+        raise ValueError(f"{len(series)} lines cannot be told apart in grey: at most {len(STYLES)}")
+    plt = pyplot()
+    with plt.rc_context(STABLE):
         figure, axes = plt.subplots(figsize=(5.6, 3.7), layout="constrained")
-        for (name, (xs, ys)), (colour, dash, marker) in zip(series.items(), STYLES, strict=False):
-            axes.plot(
-                xs, ys, linestyle=dash, color=colour, marker=marker, markersize=4, linewidth=1.6, label=name
-            )
+        for (name, (xs, ys, *errors)), (colour, dash, marker) in zip(series.items(), STYLES, strict=False):
+            axes.errorbar(
+                xs, ys, yerr=errors[0] if errors else None, linestyle=dash, color=colour, marker=marker,
+                markersize=4, linewidth=1.6, elinewidth=0.9, capsize=2, label=name,
+            )  # fmt: skip
         axes.set_xlabel(x.label)
         axes.set_ylabel(y.label)
         axes.set_title(title, fontsize=11)
@@ -67,14 +97,19 @@ def _drawn(series: Series, x: Axis, y: Axis, title: str, format: str) -> bytes:
                 axes.yaxis.set_minor_formatter("")
         axes.grid(True, which="both", alpha=0.25, linewidth=0.6)
         axes.legend(frameon=False)
-        buffer = io.BytesIO()
-        metadata = {"Date": None} if format == "svg" else None  # the same numbers make the same file
-        figure.savefig(buffer, format=format, metadata=metadata, dpi=150)
-        plt.close(figure)
+        return saved(plt, figure, format)
+
+
+def saved(plt: Any, figure: Any, format: str) -> bytes:
+    """The figure's file; the figure is closed."""
+    buffer = io.BytesIO()
+    metadata = {"Date": None} if format == "svg" else None  # the same numbers make the same file
+    figure.savefig(buffer, format=format, metadata=metadata, dpi=150)
+    plt.close(figure)
     return buffer.getvalue()
 
 
-def _scalable(svg: str) -> str:
+def scalable(svg: str) -> str:
     """The bare <svg> element, sized by its page: its own width and height taken away."""
     svg = svg[svg.index("<svg") :]
     head, body = svg.split(">", 1)
@@ -83,19 +118,16 @@ def _scalable(svg: str) -> str:
 
 def panels(pictures: Mapping[str, Tensor], columns: int) -> bytes:
     """One PNG with a grid of samples for each name → uint8 images [N, C, H, W], side by side."""
-    plt = _pyplot()
+    plt = pyplot()
     figure, axes = plt.subplots(1, len(pictures), figsize=(3.4 * len(pictures), 2.3), layout="constrained")
     for axis, (name, images) in zip(axes, pictures.items(), strict=True):
         axis.imshow(to_pil(grid(images, columns)), cmap="gray", interpolation="nearest")
         axis.set_title(name, fontsize=11)
         axis.axis("off")
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=150)
-    plt.close(figure)
-    return buffer.getvalue()
+    return saved(plt, figure, "png")
 
 
-def _pyplot() -> Any:
+def pyplot() -> Any:
     import matplotlib
 
     matplotlib.use("Agg")

@@ -1,0 +1,224 @@
+"""One folder of runs on one data set at one scale: what experiments share is trained and measured once.
+
+    FOLDER/runs/KIND-HASH-SEED/      a run's folder (train.run); its curve is in metrics.jsonl
+    FOLDER/runs/…/measured.json      what was measured on the finished run, by question
+    FOLDER/EXPERIMENT/               data.csv, data.json, plots, report.html
+
+A run is known by the hash of its resolved recipe, so that experiments which ask for the same training share
+it, and a study that was stopped goes on where it was.
+"""
+
+import hashlib
+import json
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sct.core.sampling import PhasedSteps, Sampler
+from sct.data.images import DataSplit, load_data
+from sct.evaluate.measure import Measure, Measures, measure_for
+from sct.files import write_atomically
+from sct.generate import default_sampler, sample
+from sct.nn import store
+from sct.nn.precond import Preconditioned
+from sct.recipe import Recipe, read_recipe, to_yaml, validate
+from sct.reproduce.spec import RunSpec, Scale, at_scale, family_of
+from sct.stages import Screen, curve, named, trained, with_points
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished training.
+
+    Attributes:
+        digest: of the resolved recipe without its seed and paths: the same for all seeds, on all machines.
+        images: seen by this run. teacher: the run it started from, where we trained that.
+    """
+
+    name: str
+    seed: int
+    folder: Path
+    digest: str
+    images: int
+    teacher: "Run | None" = None
+
+    @property
+    def minutes(self) -> float:
+        """Of training, measuring apart, from the log; its teacher's apart."""
+        minutes, then = 0.0, 0
+        for line in (self.folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines():
+            record = json.loads(line)
+            if "images_per_second" in record:
+                minutes += (record["images"] - then) / record["images_per_second"] / 60
+                then = record["images"]
+        return minutes
+
+    @property
+    def teacher_images(self) -> int:
+        return 0 if self.teacher is None else self.teacher.images
+
+    @property
+    def curve(self) -> list[dict[str, Any]]:
+        """{"images": …, SAMPLER: {MEASURE: …}} at each measured point."""
+        return curve(self.folder)
+
+    def model(self, device: torch.device | str = "cpu") -> Preconditioned:
+        return store.load(self.folder / "model", device)
+
+    def snapshot(self, share: str, device: torch.device | str = "cpu") -> Preconditioned:
+        """The averaged model at a share of training: "25%"."""
+        return store.load(self.folder / "snapshots" / share, device)
+
+
+class Study:
+    """The runs of one data set and scale, made when they are asked for."""
+
+    def __init__(
+        self,
+        out: Path,
+        data: str,
+        scale: Scale,
+        screen: Screen,
+        *,
+        seeds: int | None = None,
+        device: torch.device | str = "cpu",
+        overrides: tuple[str, ...] = (),
+    ) -> None:
+        """Raises UserError for data that no experiment knows, or a scale that they do not have.
+
+        Args:
+            seeds: instead of the scale's number of them.
+            overrides: for every recipe, after the scale's own.
+        """
+        self.name, self.family = family_of(data)
+        self.data_name, self.scale, self.screen, self.device = data, scale, screen, device
+        self._seeds = seeds
+        self.budget = at_scale(self.family.scales, scale, self.name)
+        self.seeds = self.seeds_of(self.budget.seeds)
+        self.overrides = overrides
+        self.folder = out / f"{self.name}-{scale}"
+
+    @property
+    def command(self) -> str:
+        """The options that make this study again."""
+        asked = "" if self._seeds is None else f" --seeds {self._seeds}"
+        return f"--data {self.data_name} --scale {self.scale}{asked}"
+
+    def seeds_of(self, usual: int) -> range:
+        """As many as were asked for, else as is usual."""
+        return range(usual if self._seeds is None else self._seeds)
+
+    @cached_property
+    def data(self) -> DataSplit:
+        return load_data(self.data_name)
+
+    @cached_property
+    def measure(self) -> Measure:
+        """Trained or loaded once; the reference's statistics with it."""
+        self.screen.say("measuring the reference images")
+        return measure_for(self.data, self.family.features, self.device)
+
+    @cached_property
+    def labels(self) -> Tensor:
+        """Of the samples that are measured: the classes in turn."""
+        return torch.arange(self.budget.samples) % len(self.data.train.class_names)
+
+    def draw(self, model: Preconditioned, sampler: Sampler, **options: Any) -> Tensor:
+        """uint8 samples, the same noise for every model and sampler."""
+        labels = self.labels if model.num_classes else None
+        return sample(model, range(self.budget.samples), condition=labels, sampler=sampler, **options)
+
+    def judge(self, images: Tensor) -> Measures:
+        return self.measure(images, self.labels)
+
+    def run(self, name: str, spec: RunSpec, seed: int) -> Run:
+        """The finished run of a spec, trained from its teacher if it is not there."""
+        recipe = self.recipe(spec, seed)
+        teacher = self._teacher(recipe.start_from, seed)
+        origin = recipe.start_from if teacher is None else teacher.digest
+        digest = digest_of(recipe, origin)
+        if teacher is not None:
+            recipe = recipe.model_copy(update={"start_from": str(teacher.folder / "model")})
+
+        def evaluate(model: Preconditioned) -> dict[str, float]:
+            chosen = samplers(model, spec.etas)
+            return named({word: self.judge(self.draw(model, sampler)) for word, sampler in chosen.items()})
+
+        # Not by the recipe's name: two recipes that say the same are one training.
+        stem = f"{recipe.estimator.kind}-{_short(digest, *map(str, spec.etas))}"
+        folder = self._trained(stem, with_points(recipe, self.budget.points), seed, evaluate)
+        return Run(name, seed, folder, digest, recipe.train.images, teacher)
+
+    def teacher(self, spec: RunSpec, seed: int) -> Run | None:
+        """The diffusion model that a spec's run starts from; None where it is a published one."""
+        return self._teacher(self.recipe(spec, seed).start_from, seed)
+
+    def recipe(self, spec: RunSpec, seed: int) -> Any:
+        """What a spec trains, as the scale has it."""
+        recipe = self._recipe(self.family.recipes[spec.recipe], self.budget.student, spec.set, seed)
+        return recipe if spec.phases is None else _phased(recipe, spec.phases)
+
+    def measured(self, run: Run, question: str, images: Callable[[], Tensor]) -> dict[str, Any]:
+        """Measures of samples of a finished run, asked once for each question."""
+        path = run.folder / "measured.json"
+        known = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+        key = f"{question}, {self.budget.samples} samples"
+        if key not in known:
+            known[key] = asdict(self.judge(images()))
+            write_atomically(path, json.dumps(known, indent=1))
+        return dict(known[key])
+
+    def _teacher(self, start: str | None, seed: int) -> Run | None:
+        """`runs/NAME/model` is trained here, by the recipe of that name; other weights stay what they are."""
+        parts = Path(start or "").parts
+        if len(parts) != 3 or parts[0] != "runs":
+            return None
+        recipe = self._recipe(parts[1], self.budget.teacher, (), seed)
+        digest = digest_of(recipe, None)
+        folder = self._trained(f"{recipe.objective}-{digest}", recipe, seed, None)
+        return Run("teacher", seed, folder, digest, recipe.train.images)
+
+    def _recipe(self, name: str, budget: tuple[str, ...], own: tuple[str, ...], seed: int) -> Any:
+        keys = [*budget, *own, f"train.seed={seed}", "train.trackers=[]", *self.overrides]
+        if self.data_name != self.name:
+            keys.append(f"data={self.data_name}")
+        return read_recipe(name, keys)
+
+    def _trained(self, stem: str, recipe: Recipe, seed: int, evaluate: Any) -> Path:
+        name = f"{stem}-{seed}"
+        folder = self.folder / "runs" / name
+        return trained(folder, recipe, self.screen, name=name, evaluate=evaluate, device=self.device)
+
+
+def samplers(model: Preconditioned, etas: tuple[float, ...]) -> dict[str, Sampler]:
+    """What a model is measured by: one and two steps, or a phased one by each η."""
+    edges: Any = model.meta.get("edges")
+    if edges:
+        return {f"eta={eta:g}": PhasedSteps(tuple(edges), eta=eta) for eta in etas}
+    return {f"steps={steps}": default_sampler(model, steps) for steps in (1, 2)}
+
+
+def _phased(recipe: Recipe, phases: int) -> Any:
+    plain = json.loads(recipe.model_dump_json())
+    plain["pairs"] = {"kind": "phased", "edges": phases, "pairs": plain["pairs"]}
+    return validate(plain, f"phases={phases}")
+
+
+def digest_of(recipe: Recipe, origin: str | None = None) -> str:
+    """Of a recipe without its seed and paths; `origin` says what it starts from: its teacher's digest."""
+    train: Any = recipe.train
+    same = {
+        "train": train.model_copy(update={"seed": 0}),
+        "start_from": origin,
+        "data": Path(recipe.data).name,
+    }
+    return _short(to_yaml(recipe.model_copy(update=same)))
+
+
+def _short(*parts: str) -> str:
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:12]

@@ -1,0 +1,71 @@
+"""Tables 2 and 3: published figures, each with its source, beside ours."""
+
+import json
+
+from sct.reproduce.results import Outcome, Row
+from sct.reproduce.spec import Published, RunSpec, Table
+from sct.reproduce.study import Study
+
+
+def beside_published(study: Study, spec: Table) -> Outcome:
+    """The table. Ours are trained where the study's data are the table's; elsewhere the rows stay open.
+
+    What the study's own data gave in `convergence` is listed below, named by its data: for the comparison of
+    methods, not with the published figures.
+    """
+    here = study.name == spec.family
+    rows: list[Row] = []
+    digests: dict[str, str] = {}
+    images = 0
+    for published in spec.rows:
+        row: Row = {
+            "method": published.method,
+            "evaluations": published.evaluations,
+            "iterations": published.iterations,
+            "published": published.value,
+            "source": published.source,
+        }
+        if here and published.recipe is not None:
+            for seed in study.seeds:
+                ours, digest, seen = _ours(study, published, seed)
+                rows.append(row | {"seed": seed, "state": "made here"} | ours)
+                digests[published.method], images = digest, max(images, seen)
+        else:
+            rows.append(row | {"state": "open" if published.recipe else "published only"})
+    rows += _elsewhere(study)
+    notes = [] if here else [f"Open rows need: {spec.needs}."]
+    return Outcome(rows, rows, recipes=digests, images=images, notes=notes)
+
+
+def _ours(study: Study, published: Published, seed: int) -> tuple[Row, str, int]:
+    run = study.run(published.method, RunSpec(recipe=str(published.recipe), set=published.set), seed)
+    found = run.curve[-1][f"steps={published.evaluations}"]
+    distance = found["frechet_train"] * study.measure.train_variance / 100
+    hours = {"gpu_hours" if str(study.device).startswith("cuda") else "cpu_hours": run.minutes / 60}
+    return (
+        {"ours": distance, "measure": study.measure.name, "images": run.images, **hours},
+        run.digest,
+        run.images,
+    )
+
+
+def _elsewhere(study: Study) -> list[Row]:
+    """The ends of this study's convergence, if that was made."""
+    path = study.folder / "convergence" / "data.json"
+    if not path.exists():
+        return []
+    summary = json.loads(path.read_text(encoding="utf-8"))["summary"]
+    end = max(line["images"] for line in summary)
+    return [
+        {
+            "method": f"{line['run']} on {study.name}",
+            "evaluations": int(line["sampler"].removeprefix("steps=")),
+            "images": end,
+            "ours": line["frechet_train"],
+            "ours_std": line["frechet_train_std"],
+            "measure": "Fréchet distance, % of the features' variance; not FID",
+            "state": "made here",
+        }
+        for line in summary
+        if line["images"] == end
+    ]

@@ -1,0 +1,90 @@
+"""A training as one stage of a larger job: begun, continued, or found finished; its curve kept in its log."""
+
+import json
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+
+from sct.evaluate.measure import Measures
+from sct.nn.precond import Preconditioned
+from sct.plan import make_plan
+from sct.recipe import Recipe, to_yaml
+from sct.train.run import PREFIX, RunFolder
+
+
+class Bar(Protocol):
+    def advance(self, amount: int, note: str | None = None) -> None: ...
+
+
+class Screen(Protocol):
+    """What a job needs of whoever shows its progress."""
+
+    def say(self, text: str) -> None: ...
+
+    def bar(self, description: str, total: int, done: int = 0) -> AbstractContextManager[Bar]: ...
+
+
+def with_points(recipe: Recipe, points: int) -> Recipe:
+    """The recipe, measured at so many points of its way."""
+    train: Any = recipe.train
+    every = max(train.images // points, train.batch)
+    return recipe.model_copy(update={"train": train.model_copy(update={"evaluate_images": every})})
+
+
+def trained(
+    folder: Path,
+    recipe: Recipe,
+    screen: Screen,
+    *,
+    name: str,
+    evaluate: Callable[[Preconditioned], dict[str, float]] | None = None,
+    draw: Callable[[Preconditioned, Path], None] | None = None,
+    device: torch.device | str = "cpu",
+) -> Path:
+    """The folder with the finished run of a recipe. Raises train.run.Interrupted after a signal.
+
+    Raises UserError where a run of another recipe lies there.
+    """
+    text = to_yaml(recipe)
+    saved = folder / "recipe.yaml"
+    if (folder / "model").is_dir() and saved.read_text(encoding="utf-8") == text:
+        screen.say(f"{name}: found finished in {folder}")
+        return folder
+    resume = saved.exists()
+    run = RunFolder(folder, text, resume=resume, draw=draw, evaluate=evaluate)
+    trainer = make_plan(recipe, device).trainer(device)
+    if resume:
+        run.resume(trainer)
+    with screen.bar(name, trainer.options.images, trainer.images) as bar:
+        for report in run.steps(trainer):
+            bar.advance(trainer.options.batch, f"loss {report.loss:.4f}")
+    return folder
+
+
+def named(measures: dict[str, Measures]) -> dict[str, float]:
+    """Measures of several samplers as one line of a log: "SAMPLER/MEASURE" → number."""
+    return {
+        f"{sampler}/{key}": value
+        for sampler, found in measures.items()
+        for key, value in asdict(found).items()
+        if value is not None
+    }
+
+
+def curve(folder: Path) -> list[dict[str, Any]]:
+    """A run's measured points, in order: {"images": …, SAMPLER: {MEASURE: …}}; see `named`."""
+    points = []
+    for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines():
+        record = json.loads(line)
+        point: dict[str, Any] = {"images": record["images"]}
+        for key, value in record.items():
+            if key.startswith(PREFIX):
+                sampler, _, measure = key.removeprefix(PREFIX).rpartition("/")
+                point.setdefault(sampler, {})[measure] = value
+        if len(point) > 1:
+            points.append(point)
+    return points

@@ -1,0 +1,101 @@
+"""The shipped experiments are valid and complete, and their recipes can be made at every scale."""
+
+from pathlib import Path
+
+import pytest
+
+from sct.errors import UserError
+from sct.reproduce import spec
+from sct.reproduce.spec import Curves, EdgeSkipping, Guidance, Samples, read_experiment, read_families
+from sct.reproduce.study import Study
+
+PAPER = {
+    "unify": "figure 1",
+    "phases": "figure 2",
+    "convergence": "figure 3",
+    "target": "figure 4",
+    "edge-skipping": "figure 5",
+    "guidance": "figure 6",
+    "table-cifar10": "table 2",
+    "table-imagenet64": "table 3",
+    "samples": "the sample figures",
+    "mdp": "table 1 and section 3",
+}
+FAMILIES = read_families()
+
+
+def study(family: str, scale: str, tmp_path: Path, **options) -> Study:
+    return Study(tmp_path, f"data/{family}" if family != "digits" else family, scale, None, **options)
+
+
+def test_every_figure_and_table_of_the_paper_has_its_experiment() -> None:
+    assert {name: read_experiment(name).paper.figure for name in spec.names()} == PAPER
+
+
+@pytest.mark.parametrize(("family", "scale"), [(f, s) for f in FAMILIES for s in FAMILIES[f].scales])
+def test_the_recipes_of_every_run_can_be_made(family: str, scale: str, tmp_path: Path) -> None:
+    here = study(family, scale, tmp_path)
+    for name in spec.names():
+        experiment = read_experiment(name)
+        if not isinstance(experiment, Curves | EdgeSkipping | Guidance | Samples):
+            continue
+        budgets = set()
+        for run in experiment.runs.values():
+            recipe = here.recipe(run, 1)
+            budgets.add((recipe.train.images, recipe.optimizer.lr, recipe.train.ema))
+            assert recipe.train.seed == 1
+            if run.phases:
+                assert (recipe.pairs.kind, recipe.pairs.edges) == ("phased", run.phases)
+                assert 1.0 in run.etas
+                assert 0.0 in run.etas
+        assert len(budgets) == 1, "methods that are compared have the same budget"
+
+
+def test_a_baseline_is_one_of_the_runs() -> None:
+    for name in ("convergence", "target"):
+        experiment = read_experiment(name)
+        assert isinstance(experiment, Curves)
+        assert experiment.baseline in experiment.runs
+
+
+@pytest.mark.parametrize(
+    ("text", "telling"),
+    [
+        ("digits: {recipes: {}, scales: {night: {}}}", "night"),
+        ("digits: {recipes: {}, scales: {cpu: {seeds: 0, samples: 10, points: 1}}}", "seeds"),
+        ("digits: {recipes: {}, scales: {}, colour: red}", "colour"),
+    ],
+)
+def test_a_mistake_is_named_with_its_key(text: str, telling: str, tmp_path: Path) -> None:
+    path = tmp_path / "budgets.yaml"
+    path.write_text(text)
+    with pytest.raises(UserError, match=telling):
+        read_families(path)
+
+
+@pytest.mark.parametrize(
+    ("make", "remedy"),
+    [
+        (lambda tmp: read_experiment("figure3"), "convergence"),
+        (lambda tmp: study("lsun", "cpu", tmp), "mnist10k"),
+        (lambda tmp: study("digits", "paper", tmp), "smoke, cpu, gpu"),
+    ],
+)
+def test_unknown_words_are_answered_with_the_known_ones(make, remedy: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=remedy):
+        make(tmp_path)
+
+
+def test_a_digest_is_of_what_is_trained_and_not_of_where(tmp_path: Path) -> None:
+    from sct.recipe import read_recipe
+    from sct.reproduce.study import digest_of
+
+    here, there = (["data=" + str(tmp_path / name / "digits"), "start_from=x"] for name in "ab")
+    one = digest_of(read_recipe("digits-sct", [*here, "train.seed=1"]), "teacher")
+    assert one == digest_of(read_recipe("digits-sct", [*there, "train.seed=2"]), "teacher")
+    others = {
+        digest_of(read_recipe("digits-sct", here), "another teacher"),
+        digest_of(read_recipe("digits-sct", [*here, "optimizer.lr=1e-4"]), "teacher"),
+        digest_of(read_recipe("digits-ect", here), "teacher"),
+    }
+    assert len(others | {one}) == 4

@@ -1,0 +1,191 @@
+"""Studies with trainings of a few steps: sharing, going on after a kill, and what is written."""
+
+import csv
+import json
+import statistics
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from sct.data.images import digits
+from sct.evaluate.measure import Measure, measure_for
+from sct.generate import default_sampler
+from sct.reproduce.results import as_csv, over_seeds
+from sct.reproduce.run import reproduce
+from sct.reproduce.spec import RunSpec
+from sct.reproduce.study import Study, samplers
+
+TINY = (
+    "train.images=768",
+    "train.batch=128",
+    "train.checkpoint_images=256",
+    "train.log_images=256",
+)
+
+
+class Killed(BaseException):
+    """A kill: no handler of the program sees it coming."""
+
+
+class Screen:
+    """Keeps the names of what is trained; kills at step `at` of the first run whose name has `kill` in it."""
+
+    def __init__(self, kill: str | None = None, at: int = 5) -> None:
+        self.trained: list[str] = []
+        self.said: list[str] = []
+        self.kill, self.left, self.current = kill, at, ""
+
+    def say(self, text: str) -> None:
+        self.said.append(text)
+
+    @contextmanager
+    def bar(self, description: str, total: int, done: int = 0) -> Iterator["Screen"]:
+        self.current = description
+        self.trained.append(description)
+        yield self
+
+    def advance(self, amount: int, note: str | None = None) -> None:
+        if self.kill and self.kill in self.current:
+            self.left -= 1
+            if self.left == 0:
+                raise Killed
+
+
+@cache
+def measure() -> Measure:
+    return measure_for(digits(), "classifier")
+
+
+def study_in(out: Path, screen: Screen, seeds: int = 2) -> Study:
+    study = Study(out, "digits", "smoke", screen, seeds=seeds, overrides=TINY)
+    study.measure = measure()  # the classifier takes longer to train than all the rest
+    return study
+
+
+def make(name: str, out: Path, screen: Screen) -> Path:
+    return reproduce(name, study_in(out, screen))
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory) -> Path:
+    """An unbroken convergence, and what shares its folder."""
+    return make("convergence", tmp_path_factory.mktemp("whole"), Screen()).parents[1]
+
+
+def test_a_killed_study_goes_on_to_the_same_table(whole: Path, tmp_path: Path) -> None:
+    with pytest.raises(Killed):
+        make("convergence", tmp_path, Screen(kill="score-identity"))
+    assert not (tmp_path / "digits-smoke" / "convergence").exists()
+    screen = Screen()
+    page = make("convergence", tmp_path, screen)
+    assert page.with_name("data.csv").read_bytes() == (whole / "convergence" / "data.csv").read_bytes()
+    assert sum("diffusion" in name for name in screen.trained) == 1  # the first seed's teacher was there
+    assert any("found finished" in line for line in screen.said)
+
+
+def test_the_table_has_every_seed_and_the_summary_its_mean_and_spread(whole: Path) -> None:
+    with (whole / "convergence" / "data.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    record = json.loads((whole / "convergence" / "data.json").read_text())
+    assert {(r["run"], r["seed"], r["sampler"]) for r in rows} == {
+        (run, seed, f"steps={steps}") for run in ("ECT", "SCT") for seed in "01" for steps in (1, 2)
+    }
+    assert record["seeds"] == [0, 1]
+    assert (record["images"], record["teacher_images"]) == (768, 768)
+    for line in record["summary"]:
+        same = [
+            float(r["frechet_train"])
+            for r in rows
+            if (r["run"], r["sampler"], int(r["images"])) == (line["run"], line["sampler"], line["images"])
+        ]
+        assert line["frechet_train"] == pytest.approx(statistics.mean(same))
+        assert line["frechet_train_std"] == pytest.approx(statistics.stdev(same))
+    assert len({line["frechet_train"] for line in record["summary"]}) == len(record["summary"])
+
+
+def test_an_experiment_shares_what_another_has_trained(whole: Path) -> None:
+    screen = Screen()
+    page = make("samples", whole.parent, screen)
+    assert screen.trained == []
+    text = page.read_text(encoding="utf-8")
+    assert text.count("<img") == 3
+    assert text.count("src=") == text.count('src="data:')  # self-contained
+    screen = Screen()
+    make("target", whole.parent, screen)
+    assert len(screen.trained) == 2  # batch references, two seeds: none is ECT, all is SCT
+    ends = (
+        json.loads((whole / name / "data.json").read_text())["summary"] for name in ("convergence", "target")
+    )
+    here, there = ({(r["run"], r["sampler"], r["images"]): r for r in end if "sampler" in r} for end in ends)
+    for (run, *at), line in here.items():
+        other = there["none" if run == "ECT" else "all", *at]
+        assert line["frechet_train"] == other["frechet_train"]
+
+
+def test_guidance_asks_each_question_once_and_omega_one_is_the_plain_model(whole: Path) -> None:
+    reproduce("guidance", study_in(whole.parent, Screen(), seeds=1))
+    record = json.loads((whole / "guidance" / "data.json").read_text())
+    with (whole / "convergence" / "data.csv").open() as file:
+        plain = [row for row in csv.DictReader(file) if (row["seed"], row["images"]) == ("0", "768")]
+    ends = {(row["run"], row["sampler"]): float(row["frechet_train"]) for row in plain}
+    for line in record["summary"]:
+        if line["omega"] == 1.0:
+            assert line["frechet_train"] == pytest.approx(
+                ends[line["run"], f"steps={line['steps']}"], rel=1e-5
+            )
+    asked = json.loads(next(whole.glob("runs/score-identity*-0/measured.json")).read_text())
+    assert len(asked) == 2 * (1 + 5 * 3)
+
+
+def test_a_phased_run_is_cut_at_its_edges_and_sampled_by_eta(tmp_path: Path) -> None:
+    study = study_in(tmp_path, Screen(), seeds=1)
+    spec = RunSpec(recipe="sct", phases=4, etas=(1.0, 0.0))
+    run = study.run("four", spec, 0)
+    model = run.model()
+    chosen = samplers(model, spec.etas)
+    assert list(run.curve[-1]) == ["images", *chosen]
+    assert len(chosen["eta=1"].stops(80.0)) == 5
+    one = study.draw(model, default_sampler(model, 1))
+    assert torch.equal(study.draw(model, chosen["eta=0"]), one)
+    assert not torch.equal(study.draw(model, chosen["eta=1"]), one)
+
+
+def test_a_table_quotes_its_sources_and_leaves_open_what_is_not_there(whole: Path) -> None:
+    page = make("table-cifar10", whole.parent, Screen())
+    with page.with_name("data.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    published = [row for row in rows if row["published"]]
+    assert all(row["source"] and not row["ours"] for row in published)
+    assert ("SCT", "3.11", "open") in {(r["method"], r["published"], r["state"]) for r in published}
+    here = [row for row in rows if row["ours"]]
+    assert {row["method"] for row in here} == {"ECT on digits", "SCT on digits"}
+    assert all("not FID" in row["measure"] for row in here)
+    assert "CIFAR-10 as a prepared folder" in page.read_text(encoding="utf-8")
+
+
+def test_means_and_spreads_are_those_of_numpy() -> None:
+    values = np.random.default_rng(0).normal(size=(3, 4))
+    rows = [{"run": f"r{i}", "seed": s, "value": values[i, s]} for s in range(4) for i in range(3)]
+    rows.append({"run": "alone", "seed": 0, "value": 2.0})
+    found = {line["run"]: line for line in over_seeds(rows, ("run",), ("value",))}
+    for i in range(3):
+        assert found[f"r{i}"]["value"] == pytest.approx(values[i].mean())
+        assert found[f"r{i}"]["value_std"] == pytest.approx(values[i].std(ddof=1))
+    assert found["alone"] == {"run": "alone", "seeds": 1, "value": 2.0, "value_std": None}
+
+
+def test_a_table_of_unlike_rows_has_all_columns() -> None:
+    assert as_csv([{"a": 1}, {"b": 0.1}]) == "a,b\n1,\n,0.1\n"
+
+
+@pytest.mark.gpu
+def test_a_study_runs_on_a_card(tmp_path: Path) -> None:
+    study = Study(tmp_path, "digits", "smoke", Screen(), seeds=1, device="cuda", overrides=TINY)
+    for name in ("samples", "guidance", "mdp"):
+        assert reproduce(name, study).is_file()
+    assert all(run.is_dir() for run in study.folder.glob("runs/*/model"))

@@ -1,0 +1,52 @@
+"""Plots can be read without colour: each line has a dash and a marker that no other has."""
+
+import re
+
+import pytest
+
+from sct.web.planes import Panel, Planes
+from sct.web.plots import STYLES, Axis, Plot
+
+AXIS = Axis("x")
+
+
+def plot(number: int) -> Plot:
+    return Plot({f"line {i}": ([0, 1], [i, i + 1], [0.1, 0.2]) for i in range(number)}, AXIS, AXIS, "t")
+
+
+def test_no_two_styles_share_a_dash_or_a_marker() -> None:
+    dashes, markers = ({style[i] for style in STYLES} for i in (1, 2))
+    assert len(dashes) == len(markers) == len(STYLES)
+
+
+def test_the_drawing_uses_them() -> None:
+    svg = plot(len(STYLES)).svg()
+    dashes = set(re.findall(r"stroke-dasharray: ([\d. ,]+)", svg))
+    assert len(dashes) >= len(STYLES) - 1  # one is solid
+    for i in range(len(STYLES)):
+        assert f"line {i}" in svg
+
+
+@pytest.mark.parametrize(
+    "drawing",
+    [
+        plot(len(STYLES) + 1),
+        Planes([Panel("p", {str(i): [(0.0, 0.0)] for i in range(len(STYLES) + 1)})], 1, "t"),
+    ],
+)
+def test_more_lines_than_styles_are_refused(drawing) -> None:
+    with pytest.raises(ValueError, match="told apart"):
+        drawing.svg()
+
+
+def test_error_bars_are_as_long_as_the_spread() -> None:
+    without = Plot({"a": ([0, 1], [0, 1])}, AXIS, AXIS, "t").svg()
+    narrow, wide = (Plot({"a": ([0, 1], [0, 1], [e, e])}, AXIS, AXIS, "t").svg() for e in (0.01, 0.3))
+    assert without.count("LineCollection") == 0
+    assert narrow.count("LineCollection") > 0
+    assert narrow != wide
+
+
+def test_the_same_numbers_make_the_same_file() -> None:
+    assert plot(3).svg() == plot(3).svg()
+    assert plot(3).png().startswith(b"\x89PNG")
