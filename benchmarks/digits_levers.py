@@ -87,7 +87,7 @@ def keys_of(budget: str, estimator: str, lever: str) -> list[str]:
 def run(measure: Measure, start: Path, seed: int, keys: list[str]) -> dict[str, Any]:
     """One training, measured at POINTS points for each decay of the averages.
 
-    `curve` is the fastest average's, as in digits_seeds.json; `slower` holds the others by their decay.
+    `curve` is the fastest `average`'s, as in digits_seeds.json; `slower` holds the others by their decay.
     """
     recipe = read_recipe("digits-sct", [f"start_from={start}", f"train.seed={seed}", *keys])
     trainer = make_plan(recipe).trainer()
@@ -106,7 +106,7 @@ def run(measure: Measure, start: Path, seed: int, keys: list[str]) -> dict[str, 
                 )
             began = time.process_time()
     fastest, *_ = curves
-    return {"curve": curves.pop(fastest), "slower": curves, "seconds": seconds}
+    return {"average": fastest, "curve": curves.pop(fastest), "slower": curves, "seconds": seconds}
 
 
 def main() -> None:
