@@ -86,7 +86,11 @@ def benchmark(path: Path) -> Row:
     return row
 
 
-TRAINED = {"digits_seeds": ("set", "estimator", "keys"), "methods_digits": ("method",)}
+TRAINED = {
+    "digits_seeds": ("set", "estimator", "keys"),
+    "digits_levers": ("budget", "estimator", "lever"),
+    "methods_digits": ("method",),
+}
 """Benchmarks whose JSON holds training runs with curves, and what tells their groups apart."""
 TARGETS = {
     "one-sample": "estimator={kind: one-sample}",
