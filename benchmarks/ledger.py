@@ -87,8 +87,8 @@ def benchmark(path: Path) -> Row:
 
 
 TRAINED = {
-    "digits_seeds": ("set", "estimator", "keys"),
     "digits_levers": ("budget", "estimator", "lever"),
+    "digits_seeds": ("set", "estimator", "keys"),
     "methods_digits": ("method",),
 }
 """Benchmarks whose JSON holds training runs with curves, and what tells their groups apart."""
@@ -117,7 +117,8 @@ def of_runs(runs: list[Row], by: tuple[str, ...]) -> Row:
 def recipe_of(run: Row) -> Any:
     if "method" in run:
         return read_recipe(f"digits-{run['method']}")
-    return read_recipe("digits-sct", [TARGETS[run["estimator"]], *run["keys"]])
+    target = [] if "lever" in run else [TARGETS[run["estimator"]]]  # a lever's keys have its target
+    return read_recipe("digits-sct", [*target, *run["keys"]])
 
 
 def figures(name: str, runs: list[Row]) -> Row:

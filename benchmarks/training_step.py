@@ -85,7 +85,7 @@ def torch_dropout(run: Callable[[], object]) -> Callable[[], object]:
 
 
 def levers(workload: Workload, rounds: int) -> dict[str, Any]:
-    """Seconds with and without each lever; predictions were written down before the runs."""
+    """Seconds with and without each lever, in turns."""
     bf16 = our_step(workload, "bf16")
     steps = {
         "plain": plain_step(workload),

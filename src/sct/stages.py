@@ -55,8 +55,8 @@ def trained(
         screen.say(f"{name}: found finished in {folder}")
         return folder
     resume = saved.exists()
+    trainer = make_plan(recipe, device).trainer(device)  # first: what cannot be planned leaves no folder
     run = RunFolder(folder, text, resume=resume, draw=draw, evaluate=evaluate)
-    trainer = make_plan(recipe, device).trainer(device)
     if resume:
         run.resume(trainer)
     with screen.bar(name, trainer.options.images, trainer.images) as bar:

@@ -10,7 +10,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 
 from sct.data.images import digits
 from sct.evaluate.measure import Measure, measure_for
@@ -150,9 +149,9 @@ def test_a_phased_run_is_cut_at_its_edges_and_sampled_by_eta(tmp_path: Path) -> 
     chosen = samplers(model, spec.etas)
     assert list(run.curve[-1]) == ["images", *chosen]
     assert len(chosen["eta=1"].stops(80.0)) == 5
-    one = study.draw(model, default_sampler(model, 1))
-    assert torch.equal(study.draw(model, chosen["eta=0"]), one)
-    assert not torch.equal(study.draw(model, chosen["eta=1"]), one)
+    one = study.judge(model, default_sampler(model, 1))
+    assert study.judge(model, chosen["eta=0"]) == one
+    assert study.judge(model, chosen["eta=1"]) != one
 
 
 def test_a_table_quotes_its_sources_and_leaves_open_what_is_not_there(whole: Path) -> None:

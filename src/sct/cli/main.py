@@ -313,7 +313,7 @@ def bench(
     json: Annotated[Path | None, typer.Option("--json", help="Write the table to this file too.")] = None,
     threads: Annotated[int | None, typer.Option(help="Threads; default: torch's choice.")] = None,
 ) -> None:
-    """How fast this machine trains and samples, against a plain loop and diffusers; about three minutes."""
+    """How fast this machine trains and samples, against a plain loop and diffusers; some minutes."""
     from sct.cli.bench import run
 
     run(json, threads)

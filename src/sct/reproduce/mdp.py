@@ -13,7 +13,6 @@ from sct.reproduce.study import Study
 from sct.reproduce.toy import BANK, MIXTURE, SCHEDULE, bank_of, diffusion_model
 from sct.web.plots import Axis, Plot
 
-__all__ = ["along_t"]
 CURVES = ("squared_bias", "variance")
 
 

@@ -73,8 +73,11 @@ class Guidance(Common):
 
 
 class Samples(Common):
+    """So many images of each class, of at most so many classes, the first ones."""
+
     kind: Literal["samples"]
     runs: dict[str, RunSpec]
+    rows: Positive
     columns: Positive
 
 

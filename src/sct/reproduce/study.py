@@ -128,13 +128,11 @@ class Study:
         """Of the samples that are measured: the classes in turn."""
         return torch.arange(self.budget.samples) % len(self.data.train.class_names)
 
-    def draw(self, model: Preconditioned, sampler: Sampler, **options: Any) -> Tensor:
-        """uint8 samples, the same noise for every model and sampler."""
+    def judge(self, model: Preconditioned, sampler: Sampler, **options: Any) -> Measures:
+        """Measures of samples by a sampler, the same noise for every model; `options` as for `sample`."""
         labels = self.labels if model.num_classes else None
-        return sample(model, range(self.budget.samples), condition=labels, sampler=sampler, **options)
-
-    def judge(self, images: Tensor) -> Measures:
-        return self.measure(images, self.labels)
+        seeds = range(self.budget.samples)
+        return self.measure(sample(model, seeds, condition=labels, sampler=sampler, **options), labels)
 
     def run(self, name: str, spec: RunSpec, seed: int) -> Run:
         """The finished run of a spec, trained from its teacher if it is not there."""
@@ -147,7 +145,7 @@ class Study:
 
         def evaluate(model: Preconditioned) -> dict[str, float]:
             chosen = samplers(model, spec.etas)
-            return named({word: self.judge(self.draw(model, sampler)) for word, sampler in chosen.items()})
+            return named({word: self.judge(model, sampler) for word, sampler in chosen.items()})
 
         # Not by the recipe's name: two recipes that say the same are one training.
         stem = f"{recipe.estimator.kind}-{_short(digest, *map(str, spec.etas))}"
@@ -163,13 +161,13 @@ class Study:
         recipe = self._recipe(self.family.recipes[spec.recipe], self.budget.student, spec.set, seed)
         return recipe if spec.phases is None else _phased(recipe, spec.phases)
 
-    def measured(self, run: Run, question: str, images: Callable[[], Tensor]) -> dict[str, Any]:
-        """Measures of samples of a finished run, asked once for each question."""
+    def measured(self, run: Run, question: str, measure: Callable[[], Measures]) -> dict[str, Any]:
+        """What was measured on a finished run, asked once for each question."""
         path = run.folder / "measured.json"
         known = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
         key = f"{question}, {self.budget.samples} samples"
         if key not in known:
-            known[key] = asdict(self.judge(images()))
+            known[key] = asdict(measure())
             write_atomically(path, json.dumps(known, indent=1))
         return dict(known[key])
 

@@ -68,7 +68,7 @@ def train(
         index = torch.randint(len(bank), (BATCH,), generator=generator)
         loss = objective(net, target, Batch(bank[index], None, index), step * BATCH, generator).mean()
         optimizer.zero_grad()
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
         with torch.no_grad():
             for mine, new in zip(average.parameters(), net.parameters(), strict=True):

@@ -1,5 +1,8 @@
 """The experiments that train models on images: figures 3 to 6, and the samples."""
 
+import itertools
+from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import torch
@@ -61,6 +64,8 @@ def curves(study: Study, spec: Curves) -> Outcome:
     found = outcome(done, rows, _with_ratios(over, spec.baseline))
     for steps in (1, 2):
         for key, word in (("frechet_train", "training"), ("frechet_held_out", "held-out")):
+            if not all(key in line for line in over):  # a set without held-out images
+                continue
             chosen = series(over, "run", "thousands", key, sampler=f"steps={steps}")
             title = f"{steps} step{'s' * (steps - 1)}, to {word} images"
             found.plots[f"{word}-{steps}"] = Plot(chosen, IMAGES, DISTANCE, title)
@@ -153,25 +158,7 @@ def edge_skipping(study: Study, spec: EdgeSkipping) -> Outcome:
 def guidance(study: Study, spec: Guidance) -> Outcome:
     """Figure 6: distance against ω, the worse model being an earlier one of the same training."""
     done = runs(study, spec.runs)
-    rows: list[Row] = []
-    for run in done:
-        model = run.model(study.device)
-        for share in spec.snapshots:
-            worse = run.snapshot(share, study.device)
-            for steps in spec.steps:
-                sampler = default_sampler(model, steps)
-                for omega in spec.omegas:
-                    # ω = 1 is no guidance: the same question, asked once for all snapshots
-                    by = "" if omega == 1 else f" by {share}"
-
-                    def images(omega: float = omega, sampler: Any = sampler, worse: Any = worse) -> Any:
-                        return study.draw(model, sampler, guidance=omega, worse=worse)  # noqa: B023 - called here
-
-                    found = study.measured(run, f"steps={steps}, omega={omega:g}{by}", images)
-                    rows.append(
-                        {"run": run.name, "seed": run.seed, "snapshot": share, "steps": steps, "omega": omega}
-                        | found
-                    )
+    rows = [row for run in done for row in _guided(study, spec, run)]
     over = over_seeds(rows, ("run", "snapshot", "steps", "omega"), MEASURES)
     for line in over:
         line["label"] = f"{line['run']}, {line['snapshot']}"
@@ -183,6 +170,29 @@ def guidance(study: Study, spec: Guidance) -> Outcome:
     return result
 
 
+def _guided(study: Study, spec: Guidance, run: Run) -> Iterator[Row]:
+    model = run.model(study.device)
+    worse = {share: run.snapshot(share, study.device) for share in spec.snapshots}
+    for share, steps, omega in itertools.product(spec.snapshots, spec.steps, spec.omegas):
+        judge = partial(
+            study.judge,
+            model,
+            default_sampler(model, steps),
+            guidance=omega,
+            worse=worse[share],
+        )
+        # ω = 1 is no guidance: one question for all snapshots
+        by = "" if omega == 1 else f" by {share}"
+        found = study.measured(run, f"steps={steps}, omega={omega:g}{by}", judge)
+        yield {
+            "run": run.name,
+            "seed": run.seed,
+            "snapshot": share,
+            "steps": steps,
+            "omega": omega,
+        } | found
+
+
 def samples(study: Study, spec: Samples) -> Outcome:
     """A class a row, one step, the same noise for every run."""
     done = runs(study, spec.runs)
@@ -191,7 +201,7 @@ def samples(study: Study, spec: Samples) -> Outcome:
         last = run.curve[-1]
         rows.append({"run": run.name, "seed": run.seed, "images": last["images"], **last["steps=1"]})
     result = outcome(done, rows, over_seeds(rows, ("run", "images"), MEASURES))
-    classes = len(study.data.train.class_names)
+    classes = min(len(study.data.train.class_names), spec.rows)
     labels = torch.arange(classes).repeat_interleave(spec.columns)
     real = study.data.train
     rows_of = [(real.labels == label).nonzero()[: spec.columns, 0] for label in range(classes)]

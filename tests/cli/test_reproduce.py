@@ -1,0 +1,61 @@
+"""`sct reproduce` as a user meets it."""
+
+import csv
+from pathlib import Path
+
+import pytest
+
+from sct.cli import reproduce as command
+from sct.errors import UserError
+from sct.reproduce.spec import names
+
+
+def run(out: Path, name: str | None = None, **changed) -> None:
+    given = {
+        "every": False,
+        "listed": False,
+        "data": "digits",
+        "scale": "smoke",
+        "seeds": None,
+        "device": "cpu",
+    }
+    command.run(name, out=out, **(given | changed))
+
+
+def test_the_list_names_every_experiment_and_its_figure(tmp_path: Path, capsys) -> None:
+    run(tmp_path, listed=True)
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines] == names()
+    assert any("figure 6" in line for line in lines)
+
+
+def test_a_table_is_made_without_training(tmp_path: Path) -> None:
+    run(tmp_path, "table-imagenet64")
+    folder = tmp_path / "digits-smoke" / "table-imagenet64"
+    with (folder / "data.csv").open() as file:
+        published = {(row["method"], row["evaluations"]): row["published"] for row in csv.DictReader(file)}
+    assert (published["SCT", "1"], published["SCT", "2"]) == ("2.42", "1.55")
+    assert {path.name for path in tmp_path.rglob("*") if path.is_file()} == {
+        "data.csv", "data.json", "report.html",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("name", "changed", "telling"),
+    [
+        (None, {}, "--all"),
+        ("target", {"every": True}, "--all"),
+        ("figure-9", {}, "unify"),
+        ("target", {"scale": "night"}, "smoke, cpu, gpu, paper"),
+        ("target", {"seeds": 0}, "--seeds"),
+        ("target", {"data": "lsun"}, "emoji32"),
+        ("target", {"data": str(Path("nowhere") / "mnist10k")}, "mnist10k"),
+    ],
+)
+def test_wrong_input_is_answered_in_one_line_and_leaves_nothing(
+    name, changed, telling, tmp_path: Path
+) -> None:
+    with pytest.raises(UserError, match=telling) as caught:
+        run(tmp_path, name, **changed)
+    assert "\n" not in str(caught.value)
+    assert list(tmp_path.iterdir()) == []
