@@ -1,11 +1,11 @@
-"""The tables of docs/levers.md, from digits_levers.json and bootstrap_error.json.
+"""The tables of docs/levers.md, from digits_levers.json, digits_seeds.json and bootstrap_error.json.
 
 python benchmarks/levers_table.py
 """
 
 import json
 from pathlib import Path
-from statistics import mean
+from statistics import mean, stdev
 from typing import Any
 
 from pages import fill
@@ -46,6 +46,41 @@ def levers(runs: list[Run]) -> str:
     return "\n".join(lines)
 
 
+def seeds(levers: list[Run], plain: list[Run]) -> str:
+    """What has more than one seed: mean ± deviation, and its mean over one-sample's of the same seeds."""
+    groups: dict[tuple[str, str], list[Run]] = {}
+    for run in plain:
+        budget = "long" if run["set"] == "end" else "short"
+        if run["keys"][0] == "optimizer.lr=5e-4" and run["keys"][-1] != "pairs.gap.max_ratio=0.9375":
+            groups.setdefault((budget, run["estimator"]), []).append(run)
+    for run in levers:
+        if run["lever"] != "none":
+            groups.setdefault((run["budget"], f"{run['estimator']}, {run['lever']}"), []).append(run)
+    lines = [
+        "| images | target | seeds | 1 step, half-way | over ECT's (held-out) | 1 step, end "
+        "| over ECT's (held-out) | 2 steps, end | over ECT's (held-out) |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for (budget, name), runs in sorted(groups.items(), key=lambda item: (item[0][0] != "short", item[0][1])):
+        if len(runs) > 1:
+            same = {run["seed"] for run in runs}
+            base = [run for run in groups[budget, "one-sample"] if run["seed"] in same]
+            cells = (against(runs, base, *at) for at in ((3, 1), (-1, 1), (-1, 2)))
+            images = f"{runs[0]['curve'][-1]['images']:,}"
+            lines.append(f"| {images} | {name} | {len(runs)} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def against(runs: list[Run], base: list[Run], point: int, steps: int) -> str:
+    keys = ("frechet_train", "frechet_held_out")
+    ours, theirs = (
+        [[run["curve"][point][f"steps_{steps}"][key] for run in some] for key in keys]
+        for some in (runs, base)
+    )
+    train, held_out = (mean(a) / mean(b) for a, b in zip(ours, theirs, strict=True))
+    return f"{mean(ours[0]):.2f} ± {stdev(ours[0]):.2f} | {train:.2f} ({held_out:.2f})"
+
+
 def parts(models: list[dict[str, Any]], gap: float) -> str:
     """The TD error's parts at one gap, for every run and stage."""
     shown = [row["t"] for row in models[0]["rows"] if row["gap"] == gap]
@@ -76,7 +111,11 @@ def ends(models: list[dict[str, Any]]) -> str:
 
 
 def main() -> None:
-    fill("levers.md", "levers", levers(json.loads((RESULTS / "digits_levers.json").read_text())["runs"]))
+    read = {
+        name: json.loads((RESULTS / f"{name}.json").read_text()) for name in ("digits_levers", "digits_seeds")
+    }
+    fill("levers.md", "levers", levers(read["digits_levers"]["runs"]))
+    fill("levers.md", "seeds", seeds(read["digits_levers"]["runs"], read["digits_seeds"]["runs"]))
     models = json.loads((RESULTS / "bootstrap_error.json").read_text())["models"]
     fill("levers.md", "parts", parts(models, 1 / 64))
     fill("levers.md", "ends", ends(models))
