@@ -30,7 +30,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sct.assess.job import Job, Wanted
+from sct.assess.job import Job
+from sct.assess.wanted import Wanted
 from sct.data.images import DataSplit, ImageSet
 from sct.evaluate.features import Extractor
 from sct.evaluate.protocol import INCEPTION

@@ -14,9 +14,11 @@ import pytest
 import torch
 
 from sct.assess.drawing import Drawing
-from sct.assess.job import Job, Wanted, summarise
+from sct.assess.job import Job
+from sct.assess.record import summarise
 from sct.assess.search import RANGES, Range, golden_section
 from sct.assess.training import training_evaluation
+from sct.assess.wanted import Wanted
 from sct.core.sampling import Multistep
 from sct.data.images import digits
 from sct.errors import UserError

@@ -74,6 +74,11 @@ def test_our_own_file_refuses_what_it_was_not_made_for(counting, tmp_path: Path)
     build_reference("set", IMAGES, extractor, cache=tmp_path).save(tmp_path / "own.npz")
     own = read_reference(tmp_path / "own.npz", extractor)
     own.check(extractor, (3, 10, 10), False)
+    biased = own.in_convention("biased")
+    biased.save(tmp_path / "biased.npz")
+    expected = np.cov((IMAGES.float().flatten(1)[:, :6] / 255).double().numpy().T, bias=True)
+    assert np.allclose(read_reference(tmp_path / "biased.npz", extractor).covariance, expected)
+    assert torch.allclose(biased.in_convention("unbiased").covariance, own.covariance)
     with pytest.raises(UserError, match="images"):
         own.check(extractor, (3, 12, 12), False)
     with pytest.raises(UserError, match="without mirror"):

@@ -10,8 +10,10 @@ from torchmetrics.image.inception import InceptionScore as WholeInceptionScore
 from sct.evaluate.accumulate import InceptionScore, Moments
 from sct.evaluate.distances import finite_sample_bias, frechet, moments
 from sct.evaluate.extrapolate import limit
+from sct.evaluate.features import Extractor
 from sct.evaluate.kernel import kernel_distance
 from sct.evaluate.neighbours import FeatureFile, neighbourhoods, radii
+from sct.evaluate.protocol import Protocol
 from sct.evaluate.reference import Reference
 
 
@@ -40,6 +42,42 @@ def test_the_distance_of_streamed_features_equals_scipys() -> None:
     (m1, s1), (m2, s2) = ((x.numpy().mean(0), np.cov(x.numpy().T)) for x in (a.double(), b.double()))
     expected = ((m1 - m2) ** 2).sum() + np.trace(s1 + s2 - 2 * sqrtm(s1 @ s2).real)
     assert found == pytest.approx(expected, rel=1e-9)
+
+
+def test_the_biased_convention_divides_by_n() -> None:
+    x = features(50, 5)
+    metric = Moments(5, "biased")
+    metric.update(x[:20])
+    metric.update(x[20:])
+    assert np.allclose(metric.compute()[1], np.cov(x.double().numpy().T, bias=True), rtol=1e-9)
+
+
+def test_radii_over_several_blocks_equal_scikit_learns(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Blocks of 32 of 130 rows: whole ones, their mirror images, and a last one of 2 rows, under k + 1."""
+    monkeypatch.setattr("sct.evaluate.neighbours.SIDE", 32)
+    x = features(130, 6)
+    expected = NearestNeighbors(n_neighbors=4).fit(x.numpy()).kneighbors()[0][:, 2]
+    assert np.allclose(radii(x), expected, atol=1e-4)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_neighbours_and_moments_of_a_cuda_extractor_equal_the_cpus() -> None:
+    """Extractor on the device, its features accumulated on the CPU, distances on the device."""
+    images = torch.randint(0, 256, (90, 3, 16, 16), dtype=torch.uint8)
+    weight = torch.randn(768, 12) / 28
+    found = []
+    for device in (torch.device("cpu"), torch.device("cuda")):
+        network = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(768, 12, bias=False)).double()
+        network[1].weight.data = weight.T.double()
+        protocol = Protocol(name="fd-linear", dim=12)
+        place = network.to(device)
+        x = Extractor(protocol, lambda u, net=place: net(u.double()), "linear", device)(images)
+        metric = Moments(12)
+        metric.update(x)
+        found.append((*metric.compute(), radii(x, device=device)))
+    for here, there in zip(*found, strict=True):
+        assert torch.allclose(here, there, rtol=1e-4, atol=1e-5)
 
 
 def test_one_sample_has_no_covariance() -> None:

@@ -1,26 +1,23 @@
 """`sct evaluate` whole: load, draw, measure, and write down everything that another needs to repeat it."""
 
 import json
-import os
-import platform
-import statistics
-import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
-from dataclasses import asdict, dataclass, replace
+from contextlib import contextmanager
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-import sct
-from sct.assess.drawing import Drawing, Drawn, LabelRule
+from sct.assess.drawing import Drawing, Drawn
 from sct.assess.page import write_page
+from sct.assess.record import described, facts, summarise
 from sct.assess.search import RANGES, Setting, golden_section
 from sct.assess.subject import load_subject, run_folder_of, sample_file_digest
+from sct.assess.wanted import Screen, Wanted
 from sct.data.images import DataSplit, ImageSet, load_data
 from sct.errors import UserError
 from sct.evaluate.accumulate import process
@@ -34,59 +31,6 @@ from sct.files import atomic_file, write_atomically
 from sct.generate import default_sampler
 from sct.models import load
 from sct.nn.precond import Preconditioned
-
-
-class Bar(Protocol):
-    def advance(self, amount: int, note: str | None = None) -> None: ...
-
-
-class Screen(Protocol):
-    """What a job needs of whoever shows its progress."""
-
-    def say(self, text: str) -> None: ...
-    def bar(self, description: str, total: int, done: int = 0) -> AbstractContextManager[Bar]: ...
-
-
-@dataclass(frozen=True)
-class Wanted:
-    """What was asked for; `None` means the default that the data or the model decide.
-
-    Attributes:
-        model: a model's or run's folder, a checkpoint, or a .npz of samples (arr_0).
-        data: a data set's name, a prepared folder, or a .npz of images (arr_0).
-        reference: a file of moments that stands in for the data's own.
-        features: see `load_extractor`.
-        steps: one row of results each; None: the model's own number.
-        blocks: blocks of `samples` consecutive seeds from `first_seed` on.
-        mid_t, eta, omega, worse: the sampler's settings.
-        search: the setting that is searched, on `search_samples` samples and `search_evaluations` values.
-        x_flip: the reference contains the mirror images too.
-    """
-
-    model: Path
-    out: Path
-    data: str | None = None
-    reference: Path | None = None
-    features: str | None = None
-    metrics: tuple[str, ...] | None = None
-    steps: tuple[int | None, ...] = (None,)
-    samples: int = 50_000
-    blocks: int = 1
-    first_seed: int = 0
-    label_rule: LabelRule = "data"
-    mid_t: tuple[float, ...] | None = None
-    eta: float = 1.0
-    omega: float = 1.0
-    worse: Path | None = None
-    search: Setting | None = None
-    search_samples: int = 2_000
-    search_evaluations: int = 14
-    extrapolate: bool = False
-    x_flip: bool = False
-    keep: Path | None = None
-    save_reference: Path | None = None
-    batch: int = 256
-    device: torch.device = torch.device("cpu")
 
 
 class Job:
@@ -133,12 +77,21 @@ class Job:
         classifier = self._classifier(word)
         extractor = load_extractor(word, wanted.device, None if classifier is None else lambda: classifier)
         self.screen.say(f"features: {extractor.name} ({extractor.identity})")
-        reference = self._reference(extractor)
+        reference = self._reference(extractor).in_convention(wanted.covariance)
         reference.check(extractor, image_shape, wanted.x_flip)
         if wanted.save_reference is not None:
             reference.save(wanted.save_reference)
         metrics = wanted.metrics or self._default_metrics(reference, classifier)
-        return Suite(extractor, reference, metrics, data, classifier, wanted.extrapolate, wanted.batch)
+        return Suite(
+            extractor,
+            reference,
+            metrics,
+            data,
+            classifier,
+            wanted.extrapolate,
+            wanted.batch,
+            wanted.covariance,
+        )
 
     def _classifier(self, word: str) -> ImageClassifier | None:
         asked = self.wanted.metrics
@@ -191,21 +144,21 @@ class Job:
             rows.append(self.row("samples", Drawn(*self.images), {"file": str(self.wanted.model)}))
         elif self.wanted.search is not None:
             search, settings = self.searched(self.wanted.search)
-            rows += [self.row(name, found, _described(found)) for name, found in settings.items()]
+            rows += [self.row(name, found, described(found)) for name, found in settings.items()]
         else:
             for steps in self.wanted.steps:
                 drawing = self.drawing(steps)
                 count = drawing.evaluations
                 name = f"{count} evaluation{'s' if count > 1 else ''}"
-                rows.append(self.row(name, drawing, _described(drawing)))
-        results = {"rows": rows, "search": search, **self.facts()}
+                rows.append(self.row(name, drawing, described(drawing)))
+        results = {"rows": rows, "search": search, **facts(self.wanted, self.suite, self.digest, self.began)}
         page = self.wanted.out / "report.html"
         if process()[0] == 0:
             write_atomically(self.wanted.out / "results.json", json.dumps(results, indent=1))
             write_page(page, results, self.draws, self.data, run_folder_of(self.wanted.model))
         return page
 
-    def row(self, name: str, draw: Draw, described: dict[str, Any]) -> dict[str, Any]:
+    def row(self, name: str, draw: Draw, sampler: dict[str, Any]) -> dict[str, Any]:
         """Every block of seeds of one setting, and their summary."""
         self.draws[name] = draw
         wanted = self.wanted
@@ -222,7 +175,7 @@ class Job:
         summary = summarise([outcome.values for outcome in outcomes])
         return {
             "name": name,
-            "sampler": described,
+            "sampler": sampler,
             "seeds": seeds,
             "blocks": [asdict(outcome) for outcome in outcomes],
             "summary": summary,
@@ -262,42 +215,6 @@ class Job:
         }
         return found, settings
 
-    def facts(self) -> dict[str, Any]:
-        """Everything needed to repeat the numbers."""
-        suite, wanted, reference = self.suite, self.wanted, self.suite.reference
-        return {
-            "model": {"path": str(wanted.model), "sha256": self.digest},
-            "data": {"name": wanted.data, "sha256": reference.digest},
-            "reference": {
-                "source": reference.source,
-                "images": reference.count,
-                "mirrored": reference.mirrored,
-                "covariance": "unbiased, float64",
-            },
-            "extractor": {
-                "name": suite.extractor.name,
-                "identity": suite.extractor.identity,
-                "file_sha256": suite.extractor.digest,
-                "protocol": suite.extractor.protocol.model_dump(mode="json"),
-            },
-            "metrics": list(suite.metrics),
-            "samples": wanted.samples,
-            "labels": wanted.label_rule,
-            "environment": {
-                "sct": sct.__version__,
-                "torch": torch.__version__,
-                "python": platform.python_version(),
-                "platform": platform.platform(),
-                "device": str(wanted.device),
-                "devices": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
-                "cpu_count": os.cpu_count(),
-                "processes": process()[1],
-                "command": sys.argv,
-            },
-            "seconds": time.perf_counter() - self.began,
-            "when": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-        }
-
 
 def _default_setting(setting: Setting, drawing: Callable[[int | None], Drawing]) -> Drawing | None:
     """The model's own setting, to compare the found one with; None where a model has none."""
@@ -305,28 +222,6 @@ def _default_setting(setting: Setting, drawing: Callable[[int | None], Drawing])
         return drawing(2 if setting == "mid-t" else None)
     except UserError:
         return None
-
-
-def summarise(blocks: list[dict[str, float]]) -> dict[str, dict[str, float | None]]:
-    """Mean, minimum and standard error over the blocks; no error of one block."""
-    names = dict.fromkeys(name for block in blocks for name in block)
-    summary: dict[str, dict[str, float | None]] = {}
-    for name in names:
-        values = [block[name] for block in blocks]
-        error = statistics.stdev(values) / len(values) ** 0.5 if len(values) > 1 else None
-        summary[name] = {"mean": statistics.fmean(values), "min": min(values), "standard_error": error}
-    return summary
-
-
-def _described(drawing: Drawing) -> dict[str, Any]:
-    sampler = drawing.sampler
-    return {
-        "kind": type(sampler).__name__,
-        **asdict(sampler),  # type: ignore[call-overload]
-        "evaluations": drawing.evaluations,
-        "omega": drawing.omega,
-        "labels": drawing.label_rule if drawing.model.num_classes else None,
-    }
 
 
 def _data(word: str | None) -> DataSplit | None:

@@ -7,10 +7,12 @@ import torch
 from accelerate import PartialState
 
 from sct.assess.drawing import LABEL_RULES
-from sct.assess.job import Job, Wanted
+from sct.assess.job import Job
 from sct.assess.search import Setting
+from sct.assess.wanted import Wanted
 from sct.cli.common import Screen, parse_integers, parse_times, pick_device
 from sct.errors import UserError
+from sct.evaluate.accumulate import Convention
 
 
 def evaluate(
@@ -31,6 +33,7 @@ def evaluate(
     search: str | None,
     search_samples: int,
     extrapolate: bool,
+    covariance: str,
     x_flip: bool,
     keep: Path | None,
     save_reference: Path | None,
@@ -43,6 +46,10 @@ def evaluate(
         raise UserError(f"{labels!r} is not known", "--labels", f"use {', '.join(LABEL_RULES)}")
     if search is not None and search not in get_args(Setting):
         raise UserError(f"{search!r} cannot be searched", "--search", f"use {', '.join(get_args(Setting))}")
+    if covariance not in get_args(Convention):
+        raise UserError(
+            f"{covariance!r} is not known", "--covariance", f"use {', '.join(get_args(Convention))}"
+        )
     for name, value, least in (("--samples", samples, 4), ("--seeds", seeds, 1), ("--batch", batch, 1)):
         if value < least:
             raise UserError(f"{value} is too few", name, f"give at least {least}")
@@ -65,6 +72,7 @@ def evaluate(
         search=cast(Setting | None, search),
         search_samples=search_samples,
         extrapolate=extrapolate,
+        covariance=cast(Convention, covariance),
         x_flip=x_flip,
         keep=keep,
         save_reference=save_reference,

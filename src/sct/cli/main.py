@@ -140,6 +140,9 @@ def evaluate(
         bool, typer.Option("--x-flip", help="The reference has the mirror images too; no protocol does.")
     ] = False,
     keep: Annotated[Path | None, typer.Option(help="Keep the samples: NAME.npz, one file a block.")] = None,
+    covariance: Annotated[
+        str, typer.Option(help="unbiased (/(n-1): EDM, EDM2) or biased (/n: ECT).")
+    ] = "unbiased",
     save_reference: Annotated[Path | None, typer.Option(help="Write the reference's moments here.")] = None,
     out: Annotated[Path, typer.Option(help="The folder of results.json and report.html.")] = Path(
         "runs/evaluation"
@@ -152,7 +155,8 @@ def evaluate(
 
     run(
         model, data, reference, features, metrics, steps, samples, seeds, first_seed, labels, mid_t, eta,
-        omega, worse, search, search_samples, extrapolate, x_flip, keep, save_reference, out, batch, device,
+        omega, worse, search, search_samples, extrapolate, covariance, x_flip, keep, save_reference,
+        out, batch, device,
     )  # fmt: skip
 
 

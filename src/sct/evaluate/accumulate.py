@@ -1,11 +1,15 @@
 """Metrics that are fed batch by batch, in one process or many: their states merge when they are computed."""
 
+from typing import Literal
+
 import torch
 import torch.distributed as dist
 from torch import Tensor
 from torchmetrics import Metric
 from torchmetrics.utilities.distributed import gather_all_tensors
 
+Convention = Literal["unbiased", "biased"]
+"""A covariance divided by n − 1 (EDM, EDM2) or by n (ECT)."""
 SPLITS = 10
 """Parts of the Inception Score (1606.03498; ECT and StyleGAN's metrics)."""
 
@@ -15,7 +19,8 @@ class Moments(Metric):
 
     With n_a, μ_a, M_a seen and a batch n_b, μ_b, M_b (M: the scatter Σ(f − μ)(f − μ)ᵀ), δ = μ_b − μ_a:
     μ = μ_a + δ·n_b/n,  M = M_a + M_b + δδᵀ·n_a·n_b/n  (Chan, Golub, LeVeque 1979, eq. 2.1). No sum of squares
-    is formed, so a large mean costs no digits. `compute` gives the unbiased covariance M/(n − 1).
+    is formed, so a large mean costs no digits. `compute` gives the covariance M/(n − 1), or
+    M/n under the convention "biased".
     """
 
     full_state_update = False
@@ -23,8 +28,9 @@ class Moments(Metric):
     mean: Tensor
     scatter: Tensor
 
-    def __init__(self, dim: int) -> None:
+    def __init__(self, dim: int, convention: Convention = "unbiased") -> None:
         super().__init__()
+        self.lost = 1 if convention == "unbiased" else 0
         for name, shape in (("count", ()), ("mean", (dim,)), ("scatter", (dim, dim))):
             # No reduction: the processes' states come stacked, and `compute` merges them by the same rule.
             self.add_state(name, torch.zeros(shape, dtype=torch.float64), dist_reduce_fx=None)
@@ -51,7 +57,7 @@ class Moments(Metric):
         count, mean, scatter = state
         if count < 2:
             raise ValueError(f"a covariance needs two samples, got {int(count)}")
-        return mean, scatter / (count - 1)
+        return mean, scatter / (count - self.lost)
 
 
 State = tuple[Tensor, Tensor, Tensor]

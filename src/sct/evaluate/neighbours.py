@@ -13,6 +13,8 @@ NEIGHBOURS = 3
 """k of the published precision and recall (1904.06991; ECT)."""
 QUERY_ROWS, OTHER_ROWS = 1024, 4096
 """Rows of a block of distances: 16 MB, whatever the sets' sizes."""
+SIDE = 2048
+"""The same where both sides are one set: a block serves its mirror image too."""
 
 
 class Rows(Protocol):
@@ -61,15 +63,21 @@ def radii(features: Rows, k: int = NEIGHBOURS, device: torch.device | str = "cpu
     if len(features) <= k:
         raise ValueError(f"{k} neighbours need more than {k} rows, got {len(features)}")
     centre = _centre(features).to(device)
-    found = []
-    for _, x in _blocks(features, QUERY_ROWS, centre):
-        nearest = torch.empty(len(x), 0, device=device)
-        for _, y in _blocks(features, OTHER_ROWS, centre):
-            near = _squared(x, y)
-            nearest = torch.cat([nearest, near.topk(min(k + 1, near.shape[1]), 1, largest=False).values], 1)
-            nearest = nearest.topk(min(k + 1, nearest.shape[1]), 1, largest=False).values
-        found.append(nearest[:, -1].sqrt().cpu())
-    return torch.cat(found)
+    nearest = torch.full((len(features), k + 1), torch.inf, device=device)
+    for i, x in _blocks(features, SIDE, centre):
+        for j, y in _blocks(features, SIDE, centre, first=i.start):
+            pairs = _squared(x, y)
+            _take_nearest(nearest[i], pairs)
+            if j != i:
+                _take_nearest(nearest[j], pairs.T)
+    return nearest[:, -1].sqrt().cpu()
+
+
+def _take_nearest(nearest: Tensor, distances: Tensor) -> None:
+    """Brings the smallest of each row [n, k] up to date, in place, with more distances [n, m]."""
+    k = nearest.shape[1]
+    new = distances.topk(min(k, distances.shape[1]), 1, largest=False).values
+    nearest.copy_(torch.cat([nearest, new], 1).topk(k, 1, largest=False).values)
 
 
 def neighbourhoods(
@@ -107,8 +115,8 @@ def _centre(features: Rows) -> Tensor:
     return features[slice(0, OTHER_ROWS)].float().mean(0)
 
 
-def _blocks(features: Rows, size: int, centre: Tensor) -> Iterator[tuple[slice, Tensor]]:
-    for start in range(0, len(features), size):
+def _blocks(features: Rows, size: int, centre: Tensor, first: int = 0) -> Iterator[tuple[slice, Tensor]]:
+    for start in range(first, len(features), size):
         rows = slice(start, min(start + size, len(features)))
         yield rows, features[rows].to(centre.device).float() - centre
 

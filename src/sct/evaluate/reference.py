@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from sct.errors import UserError
-from sct.evaluate.accumulate import Moments
+from sct.evaluate.accumulate import Convention, Moments
 from sct.evaluate.features import Extractor, blocks, image_digest
 from sct.evaluate.neighbours import NEIGHBOURS, FeatureFile, Rows, radii
 from sct.files import write_atomically
@@ -27,7 +27,7 @@ STATISTICS, FEATURES, RADII = "statistics.npz", "features.npy", "radii.npy"
 
 @dataclass(frozen=True)
 class Reference:
-    """Moments of the reference features, unbiased, float64, and the features where they are ours.
+    """Moments of the reference features, float64, and the features where they are ours.
 
     Attributes:
         count: images behind the moments; None where a foreign file does not say.
@@ -36,6 +36,7 @@ class Reference:
         mirrored: the mirror images are in it too.
         features: rows of it [m, D]; rows[i] is the image that row i shows.
         folder: where the cache keeps it.
+        convention: of the covariance; None where a foreign file does not say.
     """
 
     source: str
@@ -49,6 +50,7 @@ class Reference:
     features: Rows | None = None
     rows: Tensor | None = None
     folder: Path | None = None
+    convention: Convention | None = None
 
     def check(self, extractor: Extractor, image_shape: tuple[int, int, int], mirrored: bool) -> None:
         """Raises UserError where samples of this shape, by this extractor, must not be compared with it."""
@@ -67,6 +69,18 @@ class Reference:
             with_or_without = "with" if self.mirrored else "without"
             raise UserError(f"was made {with_or_without} mirror images", self.source, "see --x-flip")
 
+    def in_convention(self, wanted: Convention) -> "Reference":
+        """With the covariance divided so; a foreign file's, which does not say how it is, stays as it is."""
+        if self.convention in (None, wanted):
+            return self
+        if self.count is None:
+            raise UserError(
+                f"is {self.convention} and does not count its images", self.source, "--covariance"
+            )
+        kept = (self.count - 1) / self.count
+        scale = kept if wanted == "biased" else 1 / kept
+        return replace(self, covariance=self.covariance * scale, convention=wanted)
+
     def sample_radii(self, device: torch.device) -> Tensor:
         """`radii` of the kept features, computed once."""
         if self.features is None or self.folder is None:
@@ -84,7 +98,7 @@ class Reference:
 
     def _facts(self) -> dict[str, Any]:
         names = ("source", "count", "identity", "image_shape", "mirrored", "digest")
-        return {name: getattr(self, name) for name in names} | {"covariance": "unbiased"}
+        return {name: getattr(self, name) for name in names} | {"covariance": self.convention}
 
 
 def cache_folder() -> Path:
@@ -159,6 +173,7 @@ def _compute(
         image_shape=(channels, height, width),
         mirrored=mirrored,
         digest=digest,
+        convention="unbiased",
     )
     made.save(folder / STATISTICS)
 
@@ -205,6 +220,7 @@ def _from_arrays(arrays: dict[str, Any], where: str) -> Reference:
         image_shape=tuple(shape) if shape else None,
         mirrored=facts.get("mirrored", False),
         digest=facts.get("digest"),
+        convention=facts.get("covariance"),
     )
 
 

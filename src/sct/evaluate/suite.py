@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from sct.errors import UserError
-from sct.evaluate.accumulate import InceptionScore, Moments, gathered, process
+from sct.evaluate.accumulate import Convention, InceptionScore, Moments, gathered, process
 from sct.evaluate.classifier import ImageClassifier
 from sct.evaluate.distances import finite_sample_bias, frechet
 from sct.evaluate.extrapolate import limit
@@ -56,6 +56,7 @@ class Suite:
             where the extractor is the official Inception, and refused elsewhere.
         data: training and held-out images; None where only foreign statistics are given.
         classifier: of the data's labels, for "accuracy"; also where the extractor is another.
+        convention: of the samples' covariance; the reference's is its own.
         extrapolate: also estimate the distance at infinitely many samples.
     """
 
@@ -66,6 +67,7 @@ class Suite:
     classifier: ImageClassifier | None
     extrapolate: bool = False
     batch: int = 256
+    convention: Convention = "unbiased"
 
     def __post_init__(self) -> None:
         unknown = [name for name in self.metrics if name not in METRICS]
@@ -174,7 +176,7 @@ class _Block:
             raise UserError(f"{total} samples are too few", "--samples", "give at least 4, better 50000")
         self.suite, self.total = suite, total
         self.seconds = {"sampling": 0.0, "extractor": 0.0, "metrics": 0.0}
-        self.moments = Moments(len(suite.reference.mean))
+        self.moments = Moments(len(suite.reference.mean), suite.convention)
         self.score: InceptionScore | None = None
         self.features: Tensor | None = None
         self.filled = 0
@@ -231,7 +233,7 @@ class _Block:
             values[name] = frechet(mean, covariance, suite.reference.mean, suite.reference.covariance)
             values[f"{name}_bias"] = suite._bias / self.total
             if suite.extrapolate and features is not None:
-                values |= limit(features, suite.reference, name)
+                values |= limit(features, suite.reference, name, suite.convention)
         if "kid" in metrics and features is not None and suite._real is not None:
             name = suite.kernel_name
             values[name], values[f"{name}_error"] = kernel_distance(suite._real, features)

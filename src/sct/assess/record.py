@@ -1,0 +1,78 @@
+"""What results.json says of an evaluation."""
+
+import os
+import platform
+import statistics
+import sys
+import time
+from dataclasses import asdict
+from typing import Any
+
+import torch
+
+import sct
+from sct.assess.drawing import Drawing
+from sct.assess.wanted import Wanted
+from sct.evaluate.accumulate import process
+from sct.evaluate.suite import Suite
+
+
+def facts(wanted: Wanted, suite: Suite, model_digest: str, began: float) -> dict[str, Any]:
+    """Everything needed to repeat the numbers; `began`: the job's start on `time.perf_counter`."""
+    reference = suite.reference
+    return {
+        "model": {"path": str(wanted.model), "sha256": model_digest},
+        "data": {"name": wanted.data, "sha256": reference.digest},
+        "reference": {
+            "source": reference.source,
+            "images": reference.count,
+            "mirrored": reference.mirrored,
+            "covariance": reference.convention or "as its file has it",
+        },
+        "extractor": {
+            "name": suite.extractor.name,
+            "identity": suite.extractor.identity,
+            "file_sha256": suite.extractor.digest,
+            "protocol": suite.extractor.protocol.model_dump(mode="json"),
+        },
+        "metrics": list(suite.metrics),
+        "covariance": suite.convention,
+        "samples": wanted.samples,
+        "labels": wanted.label_rule,
+        "environment": {
+            "sct": sct.__version__,
+            "torch": torch.__version__,
+            "python": platform.python_version(),
+            "platform": platform.platform(),
+            "device": str(wanted.device),
+            "devices": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
+            "cpu_count": os.cpu_count(),
+            "processes": process()[1],
+            "command": sys.argv,
+        },
+        "seconds": time.perf_counter() - began,
+        "when": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+    }
+
+
+def summarise(blocks: list[dict[str, float]]) -> dict[str, dict[str, float | None]]:
+    """Mean, minimum and standard error over the blocks; no error of one block."""
+    names = dict.fromkeys(name for block in blocks for name in block)
+    summary: dict[str, dict[str, float | None]] = {}
+    for name in names:
+        values = [block[name] for block in blocks]
+        error = statistics.stdev(values) / len(values) ** 0.5 if len(values) > 1 else None
+        summary[name] = {"mean": statistics.fmean(values), "min": min(values), "standard_error": error}
+    return summary
+
+
+def described(drawing: Drawing) -> dict[str, Any]:
+    """The sampler's settings as results.json holds them."""
+    sampler = drawing.sampler
+    return {
+        "kind": type(sampler).__name__,
+        **asdict(sampler),  # type: ignore[call-overload]
+        "evaluations": drawing.evaluations,
+        "omega": drawing.omega,
+        "labels": drawing.label_rule if drawing.model.num_classes else None,
+    }
