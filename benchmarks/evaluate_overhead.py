@@ -53,7 +53,7 @@ class Projection:
         self.body = torch.randn(3 * SIDE * SIDE // 12, FEATURES, generator=generator) / 16
         self.output = torch.randn(FEATURES, CLASSES, generator=generator) / 45
 
-    def __call__(self, x: Tensor, return_features: bool = False, no_output_bias: bool = False) -> Tensor:
+    def __call__(self, x: Tensor, return_features: bool = False, **_: bool) -> Tensor:
         pooled = nn.functional.avg_pool2d((x.float() - 128) / 64, 2).flatten(1)
         features = (pooled[:, : len(self.body)] @ self.body).relu()
         return features if return_features else (features @ self.output).softmax(1)
@@ -110,7 +110,7 @@ class Silent:
     def advance(self, amount: int, note: str | None = None) -> None: ...
 
     @contextmanager
-    def bar(self, description: str, total: int, done: int = 0) -> Any:
+    def bar(self, *_: Any) -> Any:
         yield self
 
 

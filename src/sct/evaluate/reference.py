@@ -20,8 +20,9 @@ from sct.evaluate.neighbours import NEIGHBOURS, FeatureFile, Rows, radii
 from sct.files import write_atomically
 from sct.unpickle.arrays import read_arrays
 
-KEPT_ROWS = 50_000
-"""Reference features kept for what needs neighbours; the moments take every image."""
+KEPT_ROWS = 10_000
+"""Rows of a side that what needs pairs of features looks at (neighbours, kernel distance): work and memory
+grow with their square. The moments take every image."""
 STATISTICS, FEATURES, RADII = "statistics.npz", "features.npy", "radii.npy"
 
 
@@ -128,11 +129,11 @@ def build_reference(
                     raise
     found = _from_arrays(dict(np.load(folder / STATISTICS)), name)
     features = FeatureFile(folder / FEATURES)
-    return replace(found, source=name, features=features, rows=_kept_rows(len(images)), folder=folder)
+    return replace(found, source=name, features=features, rows=random_rows(len(images)), folder=folder)
 
 
-def _kept_rows(count: int) -> Tensor:
-    """Which images' features are kept: all, or 50 000 random ones, the same every time, in order."""
+def random_rows(count: int) -> Tensor:
+    """All rows, or KEPT_ROWS random ones, the same every time, in order: sets are grouped by class."""
     if count <= KEPT_ROWS:
         return torch.arange(count)
     return torch.randperm(count, generator=torch.Generator().manual_seed(0))[:KEPT_ROWS].sort().values
@@ -143,7 +144,7 @@ def _compute(
 ) -> None:
     folder.mkdir()
     kept = torch.zeros(len(images), dtype=torch.bool)
-    kept[_kept_rows(len(images))] = True
+    kept[random_rows(len(images))] = True
     moments: Moments | None = None
     start = 0
     with (folder / FEATURES).open("wb") as file:  # written row by row: a map would stay resident whole

@@ -20,11 +20,9 @@ from sct.evaluate.measure import Split
 from sct.evaluate.memorisation import nearest_distances
 from sct.evaluate.neighbours import Neighbourhoods, Rows, neighbourhoods, radii
 from sct.evaluate.protocol import WITHOUT_FILE
-from sct.evaluate.reference import Reference
+from sct.evaluate.reference import KEPT_ROWS, Reference, random_rows
 
 METRICS = ("fd", "fid", "kid", "is", "pr", "memorisation", "accuracy")
-MEMORISED_SAMPLES = 10_000
-"""Samples of a block that are compared with the training images pixel by pixel."""
 SHOWN = 16
 Draw = Callable[[Sequence[int]], tuple[Tensor, Tensor | None]]
 """Seeds → uint8 images [n, C, H, W] and the labels [n] they were drawn for, each by its seed alone."""
@@ -117,16 +115,16 @@ class Suite:
         if self.data is None or self.data.held_out is None:
             return None
         held_out = self.data.held_out.images
-        return self._nearest_pixels(held_out[: min(len(held_out), MEMORISED_SAMPLES)])[0]
+        return self._nearest_pixels(held_out[random_rows(len(held_out))])[0]
 
     @cached_property
     def _real_feature_distance(self) -> float | None:
         """Mean distance of held-out images' features to the nearest training features."""
         if self.data is None or self.data.held_out is None or self._real is None:
             return None
-        features = torch.cat(
-            [self.extractor(x) for x in blocks(self.data.held_out.images[:MEMORISED_SAMPLES])]
-        )
+        held_out = self.data.held_out.images
+        chosen = held_out[random_rows(len(held_out))]
+        features = torch.cat([self.extractor(x) for x in blocks(chosen)])
         return float(self._neighbours(features).distances.mean())
 
     def _nearest_pixels(self, images: Tensor) -> tuple[Tensor, Tensor]:
@@ -209,7 +207,7 @@ class _Block:
             guesses = suite.classifier(self.images.to(suite.extractor.device)).argmax(1).cpu()
             self.right += torch.tensor([int((guesses == labels.cpu()).sum()), len(labels)])
         if "memorisation" in metrics:
-            self.pixels.append(self.images[places < MEMORISED_SAMPLES])
+            self.pixels.append(self.images[places < KEPT_ROWS])
         self._timed("metrics", clock)
 
     def _store(self, features: Tensor) -> None:
@@ -241,7 +239,7 @@ class _Block:
             mean_score, deviation = self.score.compute()
             values["is"], values["is_deviation"] = float(mean_score), float(deviation)
         if features is not None and suite._real is not None and {"pr", "memorisation"} & set(metrics):
-            near = suite._neighbours(features)
+            near = suite._neighbours(features[:KEPT_ROWS])
             if "pr" in metrics:
                 values["precision"], values["recall"] = near.precision, near.recall
             rows = near.rows if suite.reference.rows is None else suite.reference.rows[near.rows]
@@ -261,8 +259,8 @@ class _Block:
     def _memorisation(
         self, places: Tensor, memorised: list[tuple[int, int]], seeds: range
     ) -> dict[str, float]:
-        first = places[places < MEMORISED_SAMPLES]
-        count = min(self.total, MEMORISED_SAMPLES)
+        first = places[places < KEPT_ROWS]
+        count = min(self.total, KEPT_ROWS)
         distances, rows = self.suite._nearest_pixels(torch.cat(self.pixels))
         distances, rows = gathered(distances, first, count), gathered(rows, first, count)
         memorised[:] = _extremes(distances, rows, seeds, largest=False)
