@@ -157,7 +157,11 @@ def main() -> None:
 
 
 def shown(values: list[float]) -> str:
-    return f"{statistics.median(values):,.0f} ({min(values):,.0f} to {max(values):,.0f})"
+    digits = 0 if min(values) >= 10 else 2
+    middle, least, most = (
+        f"{value:,.{digits}f}" for value in (statistics.median(values), min(values), max(values))
+    )
+    return f"{middle} ({least} to {most})"
 
 
 def page(results: dict[str, Any]) -> None:
