@@ -5,7 +5,6 @@ import json
 import os
 import pickle
 import shutil
-import tarfile
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -93,8 +92,7 @@ def test_cifar_100_has_two_kinds_of_labels(tmp_path: Path) -> None:
 
 def test_the_official_cifar_files_are_read_as_python_reads_them(shared: Path, tmp_path: Path) -> None:
     archive = shared / "data" / "formats" / "cifar-format" / "cifar-10-python.tar.gz"
-    with tarfile.open(archive) as file:
-        file.extractall(tmp_path, filter="data")
+    shutil.unpack_archive(archive, tmp_path)
     folder = tmp_path / "cifar-10-batches-py"
     batches = [
         pickle.loads((folder / f"data_batch_{k}").read_bytes(), encoding="latin1") for k in range(1, 6)
