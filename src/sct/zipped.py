@@ -3,6 +3,7 @@
 Format: PKWARE's APPNOTE 6.3, §4.3. What is done with the entries, and refused, is the callers' matter.
 """
 
+import encodings.cp437  # noqa: F401 - loaded here, so that no file's names make Python import it
 import struct
 from collections.abc import Iterator
 from typing import NamedTuple
