@@ -10,6 +10,7 @@ from pages import fill
 
 RESULTS = Path(__file__).parent / "results"
 GIB = 2**30
+SHARE = "share of the plain loop's"
 
 
 def read(name: str) -> dict[str, Any]:
@@ -48,14 +49,19 @@ def levers() -> str:
 
 
 def memory() -> str:
-    rows = ["| network | | peak | share of plain's |", "|---|---|---|---|"]
+    rows = [
+        "| network | | peak | share of plain's | freed memory given back | share of plain's |",
+        "|---|---|---|---|---|---|",
+    ]
     for key, entry in read("training_step").items():
         if not key.startswith("memory "):
             continue
-        for name, size in entry["bytes"].items():
-            share = entry["share of the plain loop's"].get(name, 1.0)
-            network = f"{key.removeprefix('memory ')}, batch {entry['batch']}"
-            rows.append(f"| {network} | {name} | {size / GIB:.2f} GiB | {share:.2f} |")
+        both = entry["forms"], entry["forms, freed memory given back"]
+        for form in both[0]["bytes"]:
+            cells = " | ".join(
+                f"{found['bytes'][form] / GIB:.2f} GiB | {found[SHARE].get(form, 1.0):.2f}" for found in both
+            )
+            rows.append(f"| {key.removeprefix('memory ')} | {form} | {cells} |")
     return "\n".join(rows)
 
 

@@ -93,6 +93,7 @@ def levers(workload: Workload, rounds: int) -> dict[str, Any]:
         "+ channels last": our_step(workload, "fp32"),
         "+ bf16 products": bf16,
         "bf16, torch's dropout": torch_dropout(bf16),
+        "bf16, checkpointing": our_step(workload, "bf16", checkpointing=True),
     }
     forms = {how: passes(workload, how) for how in ("no_grad", "inference mode", "one batched pass")}
     return {
@@ -103,6 +104,15 @@ def levers(workload: Workload, rounds: int) -> dict[str, Any]:
     }
 
 
+def peaks(workload: Workload, forms: list[str]) -> dict[str, Any]:
+    """Peak bytes as the system counts them, and with freed memory given back at once."""
+    return {
+        "batch": workload.batch,
+        "forms": memory.against_plain(workload, forms),
+        "forms, freed memory given back": memory.against_plain(workload, forms, memory.RETURNED),
+    }
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("what", choices=("step", "levers", "memory"))
@@ -110,16 +120,18 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--precisions", nargs="+", default=WORDS, choices=WORDS, help="of memory")
+    ours = [form for form in memory.FORMS if form != memory.PLAIN]
+    parser.add_argument("--forms", nargs="+", default=ours, choices=ours, help="of memory")
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
     workload = Workload(given.preset, given.batch)
     if given.what == "memory":
-        measured = memory.against_plain(workload, tuple(given.precisions))
+        key, measured = f"memory {given.preset}, batch {given.batch}", peaks(workload, given.forms)
+    elif given.what == "step":
+        key, measured = f"step {given.preset}", step(workload, given.rounds)
     else:
-        measured = {"step": step, "levers": levers}[given.what](workload, given.rounds)
+        key, measured = "levers", levers(workload, given.rounds)
     results = json.loads(RESULT.read_text()) if RESULT.exists() else {}
-    key = given.what if given.what == "levers" else f"{given.what} {given.preset}"
     results[key] = measured
     write_atomically(RESULT, json.dumps(results, indent=1) + "\n")
     print(json.dumps(measured, indent=1))

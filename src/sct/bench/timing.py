@@ -85,13 +85,14 @@ def peak_bytes() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * RSS_UNIT
 
 
-def in_a_process(module: str, *arguments: str) -> str:
+def in_a_process(module: str, *arguments: str, environment: Mapping[str, str] | None = None) -> str:
     """What `python -m module arguments` prints; memory and start-up are measured in processes of their own.
 
-    Raises RuntimeError with its last line of errors where it fails.
+    `environment` is added to this process's. Raises RuntimeError with its last line of errors where it fails.
     """
     command = [sys.executable, "-m", module, *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    variables = {**os.environ, **(environment or {})}
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=variables)
     if done.returncode:
         last = (done.stderr.strip() or "no message").splitlines()[-1]
         raise RuntimeError(f"{' '.join(command[1:])}: {last}")
