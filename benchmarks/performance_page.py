@@ -1,6 +1,7 @@
 """The tables of docs/performance.md, all or those named, from the JSON that the benchmarks wrote."""
 
 import json
+import statistics
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -41,10 +42,19 @@ def steps() -> str:
 
 def levers() -> str:
     entry = read("training_step")["levers"]
-    rows = [f"| DDPM++, batch {entry['batch']} | seconds |", "|---|---|"]
-    for part, label in (("steps", "step"), ("passes", "two passes and a backward, fp32")):
+    rows = [
+        f"| DDPM++, batch {entry['batch']}, one thread | | seconds | times as fast |",
+        "|---|---|---|---|",
+    ]
+    for part, label in (("steps", "whole step"), ("passes", "two passes and a backward, fp32")):
+        first = next(iter(entry[part]))
+        base = entry[part][first]["seconds"]
         for name, timing in entry[part].items():
-            rows.append(f"| {label}: {name} | {timing['median']:.2f} |")
+            seconds = timing["seconds"]
+            each = [a / b for a, b in zip(base, seconds, strict=True)]
+            found = {"median": statistics.median(each), "low": min(each), "high": max(each)}
+            cells = f"{timing['median']:.2f} ({min(seconds):.2f} to {max(seconds):.2f})"
+            rows.append(f"| {label} | {name} | {cells} | {'1' if name == first else span(found)} |")
     return "\n".join(rows)
 
 
