@@ -60,8 +60,9 @@ def levers() -> str:
 
 def memory() -> str:
     rows = [
-        "| network | | peak | share of plain's | freed memory given back | share of plain's |",
-        "|---|---|---|---|---|---|",
+        "| network | | kept by the forward pass | peak | share of plain's | freed memory given back "
+        "| share of plain's |",
+        "|---|---|---|---|---|---|---|",
     ]
     for key, entry in read("training_step").items():
         if not key.startswith("memory "):
@@ -71,7 +72,8 @@ def memory() -> str:
             cells = " | ".join(
                 f"{found['bytes'][form] / GIB:.2f} GiB | {found[SHARE].get(form, 1.0):.2f}" for found in both
             )
-            rows.append(f"| {key.removeprefix('memory ')} | {form} | {cells} |")
+            kept = f"{entry['kept'][form] / GIB:.2f} GiB"
+            rows.append(f"| {key.removeprefix('memory ')} | {form} | {kept} | {cells} |")
     return "\n".join(rows)
 
 

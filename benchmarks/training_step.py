@@ -21,10 +21,13 @@ import torch
 from torch import Tensor
 
 from sct.bench import memory
+from sct.bench.plain import PlainLoop
+from sct.bench.predict import BYTES_A_PARAMETER, state_bytes
 from sct.bench.timing import alternate, machine, ratio
-from sct.bench.training import checked, our_step, plain_step, speed
+from sct.bench.training import checked, our_step, plain_step, speed, trainer_of
 from sct.bench.workload import Draw, Workload
 from sct.core.types import expand
+from sct.dryrun import kept_for_gradient
 from sct.files import write_atomically
 from sct.nn import blocks, magnitude
 from sct.nn.lean import Dropout
@@ -129,10 +132,29 @@ def levers(workload: Workload, rounds: int) -> dict[str, Any]:
     }
 
 
+def kept(workload: Workload, form: str) -> int:
+    """Bytes that a forward pass of this form keeps for the backward pass, the weights' own excepted."""
+    side, word, *checkpointing = memory.FORMS[form]
+    if side == "plain":
+        loop = PlainLoop(workload.model())
+        draw = Draw.of(loop.model, workload.batch)
+        with kept_for_gradient(loop.model) as found:
+            loop.step(draw.x_0, draw.times, draw.noise, draw.labels)
+    else:
+        trainer = trainer_of(workload, word, checkpointing=bool(checkpointing))
+        with kept_for_gradient(trainer.model) as found:
+            next(trainer.steps())
+    return found[0]
+
+
 def peaks(workload: Workload, forms: list[str]) -> dict[str, Any]:
-    """Peak bytes as the system counts them, and with freed memory given back at once."""
+    """Peak bytes as the system counts them, and with freed memory given back at once; and their parts."""
+    parameters = sum(p.numel() for p in workload.model().parameters())
     return {
         "batch": workload.batch,
+        "state": state_bytes(parameters),
+        "gradients": BYTES_A_PARAMETER * parameters,
+        "kept": {form: kept(workload, form) for form in (memory.PLAIN, *forms)},
         "forms": memory.against_plain(workload, forms),
         "forms, freed memory given back": memory.against_plain(workload, forms, memory.RETURNED),
     }
