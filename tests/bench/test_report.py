@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from sct.bench import sampling
-from sct.bench.report import NOT_RUN, Settings, as_json, lines
+from sct.bench.report import NOT_RUN, Line, Settings, as_json, in_columns, lines
 from sct.bench.timing import Timing, alternate, peak_bytes, ratio
 from sct.bench.training import checked
 from sct.bench.workload import Workload
@@ -41,6 +41,12 @@ def test_every_section_has_its_lines_and_the_card_says_that_there_is_none(monkey
     ]  # fmt: skip
     assert all(line.value == NOT_RUN for line in table if line.section == "card")
     assert {"section", "what", "value", "against"} == set(as_json(table)[0])
+
+
+def test_the_table_names_each_section_once_in_columns_of_one_width() -> None:
+    table = [Line("a", "one", "1"), Line("a", "three", "22", "x"), Line("b", "four", "333")]
+    assert in_columns(table).split("\n") == ["a  one    1", "   three  22   x", "b  four   333"]
+    assert in_columns(table[:1]) == "a  one  1"
 
 
 def test_a_step_that_computes_something_else_is_not_timed(monkeypatch) -> None:

@@ -4,10 +4,8 @@ import json
 from pathlib import Path
 
 import torch
-from rich.console import Console
-from rich.table import Table
 
-from sct.bench.report import as_json, lines
+from sct.bench.report import as_json, in_columns, lines
 from sct.bench.timing import machine
 from sct.cli.common import Screen
 from sct.errors import UserError
@@ -25,13 +23,8 @@ def run(out: Path | None, threads: int | None) -> None:
         for line in lines():
             found.append(line)
             bar.advance(0, f"{line.section}: {line.what}")
-    table = Table("", "", "", "", show_header=False, box=None, pad_edge=False)
-    section = ""
-    for line in found:
-        table.add_row(line.section if line.section != section else "", line.what, line.value, line.against)
-        section = line.section
     about = machine()
-    Console(soft_wrap=True).print(table)
+    print(in_columns(found))
     print(", ".join(f"{name} {value}" for name, value in about.items() if value is not None))
     if out is not None:
         write_atomically(out, json.dumps({"machine": about, "lines": as_json(found)}, indent=1) + "\n")
