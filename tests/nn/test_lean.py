@@ -86,12 +86,15 @@ def test_the_gradient_goes_through_the_mask_of_the_forward_pass(generator) -> No
     torch.testing.assert_close((gradient * direction).sum(), slope, rtol=1e-6, atol=1e-6)
 
 
-def test_convolutions_are_not_computed_again() -> None:
-    """The block's passes through a convolution's kernel: one forward each, and none in the backward pass."""
+@pytest.mark.parametrize("backend", [None, "aot_eager_decomp_partition"])
+def test_convolutions_are_not_computed_again(backend) -> None:
+    """A forward kernel for each of a block's convolutions, and none in the backward pass; compiled too."""
     layer = block(width=128)
+    run = layer if backend is None else torch.compile(layer, backend=backend)
     x, embedding = torch.randn(2, 64, 8, 8, requires_grad=True), torch.randn(2, 8)
+    run(x, embedding).sum().backward()
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
-        layer(x, embedding).sum().backward()
+        run(x, embedding).sum().backward()
     counts = {event.key: event.count for event in profile.key_averages()}
     kernels = ("aten::mkldnn_convolution", "aten::_slow_conv2d_forward")
     assert counts["aten::convolution_backward"] == 5

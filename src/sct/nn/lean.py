@@ -18,9 +18,10 @@ def recomputed(function: Callable[..., Tensor], *inputs: Any) -> Tensor:
 
     A convolution or product that comes last is not computed again: the repetition stops where the last tensor
     is known that a gradient needs, and that is its input. The function must draw nothing at random. Without
-    gradients it is called as it is.
+    gradients it is called as it is; and in a compiled network, where the compiler itself decides what to
+    compute again, and would repeat the convolutions of such a region.
     """
-    if not torch.is_grad_enabled():
+    if not torch.is_grad_enabled() or torch.compiler.is_compiling():
         return function(*inputs)
     return checkpoint(function, *inputs, use_reentrant=False, preserve_rng_state=False)
 
