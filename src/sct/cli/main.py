@@ -304,12 +304,15 @@ def reproduce(
     ] = "smoke",
     out: Annotated[Path, typer.Option(help="Where everything goes.")] = Path("runs/reproduce"),
     seeds: Annotated[int | None, typer.Option(help="How many; default: the scale's.")] = None,
+    unconditional: Annotated[
+        bool, typer.Option(help="Without the labels, as the paper does on CIFAR-10.")
+    ] = False,
     device: Annotated[str, typer.Option(help="cpu, cuda, or auto.")] = "auto",
 ) -> None:
     """Make the paper's figures and tables from scratch. Run again after a stop, it continues."""
     from sct.cli.reproduce import run
 
-    run(name, every, listed, data, scale, out, seeds, device)
+    run(name, every, listed, data, scale, out, seeds, unconditional, device)
 
 
 @app.command()
