@@ -5,8 +5,8 @@ import torch
 
 from sct.evaluate.accumulate import Convention, Moments
 from sct.evaluate.distances import frechet
-from sct.evaluate.neighbours import Rows
 from sct.evaluate.reference import Reference
+from sct.evaluate.rows import Rows
 
 POINTS = 6
 
