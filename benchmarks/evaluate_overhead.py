@@ -34,6 +34,7 @@ import torch
 from torch import Tensor, nn
 
 from inception import write_inception
+from pages import fill
 from sct.assess.job import Job
 from sct.assess.wanted import Wanted
 from sct.bench.timing import machine
@@ -136,6 +137,24 @@ def digits_seconds(model: Path) -> dict[str, Any]:
     return {"seconds": seconds, "parts": row["blocks"][0]["seconds"], "metrics": sorted(row["summary"])}
 
 
+def table(results: dict[str, Any]) -> str:
+    """The rows of docs/evaluation.md."""
+    big, small = results["large"], results["digits"]
+    image = sorted(results["inception"]["seconds_an_image"])
+    memory = f"{big['peak_mib']:.0f} MiB, of it {big['of_it_imports_mib']:.0f} imports and "
+    memory += f"{big['of_it_training_images_mib']:.0f} training images"
+    rows = [
+        (f"metrics, {big['samples']:,} samples × {FEATURES}", f"{big['seconds']['metrics']:.0f} s"),
+        ("an Inception's pass over them", f"{results['extractor_seconds']:,.0f} s"),
+        ("", f"{image[0]:.3f} to {image[-1]:.3f} s an image, {len(image)} rounds of {INCEPTION_IMAGES}"),
+        ("the metrics' share of it", f"**{100 * results['overhead']:.1f} %**"),
+        ("peak memory", f"**{memory}**"),
+        ("digits, 10,000 one-step samples, all metrics, empty cache", f"**{small['seconds']:.0f} s**"),
+    ]
+    threads = f"{results['threads']} thread(s) of {results['machine']['processor']}"
+    return "\n".join([f"| | {threads} |", "|---|---|", *(f"| {what} | {value} |" for what, value in rows)])
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument(
@@ -162,6 +181,7 @@ def main() -> None:
     results["extractor_seconds"] = passes
     results["overhead"] = results["large"]["seconds"]["metrics"] / passes
     write_atomically(RESULTS, json.dumps(results, indent=1) + "\n")
+    fill("evaluation.md", "cost", table(results))
     print(json.dumps(results, indent=1))
 
 
