@@ -139,7 +139,9 @@ def evaluate(
     x_flip: Annotated[
         bool, typer.Option("--x-flip", help="The reference has the mirror images too; no protocol does.")
     ] = False,
-    keep: Annotated[Path | None, typer.Option(help="Keep the samples: NAME.npz, one file a block.")] = None,
+    keep: Annotated[
+        Path | None, typer.Option(help="Keep the samples: NAME.npz, a file for each row and block.")
+    ] = None,
     covariance: Annotated[
         str, typer.Option(help="unbiased (/(n-1): EDM, EDM2) or biased (/n: ECT).")
     ] = "unbiased",

@@ -33,8 +33,9 @@ class Moments(Metric):
     mean: Tensor
     scatter: Tensor
 
-    def __init__(self, dim: int, convention: Convention = "unbiased") -> None:
-        super().__init__()
+    def __init__(self, dim: int, convention: Convention = "unbiased", *, everywhere: bool = False) -> None:
+        """`everywhere`: each process is fed all of the features, so that there is nothing to merge."""
+        super().__init__(sync_on_compute=not everywhere)
         self.lost = 1 if convention == "unbiased" else 0
         for name, shape in (("count", ()), ("mean", (dim,)), ("scatter", (dim, dim))):
             # No reduction: the processes' states come stacked, and `compute` merges them by the same rule.

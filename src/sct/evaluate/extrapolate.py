@@ -26,8 +26,7 @@ def limit(
     values = []
     for size in np.round(1 / inverse).astype(int):
         rows = torch.randperm(n, generator=generator)[: int(size)]
-        subset = Moments(features.shape[1], convention)
-        subset.sync_on_compute = False  # every process has all the features here
+        subset = Moments(features.shape[1], convention, everywhere=True)
         for part in torch.split(rows, 1024):
             subset.update(features[part])
         values.append(frechet(*subset.compute(), reference.mean, reference.covariance))

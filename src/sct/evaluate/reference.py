@@ -149,7 +149,7 @@ def _compute(
     kept = torch.zeros(len(images), dtype=torch.bool)
     kept[random_rows(len(images))] = True
     dim = extractor.protocol.dim or extractor(images[:1]).shape[1]
-    moments = Moments(dim)
+    moments = Moments(dim, everywhere=True)
     start = 0
     with feature_file(folder / FEATURES, int(kept.sum()), dim) as file:
         for part in blocks(images):
@@ -159,7 +159,6 @@ def _compute(
             start += len(part)
             if mirrored:
                 moments.update(extractor(part.flip(-1)))
-    moments.sync_on_compute = False  # every process may compute the whole of it
     mean, covariance = moments.compute()
     _, channels, height, width = images.shape
     made = Reference(
