@@ -119,6 +119,8 @@ class RunFolder:
                 raise UserError(
                     "another program trains in this folder", str(self.path), "wait for it, or stop it"
                 ) from None
+            except NotImplementedError:  # some network file systems
+                self.say("warning: this file system has no locks; let no other program train here")
         try:
             yield
         finally:
