@@ -1,6 +1,7 @@
 """The tables of docs/performance.md, all or those named, from the JSON that the benchmarks wrote."""
 
 import json
+import statistics
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -10,6 +11,7 @@ from pages import fill
 
 RESULTS = Path(__file__).parent / "results"
 GIB = 2**30
+SHARE = "share of the plain loop's"
 
 
 def read(name: str) -> dict[str, Any]:
@@ -40,22 +42,38 @@ def steps() -> str:
 
 def levers() -> str:
     entry = read("training_step")["levers"]
-    rows = [f"| DDPM++, batch {entry['batch']} | seconds |", "|---|---|"]
-    for part, label in (("steps", "step"), ("passes", "two passes and a backward, fp32")):
+    rows = [
+        f"| DDPM++, batch {entry['batch']}, one thread | | seconds | times as fast |",
+        "|---|---|---|---|",
+    ]
+    for part, label in (("steps", "whole step"), ("passes", "two passes and a backward, fp32")):
+        first = next(iter(entry[part]))
+        base = entry[part][first]["seconds"]
         for name, timing in entry[part].items():
-            rows.append(f"| {label}: {name} | {timing['median']:.2f} |")
+            seconds = timing["seconds"]
+            each = [a / b for a, b in zip(base, seconds, strict=True)]
+            found = {"median": statistics.median(each), "low": min(each), "high": max(each)}
+            cells = f"{timing['median']:.2f} ({min(seconds):.2f} to {max(seconds):.2f})"
+            rows.append(f"| {label} | {name} | {cells} | {'1' if name == first else span(found)} |")
     return "\n".join(rows)
 
 
 def memory() -> str:
-    rows = ["| network | | peak | share of plain's |", "|---|---|---|---|"]
+    rows = [
+        "| network | | kept by the forward pass | peak | share of plain's | freed memory given back "
+        "| share of plain's |",
+        "|---|---|---|---|---|---|---|",
+    ]
     for key, entry in read("training_step").items():
         if not key.startswith("memory "):
             continue
-        for name, size in entry["bytes"].items():
-            share = entry["share of the plain loop's"].get(name, 1.0)
-            network = f"{key.removeprefix('memory ')}, batch {entry['batch']}"
-            rows.append(f"| {network} | {name} | {size / GIB:.2f} GiB | {share:.2f} |")
+        both = entry["forms"], entry["forms, freed memory given back"]
+        for form in both[0]["bytes"]:
+            cells = " | ".join(
+                f"{found['bytes'][form] / GIB:.2f} GiB | {found[SHARE].get(form, 1.0):.2f}" for found in both
+            )
+            kept = f"{entry['kept'][form] / GIB:.2f} GiB"
+            rows.append(f"| {key.removeprefix('memory ')} | {form} | {kept} | {cells} |")
     return "\n".join(rows)
 
 

@@ -1,6 +1,6 @@
 """What the score-identity target adds to a training step, and what the published form of it would cost.
 
-    python benchmarks/score_identity_cost.py [--rounds 2] [--part naive|targets|steps]
+    python benchmarks/score_identity_cost.py [--rounds 2] [--part naive|targets|steps|scaling]
 
 Step: one whole step of tuning DDPM++ CIFAR-10 (two forward passes, backward, RAdam), with the one-sample
 target (ECT), the score identity over the classes' 5 000 references, and over all 50 000; in turns. Then
@@ -10,9 +10,10 @@ the targets alone, at the step's batch and at 128, where a whole step takes minu
 Naive: the target from every pairwise difference [B, n, d], as stable targets were first published (STF,
 2302.00670), at 5 000 references of 3×32×32 and batch 128: time, and peak memory above what is held.
 
+Scaling: the target alone as the references, the batch and the classes grow, each by itself.
+
 One thread; correctness first; CPU seconds of the process. A part alone is measured anew, the others
-kept. Writes results/score_identity_cost.json
-and the table in docs/methods.md.
+kept. Writes results/score_identity_cost.json and the tables in docs/methods.md.
 """
 
 import argparse
@@ -39,6 +40,9 @@ from sct.nn.presets import preset
 RESULT = Path(__file__).parent / "results" / "score_identity_cost.json"
 CLASSES, PER_CLASS, BATCH, STEP_BATCH = 10, 5_000, 128, 16
 FEWEST_FREE_GB = 10.0
+REFERENCES = (1_250, 2_500, 5_000, 10_000, 20_000, 50_000)
+BATCHES = (16, 32, 64, 128, 256, 512)
+CLASS_COUNTS = (1, 2, 5, 10, 20, 50, 100)
 
 
 def spread(seconds: list[float]) -> dict[str, float]:
@@ -101,6 +105,23 @@ def targets(images: Tensor, size: int, repeats: int) -> dict[str, dict[str, floa
     batch, x_t, t = batch_of(images, size)
     found = {n: e for n, e in estimators(images).items() if isinstance(e, ScoreIdentity)}
     return in_turns({name: lambda e=e: e.clean(x_t, t, batch) for name, e in found.items()}, repeats)
+
+
+def scaling(images: Tensor, repeats: int) -> dict[str, dict[str, dict[str, float]]]:
+    """Seconds of the target: n references for 128 queries, 5,000 for B, and 50,000 in K classes for 128."""
+
+    def seconds(size: int, count: int, classes: int = 1) -> Callable[[], object]:
+        _, x_t, t = batch_of(images, size)
+        reference = Reference(images[:count], tuple(range(0, count + 1, count // classes)))
+        group = torch.arange(size) % classes
+        return lambda: posterior(x_t, t, EDM(), reference, group).mean
+
+    found = {
+        "references": {str(n): seconds(BATCH, n) for n in REFERENCES},
+        "batch": {str(size): seconds(size, PER_CLASS) for size in BATCHES},
+        "classes": {str(k): seconds(BATCH, len(images), k) for k in CLASS_COUNTS},
+    }
+    return {what: in_turns(calls, repeats) for what, calls in found.items()}
 
 
 def naive(x_t: Tensor, t: Tensor, references: Tensor, rows: int) -> Tensor:
@@ -189,12 +210,31 @@ def tables(result: dict) -> str:
     return "\n".join(lines)
 
 
+def scaling_table(found: dict[str, dict[str, dict[str, float]]]) -> str:
+    """One table in Markdown: a row a size, and its time over the one before it."""
+    fixed = {
+        "references": f"{BATCH} queries, one class",
+        "batch": f"{PER_CLASS:,} references, one class",
+        "classes": f"{CLASSES * PER_CLASS:,} references, {BATCH} queries",
+    }
+    lines = ["| grows | of | to | s | size × | time × |", "|---|---|---|---|---|---|"]
+    for what, times in found.items():
+        before: tuple[int, float] | None = None
+        for size, seconds in times.items():
+            now = int(size), seconds["median"]
+            grown = "| | " if before is None else f"| {now[0] / before[0]:.1f} | {now[1] / before[1]:.2f} "
+            spread = f"{now[1]:.3f} ({seconds['least']:.3f} … {seconds['most']:.3f})"
+            lines.append(f"| {what} | {fixed[what]} | {now[0]:,} | {spread} {grown}|")
+            before = now
+    return "\n".join(lines)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--rounds", type=int, default=2)
-    parser.add_argument("--part", choices=["naive", "targets", "steps"])
+    parser.add_argument("--part", choices=["naive", "targets", "steps", "scaling"])
     rounds, part = vars(parser.parse_args()).values()
     torch.set_num_threads(1)
     images = pictures(CLASSES * PER_CLASS)
@@ -202,6 +242,7 @@ def main() -> None:
         "naive": lambda: against_naive(images, rounds),
         "targets": lambda: {str(size): targets(images, size, 3 * rounds) for size in (STEP_BATCH, BATCH)},
         "steps": lambda: steps(images, rounds),
+        "scaling": lambda: scaling(images, 3 * rounds),
     }
     result = json.loads(RESULT.read_text()) if part else {}
     result |= {
@@ -217,6 +258,7 @@ def main() -> None:
     RESULT.write_text(json.dumps(result, indent=1) + "\n")
     if result.keys() >= parts.keys():
         fill("methods.md", "score identity cost", tables(result))
+        fill("methods.md", "score identity scaling", scaling_table(result["scaling"]))
 
 
 if __name__ == "__main__":

@@ -6,37 +6,49 @@
 
 `step`: the Trainer's whole step (images, noise, both passes, gradient norm, RAdam, average) in fp32 and bf16
 against `sct.bench.plain`; the same losses and gradients first. `levers`: DDPM++ at 32×32, one change at a
-time. `memory`: peaks, each in a process of its own. Adds to results/training_step.json.
+time. With --threads 1 the clock is the processor's, which other work on the machine hardly touches. `memory`:
+peaks, each in a process of its own. Adds to results/training_step.json.
 """
 
 import argparse
 import json
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from sct.bench import memory
+from sct.bench.plain import PlainLoop
+from sct.bench.predict import BYTES_A_PARAMETER, state_bytes
 from sct.bench.timing import alternate, machine, ratio
-from sct.bench.training import checked, our_step, plain_step, speed
+from sct.bench.training import checked, our_step, plain_step, speed, trainer_of
 from sct.bench.workload import Draw, Workload
 from sct.core.types import expand
+from sct.dryrun import kept_for_gradient
 from sct.files import write_atomically
+from sct.nn import blocks, magnitude
 from sct.nn.lean import Dropout
 
 RESULT = Path(__file__).parent / "results" / "training_step.json"
 WORDS = ("fp32", "bf16")
 
 
+def clock() -> Callable[[], float]:
+    """The processor's time of one thread; of several the sum would count, so the wall's."""
+    return time.process_time if torch.get_num_threads() == 1 else time.perf_counter
+
+
 def step(workload: Workload, rounds: int) -> dict[str, Any]:
     """Both precisions and the plain loop in turns."""
     errors = {word: checked(workload, word) for word in WORDS}
     runs = {word: our_step(workload, word) for word in WORDS} | {"plain": plain_step(workload)}
-    times = alternate(runs, rounds)
+    times = alternate(runs, rounds, clock=clock())
     return {
         "machine": machine(),
+        "clock": clock().__name__,
         "batch": workload.batch,
         "errors": {word: {"loss": e.loss, "gradient": e.gradient} for word, e in errors.items()},
         "times": {name: speed(timing, workload.batch) for name, timing in times.items()},
@@ -70,36 +82,81 @@ def passes(workload: Workload, how: str) -> Callable[[], object]:
     return run
 
 
-def torch_dropout(run: Callable[[], object]) -> Callable[[], object]:
-    """The same call with torch's own dropout."""
+def with_other(run: Callable[[], object], places: dict[Any, str], other: Callable) -> Callable[[], object]:
+    """The same call with another function in these places: {owner: attribute}."""
 
-    def other() -> None:
-        own = Dropout.forward
-        Dropout.forward = nn.Dropout.forward  # type: ignore[method-assign]
+    def changed() -> None:
+        own = {owner: getattr(owner, name) for owner, name in places.items()}
+        for owner, name in places.items():
+            setattr(owner, name, other)
         try:
             run()
         finally:
-            Dropout.forward = own  # type: ignore[method-assign]
+            for owner, name in places.items():
+                setattr(owner, name, own[owner])
 
-    return other
+    return changed
+
+
+def bernoulli(layer: Dropout, like: Tensor) -> Tensor:
+    """torch's own Bernoulli numbers as a mask."""
+    return torch.empty_like(like, dtype=torch.bool).bernoulli_(1 - layer.p)
+
+
+def called(function: Callable[..., Tensor], *inputs: Any) -> Tensor:
+    """In `recomputed`'s place: everything is kept."""
+    return function(*inputs)
 
 
 def levers(workload: Workload, rounds: int) -> dict[str, Any]:
     """Seconds with and without each lever, in turns."""
-    bf16 = our_step(workload, "bf16")
+    regions = {blocks: "recomputed", magnitude: "recomputed"}
+    fp32, bf16 = (our_step(workload, word) for word in WORDS)
     steps = {
         "plain": plain_step(workload),
-        "our parts": our_step(workload, "fp32", channels_last=False),
-        "+ channels last": our_step(workload, "fp32"),
+        "our parts, fp32": our_step(workload, "fp32", channels_last=False),
+        "+ channels last": fp32,
         "+ bf16 products": bf16,
-        "bf16, torch's dropout": torch_dropout(bf16),
+        "fp32, all activations kept": with_other(fp32, regions, called),
+        "bf16, all activations kept": with_other(bf16, regions, called),
+        "bf16, torch's Bernoulli mask": with_other(bf16, {Dropout: "mask"}, bernoulli),
+        "bf16, checkpointing": our_step(workload, "bf16", checkpointing=True),
     }
     forms = {how: passes(workload, how) for how in ("no_grad", "inference mode", "one batched pass")}
     return {
         "machine": machine(),
+        "clock": clock().__name__,
         "batch": workload.batch,
-        "steps": {name: timing.record() for name, timing in alternate(steps, rounds).items()},
-        "passes": {name: timing.record() for name, timing in alternate(forms, rounds).items()},
+        "steps": {name: timing.record() for name, timing in alternate(steps, rounds, clock=clock()).items()},
+        "passes": {name: timing.record() for name, timing in alternate(forms, rounds, clock=clock()).items()},
+    }
+
+
+def kept(workload: Workload, form: str) -> int:
+    """Bytes that a forward pass of this form keeps for the backward pass, the weights' own excepted."""
+    side, word, *checkpointing = memory.FORMS[form]
+    if side == "plain":
+        loop = PlainLoop(workload.model())
+        draw = Draw.of(loop.model, workload.batch)
+        with kept_for_gradient(loop.model) as found:
+            loop.step(draw.x_0, draw.times, draw.noise, draw.labels)
+    else:
+        trainer = trainer_of(workload, word, checkpointing=bool(checkpointing))
+        with kept_for_gradient(trainer.model) as found:
+            next(trainer.steps())
+    return found[0]
+
+
+def peaks(workload: Workload, forms: list[str]) -> dict[str, Any]:
+    """Peak bytes as the system counts them, and with freed memory given back at once; and their parts."""
+    parameters = sum(p.numel() for p in workload.model().parameters())
+    return {
+        "batch": workload.batch,
+        "state": state_bytes(parameters),
+        "gradients": BYTES_A_PARAMETER * parameters,
+        "kept": {form: kept(workload, form) for form in (memory.PLAIN, *forms)},
+        "forms": memory.against_plain(workload, forms),
+        "forms, freed memory given back": memory.against_plain(workload, forms, memory.RETURNED),
     }
 
 
@@ -110,16 +167,18 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--precisions", nargs="+", default=WORDS, choices=WORDS, help="of memory")
+    ours = [form for form in memory.FORMS if form != memory.PLAIN]
+    parser.add_argument("--forms", nargs="+", default=ours, choices=ours, help="of memory")
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
     workload = Workload(given.preset, given.batch)
     if given.what == "memory":
-        measured = memory.against_plain(workload, tuple(given.precisions))
+        key, measured = f"memory {given.preset}, batch {given.batch}", peaks(workload, given.forms)
+    elif given.what == "step":
+        key, measured = f"step {given.preset}", step(workload, given.rounds)
     else:
-        measured = {"step": step, "levers": levers}[given.what](workload, given.rounds)
+        key, measured = "levers", levers(workload, given.rounds)
     results = json.loads(RESULT.read_text()) if RESULT.exists() else {}
-    key = given.what if given.what == "levers" else f"{given.what} {given.preset}"
     results[key] = measured
     write_atomically(RESULT, json.dumps(results, indent=1) + "\n")
     print(json.dumps(measured, indent=1))

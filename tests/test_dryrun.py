@@ -46,13 +46,10 @@ def test_nothing_is_kept_of_references_that_are_not_there() -> None:
 
 def test_activations_are_what_autograd_keeps() -> None:
     """Two layers keep their inputs and the activation its own: 8·10 + 8·20 + 8·20 numbers of 4 bytes."""
-
-    class Stand:
-        model = nn.Sequential(nn.Linear(10, 20), nn.Sigmoid(), nn.Linear(20, 5))
-
+    model = nn.Sequential(nn.Linear(10, 20), nn.Sigmoid(), nn.Linear(20, 5))
     x = torch.randn(8, 10)
-    with dryrun.kept_for_gradient(Stand) as kept:  # type: ignore[arg-type]
-        Stand.model(x).sum()
+    with dryrun.kept_for_gradient(model) as kept:
+        model(x).sum()
     assert kept[0] == 4 * 8 * (10 + 20)  # the sigmoid's output is the second layer's input: one storage
 
 

@@ -8,12 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from sct.core.estimators import ScoreIdentity
 from sct.plan import Plan
 from sct.train.ema import PowerFunction
-from sct.train.loop import Trainer
 
 HALF_WAY = 0.5
 """The share of training at which the step is taken: in the beginning some steps have no target to compute."""
@@ -55,7 +54,7 @@ def estimate(plan: Plan, device: torch.device | str = "cpu") -> Estimate:
     trainer = small.trainer(device)
     trainer.images = int(options.images * HALF_WAY)
     steps = trainer.steps()
-    with kept_for_gradient(trainer) as kept:
+    with kept_for_gradient(trainer.model) as kept:
         next(steps)
     began = time.perf_counter()
     next(steps)
@@ -79,9 +78,9 @@ def estimate(plan: Plan, device: torch.device | str = "cpu") -> Estimate:
 
 
 @contextmanager
-def kept_for_gradient(trainer: Trainer) -> Iterator[list[int]]:
+def kept_for_gradient(model: nn.Module) -> Iterator[list[int]]:
     """Count the bytes of the storages that autograd keeps in the block, the weights' own excepted."""
-    own = {p.untyped_storage().data_ptr() for p in trainer.model.parameters()}
+    own = {p.untyped_storage().data_ptr() for p in model.parameters()}
     seen: dict[int, int] = {}
     total = [0]
 

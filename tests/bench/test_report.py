@@ -1,11 +1,14 @@
 """`sct bench` end to end on a network so small that it takes seconds."""
 
+import subprocess
+import sys
+
 import pytest
 import torch
 
 from sct.bench import sampling
 from sct.bench.report import NOT_RUN, Settings, as_json, lines
-from sct.bench.timing import Timing, alternate, ratio
+from sct.bench.timing import Timing, alternate, peak_bytes, ratio
 from sct.bench.training import checked
 from sct.bench.workload import Workload
 from sct.nn.presets import PRESETS
@@ -62,3 +65,11 @@ def test_turns_alternate_and_the_first_does_not_count() -> None:
 def test_a_ratio_compares_each_round_with_itself() -> None:
     slow, fast = Timing((2.0, 30.0, 4.0)), Timing((1.0, 10.0, 2.0))
     assert (ratio(slow, fast).median, ratio(slow, fast).low, ratio(slow, fast).high) == (2.0, 2.0, 3.0)
+
+
+def test_a_process_has_its_own_peak_not_its_parents() -> None:
+    held = torch.ones(1 << 28)  # 1 GiB, which the child does not have
+    assert peak_bytes() >= held.nbytes
+    code = "from sct.bench.timing import peak_bytes; print(peak_bytes())"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert 0 < int(done.stdout) < held.nbytes

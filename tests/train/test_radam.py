@@ -1,10 +1,13 @@
 """RAdam by Adam's kernel against torch's own RAdam."""
 
+import copy
+
 import pytest
 import torch
 from torch import nn
 
 from sct.train.radam import RAdam
+from sct.train.sharding import load_optimizer
 
 
 def networks() -> tuple[nn.Sequential, nn.Sequential]:
@@ -56,3 +59,18 @@ def test_a_continued_optimizer_steps_as_the_unbroken_one() -> None:
     take(continued, c, range(4, 12))
     for p, q in zip(unbroken.parameters(), continued.parameters(), strict=True):
         torch.testing.assert_close(p, q, rtol=1e-6, atol=1e-7)
+
+
+def test_moments_of_another_memory_format_are_the_same_moments() -> None:
+    """A run continued with channels_last switched on: the kernel reads weights and moments as they lie."""
+    unbroken, continued = networks()
+    a = RAdam(unbroken.parameters(), lr=1e-3, fused=True)
+    take(unbroken, a, range(8))
+    state = copy.deepcopy(a.state_dict())
+    continued.load_state_dict(unbroken.state_dict())
+    b = RAdam(continued.parameters(), lr=1e-3, fused=True)
+    load_optimizer(b, state)
+    for network, optimizer in ((unbroken, a), (continued, b)):
+        take(network, optimizer, range(8, 12))
+    for p, q in zip(unbroken.parameters(), continued.parameters(), strict=True):
+        torch.testing.assert_close(p, q, rtol=1e-5, atol=1e-6)

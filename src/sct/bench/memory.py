@@ -1,9 +1,10 @@
 """The peak memory of a training step, ours and the plain loop's, each in a process of its own.
 
-python -m sct.bench.memory {ours,plain} PRESET BATCH PRECISION     # prints bytes
+python -m sct.bench.memory {ours,plain} PRESET BATCH PRECISION [checkpointing]     # prints bytes
 """
 
 import sys
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -14,24 +15,43 @@ from sct.bench.workload import Workload
 
 STEPS = 2
 """The optimizer's state is there from the second step on."""
+PLAIN = "plain"
+FORMS = {
+    PLAIN: ("plain", "fp32"),
+    "fp32": ("ours", "fp32"),
+    "bf16": ("ours", "bf16"),
+    "fp32, checkpointing": ("ours", "fp32", "checkpointing"),
+    "bf16, checkpointing": ("ours", "bf16", "checkpointing"),
+}
+RETURNED = {"MALLOC_MMAP_THRESHOLD_": str(1 << 20)}
+"""With this in the environment glibc gives a tensor's memory back as soon as it is freed, where it else keeps
+holes for later: the peak is then that of the tensors in use."""
 
 
-def against_plain(workload: Workload, precisions: tuple[str, ...] = ("fp32", "bf16")) -> dict[str, Any]:
-    """Peak bytes above an idle process's, of the plain loop and of ours in each precision."""
-    peaks = {
-        name: int(in_a_process("sct.bench.memory", side, workload.preset, str(workload.batch), word))
-        for name, side, word in (("plain", "plain", "fp32"), *((p, "ours", p) for p in precisions))
-    }
-    ratios = {word: round(peaks[word] / peaks["plain"], 4) for word in precisions}
+def against_plain(
+    workload: Workload, forms: Iterable[str] = ("fp32", "bf16"), environment: Mapping[str, str] | None = None
+) -> dict[str, Any]:
+    """Peak bytes above an idle process's, of the plain loop and of ours in these FORMS."""
+    peaks = {form: _peak(workload, form, environment or {}) for form in (PLAIN, *forms)}
+    ratios = {form: round(peaks[form] / peaks[PLAIN], 4) for form in forms}
     return {"batch": workload.batch, "bytes": peaks, "share of the plain loop's": ratios}
 
 
+def _peak(workload: Workload, form: str, environment: Mapping[str, str]) -> int:
+    side, *how = FORMS[form]
+    given = side, workload.preset, str(workload.batch), *how
+    return int(in_a_process("sct.bench.memory", *given, environment=environment))
+
+
 def main() -> None:
-    side, preset, batch, word = sys.argv[1:]
+    side, preset, batch, word, *checkpointing = sys.argv[1:]
     torch.set_num_threads(1)
     workload = Workload(preset, int(batch))
     before = peak_bytes()
-    step = training.our_step(workload, word) if side == "ours" else training.plain_step(workload)  # type: ignore[arg-type]
+    if side == "plain":
+        step = training.plain_step(workload)
+    else:
+        step = training.our_step(workload, word, checkpointing=bool(checkpointing))  # type: ignore[arg-type]
     for _ in range(STEPS):
         step()
     print(peak_bytes() - before)

@@ -18,6 +18,7 @@ from sct.train.loop import Trainer
 from sct.train.optim import Optimizer
 from sct.train.options import TrainOptions
 from sct.train.precision import Word
+from sct.train.processes import Processes
 
 ROOM = {"fp32": (1e-5, 1e-4), "bf16": (0.02, 0.05)}
 """By precision: how far loss and gradient may lie from the plain step's, relative to their length."""
@@ -67,16 +68,17 @@ def checked(workload: Workload, precision: Word) -> Errors:
     return errors
 
 
-def our_step(
+def trainer_of(
     workload: Workload,
     precision: Word = "bf16",
     channels_last: bool = True,
     estimator: NoiseEstimator = OneSample(),
     data: ImageSet | None = None,
     device: str = "cpu",
+    processes: Processes | None = None,
     **options: Any,
-) -> Callable[[], object]:
-    """A call that takes the Trainer's next step: the whole of it, from the images to the average."""
+) -> Trainer:
+    """A Trainer of the workload's network, over random pictures where no data are given."""
     model = workload.model()
     if data is None:
         images = pictures(4 * workload.batch, model.image_shape)
@@ -86,8 +88,12 @@ def our_step(
     settings = TrainOptions(
         images=FOREVER, batch=workload.batch, precision=precision, channels_last=channels_last, **options
     )
-    trainer = Trainer(model, objective(estimator), data, Optimizer(), settings, device)
-    steps = trainer.steps()
+    return Trainer(model, objective(estimator), data, Optimizer(), settings, device, processes=processes)
+
+
+def our_step(workload: Workload, precision: Word = "bf16", **options: Any) -> Callable[[], object]:
+    """A call that takes the next step of `trainer_of`: the whole of it, from the images to the average."""
+    steps = trainer_of(workload, precision, **options).steps()
     return lambda: next(steps)
 
 

@@ -2,7 +2,6 @@
 
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor, nn
 from torch.nn.functional import silu
 
@@ -82,34 +81,25 @@ class ResidualBlock(nn.Module):
         return cls(place.in_channels, place.out_channels, style, place.resample, place.attention)
 
     def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
-        h = self.conv0(activated(self.norm0, x, self.conv0.given_dtype), x.dtype)
+        h = recomputed(lambda x: self.conv0(silu(self.norm0(x)), x.dtype), x)
         modulation = self.affine(embedding).to(h.dtype)[:, :, None, None]
         if self.adaptive_scale:
-            h = activated(self.norm1, h, self.conv1.given_dtype, *modulation.chunk(2, dim=1))
+            h = recomputed(self._second, h, self.dropout.mask(h), *modulation.chunk(2, dim=1))
         else:
-            h = activated(self.norm1, h + modulation, self.conv1.given_dtype)
-        h = self.conv1(self.dropout(h), x.dtype)
-        x = (h + (x if self.skip is None else self.skip(x))) * self.skip_scale
+            h = h + modulation
+            h = recomputed(self._second, h, self.dropout.mask(h))
+        x = (h + (x if self.skip is None else recomputed(self.skip, x))) * self.skip_scale
         if self.heads:
-            q, k, v = split_heads(self.qkv(self.norm2(x)), self.heads)
+            q, k, v = split_heads(recomputed(lambda x: self.qkv(self.norm2(x)), x), self.heads)
             attended = attend(q, k, v, x, self.qkv.product_dtype)
             x = (self.proj(attended) + x) * self.skip_scale
         return x
 
-
-def activated(
-    norm: nn.Module,
-    x: Tensor,
-    dtype: torch.dtype | None,
-    scale: Tensor | None = None,
-    shift: Tensor | None = None,
-) -> Tensor:
-    """silu(norm(x)), or silu(norm(x)·(1 + scale) + shift), in `dtype` (None: x's); keeps only its inputs."""
-
-    def compute(x: Tensor, *modulation: Tensor) -> Tensor:
-        h = norm(x)
-        if modulation:
-            h = modulation[1].addcmul(h, modulation[0] + 1)
-        return silu(h).to(dtype or x.dtype)
-
-    return recomputed(compute, x) if scale is None or shift is None else recomputed(compute, x, scale, shift)
+    def _second(
+        self, h: Tensor, mask: Tensor | None, scale: Tensor | None = None, shift: Tensor | None = None
+    ) -> Tensor:
+        """conv₁(dropout(silu(norm₁(h)·(1 + scale) + shift)))."""
+        normed = self.norm1(h)
+        if scale is not None and shift is not None:
+            normed = shift.addcmul(normed, scale + 1)
+        return self.conv1(self.dropout.masked(silu(normed), mask), h.dtype)

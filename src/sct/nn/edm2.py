@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from sct.nn.layers import BOX, attend, downsample, filter_2d, split_heads, upsample
-from sct.nn.lean import Dropout, clipped, recomputed
+from sct.nn.lean import Dropout, clipped
 from sct.nn.magnitude import MPConv, MPFourier, mp_cat, mp_silu, mp_sum, normalize
 from sct.nn.precond import EDMPrecond, Precision
 from sct.nn.unet import Place, UNet, decoder_places, encoder_places, recorded
@@ -45,7 +45,7 @@ class Block(nn.Module):
         self.conv_res0 = MPConv(inner, out_channels, (3, 3))
         self.emb_linear = MPConv(options.embedding, out_channels)
         drops = options.dropout_res is None or place.level.resolution <= options.dropout_res
-        self.dropout = Dropout(options.dropout) if drops else nn.Identity()
+        self.dropout = Dropout(options.dropout) if drops else None
         self.conv_res1 = MPConv(out_channels, out_channels, (3, 3))
         widens = in_channels != out_channels
         self.conv_skip = MPConv(in_channels, out_channels, (1, 1)) if widens else nn.Identity()
@@ -57,10 +57,10 @@ class Block(nn.Module):
         x = self._resampled(x)
         if self.flavor == "enc":
             x = normalize(self.conv_skip(x), dims=(1,))
-        y = self.conv_res0(mp_silu(x))
+        y = self.conv_res0(x, before=mp_silu)
         modulation = (self.emb_linear(embedding, gain=self.emb_gain) + 1).to(y.dtype)
-        y = recomputed(lambda y, m: mp_silu(y * m), y, modulation[:, :, None, None])
-        y = self.conv_res1(self.dropout(y))
+        mask = None if self.dropout is None else self.dropout.mask(y)
+        y = self.conv_res1(y, 1.0, self._second, modulation[:, :, None, None], mask)
         if self.flavor == "dec":
             x = self.conv_skip(x)
         x = mp_sum(x, y, self.options.res_balance)
@@ -69,6 +69,11 @@ class Block(nn.Module):
             attended = attend(q, k, v, x, self.attn_qkv.product_dtype)
             x = mp_sum(x, self.attn_proj(attended), self.options.attn_balance)
         return clipped(x, self.options.clip_act)
+
+    def _second(self, y: Tensor, modulation: Tensor, mask: Tensor | None) -> Tensor:
+        """dropout(mp_silu(y·(1 + gain·W e)))."""
+        y = mp_silu(y * modulation)
+        return y if self.dropout is None else self.dropout.masked(y, mask)
 
     def _resampled(self, x: Tensor) -> Tensor:
         if self.resample == "keep":

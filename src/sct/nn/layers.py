@@ -137,11 +137,6 @@ class Conv2d(Resampler):
         self.weight = init.draw((out_channels, in_channels, kernel, kernel), *fans, init.weight)
         self.bias = init.draw((out_channels,), *fans, init.bias)
 
-    @property
-    def given_dtype(self) -> torch.dtype | None:
-        """What its input may be rounded to beforehand: the products' dtype, where nothing lies between."""
-        return self.product_dtype if self.resample == "keep" else None
-
     def forward(self, x: Tensor, out: torch.dtype | None = None) -> Tensor:
         if self.resample != "down-after":
             return self.convolve(super().forward(x), self.weight, self.bias, self.padding, out)

@@ -1,7 +1,8 @@
-"""Activations that keep little for the backward pass: the same numbers, computed twice or stored small.
+"""Layers that keep little for the backward pass: the same numbers, computed twice or stored small.
 
-A training step's memory is what its forward pass keeps. Between two convolutions that is the norm's input,
-its output and the activation's, of which the first alone suffices: the rest is quickly computed again.
+A training step's memory is what its forward pass keeps. Of a convolution and what is done to its input that
+is the norm's input, the norm's output and the activation's, of which the first alone suffices: norm and
+activation are quickly computed again. So is a weight's rounding to bf16, or its normalisation.
 """
 
 from collections.abc import Callable
@@ -15,7 +16,9 @@ from torch.utils.checkpoint import checkpoint
 def recomputed(function: Callable[..., Tensor], *inputs: Any) -> Tensor:
     """function(*inputs), of which the backward pass keeps the inputs alone and computes the rest again.
 
-    The function must draw nothing at random. Without gradients it is called as it is.
+    A convolution or product that comes last is not computed again: the repetition stops where the last tensor
+    is known that a gradient needs, and that is its input. The function must draw nothing at random. Without
+    gradients it is called as it is.
     """
     if not torch.is_grad_enabled():
         return function(*inputs)
@@ -42,22 +45,37 @@ class _Clipped(torch.autograd.Function):
 
 
 class Dropout(nn.Dropout):
-    """x·mask/(1 − p) in training, keeping a byte an element instead of four.
+    """x·mask/(1 − p) in training, of which the backward pass keeps the mask, a byte an element.
 
-    On the CPU the mask comes from 16 random bits an element, twice as fast as torch's Bernoulli
-    numbers: p is then a multiple of 2⁻¹⁶, at most 2⁻¹⁷ from the one asked for, and the scale is that one's.
+    p is rounded to a multiple of 2⁻¹⁶, and the scale is that one's: on the CPU the mask comes from 16 random
+    bits an element, twice as fast as torch's Bernoulli numbers.
     """
 
     LEVELS = 1 << 16
 
+    @property
+    def dropped(self) -> int:
+        """p in LEVELS."""
+        return round(self.p * self.LEVELS)
+
+    def mask(self, like: Tensor) -> Tensor | None:
+        """Which elements stay, bool in the shape and memory format of `like`; None: all do."""
+        if not self.training or self.dropped == 0:
+            return None
+        kept = torch.zeros_like(like, dtype=torch.bool)
+        if self.dropped == self.LEVELS:
+            return kept
+        if like.device.type != "cpu" or torch.compiler.is_compiling():
+            return kept.bernoulli_(1 - self.dropped / self.LEVELS)
+        bits = torch.empty(-(-like.numel() // 4), dtype=torch.int64).random_(-(2**63), None).view(torch.int16)
+        drawn = (bits[: like.numel()] >= self.dropped - self.LEVELS // 2).view(like.shape)
+        return drawn if like.is_contiguous() else kept.copy_(drawn)  # the same mask in every memory format
+
+    def masked(self, x: Tensor, mask: Tensor | None) -> Tensor:
+        """x with what the mask says, scaled."""
+        if mask is None:
+            return x
+        return (x * mask).mul_(self.LEVELS / max(self.LEVELS - self.dropped, 1))
+
     def forward(self, x: Tensor) -> Tensor:
-        dropped = round(self.p * self.LEVELS)
-        if not self.training or dropped == 0 or x.device.type != "cpu" or torch.compiler.is_compiling():
-            return super().forward(x)
-        if dropped == self.LEVELS:
-            return torch.zeros_like(x)
-        bits = torch.empty(-(-x.numel() // 4), dtype=torch.int64).random_(-(2**63), None).view(torch.int16)
-        kept = (bits[: x.numel()] >= dropped - self.LEVELS // 2).view(x.shape)
-        if not x.is_contiguous():  # the same mask in every memory format, in x's own
-            kept = torch.empty_like(x, dtype=torch.bool).copy_(kept)
-        return (x * kept).mul_(self.LEVELS / (self.LEVELS - dropped))
+        return self.masked(x, self.mask(x))

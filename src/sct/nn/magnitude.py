@@ -1,6 +1,7 @@
 """Magnitude-preserving layers (EDM2, 2312.02696): every operation keeps its input's expected magnitude."""
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -59,15 +60,27 @@ class MPConv(Product):
         super().__init__()
         self.weight = nn.Parameter(normal(out_channels, in_channels, *kernel))
 
-    def forward(self, x: Tensor, gain: float | Tensor = 1.0) -> Tensor:
+    def forward(
+        self,
+        x: Tensor,
+        gain: float | Tensor = 1.0,
+        before: Callable[..., Tensor] | None = None,
+        *inputs: Tensor | None,
+    ) -> Tensor:
+        """Of before(x, *inputs), where one is given: that and the weight's factor are computed again for the
+        gradient, so that x, the inputs and the stored weight alone are kept."""
         if self.training and torch.is_grad_enabled() and not torch.compiler.is_compiling():
             with torch.no_grad():
                 self.weight.copy_(normalize(self.weight.to(_at_least_fp32(self.weight))))
-        if self.weight.ndim == 2:
-            return linear(x, recomputed(self._effective, self.weight, gain, x.dtype))
-        dtype = self.product_dtype or x.dtype
-        weight = recomputed(self._effective, self.weight, gain, dtype)
-        return self.convolve(x, weight, None, padding=weight.shape[-1] // 2)
+
+        def product(x: Tensor, weight: Tensor, gain: float | Tensor, *inputs: Tensor | None) -> Tensor:
+            x = x if before is None else before(x, *inputs)
+            if weight.ndim == 2:
+                return linear(x, self._effective(weight, gain, x.dtype))
+            weight = self._effective(weight, gain, self.product_dtype or x.dtype)
+            return self.convolve(x, weight, None, padding=weight.shape[-1] // 2)
+
+        return recomputed(product, x, self.weight, gain, *inputs)
 
     def _effective(self, weight: Tensor, gain: float | Tensor, dtype: torch.dtype) -> Tensor:
         """gain/√fan · normalize(weight) in `dtype`, by one factor a row: one pass through memory."""

@@ -90,7 +90,9 @@ def load_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> N
     """An optimizer's whole state, each process taking its part; how it computes stays as it is."""
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     moments = {
-        key: {name: _like(value, parameters[key]) for name, value in entry.items()}
+        key: {
+            name: _laid_out(_like(value, parameters[key]), parameters[key]) for name, value in entry.items()
+        }
         for key, entry in state["state"].items()
     }
     how = ("foreach", "fused")
@@ -106,6 +108,13 @@ def _like(value: Any, model: Tensor | None) -> Any:
         return value
     value = value.to(model.device)
     return distribute_tensor(value, model.device_mesh, model.placements, src_data_rank=None)
+
+
+def _laid_out(value: Any, parameter: Tensor) -> Any:
+    """A moment in its parameter's memory format: a kernel for both reads them as they lie."""
+    if not isinstance(value, Tensor) or isinstance(value, DTensor) or value.shape != parameter.shape:
+        return value
+    return torch.empty_like(parameter, requires_grad=False).copy_(value)
 
 
 def gathered(model: Preconditioned) -> Preconditioned:
