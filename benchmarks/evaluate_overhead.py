@@ -1,14 +1,17 @@
 """What the metrics of `sct evaluate` cost beside the network and the extractor, in time and memory.
 
-    python benchmarks/evaluate_overhead.py            some minutes on two cores
+    python benchmarks/evaluate_overhead.py --threads 1            some minutes
 
 1. 50,000 samples × 2048 features, every metric that features feed (Fréchet, kernel distance, Inception Score,
    precision and recall, and the pixel search of memorisation on its 10,000 samples of 32×32×3), against a
    reference of 50,000. A random projection stands in for the network and the extractor, so that the metrics'
-   own seconds and the peak memory show. What an Inception would take is measured on the cost that it has
-   (11.4 GFLOP an image at 299×299: 2 × 5.7 G multiply-adds) with a stack of convolutions that runs at this
-   machine's convolution speed. The reference's own pass and its radii are cached in use and not counted.
-2. The digits: 10,000 one-step samples, all metrics, the classifier's training and a first reference included.
+   own seconds and the peak memory show. The reference's own pass and its radii, which are cached, are not
+   counted.
+2. The same number of threads passes images through a network of the Inception's layers (`inception.py`,
+   random weights, as a TorchScript file): seconds an image, once for the features. The overhead is the
+   metrics' share of 50,000 such passes; the generator's own time, and the second pass for the Inception
+   Score, would make it smaller.
+3. The digits: 10,000 one-step samples, all metrics, the classifier's training and a first reference included.
 
 Writes benchmarks/results/evaluate_overhead.json.
 """
@@ -16,13 +19,13 @@ Writes benchmarks/results/evaluate_overhead.json.
 import argparse
 import json
 import os
-import platform
 import resource
+import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -30,10 +33,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from inception import write_inception
+from pages import fill
 from sct.assess.job import Job
 from sct.assess.wanted import Wanted
+from sct.bench.timing import machine
 from sct.data.images import DataSplit, ImageSet
-from sct.evaluate.features import Extractor
+from sct.evaluate.features import Extractor, load_extractor
 from sct.evaluate.protocol import INCEPTION
 from sct.evaluate.reference import build_reference
 from sct.evaluate.suite import Suite
@@ -41,8 +47,8 @@ from sct.files import write_atomically
 
 RESULTS = Path(__file__).parent / "results" / "evaluate_overhead.json"
 SAMPLES, FEATURES, CLASSES = 50_000, 2048, 1008
-INCEPTION_GFLOP = 11.4
 SIDE = 32
+INCEPTION_IMAGES, INCEPTION_ROUNDS = 64, 3
 
 
 class Projection:
@@ -71,7 +77,9 @@ def images(rows: Sequence[int]) -> Tensor:
 def large(samples: int) -> dict[str, Any]:
     """Seconds of the metrics and peak memory of this process."""
     base = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    training = torch.cat([images(range(i, i + 500)) for i in range(10**6, 10**6 + samples, 500)])
+    training = torch.empty(samples, 3, SIDE, SIDE, dtype=torch.uint8)
+    for start in range(0, samples, 500):
+        training[start : start + 500] = images(range(10**6 + start, 10**6 + min(start + 500, samples)))
     labels = torch.zeros(len(training), dtype=torch.long)
     data = DataSplit(ImageSet("made", training, labels, ("all",)), None)
     extractor = Extractor(INCEPTION, Projection(), "projection", torch.device("cpu"))
@@ -93,16 +101,20 @@ def large(samples: int) -> dict[str, Any]:
     }
 
 
-def convolution_speed() -> float:
-    """GFLOP a second of 3×3 convolutions of Inception's middle size (192 channels, 35×35, batch 32)."""
-    layer = nn.Conv2d(192, 192, 3, padding=1, bias=False)
-    x = torch.randn(32, 192, 35, 35)
-    with torch.inference_mode():
-        layer(x)
+def inception() -> dict[str, Any]:
+    """Seconds an image of the features' pass, by rounds."""
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "inception-2015-12-05.pt"
+        multiply_adds = write_inception(file)
+        extractor = load_extractor(str(file))
+    batch = images(range(INCEPTION_IMAGES))
+    extractor(batch)
+    rounds = []
+    for _ in range(INCEPTION_ROUNDS):
         began = time.perf_counter()
-        for _ in range(8):
-            layer(x)
-    return 8 * 2 * 32 * 35 * 35 * 192 * 192 * 9 / (time.perf_counter() - began) / 1e9
+        extractor(batch)
+        rounds.append((time.perf_counter() - began) / INCEPTION_IMAGES)
+    return {"gmac_an_image": multiply_adds, "seconds_an_image": rounds}
 
 
 class Silent:
@@ -125,31 +137,52 @@ def digits_seconds(model: Path) -> dict[str, Any]:
     return {"seconds": seconds, "parts": row["blocks"][0]["seconds"], "metrics": sorted(row["summary"])}
 
 
+def table(results: dict[str, Any]) -> str:
+    """The rows of docs/evaluation.md."""
+    big, small = results["large"], results["digits"]
+    image = sorted(results["inception"]["seconds_an_image"])
+    memory = f"{big['peak_mib']:.0f} MiB, of it {big['of_it_imports_mib']:.0f} imports and "
+    memory += f"{big['of_it_training_images_mib']:.0f} training images"
+    rows = [
+        (f"metrics, {big['samples']:,} samples × {FEATURES}", f"{big['seconds']['metrics']:.0f} s"),
+        ("an Inception's pass over them", f"{results['extractor_seconds']:,.0f} s"),
+        ("", f"{image[0]:.3f} to {image[-1]:.3f} s an image, {len(image)} rounds of {INCEPTION_IMAGES}"),
+        ("the metrics' share of it", f"**{100 * results['overhead']:.1f} %**"),
+        ("peak memory", f"**{memory}**"),
+        ("digits, 10,000 one-step samples, all metrics, empty cache", f"**{small['seconds']:.0f} s**"),
+    ]
+    threads = f"{results['threads']} thread(s) of {results['machine']['processor']}"
+    return "\n".join([f"| | {threads} |", "|---|---|", *(f"| {what} | {value} |" for what, value in rows)])
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("part", nargs="?", choices=["large", "digits"], help="One part; both by default.")
+    parser.add_argument(
+        "part", nargs="?", choices=["large", "inception", "digits"], help="One part; all by default."
+    )
     parser.add_argument("--model", type=Path, default=Path("runs/demo/sct"), help="A model of the digits.")
     parser.add_argument("--samples", type=int, default=SAMPLES)
+    parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
     arguments = parser.parse_args()
-    torch.set_num_threads(os.cpu_count() or 1)
-    if arguments.part == "large":
-        print(json.dumps(large(arguments.samples)))
-    elif arguments.part == "digits":
-        print(json.dumps(digits_seconds(arguments.model)))
-    else:
-        results = {"cpu_count": os.cpu_count(), "machine": platform.machine(), "torch": torch.__version__}
-        # Each part in a process of its own: the peak memory is a process's.
-        for part in ("large", "digits"):
-            command = [sys.executable, __file__, part, "--model", str(arguments.model)]
-            command += ["--samples", str(arguments.samples)]
-            results[part] = json.loads(subprocess.run(command, capture_output=True, check=True).stdout)
-        speed = convolution_speed()
-        extractor = arguments.samples * INCEPTION_GFLOP / speed
-        results["convolution_gflop_a_second"] = speed
-        results["inception_seconds"] = extractor
-        results["overhead"] = results["large"]["seconds"]["metrics"] / extractor
-        write_atomically(RESULTS, json.dumps(results, indent=1))
-        print(json.dumps(results, indent=1))
+    torch.set_num_threads(arguments.threads)
+    parts: dict[str, Callable[[], dict[str, Any]]] = {
+        "large": lambda: large(arguments.samples),
+        "inception": inception,
+        "digits": lambda: digits_seconds(arguments.model),
+    }
+    if arguments.part:
+        print(json.dumps(parts[arguments.part]()))
+        return
+    results: dict[str, Any] = {"machine": machine(), "threads": arguments.threads}
+    for part in parts:  # each in a process of its own: the peak memory is a process's
+        command = [sys.executable, __file__, part, *sys.argv[1:]]
+        results[part] = json.loads(subprocess.run(command, stdout=subprocess.PIPE, check=True).stdout)
+    passes = arguments.samples * statistics.median(results["inception"]["seconds_an_image"])
+    results["extractor_seconds"] = passes
+    results["overhead"] = results["large"]["seconds"]["metrics"] / passes
+    write_atomically(RESULTS, json.dumps(results, indent=1) + "\n")
+    fill("evaluation.md", "cost", table(results))
+    print(json.dumps(results, indent=1))
 
 
 if __name__ == "__main__":

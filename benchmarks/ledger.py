@@ -184,11 +184,14 @@ def ratios(path: Path = HERE / "results" / "digits_seeds.json") -> str:
     groups: dict[tuple[str, str], dict[str, list[Row]]] = defaultdict(lambda: defaultdict(list))
     for run in json.loads(path.read_text(encoding="utf-8"))["runs"]:
         setting = f"{run['curve'][-1]['images']:,} images, {run['keys'][0].removeprefix('optimizer.')}"
+        if setting == "192,000 images, lr=5e-4":
+            continue  # the recipe's own: the experiments have it, with the same figures
         cap = next((key.split("=")[1] for key in run["keys"] if "max_ratio" in key), None)
         groups[setting, f", cap {cap}" if cap else ""][run["estimator"]].append(run)
     lines = [
         "| setting | references | seeds | 1 step, mid (held-out) | end | 2 steps, mid | end |",
         "|---|---|---|---|---|---|---|",
+        *experiment_ratios(),
     ]
     for (setting, cap), by in groups.items():
         for name in ("batch", "class"):
@@ -198,11 +201,35 @@ def ratios(path: Path = HERE / "results" / "digits_seeds.json") -> str:
                     for steps in (1, 2)
                     for point in (3, -1)
                 ]
-                lines.append(f"| {setting}{cap} | {name} | {len(by[name])} | {' | '.join(cells)} |")
+                lines.append(f"| digits, {setting}{cap} | {name} | {len(by[name])} | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 
 
 KEYS = ("frechet_train", "frechet_held_out")
+
+
+def experiment_ratios() -> list[str]:
+    """The same of every `target` under docs/results, and of `convergence` where there is no `target`."""
+    lines = []
+    for path in sorted((DOCS / "results").glob("*/convergence/data.json")):
+        other = path.parents[1] / "target" / "data.json"
+        record = json.loads((other if other.exists() else path).read_text(encoding="utf-8"))
+        last = max(line["images"] for line in record["summary"])
+        middle = min(line["images"] for line in record["summary"] if 2 * line["images"] >= 0.99 * last)
+        by: dict[str, dict[tuple[str, int], Row]] = defaultdict(dict)
+        for line in record["summary"]:
+            by[line["run"]][line["sampler"], line["images"]] = line
+        for run, points in by.items():
+            if run in ("ECT", "none"):
+                continue
+            cells = [
+                " (".join(f"{points[f'steps={steps}', images][f'{key}_ratio']:.2f}" for key in KEYS) + ")"
+                for steps in (1, 2)
+                for images in (middle, last)
+            ]
+            setting = f"{record['data']}, {record['images']:,} images"
+            lines.append(f"| {setting} | {run} | {len(record['seeds'])} | {' | '.join(cells)} |")
+    return lines
 
 
 def ratio(by: dict[str, list[Row]], name: str, point: int, steps: int, key: str) -> float:

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 
@@ -147,6 +148,14 @@ def test_a_model_is_measured_in_several_steps_and_blocks(tmp_path: Path, model_f
     assert len(results["model"]["sha256"]) == len(results["data"]["sha256"]) == 64
 
 
+def test_one_block_of_one_row_is_kept_under_the_name_that_was_given(tmp_path: Path) -> None:
+    wanted = Wanted(tmp_path, tmp_path, "digits", keep=tmp_path / "kept.npz")
+    assert wanted.keep_file("1 evaluation", 0, 0, 1) == tmp_path / "kept.npz"
+    assert wanted.keep_file("1 evaluation", 0, 1, 2) == tmp_path / "kept_process1.npz"
+    both = replace(wanted, steps=(1, 2), blocks=2)
+    assert both.keep_file("2 evaluations", 1, 0, 1) == tmp_path / "kept_2-evaluations_block1.npz"
+
+
 def test_fid_is_what_the_official_file_gives(tmp_path: Path, model_folder: Path) -> None:
     file, _ = write_inception(tmp_path, "small.pt", 96)
     protocol = INCEPTION.model_copy(update={"dim": 96})
@@ -231,15 +240,26 @@ def run_processes(count: int, arguments: list[str], env: dict[str, str]) -> None
         assert process.returncode == 0, errors.decode()[-2000:]
 
 
-def test_two_processes_give_what_one_gives(tmp_path: Path, model_folder: Path, cache: Path) -> None:
+def test_two_processes_give_what_one_gives(tmp_path: Path, model_folder: Path) -> None:
     text = "def raw(x):\n    return x[:, 0].flatten(1)[:, ::3]\nraw.protocol = {'name': 'fd-raw'}\n"
     (tmp_path / "raw_pixels.py").write_text(text)
     path = os.pathsep.join([str(tmp_path), *sys.path])
-    env = {**os.environ, "OMP_NUM_THREADS": "1", "SCT_CACHE": str(cache), "PYTHONPATH": path}
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": path}
     found = []
     for count in (1, 2):
         out = tmp_path / str(count)
-        options = ["--data", "digits", "--samples", "101", "--batch", "16", "--device", "cpu"]
+        env["SCT_CACHE"] = str(tmp_path / f"cache-{count}")  # the reference too is made by one or by two
+        options = [
+            "--data",
+            "digits",
+            "--samples",
+            "101",
+            "--batch",
+            "16",
+            "--device",
+            "cpu",
+            "--extrapolate",
+        ]
         options += ["--features", "raw_pixels:raw"]
         run_processes(count, [str(model_folder), *options, "--out", str(out)], env)
         results = json.loads((out / "results.json").read_text())

@@ -12,9 +12,10 @@ from sct.evaluate.distances import finite_sample_bias, frechet, moments
 from sct.evaluate.extrapolate import limit
 from sct.evaluate.features import Extractor
 from sct.evaluate.kernel import kernel_distance
-from sct.evaluate.neighbours import FeatureFile, neighbourhoods, radii
+from sct.evaluate.neighbours import neighbourhoods, radii
 from sct.evaluate.protocol import Protocol
 from sct.evaluate.reference import Reference
+from sct.evaluate.rows import FeatureFile
 
 
 def features(n: int, d: int, seed: int = 0, shift: float = 0.0) -> torch.Tensor:

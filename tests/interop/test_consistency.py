@@ -11,8 +11,8 @@ from sct.errors import UserError
 from sct.interop.architectures import configuration
 from sct.interop.checkpoints import load_checkpoint
 from sct.interop.consistency import to_adm
+from sct.interop.contents import Snapshot
 from sct.interop.inert import Storage, TensorRecord
-from sct.interop.snapshot import Snapshot
 from sct.interop.source import Source
 from sct.interop.weights import heads_innermost
 from sct.nn import store

@@ -14,7 +14,8 @@ from sct.errors import UserError
 from sct.interop.architectures import configuration
 from sct.interop.checkpoints import load_checkpoint
 from sct.interop.consistency import is_consistency_model, to_adm
-from sct.interop.snapshot import MAX_TENSORS, read_snapshot
+from sct.interop.contents import MAX_TENSORS
+from sct.interop.snapshot import read_snapshot
 from sct.nn import store
 from tests.interop.assembler import (
     BUILD,

@@ -6,7 +6,15 @@ import pytest
 
 from sct.errors import UserError
 from sct.reproduce import spec
-from sct.reproduce.spec import Curves, EdgeSkipping, Guidance, Samples, read_experiment, read_families
+from sct.reproduce.spec import (
+    Curves,
+    EdgeSkipping,
+    Guidance,
+    RunSpec,
+    Samples,
+    read_experiment,
+    read_families,
+)
 from sct.reproduce.study import Study
 
 PAPER = {
@@ -49,6 +57,19 @@ def test_the_recipes_of_every_run_can_be_made(family: str, scale: str, tmp_path:
                 assert 1.0 in run.etas
                 assert 0.0 in run.etas
         assert len(budgets) == 1, "methods that are compared have the same budget"
+
+
+@pytest.mark.parametrize("family", ["digits", "mnist10k"])
+def test_without_labels_the_references_are_all_images(family: str, tmp_path: Path) -> None:
+    plain, unlabelled = study(family, "cpu", tmp_path), study(family, "cpu", tmp_path, unconditional=True)
+    blend = "estimator={kind: blend, full_gap: 0.25, estimator: {kind: score-identity, reference: class}}"
+    for run in (RunSpec(recipe="ect"), RunSpec(recipe="sct"), RunSpec(recipe="sct", set=(blend,))):
+        recipe = unlabelled.recipe(run, 0)
+        assert plain.recipe(run, 0).conditional
+        assert not recipe.conditional
+        inner = getattr(recipe.estimator, "estimator", recipe.estimator)
+        assert getattr(inner, "reference", "all") == "all"
+    assert plain.folder != unlabelled.folder
 
 
 def test_a_baseline_is_one_of_the_runs() -> None:

@@ -43,7 +43,7 @@ def test_a_finished_run_says_everything(tmp_path: Path) -> None:
     names = {p.name for p in (tmp_path / "run").iterdir()}
     assert names == {
         "recipe.yaml", "environment.json", "log.txt", "metrics.jsonl",
-        "checkpoints", "snapshots", "tensorboard", "model",
+        "checkpoints", "snapshots", "tensorboard", "model", ".lock",
     }  # fmt: skip
     lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert [line["images"] for line in lines] == list(range(64, 641, 64))
@@ -124,6 +124,18 @@ def test_runs_are_not_mixed_up(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="recipe differs"):
         start(tmp_path / "run", resume=True, keys=["train.clip_norm=1.0"])
     start(tmp_path / "run", resume=True, keys=["train.microbatch=16", "train.keep=5"])  # the machine's
+
+
+def test_two_programs_do_not_train_in_one_folder(tmp_path: Path) -> None:
+    run, trainer = start(tmp_path / "run")
+    steps = run.steps(trainer)
+    next(steps)
+    left = sorted(path.name for path in (tmp_path / "run").iterdir())
+    with pytest.raises(UserError, match="another program trains in this folder"):
+        start(tmp_path / "run", resume=True)
+    assert sorted(path.name for path in (tmp_path / "run").iterdir()) == left
+    steps.close()
+    start(tmp_path / "run", resume=True)
 
 
 @pytest.mark.parametrize("reason", ["full", "limited"])
@@ -266,6 +278,7 @@ def test_what_a_killed_process_left_half_written_is_removed(tmp_path: Path) -> N
     steps = run.steps(trainer)
     for _ in range(4):
         next(steps)
+    steps.close()
     path = tmp_path / "run"
     (path / "checkpoints" / ".step-00000009").write_bytes(b"half")
     (path / ".model.77.partial").mkdir()
@@ -274,7 +287,7 @@ def test_what_a_killed_process_left_half_written_is_removed(tmp_path: Path) -> N
     with (path / "metrics.jsonl").open("a") as file:
         file.write('{"images": 2')
     run, trainer = start(path, resume=True)
-    assert not [p for p in path.rglob("*") if p.name.startswith(".")]
+    assert not [p for p in path.rglob("*") if p.name.startswith(".") and p.name != ".lock"]
     assert [json.loads(line)["images"] for line in (path / "metrics.jsonl").read_text().splitlines()] == [
         64, 128, 192,
     ]  # fmt: skip

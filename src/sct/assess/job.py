@@ -164,12 +164,14 @@ class Job:
         wanted = self.wanted
         outcomes: list[Outcome] = []
         seeds = []
+        rank, world = process()
+        share = len(range(rank, wanted.samples, world))
         for block in range(wanted.blocks):
             start = wanted.first_seed + block * wanted.samples
             seeds.append([start, start + wanted.samples - 1])
             with (
-                _kept(wanted.keep, name, block) as keep,
-                self.screen.bar(f"{name}, block {block + 1}", wanted.samples) as bar,
+                _kept(wanted.keep_file(name, block, rank, world)) as keep,
+                self.screen.bar(f"{name}, block {block + 1}", share) as bar,
             ):
                 outcomes.append(self.suite.run(draw, range(start, start + wanted.samples), keep, bar.advance))
         summary = summarise([outcome.values for outcome in outcomes])
@@ -236,14 +238,12 @@ def _data(word: str | None) -> DataSplit | None:
 
 
 @contextmanager
-def _kept(path: Path | None, name: str, block: int) -> Iterator[Callable[[Tensor], None] | None]:
-    """Collects the images of a row and block in a file of their own, .npz with arr_0 uint8 NHWC."""
+def _kept(path: Path | None) -> Iterator[Callable[[Tensor], None] | None]:
+    """Collects images for a file: .npz with arr_0 uint8 NHWC."""
     if path is None:
         yield None
         return
-    rank, world = process()
     parts: list[Tensor] = []
     yield lambda images: parts.append(images.permute(0, 2, 3, 1).contiguous())
-    words = [path.stem, name.replace(" ", "-"), f"block{block}", *([f"process{rank}"] if world > 1 else [])]
-    with atomic_file(path.with_name("_".join(words) + ".npz")) as file:
+    with atomic_file(path) as file:
         np.savez_compressed(file, arr_0=torch.cat(parts).numpy())

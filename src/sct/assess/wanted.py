@@ -65,3 +65,16 @@ class Wanted:
     save_reference: Path | None = None
     batch: int = 256
     device: torch.device = torch.device("cpu")
+
+    def keep_file(self, name: str, block: int, rank: int, world: int) -> Path | None:
+        """Where a row's block is kept: under `keep` itself where it is the only one."""
+        if self.keep is None:
+            return None
+        words = [self.keep.stem]
+        if len(self.steps) > 1 or self.search is not None:
+            words.append(name.replace(" ", "-"))
+        if self.blocks > 1:
+            words.append(f"block{block}")
+        if world > 1:
+            words.append(f"process{rank}")
+        return self.keep.with_name("_".join(words) + ".npz")

@@ -27,6 +27,8 @@ PEER_CHANNELS = (256, 256, 240)
 ROOM = 2
 """Pixel levels by which bf16 may move an image, at the 99th percentile."""
 
+PRECISIONS: tuple[Precision, ...] = ("fp32", "bf16")
+
 Draw = Callable[[int], Tensor]
 """n → n images; uint8 [n, C, H, W], or the peer's own form."""
 
@@ -119,13 +121,10 @@ def timed(forms: dict[str, Draw], batch: int, rounds: int) -> dict[str, Timing]:
 def against_peer(batches: tuple[int, ...], rounds: int, compile_too: bool = False) -> dict[str, Any]:
     """DDPM++ at 32×32: the same images from all our forms, then times of all and the peer in turns."""
     model = Workload("edm-cifar10-ddpmpp", 1).model().eval()
-    forms: dict[str, Draw] = {
-        "ours, fp32": ours(model, "fp32"),
-        "ours, bf16": ours(model, "bf16"),
-        "ours, ONNX Runtime fp32": onnx_runtime(model),
-    }
+    forms: dict[str, Draw] = {f"ours, {word}": ours(model, word) for word in PRECISIONS}
+    forms["ours, ONNX Runtime fp32"] = onnx_runtime(model)
     if compile_too:
-        forms["ours, bf16 compiled"] = compiled(model, "bf16")
+        forms |= {f"ours, {word} compiled": compiled(model, word) for word in PRECISIONS}
     off = checked(forms)
     theirs, network = peer(32)
     x = torch.randn(1, 3, 32, 32)

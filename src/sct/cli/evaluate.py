@@ -12,7 +12,7 @@ from sct.assess.search import Setting
 from sct.assess.wanted import Wanted
 from sct.cli.common import Screen, parse_integers, parse_times, pick_device
 from sct.errors import UserError
-from sct.evaluate.accumulate import Convention
+from sct.evaluate.accumulate import Convention, process
 
 
 def evaluate(
@@ -79,9 +79,11 @@ def evaluate(
         batch=batch,
         device=_device(device),
     )
-    with Screen() as screen:
+    first = process()[0] == 0
+    with Screen(quiet=not first) as screen:
         page = Job(wanted, screen).run()
-    print(page)
+    if first:
+        print(page)
 
 
 def _device(name: str) -> torch.device:

@@ -139,7 +139,9 @@ def evaluate(
     x_flip: Annotated[
         bool, typer.Option("--x-flip", help="The reference has the mirror images too; no protocol does.")
     ] = False,
-    keep: Annotated[Path | None, typer.Option(help="Keep the samples: NAME.npz, one file a block.")] = None,
+    keep: Annotated[
+        Path | None, typer.Option(help="Keep the samples: NAME.npz, a file for each row and block.")
+    ] = None,
     covariance: Annotated[
         str, typer.Option(help="unbiased (/(n-1): EDM, EDM2) or biased (/n: ECT).")
     ] = "unbiased",
@@ -304,12 +306,15 @@ def reproduce(
     ] = "smoke",
     out: Annotated[Path, typer.Option(help="Where everything goes.")] = Path("runs/reproduce"),
     seeds: Annotated[int | None, typer.Option(help="How many; default: the scale's.")] = None,
+    unconditional: Annotated[
+        bool, typer.Option(help="Without the labels, as the paper does on CIFAR-10.")
+    ] = False,
     device: Annotated[str, typer.Option(help="cpu, cuda, or auto.")] = "auto",
 ) -> None:
     """Make the paper's figures and tables from scratch. Run again after a stop, it continues."""
     from sct.cli.reproduce import run
 
-    run(name, every, listed, data, scale, out, seeds, device)
+    run(name, every, listed, data, scale, out, seeds, unconditional, device)
 
 
 @app.command()

@@ -24,6 +24,7 @@ def run(
     scale: str,
     out: Path,
     seeds: int | None,
+    unconditional: bool,
     device: str,
 ) -> None:
     """Make one experiment or all; print each one's page. Raises SystemExit after a signal."""
@@ -45,7 +46,9 @@ def run(
     wanted = sorted(names(), key=LAST.__contains__) if name is None else [name]
     with Screen() as screen:
         try:
-            study = Study(out, data, cast(Scale, scale), screen, seeds=seeds, device=on)
+            study = Study(
+                out, data, cast(Scale, scale), screen, seeds=seeds, unconditional=unconditional, device=on
+            )
             for each in wanted:
                 screen.say(str(reproduce(each, study)))
         except Interrupted as stopped:

@@ -1,5 +1,6 @@
 """Metrics that are fed batch by batch, in one process or many: their states merge when they are computed."""
 
+from pathlib import Path
 from typing import Literal
 
 import torch
@@ -8,10 +9,14 @@ from torch import Tensor
 from torchmetrics import Metric
 from torchmetrics.utilities.distributed import gather_all_tensors
 
+from sct.evaluate.rows import FeatureFile, feature_file
+
 Convention = Literal["unbiased", "biased"]
 """A covariance divided by n − 1 (EDM, EDM2) or by n (ECT)."""
 SPLITS = 10
 """Parts of the Inception Score (1606.03498; ECT and StyleGAN's metrics)."""
+GATHERED_ROWS = 1024
+"""Rows that each process sends at a time."""
 
 
 class Moments(Metric):
@@ -28,8 +33,9 @@ class Moments(Metric):
     mean: Tensor
     scatter: Tensor
 
-    def __init__(self, dim: int, convention: Convention = "unbiased") -> None:
-        super().__init__()
+    def __init__(self, dim: int, convention: Convention = "unbiased", *, everywhere: bool = False) -> None:
+        """`everywhere`: each process is fed all of the features, so that there is nothing to merge."""
+        super().__init__(sync_on_compute=not everywhere)
         self.lost = 1 if convention == "unbiased" else 0
         for name, shape in (("count", ()), ("mean", (dim,)), ("scatter", (dim, dim))):
             # No reduction: the processes' states come stacked, and `compute` merges them by the same rule.
@@ -42,35 +48,33 @@ class Moments(Metric):
             return
         mean = x.mean(0)
         centred = x - mean
-        self.count, self.mean, self.scatter = _merge(
-            (self.count, self.mean, self.scatter),
-            (torch.tensor(float(len(x)), dtype=torch.float64), mean, centred.T @ centred),
-        )
+        # The scatter in place: at D = 2048 it is 32 MB, and Chan's sum would make three more of it.
+        self.scatter.addmm_(centred.T, centred)
+        self.count, self.mean = _join(self.count, self.mean, self.scatter, len(x), mean)
 
     def compute(self) -> tuple[Tensor, Tensor]:
-        state = (self.count, self.mean, self.scatter)
-        if self.count.ndim:  # stacked by process
-            parts = list(zip(*state, strict=True))
-            state = parts[0]
-            for part in parts[1:]:
-                state = _merge(state, part)
-        count, mean, scatter = state
+        count, mean, scatter = self.count, self.mean, self.scatter
+        if count.ndim:  # stacked by process
+            counts, means, scatters = count, mean, scatter
+            count, mean, scatter = counts[0], means[0], scatters[0]
+            for n, other, more in zip(counts[1:], means[1:], scatters[1:], strict=True):
+                scatter = scatter + more
+                count, mean = _join(count, mean, scatter, n, other)
         if count < 2:
             raise ValueError(f"a covariance needs two samples, got {int(count)}")
         return mean, scatter / (count - self.lost)
 
 
-State = tuple[Tensor, Tensor, Tensor]
-
-
-def _merge(a: State, b: State) -> State:
-    (n_a, mean_a, scatter_a), (n_b, mean_b, scatter_b) = a, b
+def _join(
+    n_a: Tensor, mean_a: Tensor, scatter: Tensor, n_b: Tensor | int, mean_b: Tensor
+) -> tuple[Tensor, Tensor]:
+    """n and μ of both; `scatter`, which holds M_a + M_b, gets its δδᵀ·n_a·n_b/n in place."""
     n = n_a + n_b
     if n == 0:
-        return a
+        return n, mean_a
     delta = mean_b - mean_a
-    scatter = torch.addr(scatter_a + scatter_b, delta, delta, alpha=float(n_a * n_b / n))
-    return n, mean_a + delta * (n_b / n), scatter
+    scatter.addr_(delta, delta, alpha=float(n_a * n_b / n))
+    return n, mean_a + delta * (n_b / n)
 
 
 class InceptionScore(Metric):
@@ -111,6 +115,26 @@ class InceptionScore(Metric):
         )
         scores = divergence.exp()
         return scores.mean(), scores.std(correction=0)
+
+
+def gathered_file(own: Path, path: Path, total: int) -> FeatureFile:
+    """The rows in all processes' `own` files, written to `path`; process r of w has the samples r, r + w, …
+
+    With one process its own file as it is. A block of every process is a run of consecutive samples, so no
+    process ever holds all rows.
+    """
+    rows = FeatureFile(own)
+    _, world = process()
+    if world == 1:
+        return rows
+    with feature_file(path, total, rows.shape[1]) as file:
+        for start in range(0, -(-total // world), GATHERED_ROWS):
+            parts = gather_all_tensors(rows[slice(start, start + GATHERED_ROWS)])
+            block = torch.empty(sum(len(part) for part in parts), rows.shape[1])
+            for place, part in enumerate(parts):
+                block[place::world] = part
+            file.append(block)
+    return FeatureFile(path)
 
 
 def gathered(rows: Tensor, places: Tensor, total: int) -> Tensor:

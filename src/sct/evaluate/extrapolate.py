@@ -5,8 +5,8 @@ import torch
 
 from sct.evaluate.accumulate import Convention, Moments
 from sct.evaluate.distances import frechet
-from sct.evaluate.neighbours import Rows
 from sct.evaluate.reference import Reference
+from sct.evaluate.rows import Rows
 
 POINTS = 6
 
@@ -26,8 +26,7 @@ def limit(
     values = []
     for size in np.round(1 / inverse).astype(int):
         rows = torch.randperm(n, generator=generator)[: int(size)]
-        subset = Moments(features.shape[1], convention)
-        subset.sync_on_compute = False  # every process has all the features here
+        subset = Moments(features.shape[1], convention, everywhere=True)
         for part in torch.split(rows, 1024):
             subset.update(features[part])
         values.append(frechet(*subset.compute(), reference.mean, reference.covariance))

@@ -3,7 +3,7 @@
 import torch
 from torchmetrics.image.kid import poly_mmd
 
-from sct.evaluate.neighbours import Rows
+from sct.evaluate.rows import Rows
 
 SUBSETS, SUBSET_SIZE = 100, 1000
 """100 subsets of 1000 rows (1801.01401; ECT)."""

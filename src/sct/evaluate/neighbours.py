@@ -2,12 +2,11 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Protocol
 
-import numpy as np
 import torch
 from torch import Tensor
+
+from sct.evaluate.rows import Rows
 
 NEIGHBOURS = 3
 """k of the published precision and recall (1904.06991; ECT)."""
@@ -15,31 +14,6 @@ QUERY_ROWS, OTHER_ROWS = 1024, 4096
 """Rows of a block of distances: 16 MB, whatever the sets' sizes."""
 SIDE = 2048
 """The same where both sides are one set: a block serves its mirror image too."""
-
-
-class Rows(Protocol):
-    """Features [n, D] that are read by rows: a tensor, or a file."""
-
-    @property
-    def shape(self) -> torch.Size: ...
-    def __len__(self) -> int: ...
-    def __getitem__(self, rows: slice | Tensor) -> Tensor: ...
-
-
-class FeatureFile:
-    """Features in a .npy file, of which only the rows asked for are ever in memory."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.shape = torch.Size(np.load(path, mmap_mode="r").shape)
-
-    def __len__(self) -> int:
-        return self.shape[0]
-
-    def __getitem__(self, rows: slice | Tensor) -> Tensor:
-        # The map lives as long as this call, so its pages do not stay resident.
-        wanted = rows.numpy() if isinstance(rows, Tensor) else rows
-        return torch.from_numpy(np.array(np.load(self.path, mmap_mode="r")[wanted]))
 
 
 @dataclass(frozen=True)

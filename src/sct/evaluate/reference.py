@@ -16,7 +16,8 @@ from torch import Tensor
 from sct.errors import UserError
 from sct.evaluate.accumulate import Convention, Moments
 from sct.evaluate.features import Extractor, blocks, image_digest
-from sct.evaluate.neighbours import NEIGHBOURS, FeatureFile, Rows, radii
+from sct.evaluate.neighbours import NEIGHBOURS, radii
+from sct.evaluate.rows import FeatureFile, Rows, feature_file
 from sct.files import write_atomically
 from sct.unpickle.arrays import read_arrays
 
@@ -142,27 +143,22 @@ def random_rows(count: int) -> Tensor:
 def _compute(
     folder: Path, name: str, images: Tensor, extractor: Extractor, mirrored: bool, digest: str
 ) -> None:
+    if len(images) == 0:
+        raise UserError("has no images", name)
     folder.mkdir()
     kept = torch.zeros(len(images), dtype=torch.bool)
     kept[random_rows(len(images))] = True
-    moments: Moments | None = None
+    dim = extractor.protocol.dim or extractor(images[:1]).shape[1]
+    moments = Moments(dim, everywhere=True)
     start = 0
-    with (folder / FEATURES).open("wb") as file:  # written row by row: a map would stay resident whole
+    with feature_file(folder / FEATURES, int(kept.sum()), dim) as file:
         for part in blocks(images):
             found = extractor(part)
-            if moments is None:
-                moments = Moments(found.shape[1])
-                shape = (int(kept.sum()), found.shape[1])
-                header = {"descr": "<f4", "fortran_order": False, "shape": shape}
-                np.lib.format.write_array_header_1_0(file, header)
             moments.update(found)
-            file.write(found[kept[start : start + len(part)]].numpy().astype("<f4").tobytes())
+            file.append(found[kept[start : start + len(part)]])
             start += len(part)
             if mirrored:
                 moments.update(extractor(part.flip(-1)))
-    if moments is None:
-        raise UserError("has no images", name)
-    moments.sync_on_compute = False  # every process may compute the whole of it
     mean, covariance = moments.compute()
     _, channels, height, width = images.shape
     made = Reference(

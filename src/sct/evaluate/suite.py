@@ -1,16 +1,18 @@
 """One pass over samples feeds every metric that was asked for."""
 
+import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from sct.errors import UserError
-from sct.evaluate.accumulate import Convention, InceptionScore, Moments, gathered, process
+from sct.evaluate.accumulate import Convention, InceptionScore, Moments, gathered, gathered_file, process
 from sct.evaluate.classifier import ImageClassifier
 from sct.evaluate.distances import finite_sample_bias, frechet
 from sct.evaluate.extrapolate import limit
@@ -18,9 +20,10 @@ from sct.evaluate.features import Extractor, blocks
 from sct.evaluate.kernel import kernel_distance
 from sct.evaluate.measure import Split
 from sct.evaluate.memorisation import nearest_distances
-from sct.evaluate.neighbours import Neighbourhoods, Rows, neighbourhoods, radii
+from sct.evaluate.neighbours import Neighbourhoods, neighbourhoods, radii
 from sct.evaluate.protocol import WITHOUT_FILE
 from sct.evaluate.reference import KEPT_ROWS, Reference, random_rows
+from sct.evaluate.rows import FeatureFile, FeatureWriter, Rows, feature_file
 
 METRICS = ("fd", "fid", "kid", "is", "pr", "memorisation", "accuracy")
 SHOWN = 16
@@ -153,33 +156,35 @@ class Suite:
         `keep` is called with each batch of this process's images, in order. Images are dropped after their
         batch, except the first ones where memorisation is asked for.
         """
-        block = _Block(self, len(seeds))
+        if len(seeds) <= 3:
+            raise UserError(f"{len(seeds)} samples are too few", "--samples", "give at least 4, better 50000")
         rank, world = process()
         places = range(rank, len(seeds), world)
-        for start in range(0, len(places), self.batch):
-            part = places[start : start + self.batch]
-            block.feed(draw, [seeds[place] for place in part], torch.tensor(list(part)))
-            if keep is not None:
-                keep(block.images)
-            if progress is not None:
-                progress(len(part))
-        return block.finish(seeds)
+        with tempfile.TemporaryDirectory(prefix="sct-features-") as folder:
+            own = Path(folder) / "own.npy"
+            with feature_file(own, len(places), len(self.reference.mean)) as features:
+                block = _Block(self, places, len(seeds), features if self.keeps_features else None)
+                for start in range(0, len(places), self.batch):
+                    part = places[start : start + self.batch]
+                    block.feed(draw, [seeds[place] for place in part], torch.tensor(list(part)))
+                    if keep is not None:
+                        keep(block.images)
+                    if progress is not None:
+                        progress(len(part))
+            return block.finish(seeds, own if self.keeps_features else None)
 
 
 class _Block:
-    """The accumulators of one block of samples."""
+    """The accumulators of one block of `total` samples, of which this process has those at `places`."""
 
-    def __init__(self, suite: Suite, total: int) -> None:
-        if total <= 3:
-            raise UserError(f"{total} samples are too few", "--samples", "give at least 4, better 50000")
-        self.suite, self.total = suite, total
+    def __init__(self, suite: Suite, places: range, total: int, features: FeatureWriter | None) -> None:
+        self.suite, self.total, self.features = suite, total, features
+        self.places = torch.tensor(list(places))
         self.seconds = {"sampling": 0.0, "extractor": 0.0, "metrics": 0.0}
         self.moments = Moments(len(suite.reference.mean), suite.convention)
         self.score: InceptionScore | None = None
-        self.features: Tensor | None = None
-        self.filled = 0
-        self.places: list[Tensor] = []
-        self.pixels: list[Tensor] = []
+        self.pixels: Tensor | None = None
+        self.fed = 0
         self.right = torch.zeros(2, dtype=torch.long)
         self.images = torch.empty(0)
 
@@ -197,9 +202,8 @@ class _Block:
         probabilities = suite.extractor.probabilities(self.images) if "is" in metrics else None
         clock = self._timed("extractor", clock)
         self.moments.update(features)
-        self.places.append(places)
-        if suite.keeps_features:
-            self._store(features)
+        if self.features is not None:
+            self.features.append(features)
         if probabilities is not None:
             self.score = self.score or InceptionScore(probabilities.shape[1], self.total)
             self.score.update(probabilities, places)
@@ -207,24 +211,21 @@ class _Block:
             guesses = suite.classifier(self.images.to(suite.extractor.device)).argmax(1).cpu()
             self.right += torch.tensor([int((guesses == labels.cpu()).sum()), len(labels)])
         if "memorisation" in metrics:
-            self.pixels.append(self.images[places < KEPT_ROWS])
+            if self.pixels is None:
+                first = int((self.places < KEPT_ROWS).sum())
+                self.pixels = torch.empty(first, *self.images.shape[1:], dtype=torch.uint8)
+            room = self.pixels[self.fed : self.fed + len(places)]
+            room.copy_(self.images[: len(room)])
+        self.fed += len(places)
         self._timed("metrics", clock)
 
-    def _store(self, features: Tensor) -> None:
-        if self.features is None:
-            rank, world = process()
-            self.features = torch.empty(len(range(rank, self.total, world)), features.shape[1])
-        self.features[self.filled : self.filled + len(features)] = features
-        self.filled += len(features)
-
-    def finish(self, seeds: range) -> Outcome:
+    def finish(self, seeds: range, own: Path | None) -> Outcome:
+        """`own`: the file of this process's features, where they were kept."""
         clock = time.perf_counter()
         suite, metrics, values = self.suite, self.suite.metrics, {}
         worst: list[tuple[int, int]] = []
         memorised: list[tuple[int, int]] = []
-        places = torch.cat(self.places)
-        features = None if self.features is None else gathered(self.features, places, self.total)
-        self.features = None
+        features = None if own is None else gathered_file(own, own.with_name("all.npy"), self.total)
         if {"fd", "fid"} & set(metrics):
             mean, covariance = self.moments.compute()
             name = suite.extractor.name
@@ -239,7 +240,7 @@ class _Block:
             mean_score, deviation = self.score.compute()
             values["is"], values["is_deviation"] = float(mean_score), float(deviation)
         if features is not None and suite._real is not None and {"pr", "memorisation"} & set(metrics):
-            near = suite._neighbours(features[:KEPT_ROWS])
+            near = suite._neighbours(FeatureFile(features.path, KEPT_ROWS))
             if "pr" in metrics:
                 values["precision"], values["recall"] = near.precision, near.recall
             rows = near.rows if suite.reference.rows is None else suite.reference.rows[near.rows]
@@ -249,19 +250,19 @@ class _Block:
             if "memorisation" in metrics and real is not None:
                 values["novelty_features"] = float(near.distances.double().mean()) / real
         if "memorisation" in metrics:
-            values |= self._memorisation(places, memorised, seeds)
+            values |= self._memorisation(memorised, seeds)
         right, asked = gathered_sum(self.right)
         if "accuracy" in metrics and asked:
             values["accuracy"] = right / asked
         self._timed("metrics", clock)
         return Outcome(values, self.seconds, worst, memorised)
 
-    def _memorisation(
-        self, places: Tensor, memorised: list[tuple[int, int]], seeds: range
-    ) -> dict[str, float]:
-        first = places[places < KEPT_ROWS]
+    def _memorisation(self, memorised: list[tuple[int, int]], seeds: range) -> dict[str, float]:
+        first = self.places[self.places < KEPT_ROWS]
         count = min(self.total, KEPT_ROWS)
-        distances, rows = self.suite._nearest_pixels(torch.cat(self.pixels))
+        if self.pixels is None:
+            raise ValueError("no samples were fed")
+        distances, rows = self.suite._nearest_pixels(self.pixels)
         distances, rows = gathered(distances, first, count), gathered(rows, first, count)
         memorised[:] = _extremes(distances, rows, seeds, largest=False)
         values = {"copies": float((distances == 0).double().mean())}

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from sct.errors import UserError
+from sct.interop.contents import Snapshot
 from sct.interop.inert import TensorRecord
-from sct.interop.snapshot import Snapshot
 
 PRECONDITIONERS = {
     "EDMPrecond": "edm",

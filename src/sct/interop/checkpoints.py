@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 from sct.errors import UserError
 from sct.interop.architectures import configuration
 from sct.interop.consistency import is_consistency_model, to_adm
-from sct.interop.snapshot import Snapshot, read_snapshot
+from sct.interop.contents import Snapshot
+from sct.interop.snapshot import read_snapshot
 
 if TYPE_CHECKING:  # torch comes in only when a file has been read and found sound
     from sct.nn.precond import Preconditioned

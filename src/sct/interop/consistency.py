@@ -9,8 +9,8 @@ from collections.abc import Collection
 from dataclasses import replace
 
 from sct.errors import UserError
+from sct.interop.contents import Snapshot
 from sct.interop.inert import TensorRecord
-from sct.interop.snapshot import Snapshot
 
 SMALLEST_SIDE = 8
 """Resolution of the lowest level: 64 with the four levels for ImageNet, 256 with the six for LSUN."""

@@ -9,8 +9,8 @@ import math
 from typing import Any
 
 from sct.errors import UserError
+from sct.interop.contents import MAX_NAME, MAX_TENSORS, Snapshot
 from sct.interop.inert import MAX_DIMENSIONS, Storage, TensorRecord
-from sct.interop.snapshot import MAX_NAME, MAX_TENSORS, Snapshot
 from sct.interop.source import Source
 
 MAX_HEADER = 1 << 20

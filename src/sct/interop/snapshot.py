@@ -1,48 +1,25 @@
 """From a checkpoint's bytes to its weights by name and its constructor's arguments; nothing is built yet.
 
-No torch here (safetensors excepted): whatever is refused is refused in a fraction of a second.
+No torch here: whatever is refused is refused in a fraction of a second.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from sct.errors import UserError
 from sct.interop import tables
 from sct.interop.archives import Archive
+from sct.interop.contents import MAX_NAME, MAX_TENSORS, Snapshot
 from sct.interop.inert import ModuleDict, Persistent, TensorRecord
+from sct.interop.plain import read_safetensors
 from sct.interop.source import Source, open_source
 from sct.unpickle.machine import Machine
 
 MAX_DEPTH = 16
-MAX_TENSORS = 3_000
-"""The largest published network has 563 (64×64 NCSN++, its buffers included)."""
 MAX_ENTRIES = 50_000
 """Of all modules' dictionaries together, however many modules share one."""
 MAX_VALUES = 10_000
-MAX_NAME = 400
-
-
-@dataclass
-class Snapshot:
-    """What a checkpoint says: weights by their official names, and how their network was constructed.
-
-    Attributes:
-        kind: the format, in words.
-        class_name: the preconditioner's class; None for a bare state dict.
-        options: its constructor's arguments; for safetensors of ours, the model's configuration.
-        dropped: what the file holds beside the weights, and was left.
-        keys: the names at the file's top level.
-    """
-
-    source: Source
-    kind: str
-    class_name: str | None
-    options: dict[str, Any]
-    tensors: dict[str, TensorRecord]
-    dropped: list[str] = field(default_factory=list)
-    keys: tuple[str, ...] = ()
 
 
 def read_snapshot(path: str | Path) -> Snapshot:
@@ -56,8 +33,6 @@ def read_snapshot(path: str | Path) -> Snapshot:
         return _interpret(source, Machine(source.data, tables.SNAPSHOT, where).run(), "snapshot (.pkl)")
     if source.container == "zip":
         return _interpret(source, _read_archive(source), "torch archive (.pt)")
-    from sct.interop.plain import read_safetensors
-
     return read_safetensors(source)
 
 

@@ -31,7 +31,7 @@ def reproduce(name: str, study: Study) -> Path:
     outcome = found(study, experiment)
     facts = {
         "command": f"sct reproduce {name} {study.command}",
-        "data": "mixture" if isinstance(experiment, Unify | Phases) else study.name,
+        "data": "mixture" if isinstance(experiment, Unify | Phases) else study.title,
         "scale": study.scale,
         "samples": study.budget.samples,
         "minutes": (time.perf_counter() - began) / 60 if outcome.minutes is None else outcome.minutes,

@@ -87,12 +87,15 @@ class Study:
         *,
         seeds: int | None = None,
         device: torch.device | str = "cpu",
+        unconditional: bool = False,
         overrides: tuple[str, ...] = (),
     ) -> None:
         """Raises UserError for data that no experiment knows, or a scale that they do not have.
 
         Args:
             seeds: instead of the scale's number of them.
+            unconditional: train teacher and students without the labels, as the paper does on CIFAR-10; the
+                references of a class become all images.
             overrides: for every recipe, after the scale's own.
         """
         self.name, self.family = family_of(data)
@@ -100,14 +103,16 @@ class Study:
         self._seeds = seeds
         self.budget = at_scale(self.family.scales, scale, self.name)
         self.seeds = self.seeds_of(self.budget.seeds)
-        self.overrides = overrides
-        self.folder = out / f"{self.name}-{scale}"
+        self.unconditional, self.overrides = unconditional, overrides
+        self.title = f"{self.name}, unconditional" if unconditional else self.name
+        self.folder = out / f"{self.name}-{'unconditional-' if unconditional else ''}{scale}"
 
     @property
     def command(self) -> str:
         """The options that make this study again."""
         asked = "" if self._seeds is None else f" --seeds {self._seeds}"
-        return f"--data {self.data_name} --scale {self.scale}{asked}"
+        labels = " --unconditional" if self.unconditional else ""
+        return f"--data {self.data_name} --scale {self.scale}{labels}{asked}"
 
     def seeds_of(self, usual: int) -> range:
         """As many as were asked for, else as is usual."""
@@ -185,7 +190,8 @@ class Study:
         keys = [*budget, *own, f"train.seed={seed}", "train.trackers=[]", *self.overrides]
         if self.data_name != self.name:
             keys.append(f"data={self.data_name}")
-        return read_recipe(name, keys)
+        recipe = read_recipe(name, keys)
+        return _without_labels(recipe) if self.unconditional else recipe
 
     def _trained(self, stem: str, recipe: Recipe, seed: int, evaluate: Any) -> Path:
         name = f"{stem}-{seed}"
@@ -205,6 +211,17 @@ def _phased(recipe: Recipe, phases: int) -> Any:
     plain = json.loads(recipe.model_dump_json())
     plain["pairs"] = {"kind": "phased", "edges": phases, "pairs": plain["pairs"]}
     return validate(plain, f"phases={phases}")
+
+
+def _without_labels(recipe: Recipe) -> Any:
+    plain = json.loads(recipe.model_dump_json())
+    plain["conditional"] = False
+    estimator = plain.get("estimator")  # a teacher has none; a blend has one inside
+    while estimator is not None:
+        if estimator.get("reference") == "class":
+            estimator["reference"] = "all"
+        estimator = estimator.get("estimator")
+    return validate(plain, "--unconditional")
 
 
 def digest_of(recipe: Recipe, origin: str | None = None) -> str:

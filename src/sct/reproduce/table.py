@@ -58,7 +58,7 @@ def _elsewhere(study: Study) -> list[Row]:
     end = max(line["images"] for line in summary)
     return [
         {
-            "method": f"{line['run']} on {study.name}",
+            "method": f"{line['run']} on {study.title}",
             "evaluations": int(line["sampler"].removeprefix("steps=")),
             "images": end,
             "ours": line["frechet_train"],

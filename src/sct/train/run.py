@@ -7,6 +7,7 @@ snapshots/         averaged models at shares of training, for guidance
 ema/               snapshots of power-function averages, for averages of other lengths (posthoc)
 best/              the averaged model that measured best
 samples/           images from the same noise, as training goes on
+.lock              held by the program that trains here
 model/             the averaged model, when the run is done
 
 Of several processes the first alone writes. Whatever a step leaves behind is there before its checkpoint, so
@@ -21,11 +22,13 @@ import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 import yaml
+from filelock import FileLock, Timeout
 
 import sct
 from sct.errors import UserError
@@ -96,10 +99,32 @@ class RunFolder:
         A run that was killed before its first checkpoint starts again from the beginning. The number of
         processes may have changed.
         """
-        if self.main:
-            self._sweep()
-        self._load(trainer)
+        with self._alone():
+            if self.main:
+                self._sweep()
+            self._load(trainer)
         self.say(f"continued at {trainer.images:,} images, on {trainer.processes.count} process(es)")
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        """Keeps other programs from training in this folder. Raises UserError where one does.
+
+        The lock is the operating system's and goes with the process that holds it, however that ends.
+        """
+        lock = FileLock(self.path / ".lock", timeout=0)
+        if self.main:
+            try:
+                lock.acquire()
+            except Timeout:
+                raise UserError(
+                    "another program trains in this folder", str(self.path), "wait for it, or stop it"
+                ) from None
+            except NotImplementedError:  # some network file systems
+                self.say("warning: this file system has no locks; let no other program train here")
+        try:
+            yield
+        finally:
+            lock.release()
 
     def _sweep(self) -> None:
         """Remove what a killed process had not finished writing."""
@@ -145,6 +170,7 @@ class RunFolder:
         checkpoint did not help, or there is none.
         """
         with (
+            self._alone(),
             trackers.opened(trainer.options, self.path, trainer.images, self.main) as boards,
             StopSignal() as stop,
         ):

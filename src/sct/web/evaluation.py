@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from sct.pictures import SMALLEST_SIDE, grid, png_bytes
-from sct.web.plots import Axis, lines
+from sct.web.plots import STYLES, Axis, lines
 from sct.web.report import STYLE
 
 WORDS = {
@@ -22,6 +22,10 @@ WORDS = {
     "copies": "Copies",
     "near_copies": "Near copies",
     "accuracy": "Accuracy",
+    "frechet_train": "Fréchet distance to training images, % of their variance",
+    "frechet_held_out": "Fréchet distance to held-out images, % of their variance",
+    "memorisation": "Novelty, pixels",
+    "loss": "Loss",
 }
 SHARES = {"precision", "recall", "copies", "near_copies", "accuracy"}
 CAPTIONS = {
@@ -59,8 +63,8 @@ def evaluation_page(
 <div class="scroll">{_table(results["rows"])}</div>
 {_notes(results)}
 {_search(results["search"])}
-{_training(curves)}
 {"".join(_gallery(name, shown) for name, shown in pictures.items())}
+{_training(curves)}
 <h2>To repeat it</h2>
 <pre>{html.escape(_record(results))}</pre>
 </body></html>
@@ -151,11 +155,21 @@ def search_plot(search: dict[str, Any]) -> str:
 def _training(curves: Mapping[str, tuple[list[float], list[float]]]) -> str:
     if not curves:
         return ""
+    together: dict[str, dict[str, tuple[list[float], list[float]]]] = {}
+    for name, points in curves.items():  # evaluate/SAMPLER/MEASURE, evaluate/MEASURE or loss
+        sampler, _, measure = name.removeprefix("evaluate/").rpartition("/")
+        together.setdefault(measure, {})[sampler or measure] = points
     plots = (
-        f"<figure>{lines({name: (xs, ys)}, Axis('thousand images seen'), Axis(name), name)}</figure>"
-        for name, (xs, ys) in curves.items()
+        f"<figure>{lines(dict(series), Axis('thousand images seen'), Axis(''), _word(measure))}</figure>"
+        for measure, all_series in together.items()
+        for series in _at_most(len(STYLES), list(all_series.items()))
     )
     return f"<h2>Training</h2><div class='plots'>{''.join(plots)}</div>"
+
+
+def _at_most(count: int, values: list[Any]) -> list[list[Any]]:
+    """The values in parts that one picture can tell apart."""
+    return [values[i : i + count] for i in range(0, len(values), count)]
 
 
 def _gallery(name: str, shown: Mapping[str, Tensor]) -> str:

@@ -19,6 +19,8 @@ STYLES = (
     ("#999999", (0, (1, 1)), "x"),
 )
 """Colours of Okabe and Ito, told apart by most colour-blind readers."""
+NAMED = {30: (1, 1.5, 2, 3, 5, 7), 3000: (1, 3)}
+"""An axis shorter than this factor → the numbers of a decade that have room for a label."""
 STABLE = {"svg.fonttype": "none", "svg.hashsalt": "sct", "font.size": 11}
 
 
@@ -91,12 +93,13 @@ def _drawn(series: Series, x: Axis, y: Axis, title: str, format: str) -> bytes:
             axes.set_yscale("log")
             axes.yaxis.set_major_formatter("{x:g}")
             low, high = axes.get_ylim()
-            if high < 30 * low:  # with more decades the labels between them would overlap
-                axes.yaxis.set_minor_formatter("{x:g}")
-            else:
-                axes.yaxis.set_minor_formatter("")
+            axes.yaxis.set_minor_formatter("")
+            named = next((numbers for factor, numbers in NAMED.items() if high < factor * low), None)
+            if named is not None:
+                places = [number * 10.0**decade for decade in range(-9, 10) for number in named]
+                axes.yaxis.set_major_locator(plt.FixedLocator(places))
         axes.grid(True, which="both", alpha=0.25, linewidth=0.6)
-        axes.legend(frameon=False)
+        axes.legend(frameon=False, ncols=1 if len(series) < 5 else 2, fontsize=None if len(series) < 5 else 9)
         return saved(plt, figure, format)
 
 
