@@ -19,7 +19,6 @@ Writes benchmarks/results/evaluate_overhead.json.
 import argparse
 import json
 import os
-import resource
 import statistics
 import subprocess
 import sys
@@ -37,7 +36,7 @@ from inception import write_inception
 from pages import fill
 from sct.assess.job import Job
 from sct.assess.wanted import Wanted
-from sct.bench.timing import machine
+from sct.bench.timing import machine, peak_bytes
 from sct.data.images import DataSplit, ImageSet
 from sct.evaluate.features import Extractor, load_extractor
 from sct.evaluate.protocol import INCEPTION
@@ -76,7 +75,7 @@ def images(rows: Sequence[int]) -> Tensor:
 
 def large(samples: int) -> dict[str, Any]:
     """Seconds of the metrics and peak memory of this process."""
-    base = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    base = peak_bytes() / 2**20
     training = torch.empty(samples, 3, SIDE, SIDE, dtype=torch.uint8)
     for start in range(0, samples, 500):
         training[start : start + 500] = images(range(10**6 + start, 10**6 + min(start + 500, samples)))
@@ -95,7 +94,7 @@ def large(samples: int) -> dict[str, Any]:
         "seconds": outcome.seconds,
         "reference_radii_seconds": radii_seconds,
         "values": outcome.values,
-        "peak_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+        "peak_mib": peak_bytes() / 2**20,
         "of_it_imports_mib": base,
         "of_it_training_images_mib": training.numel() / 2**20,
     }
