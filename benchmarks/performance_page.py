@@ -78,13 +78,17 @@ def memory() -> str:
 
 
 def sampling() -> str:
-    result = read("sampling")
-    rows = ["| batch | | images a second | latency | times as fast as diffusers |", "|---|---|---|---|---|"]
-    for batch, entry in result["batches"].items():
-        for name, timing in entry["times"].items():
-            ratio = entry["times as fast as the peer"].get(name)
-            speed = f"{timing['images a second']:.2f} | {timing['median'] * 1000:.0f} ms"
-            rows.append(f"| {batch} | {name} | {speed} | {'1' if ratio is None else span(ratio)} |")
+    rows = [
+        "| threads, batch | | images a second | latency | times as fast as diffusers |",
+        "|---|---|---|---|---|",
+    ]
+    for threads, result in sorted(read("sampling").items(), reverse=True):
+        for batch, entry in result["batches"].items():
+            for name, timing in entry["times"].items():
+                ratio = entry["times as fast as the peer"].get(name)
+                speed = f"{timing['images a second']:.2f} | {timing['median'] * 1000:.0f} ms"
+                faster = "1" if ratio is None else span(ratio)
+                rows.append(f"| {threads.split()[0]}, {batch} | {name} | {speed} | {faster} |")
     sizes = [
         f"{name}: {size['parameters'] / 1e6:.1f} million parameters, {size['flops'] / 1e9:.1f} GFLOP an image"
         for name, size in result["sizes"].items()

@@ -3,7 +3,7 @@
     python benchmarks/sampling.py [--threads 2] [--compile]
 
 The peer's UNet2DModel has random weights and as many parameters (±5 %); ours in fp32 and bf16 (channels
-last), in ONNX Runtime, and with --compile through torch.compile. Writes results/sampling.json.
+last), in ONNX Runtime, and with --compile through torch.compile. Adds to results/sampling.json.
 """
 
 import argparse
@@ -28,7 +28,9 @@ def main() -> None:
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
     measured = {"machine": machine(), **against_peer(tuple(given.batches), given.rounds, given.compile)}
-    write_atomically(RESULT, json.dumps(measured, indent=1) + "\n")
+    results = json.loads(RESULT.read_text()) if RESULT.exists() else {}
+    results[f"{given.threads} threads"] = measured
+    write_atomically(RESULT, json.dumps(results, indent=1) + "\n")
     print(json.dumps(measured, indent=1))
 
 
