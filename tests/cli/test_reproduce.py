@@ -17,6 +17,7 @@ def run(out: Path, name: str | None = None, **changed) -> None:
         "data": "digits",
         "scale": "smoke",
         "seeds": None,
+        "unconditional": False,
         "device": "cpu",
     }
     command.run(name, out=out, **(given | changed))
