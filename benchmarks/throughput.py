@@ -11,7 +11,6 @@ Writes results/throughput.json and the table in docs/recipes.md.
 import argparse
 import json
 import platform
-import resource
 import statistics
 import subprocess
 import sys
@@ -27,6 +26,7 @@ from sct.core.noise import EDM
 from sct.core.objectives import Consistency
 from sct.core.times import LogNormalPairs, SigmoidGap
 from sct.data.images import ImageSet
+from sct.memory import peak_bytes
 from sct.nn import store
 from sct.nn.precond import Preconditioned
 from sct.nn.presets import preset
@@ -88,7 +88,7 @@ def one(name: str, precision: str) -> dict[str, Any]:
         "parameters": sum(p.numel() for p in model.parameters()),
         "images_per_second": round(batch / statistics.median(seconds), 3),
         "seconds_per_step": [round(value, 4) for value in seconds],
-        "peak_mib": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024),
+        "peak_mib": round(peak_bytes() / 2**20),
     }
 
 

@@ -8,7 +8,7 @@ import pytest
 
 SOURCE = Path(__file__).resolve().parents[1] / "src" / "sct"
 ORDER = (
-    ("errors", "files", "zipped"),
+    ("errors", "files", "memory", "progress", "zipped"),
     ("unpickle",),
     ("pictures",),
     ("web",),

@@ -19,8 +19,9 @@ from sct.files import write_atomically
 from sct.generate import default_sampler, draw_sheet, sample
 from sct.nn import store
 from sct.nn.precond import Preconditioned
+from sct.progress import Screen
 from sct.recipe import read_recipe
-from sct.stages import Screen, curve, named, trained, with_points
+from sct.stages import curve, named, trained, with_points
 from sct.web.plots import panels
 from sct.web.report import demo_page
 

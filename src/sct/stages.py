@@ -2,30 +2,18 @@
 
 import json
 from collections.abc import Callable
-from contextlib import AbstractContextManager
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 
 from sct.evaluate.measure import Measures
 from sct.nn.precond import Preconditioned
 from sct.plan import make_plan
+from sct.progress import Screen
 from sct.recipe import Recipe, to_yaml
 from sct.train.run import PREFIX, RunFolder
-
-
-class Bar(Protocol):
-    def advance(self, amount: int, note: str | None = None) -> None: ...
-
-
-class Screen(Protocol):
-    """What a job needs of whoever shows its progress."""
-
-    def say(self, text: str) -> None: ...
-
-    def bar(self, description: str, total: int, done: int = 0) -> AbstractContextManager[Bar]: ...
 
 
 def with_points(recipe: Recipe, points: int) -> Recipe:

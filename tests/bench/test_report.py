@@ -8,9 +8,10 @@ import torch
 
 from sct.bench import sampling
 from sct.bench.report import NOT_RUN, Line, Settings, as_json, in_columns, lines
-from sct.bench.timing import Timing, alternate, peak_bytes, ratio
+from sct.bench.timing import Timing, alternate, ratio
 from sct.bench.training import checked
 from sct.bench.workload import Workload
+from sct.memory import peak_bytes
 from sct.nn.presets import PRESETS
 
 TINY = {
@@ -76,6 +77,6 @@ def test_a_ratio_compares_each_round_with_itself() -> None:
 def test_a_process_has_its_own_peak_not_its_parents() -> None:
     held = torch.ones(1 << 28)  # 1 GiB, which the child does not have
     assert peak_bytes() >= held.nbytes
-    code = "from sct.bench.timing import peak_bytes; print(peak_bytes())"
+    code = "from sct.memory import peak_bytes; print(peak_bytes())"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert 0 < int(done.stdout) < held.nbytes

@@ -17,7 +17,7 @@ from sct.assess.page import write_page
 from sct.assess.record import described, facts, summarise
 from sct.assess.search import RANGES, Setting, golden_section
 from sct.assess.subject import load_subject, run_folder_of, sample_file_digest
-from sct.assess.wanted import Screen, Wanted
+from sct.assess.wanted import Wanted
 from sct.data.images import DataSplit, ImageSet, load_data
 from sct.errors import UserError
 from sct.evaluate.accumulate import process
@@ -31,6 +31,7 @@ from sct.files import atomic_file, write_atomically
 from sct.generate import default_sampler
 from sct.models import load
 from sct.nn.precond import Preconditioned
+from sct.progress import Screen
 
 
 class Job:

@@ -1,26 +1,13 @@
-"""What an evaluation is asked for, and what it needs of the screen."""
+"""What an evaluation is asked for."""
 
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
 
 import torch
 
 from sct.assess.drawing import LabelRule
 from sct.assess.search import Setting
 from sct.evaluate.accumulate import Convention
-
-
-class Bar(Protocol):
-    def advance(self, amount: int, note: str | None = None) -> None: ...
-
-
-class Screen(Protocol):
-    """What a job needs of whoever shows its progress."""
-
-    def say(self, text: str) -> None: ...
-    def bar(self, description: str, total: int, done: int = 0) -> AbstractContextManager[Bar]: ...
 
 
 @dataclass(frozen=True)

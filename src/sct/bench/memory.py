@@ -10,8 +10,9 @@ from typing import Any
 import torch
 
 from sct.bench import training
-from sct.bench.timing import in_a_process, peak_bytes
+from sct.bench.timing import in_a_process
 from sct.bench.workload import Workload
+from sct.memory import peak_bytes
 
 STEPS = 2
 """The optimizer's state is there from the second step on."""

@@ -2,7 +2,6 @@
 
 import os
 import platform
-import resource
 import statistics
 import subprocess
 import sys
@@ -13,9 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-
-RSS_UNIT = 1 if sys.platform == "darwin" else 1024
-"""Bytes of ru_maxrss's unit."""
 
 
 @dataclass(frozen=True)
@@ -83,20 +79,6 @@ def wait() -> None:
     """Until the card, if there is one, has done all it was asked."""
     if torch.cuda.is_available():
         torch.cuda.synchronize()
-
-
-def peak_bytes() -> int:
-    """The most memory that this process has held so far.
-
-    Linux hands ru_maxrss on to the programs that a process starts, so that it may be the parent's; what the
-    kernel says of this program alone stands in /proc.
-    """
-    status = Path("/proc/self/status")
-    if status.is_file():
-        for line in status.read_text(encoding="ascii", errors="replace").splitlines():
-            if line.startswith("VmHWM:"):
-                return int(line.split()[1]) * 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * RSS_UNIT
 
 
 def in_a_process(module: str, *arguments: str, environment: Mapping[str, str] | None = None) -> str:

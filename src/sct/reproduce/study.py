@@ -26,9 +26,10 @@ from sct.files import write_atomically
 from sct.generate import default_sampler, sample
 from sct.nn import store
 from sct.nn.precond import Preconditioned
+from sct.progress import Screen
 from sct.recipe import Recipe, read_recipe, to_yaml, validate
 from sct.reproduce.spec import RunSpec, Scale, at_scale, family_of
-from sct.stages import Screen, curve, named, trained, with_points
+from sct.stages import curve, named, trained, with_points
 
 
 @dataclass(frozen=True)

@@ -1,13 +1,12 @@
 """What is written down of a run every `log_images`: to metrics.jsonl and to the trackers."""
 
-import resource
-import sys
 import time
 from collections.abc import Callable
 from typing import Any
 
 import torch
 
+from sct.memory import peak_bytes
 from sct.train.loop import StepReport, Trainer
 from sct.train.statistics import means
 
@@ -52,5 +51,4 @@ def peak_memory_gib(device: torch.device) -> float:
     """The most that this process ever held: of the card's memory, or on a CPU of the machine's."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / GIB
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / GIB if sys.platform == "darwin" else peak * 1024 / GIB
+    return peak_bytes() / GIB
