@@ -10,7 +10,6 @@ Budgets: short, 192,000 images; long, 384,000. Writes benchmarks/results/digits_
 """
 
 import argparse
-import json
 import time
 from collections.abc import Iterator
 from dataclasses import asdict
@@ -19,9 +18,8 @@ from typing import Any
 
 import torch
 
-from digits_seeds import ESTIMATORS, POINTS, SAMPLES, digit_measure, machine, teacher
+from digits_seeds import ESTIMATORS, POINTS, SAMPLES, kept, opened, teacher
 from sct.evaluate.measure import Measure
-from sct.files import write_atomically
 from sct.generate import sample
 from sct.plan import make_plan
 from sct.recipe import read_recipe
@@ -38,6 +36,7 @@ BOTH = {
     "dropout 0": ["dropout=0.0"],
     "dropout 0.2": ["dropout=0.2"],
     "average target 0.99": ["target={kind: average, mu: 0.99}"],
+    "smaller t": ["pairs.mean=-1.6"],
     "rate 2.5e-4": ["optimizer.lr=2.5e-4"],
     "cosine rate": ["optimizer.lr_schedule={kind: cosine}"],
     "Huber 0.03": ["loss.distance={kind: huber, c: 0.03}"],
@@ -118,10 +117,7 @@ def main() -> None:
     parser.add_argument("--lever", choices=[*BOTH, *CLASS_ALONE])
     parser.add_argument("--work", type=Path, default=Path("runs/benchmarks/digits_seeds"))
     arguments = parser.parse_args()
-    torch.set_num_threads(1)
-    measure = digit_measure()
-    results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {"runs": []}
-    results |= {"samples": SAMPLES, "machine": machine(1)}
+    measure, results = opened(RESULTS)
     done = {(r["budget"], r["estimator"], r["lever"], r["seed"]) for r in results["runs"]}
     for job in jobs(arguments.seeds):
         budget, estimator, lever, seed = job
@@ -130,16 +126,8 @@ def main() -> None:
         done.add(job)
         keys = keys_of(budget, estimator, lever)
         outcome = run(measure, teacher(seed, arguments.work), seed, keys)
-        results["runs"].append(
-            {"budget": budget, "estimator": estimator, "lever": lever, "seed": seed, "keys": keys} | outcome
-        )
-        write_atomically(RESULTS, json.dumps(results, indent=1) + "\n")
-        last = outcome["curve"][-1]
-        print(
-            f"{budget}, {estimator}, {lever}, seed {seed}: "
-            f"{last['steps_1']['frechet_train']:.2f} / {last['steps_2']['frechet_train']:.2f}",
-            flush=True,
-        )
+        found = {"budget": budget, "estimator": estimator, "lever": lever, "seed": seed, "keys": keys}
+        kept(RESULTS, results, found | outcome, f"{budget}, {estimator}, {lever}, seed {seed}")
 
 
 if __name__ == "__main__":

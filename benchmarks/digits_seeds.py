@@ -99,6 +99,21 @@ def machine(threads: int) -> dict[str, Any]:
     }
 
 
+def opened(path: Path, threads: int = 1) -> tuple[Measure, dict[str, Any]]:
+    """The measure, and the results so far, of a benchmark on so many threads that goes on after a stop."""
+    torch.set_num_threads(threads)
+    results = json.loads(path.read_text()) if path.exists() else {"runs": []}
+    return digit_measure(), results | {"samples": SAMPLES, "machine": machine(threads)}
+
+
+def kept(path: Path, results: dict[str, Any], run: dict[str, Any], about: str) -> None:
+    """Write the results with one more run, and say how it ended."""
+    results["runs"].append(run)
+    write_atomically(path, json.dumps(results, indent=1) + "\n")
+    one, two = (run["curve"][-1][f"steps_{steps}"]["frechet_train"] for steps in (1, 2))
+    print(f"{about}: {one:.2f} / {two:.2f}", flush=True)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -107,24 +122,15 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--work", type=Path, default=Path("runs/benchmarks/digits_seeds"))
     arguments = parser.parse_args()
-    torch.set_num_threads(arguments.threads)
-    measure = digit_measure()
-    results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {"runs": []}
-    results |= {"samples": SAMPLES, "machine": machine(arguments.threads)}
+    measure, results = opened(RESULTS, arguments.threads)
     done = {(r["set"], r["estimator"], r["seed"], *r["keys"]) for r in results["runs"]}
     for name, estimator, seed, keys in jobs(arguments.seeds):
         if (name, estimator, seed, *keys) in done:
             continue
         every_key = [ESTIMATORS[estimator], *keys]
         outcome = run(measure, "digits-sct", teacher(seed, arguments.work), seed, every_key)
-        results["runs"].append({"set": name, "estimator": estimator, "seed": seed, "keys": keys, **outcome})
-        write_atomically(RESULTS, json.dumps(results, indent=1) + "\n")
-        last = outcome["curve"][-1]
-        print(
-            f"{name} {estimator} seed {seed} {' '.join(keys)}: "
-            f"{last['steps_1']['frechet_train']:.2f} / {last['steps_2']['frechet_train']:.2f}",
-            flush=True,
-        )
+        found = {"set": name, "estimator": estimator, "seed": seed, "keys": keys, **outcome}
+        kept(RESULTS, results, found, f"{name} {estimator} seed {seed} {' '.join(keys)}")
 
 
 if __name__ == "__main__":

@@ -16,10 +16,8 @@ from pathlib import Path
 from statistics import mean, median, stdev
 from typing import Any
 
-import torch
-
 import digits_seeds
-from digits_seeds import SAMPLES, digit_measure, machine, run, teacher
+from digits_seeds import kept, opened, run, teacher
 from pages import fill
 from sct.files import write_atomically
 from sct.plan import make_plan
@@ -81,10 +79,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--work", type=Path, default=Path("runs/benchmarks/digits_seeds"))
     arguments = parser.parse_args()
-    torch.set_num_threads(1)
-    measure = digit_measure()
-    results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {"runs": []}
-    results |= {"samples": SAMPLES, "machine": machine(1)}
+    measure, results = opened(RESULTS)
     done = {(r["method"], r["seed"]) for r in results["runs"]}
     for seed in range(arguments.seeds):
         start = teacher(seed, arguments.work)
@@ -93,11 +88,8 @@ def main() -> None:
                 continue
             keys = [f"estimator.model={start}"] if method == "cd" else []
             outcome = run(measure, f"digits-{method}", start, seed, keys)
-            results["runs"].append({"method": method, "seed": seed, **outcome})
-            write_atomically(RESULTS, json.dumps(results, indent=1) + "\n")
-            last = outcome["curve"][-1]
-            distances = f"{last['steps_1']['frechet_train']:.2f} / {last['steps_2']['frechet_train']:.2f}"
-            print(f"{method} seed {seed}: {distances}", flush=True)
+            found = {"method": method, "seed": seed, **outcome}
+            kept(RESULTS, results, found, f"{method} seed {seed}")
     results["step_ratios"] = step_ratios(teacher(0, arguments.work))
     write_atomically(RESULTS, json.dumps(results, indent=1) + "\n")
     fill("methods.md", "digits", table(results))

@@ -24,6 +24,7 @@ import torch.distributed as dist
 from torch.multiprocessing import spawn
 
 from pages import fill
+from performance_page import span
 from sct.bench.timing import Timing, machine, ratio
 from sct.bench.training import trainer_of
 from sct.bench.workload import Workload
@@ -101,9 +102,7 @@ def markdown(result: dict[str, Any]) -> str:
     lines = ["| | seconds a step | images a second | efficiency |", "|---|---|---|---|"]
     for name in TURNS:
         share = result["efficiency"].get(name)
-        cell = (
-            "1" if share is None else f"**{share['median']:.2f}** ({share['low']:.2f} to {share['high']:.2f})"
-        )
+        cell = "1" if share is None else span(share)
         median = found[name]["median"]
         lines.append(f"| {name} | {median:.2f} | {images[name] / median:.2f} | {cell} |")
     return "\n".join(lines)
