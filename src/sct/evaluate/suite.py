@@ -3,6 +3,7 @@
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -161,17 +162,18 @@ class Suite:
         rank, world = process()
         places = range(rank, len(seeds), world)
         with tempfile.TemporaryDirectory(prefix="sct-features-") as folder:
-            own = Path(folder) / "own.npy"
-            with feature_file(own, len(places), len(self.reference.mean)) as features:
-                block = _Block(self, places, len(seeds), features if self.keeps_features else None)
+            own = Path(folder) / "own.npy" if self.keeps_features else None
+            width = len(self.reference.mean)
+            with feature_file(own, len(places), width) if own is not None else nullcontext() as features:
+                block = _Block(self, places, len(seeds), features)
                 for start in range(0, len(places), self.batch):
                     part = places[start : start + self.batch]
-                    block.feed(draw, [seeds[place] for place in part], torch.tensor(list(part)))
+                    block.feed(draw, [seeds[place] for place in part])
                     if keep is not None:
                         keep(block.images)
                     if progress is not None:
                         progress(len(part))
-            return block.finish(seeds, own if self.keeps_features else None)
+            return block.finish(seeds, own)
 
 
 class _Block:
@@ -193,7 +195,8 @@ class _Block:
         self.seconds[what] += now - began
         return now
 
-    def feed(self, draw: Draw, seeds: list[int], places: Tensor) -> None:
+    def feed(self, draw: Draw, seeds: list[int]) -> None:
+        """Measure the next of `places`, which these seeds stand for."""
         suite, metrics = self.suite, self.suite.metrics
         clock = time.perf_counter()
         self.images, labels = draw(seeds)
@@ -206,7 +209,7 @@ class _Block:
             self.features.append(features)
         if probabilities is not None:
             self.score = self.score or InceptionScore(probabilities.shape[1], self.total)
-            self.score.update(probabilities, places)
+            self.score.update(probabilities, self.places[self.fed : self.fed + len(seeds)])
         if suite.classifier is not None and "accuracy" in metrics and labels is not None:
             guesses = suite.classifier(self.images.to(suite.extractor.device)).argmax(1).cpu()
             self.right += torch.tensor([int((guesses == labels.cpu()).sum()), len(labels)])
@@ -214,9 +217,9 @@ class _Block:
             if self.pixels is None:
                 first = int((self.places < KEPT_ROWS).sum())
                 self.pixels = torch.empty(first, *self.images.shape[1:], dtype=torch.uint8)
-            room = self.pixels[self.fed : self.fed + len(places)]
+            room = self.pixels[self.fed : self.fed + len(seeds)]
             room.copy_(self.images[: len(room)])
-        self.fed += len(places)
+        self.fed += len(seeds)
         self._timed("metrics", clock)
 
     def finish(self, seeds: range, own: Path | None) -> Outcome:

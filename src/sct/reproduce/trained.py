@@ -160,11 +160,10 @@ def guidance(study: Study, spec: Guidance) -> Outcome:
     done = runs(study, spec.runs)
     rows = [row for run in done for row in _guided(study, spec, run)]
     over = over_seeds(rows, ("run", "snapshot", "steps", "omega"), MEASURES)
-    for line in over:
-        line["label"] = f"{line['run']}, {line['snapshot']}"
-    result = outcome(done, rows, [{k: v for k, v in line.items() if k != "label"} for line in over])
+    result = outcome(done, rows, over)
+    labelled = [line | {"label": f"{line['run']}, {line['snapshot']}"} for line in over]
     for steps in spec.steps:
-        lines = series(over, "label", "omega", "frechet_train", steps=steps)
+        lines = series(labelled, "label", "omega", "frechet_train", steps=steps)
         title = f"{steps} step{'s' * (steps - 1)}, by snapshot"
         result.plots[f"omega-{steps}"] = Plot(lines, Axis("ω"), DISTANCE, title)
     return result
