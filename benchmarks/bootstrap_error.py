@@ -23,7 +23,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from digits_seeds import ESTIMATORS, machine, teacher
+from digits_seeds import ESTIMATORS, teacher
 from sct.core.estimators import OneSample, ScoreIdentity
 from sct.core.mdp import Empirical
 from sct.core.noise import EDM
@@ -31,6 +31,7 @@ from sct.core.objectives import gaussian_like
 from sct.core.solve import solve
 from sct.data.images import digits
 from sct.files import write_atomically
+from sct.machine import machine
 from sct.nn import store
 from sct.nn.precond import Preconditioned
 from sct.plan import make_plan
@@ -108,7 +109,7 @@ def main() -> None:
     results: dict[str, Any] = {
         "queries": QUERIES,
         "seed": arguments.seed,
-        "machine": machine(1),
+        "machine": machine(),
         "models": [],
     }
     for name in RUNS:

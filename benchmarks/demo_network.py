@@ -17,9 +17,10 @@ from typing import Any
 
 import torch
 
-from digits_seeds import SAMPLES, digit_measure, machine
+from digits_seeds import SAMPLES, digit_measure
 from sct.files import write_atomically
 from sct.generate import sample
+from sct.machine import machine
 from sct.plan import make_plan
 from sct.recipe import read_recipe
 
@@ -80,7 +81,7 @@ def main() -> None:
             f"{images:,} images: {found.frechet_train:.2f} %",
             flush=True,
         )
-    results = {"networks": rows, "chosen": CHOSEN, "samples": SAMPLES, "machine": machine(1)}
+    results = {"networks": rows, "chosen": CHOSEN, "samples": SAMPLES, "machine": machine()}
     write_atomically(RESULTS, json.dumps(results, indent=1) + "\n")
 
 

@@ -12,8 +12,6 @@ Writes benchmarks/results/digits_seeds.json after every run.
 
 import argparse
 import json
-import os
-import platform
 import time
 from collections.abc import Iterator
 from dataclasses import asdict
@@ -26,6 +24,7 @@ from sct.data.images import digits
 from sct.evaluate.measure import Measure, measure_for
 from sct.files import write_atomically
 from sct.generate import sample
+from sct.machine import machine
 from sct.nn import store
 from sct.plan import make_plan
 from sct.recipe import read_recipe
@@ -90,20 +89,11 @@ def digit_measure() -> Measure:
     return measure_for(digits(), "classifier")
 
 
-def machine(threads: int) -> dict[str, Any]:
-    return {
-        "processor": platform.machine(),
-        "cores": os.cpu_count(),
-        "threads": threads,
-        "torch": torch.__version__,
-    }
-
-
 def opened(path: Path, threads: int = 1) -> tuple[Measure, dict[str, Any]]:
     """The measure, and the results so far, of a benchmark on so many threads that goes on after a stop."""
     torch.set_num_threads(threads)
     results = json.loads(path.read_text()) if path.exists() else {"runs": []}
-    return digit_measure(), results | {"samples": SAMPLES, "machine": machine(threads)}
+    return digit_measure(), results | {"samples": SAMPLES, "machine": machine()}
 
 
 def kept(path: Path, results: dict[str, Any], run: dict[str, Any], about: str) -> None:

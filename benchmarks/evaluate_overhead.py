@@ -36,13 +36,13 @@ from inception import write_inception
 from pages import fill
 from sct.assess.job import Job
 from sct.assess.wanted import Wanted
-from sct.bench.timing import machine
 from sct.data.images import DataSplit, ImageSet
 from sct.evaluate.features import Extractor, load_extractor
 from sct.evaluate.protocol import INCEPTION
 from sct.evaluate.reference import build_reference
 from sct.evaluate.suite import Suite
 from sct.files import write_atomically
+from sct.machine import machine
 from sct.memory import peak_bytes
 
 RESULTS = Path(__file__).parent / "results" / "evaluate_overhead.json"

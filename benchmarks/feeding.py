@@ -12,7 +12,6 @@ published size. One thread. Writes results/feeding.json and the table in docs/da
 import argparse
 import json
 import os
-import platform
 import shutil
 import statistics
 import time
@@ -31,6 +30,7 @@ from sct.core.times import LogNormalPairs, SigmoidGap
 from sct.data.images import ImageSet, load_data
 from sct.data.prepare import Options, prepare
 from sct.data.sources.detect import SourceOptions
+from sct.machine import machine
 from sct.nn import store
 from sct.nn.presets import PRESETS
 from sct.train.loop import EpochOrder, Trainer, TrainOptions
@@ -137,7 +137,7 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(1)
     results = json.loads(RESULT.read_text()) if RESULT.exists() else {}
-    results["machine"] = {"processor": platform.machine(), "torch": torch.__version__}
+    results["machine"] = machine()
     for side in options.only or SETS:
         folder = options.work / str(side)
         folder.mkdir(parents=True)

@@ -8,7 +8,6 @@ costs. Writes results/network_speed.json.
 
 import argparse
 import json
-import platform
 import statistics
 import time
 from collections.abc import Callable
@@ -18,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 
+from sct.machine import machine
 from sct.nn.layers import Conv2d
 from sct.nn.precond import Preconditioned
 from sct.nn.presets import preset
@@ -106,8 +106,7 @@ def main() -> None:
     median = {name: statistics.median(values) for name, values in seconds.items()}
     result = {
         "what": f"DDPM++ CIFAR-10, forward and backward, batch {batch}, fp32, seconds of one thread",
-        "torch": torch.__version__,
-        "cpu": platform.processor() or platform.machine(),
+        "machine": machine(),
         "convolutions": len(stack),
         "median": {name: round(value, 3) for name, value in median.items()},
         "seconds": {name: [round(value, 3) for value in values] for name, values in seconds.items()},

@@ -16,7 +16,6 @@ high-water mark above what it held before the call (Linux).
 import argparse
 import ctypes
 import json
-import platform
 import re
 import statistics
 import time
@@ -34,6 +33,7 @@ from sct.core import streaming, whole
 from sct.core.noise import EDM
 from sct.core.posterior import Reference, dequantise, posterior, quantise
 from sct.core.times import LogNormal
+from sct.machine import machine
 
 QUERIES, SHAPE, REPEATS = 128, (3, 32, 32), 3
 RESULT = Path(__file__).parent / "results" / "posterior_mean.json"
@@ -209,8 +209,7 @@ def main() -> None:
         "shape": list(SHAPE),
         "threads": options.threads,
         "repeats": REPEATS,
-        "torch": torch.__version__,
-        "machine": platform.machine(),
+        "machine": machine(),
         "byte_products": torch.cpu._is_vnni_supported(),
     }
     RESULT.write_text(json.dumps({**head, "rows": rows}, indent=1) + "\n")

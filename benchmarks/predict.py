@@ -18,10 +18,10 @@ from typing import Any
 import torch
 
 from sct.bench.predict import Measured, StepModel, state_bytes
-from sct.bench.timing import machine
 from sct.bench.training import our_step
 from sct.bench.workload import Workload
 from sct.files import write_atomically
+from sct.machine import machine
 from sct.nn.presets import PRESETS
 
 RESULT = Path(__file__).parent / "results" / "predict.json"

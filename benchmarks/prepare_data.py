@@ -17,7 +17,6 @@ Writes results/prepare_data.json.
 import argparse
 import json
 import os
-import platform
 import shutil
 import statistics
 import subprocess
@@ -33,6 +32,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from tests.data.makers import cifar_files, encoded, tar
 
 from pages import fill
+from sct.machine import machine
 
 RESULT = Path(__file__).parent / "results" / "prepare_data.json"
 IMAGENET = 1_281_167
@@ -175,15 +175,6 @@ def page(results: dict[str, Any]) -> None:
                 f"| {memory:,.0f} MiB ({resident:,.0f}) |"
             )
     fill("data.md", "prepare", "\n".join(lines))
-
-
-def machine() -> dict[str, Any]:
-    return {
-        "processor": platform.machine(),
-        "cores": len(os.sched_getaffinity(0)),
-        "python": platform.python_version(),
-        "numpy": np.__version__,
-    }
 
 
 if __name__ == "__main__":

@@ -13,8 +13,8 @@ from pathlib import Path
 import torch
 
 from sct.bench.sampling import against_peer
-from sct.bench.timing import machine
 from sct.files import write_atomically
+from sct.machine import machine
 
 RESULT = Path(__file__).parent / "results" / "sampling.json"
 

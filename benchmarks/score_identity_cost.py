@@ -18,7 +18,6 @@ kept. Writes results/score_identity_cost.json and the tables in docs/methods.md.
 
 import argparse
 import json
-import platform
 import statistics
 import time
 from collections.abc import Callable
@@ -35,6 +34,7 @@ from sct.core.objectives import Consistency
 from sct.core.posterior import Reference, dequantise, posterior
 from sct.core.times import LogNormal, LogNormalPairs, SigmoidGap
 from sct.core.types import Batch
+from sct.machine import machine
 from sct.nn.presets import preset
 
 RESULT = Path(__file__).parent / "results" / "score_identity_cost.json"
@@ -248,8 +248,7 @@ def main() -> None:
     result |= {
         "what": "DDPM++ CIFAR-10, fp32; CPU seconds of one thread: median, least, most",
         "rounds": rounds,
-        "torch": torch.__version__,
-        "machine": platform.machine(),
+        "machine": machine(),
         "byte_products": torch.cpu._is_vnni_supported(),
     }
     for name in [part] if part else parts:

@@ -11,8 +11,8 @@ import tempfile
 from pathlib import Path
 
 from sct.bench.startup import measured
-from sct.bench.timing import machine
 from sct.files import write_atomically
+from sct.machine import machine
 
 RESULT = Path(__file__).parent / "results" / "startup.json"
 

@@ -10,7 +10,6 @@ Writes results/throughput.json and the table in docs/recipes.md.
 
 import argparse
 import json
-import platform
 import statistics
 import subprocess
 import sys
@@ -26,6 +25,7 @@ from sct.core.noise import EDM
 from sct.core.objectives import Consistency
 from sct.core.times import LogNormalPairs, SigmoidGap
 from sct.data.images import ImageSet
+from sct.machine import machine
 from sct.memory import peak_bytes
 from sct.nn import store
 from sct.nn.precond import Preconditioned
@@ -133,20 +133,10 @@ def main() -> None:
             row = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
             print(row, flush=True)
             cases[name, precision] = row
-    cpu = next(
-        (
-            line.split(":")[1].strip()
-            for line in Path("/proc/cpuinfo").read_text().splitlines()
-            if "model name" in line
-        ),
-        platform.machine(),
-    )
     order = {name: index for index, name in enumerate(CASES)}
     result = {
         "what": "training steps of a consistency model, data random, one process",
-        "cpu": cpu,
-        "threads": 1,
-        "torch": torch.__version__,
+        "machine": machine() | {"threads": 1},  # of the processes that measure
         "cases": sorted(cases.values(), key=lambda row: (order[row["network"]], row["precision"])),
     }
     RESULT.write_text(json.dumps(result, indent=2) + "\n")

@@ -23,12 +23,13 @@ from torch import Tensor
 from sct.bench import memory
 from sct.bench.plain import PlainLoop
 from sct.bench.predict import BYTES_A_PARAMETER, state_bytes
-from sct.bench.timing import alternate, machine, ratio
+from sct.bench.timing import alternate, ratio
 from sct.bench.training import checked, our_step, plain_step, speed, trainer_of
 from sct.bench.workload import Draw, Workload
 from sct.core.types import expand
 from sct.dryrun import kept_for_gradient
 from sct.files import write_atomically
+from sct.machine import machine
 from sct.nn import blocks, magnitude
 from sct.nn.lean import Dropout
 

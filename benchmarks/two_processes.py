@@ -25,10 +25,11 @@ from torch.multiprocessing import spawn
 
 from pages import fill
 from performance_page import span
-from sct.bench.timing import Timing, machine, ratio
+from sct.bench.timing import Timing, ratio
 from sct.bench.training import trainer_of
 from sct.bench.workload import Workload
 from sct.files import write_atomically
+from sct.machine import machine
 from sct.train.loop import Trainer
 from sct.train.processes import Processes
 

@@ -8,7 +8,7 @@ import pytest
 
 SOURCE = Path(__file__).resolve().parents[1] / "src" / "sct"
 ORDER = (
-    ("errors", "files", "memory", "progress", "zipped"),
+    ("errors", "files", "machine", "memory", "progress", "zipped"),
     ("unpickle",),
     ("pictures",),
     ("web",),

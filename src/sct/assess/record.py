@@ -1,20 +1,17 @@
 """What results.json says of an evaluation."""
 
-import os
-import platform
 import statistics
 import sys
 import time
 from dataclasses import asdict
 from typing import Any
 
-import torch
-
 import sct
 from sct.assess.drawing import Drawing
 from sct.assess.wanted import Wanted
 from sct.evaluate.accumulate import process
 from sct.evaluate.suite import Suite
+from sct.machine import machine
 
 
 def facts(wanted: Wanted, suite: Suite, model_digest: str, began: float) -> dict[str, Any]:
@@ -41,14 +38,10 @@ def facts(wanted: Wanted, suite: Suite, model_digest: str, began: float) -> dict
         "labels": wanted.label_rule,
         "environment": {
             "sct": sct.__version__,
-            "torch": torch.__version__,
-            "python": platform.python_version(),
-            "platform": platform.platform(),
-            "device": str(wanted.device),
-            "devices": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
-            "cpu_count": os.cpu_count(),
-            "processes": process()[1],
             "command": sys.argv,
+            "processes": process()[1],
+            "device": str(wanted.device),
+            **machine(),
         },
         "seconds": time.perf_counter() - began,
         "when": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),

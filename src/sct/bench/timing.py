@@ -1,14 +1,12 @@
 """Time and memory, measured so that a disturbance meets all sides alike."""
 
 import os
-import platform
 import statistics
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -93,27 +91,3 @@ def in_a_process(module: str, *arguments: str, environment: Mapping[str, str] | 
         last = (done.stderr.strip() or "no message").splitlines()[-1]
         raise RuntimeError(f"{' '.join(command[1:])}: {last}")
     return done.stdout
-
-
-def machine() -> dict[str, Any]:
-    """What was measured on."""
-    card = torch.cuda.get_device_name() if torch.cuda.is_available() else None
-    return {
-        "processor": _processor(),
-        "cores": os.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "instructions": torch.backends.cpu.get_cpu_capability(),
-        "card": card,
-        "torch": torch.__version__,
-        "python": platform.python_version(),
-        "system": platform.system(),
-    }
-
-
-def _processor() -> str:
-    lines = Path("/proc/cpuinfo")
-    if lines.is_file():
-        for line in lines.read_text(encoding="utf-8").splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()

@@ -6,10 +6,10 @@ from pathlib import Path
 import torch
 
 from sct.bench.report import as_json, in_columns, lines
-from sct.bench.timing import machine
 from sct.cli.common import Screen
 from sct.errors import UserError
 from sct.files import write_atomically
+from sct.machine import machine
 
 
 def run(out: Path | None, threads: int | None) -> None:
@@ -25,6 +25,6 @@ def run(out: Path | None, threads: int | None) -> None:
             bar.advance(0, f"{line.section}: {line.what}")
     about = machine()
     print(in_columns(found))
-    print(", ".join(f"{name} {value}" for name, value in about.items() if value is not None))
+    print(", ".join(f"{name} {value}" for name, value in about.items() if value))
     if out is not None:
         write_atomically(out, json.dumps({"machine": about, "lines": as_json(found)}, indent=1) + "\n")

@@ -4,19 +4,17 @@ import csv
 import hashlib
 import io
 import json
-import os
-import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
-import torch
 from torch import Tensor
 
 import sct
 from sct.files import write_atomically
+from sct.machine import machine
 from sct.pictures import SMALLEST_SIDE, grid, png_bytes
 from sct.reproduce.spec import Experiment
 from sct.web.experiment import experiment_page
@@ -98,7 +96,7 @@ def write(
         "images": outcome.images,
         "teacher_images": outcome.teacher_images,
         "code": code_version(),
-        "hardware": hardware(),
+        "hardware": machine(),
         "summary": outcome.summary,
         "notes": outcome.notes,
     }
@@ -134,14 +132,3 @@ def code_version() -> str:
         if path.suffix in {".py", ".yaml"}:
             total.update(str(path.relative_to(root)).encode() + path.read_bytes())
     return f"{sct.__version__}+{total.hexdigest()[:12]}"
-
-
-def hardware() -> Row:
-    """What a result was made on."""
-    return {
-        "processor": platform.machine(),
-        "cores": os.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "devices": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
-        "torch": torch.__version__,
-    }

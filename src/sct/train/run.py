@@ -17,7 +17,6 @@ that a run continued from a checkpoint does again all that was not finished when
 import json
 import math
 import os
-import platform
 import shutil
 import sys
 import time
@@ -26,13 +25,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import torch
 import yaml
 from filelock import FileLock, Timeout
 
 import sct
 from sct.errors import UserError
 from sct.files import write_atomically
+from sct.machine import machine
 from sct.nn import store
 from sct.nn.precond import Preconditioned
 from sct.train import checkpoint, posthoc, trackers
@@ -283,16 +282,5 @@ def _images_in(line: str) -> int:
 
 
 def _environment() -> str:
-    facts = {
-        "sct": sct.__version__,
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "platform": platform.platform(),
-        "processor": platform.machine(),
-        "cpu_count": os.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "processes": int(os.environ.get("WORLD_SIZE", "1")),
-        "devices": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
-        "command": sys.argv,
-    }
-    return json.dumps(facts, indent=2) + "\n"
+    facts = {"sct": sct.__version__, "command": sys.argv, "processes": int(os.environ.get("WORLD_SIZE", "1"))}
+    return json.dumps(facts | machine(), indent=2) + "\n"
