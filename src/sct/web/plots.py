@@ -19,7 +19,7 @@ STYLES = (
     ("#999999", (0, (1, 1)), "x"),
 )
 """Colours of Okabe and Ito, told apart by most colour-blind readers."""
-NAMED = {30: (1, 1.5, 2, 3, 5, 7), 3000: (1, 3)}
+NAMED = {3: (1, 1.5, 2, 3, 4, 5, 6, 7, 8, 9), 30: (1, 1.5, 2, 3, 5, 7), 3000: (1, 3)}
 """An axis shorter than this factor → the numbers of a decade that have room for a label."""
 STABLE = {"svg.fonttype": "none", "svg.hashsalt": "sct", "font.size": 11}
 
