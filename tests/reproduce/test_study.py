@@ -4,7 +4,7 @@ import csv
 import json
 import statistics
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import cache
 from pathlib import Path
 
@@ -19,6 +19,7 @@ from sct.reproduce.results import as_csv, over_seeds
 from sct.reproduce.run import reproduce
 from sct.reproduce.spec import RunSpec, read_experiment
 from sct.reproduce.study import Study, samplers
+from sct.train.alone import Busy, alone
 
 TINY = (
     "train.images=768",
@@ -86,6 +87,24 @@ def test_a_killed_study_goes_on_to_the_same_table(whole: Path, tmp_path: Path) -
     assert page.with_name("data.csv").read_bytes() == (whole / "convergence" / "data.csv").read_bytes()
     assert sum("diffusion" in name for name in screen.trained) == 1  # the first seed's teacher was there
     assert any("found finished" in line for line in screen.said)
+
+
+def test_what_another_program_trains_is_left_for_last(
+    whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same command twice shares the work: here the other has the first seed's SCT until waited for."""
+    with pytest.raises(Killed):
+        make("convergence", tmp_path, Screen(kill="score-identity"))
+    (folder,) = tmp_path.glob("*/runs/score-identity-*-0")
+    other = ExitStack()
+    other.enter_context(alone(folder, print))
+    monkeypatch.setattr(Busy, "wait", lambda busy: other.close())
+    screen = Screen()
+    page = make("convergence", tmp_path, screen)
+    assert page.with_name("data.csv").read_bytes() == (whole / "convergence" / "data.csv").read_bytes()
+    assert [name.split("-")[0] for name in screen.trained] == ["diffusion", "one", "score", "score"]
+    assert screen.trained[-1] == folder.name
+    assert f"waiting for the program that trains in {folder}" in screen.said
 
 
 def test_the_table_has_every_seed_and_the_summary_its_mean_and_spread(whole: Path) -> None:

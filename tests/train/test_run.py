@@ -7,6 +7,7 @@ import resource
 import signal
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from threading import Thread
 from typing import Any, BinaryIO
 
 import pytest
@@ -19,6 +20,7 @@ from sct.nn.precond import Preconditioned
 from sct.plan import make_plan
 from sct.recipe import read_recipe, to_yaml
 from sct.train import checkpoint, trackers
+from sct.train.alone import Busy
 from sct.train.loop import Trainer, TrainingDiverged
 from sct.train.run import Interrupted, RunFolder
 
@@ -131,10 +133,16 @@ def test_two_programs_do_not_train_in_one_folder(tmp_path: Path) -> None:
     steps = run.steps(trainer)
     next(steps)
     left = sorted(path.name for path in (tmp_path / "run").iterdir())
-    with pytest.raises(UserError, match="another program trains in this folder"):
+    with pytest.raises(Busy, match="another program trains in this folder") as busy:
         start(tmp_path / "run", resume=True)
     assert sorted(path.name for path in (tmp_path / "run").iterdir()) == left
+    later = Thread(target=busy.value.wait)
+    later.start()
+    later.join(0.2)
+    assert later.is_alive()
     steps.close()
+    later.join(10)
+    assert not later.is_alive()
     start(tmp_path / "run", resume=True)
 
 

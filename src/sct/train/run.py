@@ -21,12 +21,11 @@ import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import yaml
-from filelock import FileLock, Timeout
 
 import sct
 from sct.errors import UserError
@@ -35,6 +34,7 @@ from sct.machine import machine
 from sct.nn import store
 from sct.nn.precond import Preconditioned
 from sct.train import checkpoint, posthoc, trackers
+from sct.train.alone import alone
 from sct.train.ema import PowerFunction
 from sct.train.loop import StepReport, Trainer, TrainingDiverged
 from sct.train.signals import Interrupted, StopSignal
@@ -104,26 +104,9 @@ class RunFolder:
             self._load(trainer)
         self.say(f"continued at {trainer.images:,} images, on {trainer.processes.count} process(es)")
 
-    @contextmanager
-    def _alone(self) -> Iterator[None]:
-        """Keeps other programs from training in this folder. Raises UserError where one does.
-
-        The lock is the operating system's and goes with the process that holds it, however that ends.
-        """
-        lock = FileLock(self.path / ".lock", timeout=0)
-        if self.main:
-            try:
-                lock.acquire()
-            except Timeout:
-                raise UserError(
-                    "another program trains in this folder", str(self.path), "wait for it, or stop it"
-                ) from None
-            except NotImplementedError:  # some network file systems
-                self.say("warning: this file system has no locks; let no other program train here")
-        try:
-            yield
-        finally:
-            lock.release()
+    def _alone(self) -> AbstractContextManager[None]:
+        """Of several processes of one program the first holds the lock for all."""
+        return alone(self.path, self.say) if self.main else nullcontext()
 
     def _sweep(self) -> None:
         """Remove what a killed process had not finished writing."""
