@@ -42,7 +42,7 @@ def test_more_references_scatter_less_about_the_exact_mean() -> None:
     generator = torch.Generator().manual_seed(0)
     x_t = torch.tensor([0.5, -0.8], dtype=torch.float64).expand(draws, 1, 1, 2)
     times = torch.full((draws,), t, dtype=torch.float64)
-    own = plane.WORLD.redraw(x_t, times, Batch(x_t), generator).x_0
+    own = plane.WORLD.redraws(x_t, times, Batch(x_t))(generator).x_0
     mean = toy.MIXTURE.denoise(x_t[:1], times[:1], toy.SCHEDULE)
     off = [float((own - mean).square().mean())]
     for number in experiment.references:

@@ -145,10 +145,11 @@ def target_moments(
         for _ in range(batches):
             x_t, times_t, query = _noisy(world, fixed, t, schedule, generator)
             exact = world.mean(x_t, times_t, query).double()
+            redraw = world.redraws(x_t, times_t, query)
             for name, estimator in estimators.items():
 
-                def estimate(_: int, x_t=x_t, u=times_t, query=query, estimator=estimator) -> Tensor:  # type: ignore[no-untyped-def]
-                    own = world.redraw(x_t, u, query, generator)
+                def estimate(_: int, x_t=x_t, u=times_t, redraw=redraw, estimator=estimator) -> Tensor:  # type: ignore[no-untyped-def]
+                    own = redraw(generator)
                     x_rest, u_rest, rest = _noisy(world, batch_size - fixed, float(u[0]), schedule, generator)
                     batch = _joined(own, rest)
                     u = torch.cat([u, u_rest])

@@ -79,8 +79,8 @@ class World(Protocol):
         """E[x_0 | x_t, c], exact. x_t [B, ...], t [B] → [B, ...]."""
         ...
 
-    def redraw(self, x_t: Tensor, t: Tensor, batch: Batch, generator: Generator) -> Batch:
-        """The batch with every image drawn anew from p(x_0 | x_t, c): it could as well have made x_t."""
+    def redraws(self, x_t: Tensor, t: Tensor, batch: Batch) -> Callable[[Generator], Batch]:
+        """Draws the batch with every image anew from p(x_0 | x_t, c): it could as well have made x_t."""
         ...
 
 
@@ -97,9 +97,9 @@ class Mixture:
         del batch
         return self.mixture.denoise(x_t, t, self.schedule)
 
-    def redraw(self, x_t: Tensor, t: Tensor, batch: Batch, generator: Generator) -> Batch:
+    def redraws(self, x_t: Tensor, t: Tensor, batch: Batch) -> Callable[[Generator], Batch]:
         del batch
-        return Batch(self.mixture.posterior_sample(x_t, t, self.schedule, generator))
+        return lambda generator: Batch(self.mixture.posterior_sample(x_t, t, self.schedule, generator))
 
 
 class Empirical:
@@ -116,8 +116,7 @@ class Empirical:
 
     def draw(self, n: int, generator: Generator) -> Batch:
         rows = torch.randint(len(self.images), (n,), generator=generator)
-        images = self.images[rows]
-        x_0 = dequantise(images) if images.dtype == torch.uint8 else images
+        x_0 = self._values(self.images[rows])
         if self.mirrored:
             flip = torch.rand(n, generator=generator) < 0.5
             x_0 = torch.where(expand(flip, x_0), x_0.flip(-1), x_0)
@@ -127,23 +126,33 @@ class Empirical:
         found = posterior(x_t, t, self.schedule, self.reference, batch.condition, mirrored=self.mirrored)
         return found.mean
 
-    def redraw(self, x_t: Tensor, t: Tensor, batch: Batch, generator: Generator) -> Batch:
-        """Row by row, in float64; meant for few queries. Flips are drawn as well where `mirrored`."""
-        images = []
-        rows = []
-        for i in range(len(x_t)):
-            c = 0 if batch.condition is None else int(batch.condition[i])
-            start, stop = self.reference.offsets[c], self.reference.offsets[c + 1]
-            x = self.images[start:stop]
-            x = (dequantise(x) if x.dtype == torch.uint8 else x).double()
-            x = torch.cat([x, x.flip(-1)]) if self.mirrored else x
-            off = x_t[i].double() - self.schedule.alpha(t[i].double()) * x
-            squares = off.flatten(1).square().sum(1)
-            weights = torch.softmax(squares / (-2 * self.schedule.sigma(t[i].double()).square()), 0)
-            row = int(torch.multinomial(weights, 1, generator=generator))
-            images.append(x[row].to(batch.x_0))
-            rows.append(start + row % (stop - start))
-        return Batch(torch.stack(images), batch.condition, torch.tensor(rows))
+    def redraws(self, x_t: Tensor, t: Tensor, batch: Batch) -> Callable[[Generator], Batch]:
+        """Weights row by row, in float64; meant for few queries. Flips are drawn too where `mirrored`."""
+        groups = [0] * len(x_t) if batch.condition is None else batch.condition.tolist()
+        spans = [self.reference.offsets[c : c + 2] for c in groups]
+        weights = [self._weights(*at) for at in zip(x_t.double(), t.double(), spans, strict=True)]
+
+        def redraw(generator: Generator) -> Batch:
+            images, rows = [], []
+            for (start, stop), w in zip(spans, weights, strict=True):
+                flipped, row = divmod(int(torch.multinomial(w, 1, generator=generator)), stop - start)
+                x = self._values(self.images[start + row])
+                images.append((x.flip(-1) if flipped else x).to(batch.x_0))
+                rows.append(start + row)
+            return Batch(torch.stack(images), batch.condition, torch.tensor(rows))
+
+        return redraw
+
+    def _weights(self, x_t: Tensor, t: Tensor, span: tuple[int, ...]) -> Tensor:
+        """p(x_0 = x⁽ⁱ⁾ | x_t) over the images of a span, float64 [m]; then over their flips."""
+        x = self._values(self.images[slice(*span)]).double()
+        x = torch.cat([x, x.flip(-1)]) if self.mirrored else x
+        squares = (x_t - self.schedule.alpha(t) * x).flatten(1).square().sum(1)
+        return torch.softmax(squares / (-2 * self.schedule.sigma(t).square()), 0)
+
+    @staticmethod
+    def _values(images: Tensor) -> Tensor:
+        return dequantise(images) if images.dtype == torch.uint8 else images
 
 
 class TargetError(NamedTuple):

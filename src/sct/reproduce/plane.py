@@ -84,7 +84,7 @@ def _targets(spec: Unify, teacher: Net, t: float, seed: int) -> Panel:
     noise = torch.randn(x_0.shape, generator=generator, dtype=x_0.dtype)
     x_t = (x_0 + t * noise).expand(spec.draws, -1, -1, -1)
     times = torch.full((spec.draws,), t, dtype=torch.float64)
-    own = WORLD.redraw(x_t, times, Batch(x_t), generator).x_0
+    own = WORLD.redraws(x_t, times, Batch(x_t))(generator).x_0
     estimates = {
         "one sample": own,
         **{f"score identity, {n}": _by_references(x_t, times, own, n, generator) for n in spec.references},
