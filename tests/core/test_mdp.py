@@ -188,3 +188,27 @@ def test_target_errors_know_what_is_exact_and_what_shrinks() -> None:
     exact = sum(float((x[labels == c] - x[labels == c].mean(0)).square().sum()) for c in range(3)) / x.numel()
     prior = target_errors(world, {"one": OneSample()}, EDM(), 1e4, 20_000, 1000, torch.Generator())
     assert prior["one"].error == pytest.approx(exact, rel=0.03)  # at the prior: the variance within a class
+
+
+@pytest.mark.parametrize("mirrored", [False, True])
+def test_images_are_redrawn_from_the_posterior_of_their_class(mirrored: bool) -> None:
+    """Their mean is the exact posterior mean, and each is the image of its row, or its flip."""
+    images = pixels(60, seed=2, shape=(1, 4, 4))
+    labels = torch.randint(3, (60,), generator=torch.Generator().manual_seed(0))
+    world = Empirical(images, labels, EDM(), mirrored)
+    g = torch.Generator().manual_seed(1)
+    query = world.draw(3, g)
+    t = torch.full((3,), 2.0)
+    x_t = query.x_0 + 2.0 * torch.randn(query.x_0.shape, generator=g)
+    redraw = world.redraws(x_t, t, query)
+    drawn = [redraw(g) for _ in range(4000)]
+    for batch in drawn[:100]:
+        as_they_are = dequantise(world.images[batch.index])
+        assert world.labels[batch.index].equal(query.condition)
+        assert all(
+            x.equal(y) or (mirrored and x.equal(y.flip(-1)))
+            for x, y in zip(batch.x_0, as_they_are, strict=True)
+        )
+    values = torch.stack([batch.x_0 for batch in drawn]).double()
+    error = values.mean(0) - world.mean(x_t, t, query)
+    assert (error.abs() < 5 * values.std(0) / len(drawn) ** 0.5 + 1e-6).all()
