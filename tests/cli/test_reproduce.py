@@ -18,6 +18,7 @@ def run(out: Path, name: str | None = None, **changed) -> None:
         "scale": "smoke",
         "seeds": None,
         "unconditional": False,
+        "keys": (),
         "device": "cpu",
     }
     command.run(name, out=out, **(given | changed))
@@ -49,6 +50,9 @@ def test_a_table_is_made_without_training(tmp_path: Path) -> None:
         ("figure-9", {}, "unify"),
         ("target", {"scale": "night"}, "smoke, cpu, gpu, paper"),
         ("target", {"seeds": 0}, "--seeds"),
+        ("target", {"keys": ("pairs.gap.max=0.9",)}, "pairs.gap.max"),
+        ("unify", {"keys": ("pairs.gap.q=3",)}, "--set"),
+        (None, {"every": True, "keys": ("pairs.gap.q=3",)}, "--set"),
         ("target", {"data": "lsun"}, "emoji32"),
         ("target", {"data": str(Path("nowhere") / "mnist10k")}, "mnist10k"),
     ],

@@ -62,8 +62,8 @@ def measure() -> Measure:
     return measure_for(digits(), "classifier")
 
 
-def study_in(out: Path, screen: Screen, seeds: int = 2) -> Study:
-    study = Study(out, "digits", "smoke", screen, seeds=seeds, overrides=TINY)
+def study_in(out: Path, screen: Screen, seeds: int = 2, **asked) -> Study:
+    study = Study(out, "digits", "smoke", screen, seeds=seeds, overrides=TINY, **asked)
     study.measure = measure()  # the classifier takes longer to train than all the rest
     return study
 
@@ -125,6 +125,25 @@ def test_the_table_has_every_seed_and_the_summary_its_mean_and_spread(whole: Pat
         assert line["frechet_train"] == pytest.approx(statistics.mean(same))
         assert line["frechet_train_std"] == pytest.approx(statistics.stdev(same))
     assert len({line["frechet_train"] for line in record["summary"]}) == len(record["summary"])
+
+
+def test_keys_hold_for_every_student_and_leave_other_results_alone(whole: Path) -> None:
+    screen = Screen()
+    keys = ("pairs.gap.max_ratio=0.5", "optimizer.lr=1e-3")
+    page = reproduce("convergence", study_in(whole.parent, screen, seeds=1, student=keys))
+    assert [name.split("-")[0] for name in screen.trained] == ["one", "score"]  # the teacher is the same
+    for name in screen.trained:
+        text = (whole / "runs" / name / "recipe.yaml").read_text()
+        assert "max_ratio: 0.5" in text
+        assert "lr: 0.001" in text
+    assert page.parent.name == "convergence,pairs.gap.max_ratio=0.5,optimizer.lr=1e-3"
+    record, plain = (
+        json.loads((whole / folder / "data.json").read_text()) for folder in (page.parent.name, "convergence")
+    )
+    assert record["data"] == "digits, pairs.gap.max_ratio=0.5, optimizer.lr=1e-3"
+    assert record["command"].endswith("--set pairs.gap.max_ratio=0.5 --set optimizer.lr=1e-3 --seeds 1")
+    assert record["recipes"].keys() == plain["recipes"].keys()
+    assert not set(record["recipes"].values()) & set(plain["recipes"].values())
 
 
 def test_an_experiment_shares_what_another_has_trained(whole: Path) -> None:

@@ -309,12 +309,19 @@ def reproduce(
     unconditional: Annotated[
         bool, typer.Option(help="Without the labels, as the paper does on CIFAR-10.")
     ] = False,
+    keys: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="For every tuned model of the experiment alike."),
+    ] = None,
     device: Annotated[str, typer.Option(help="cpu, cuda, or auto.")] = "auto",
 ) -> None:
-    """Make the paper's figures and tables from scratch. Run again after a stop, it continues."""
+    """Make the paper's figures and tables from scratch.
+
+    Run again after a stop, it continues; run several times at once, it shares the trainings.
+    """
     from sct.cli.reproduce import run
 
-    run(name, every, listed, data, scale, out, seeds, unconditional, device)
+    run(name, every, listed, data, scale, out, seeds, unconditional, tuple(keys or ()), device)
 
 
 @app.command()

@@ -25,6 +25,7 @@ def run(
     out: Path,
     seeds: int | None,
     unconditional: bool,
+    keys: tuple[str, ...],
     device: str,
 ) -> None:
     """Make one experiment or all; print each one's page. Raises SystemExit after a signal."""
@@ -37,6 +38,8 @@ def run(
         raise UserError("give either one experiment or --all", "NAME", "sct reproduce --list names them")
     if scale not in get_args(Scale):
         raise UserError(f"{scale!r} is no scale", "--scale", f"use {', '.join(get_args(Scale))}")
+    if every and keys:
+        raise UserError("not every experiment tunes a model", "--set", "give it with one experiment")
     if seeds is not None and seeds < 1:
         raise UserError(f"{seeds} seeds are none", "--seeds", "give at least 1")
     on = pick_device(device)
@@ -47,7 +50,14 @@ def run(
     with Screen() as screen:
         try:
             study = Study(
-                out, data, cast(Scale, scale), screen, seeds=seeds, unconditional=unconditional, device=on
+                out,
+                data,
+                cast(Scale, scale),
+                screen,
+                seeds=seeds,
+                device=on,
+                unconditional=unconditional,
+                student=keys,
             )
             for each in wanted:
                 screen.say(str(reproduce(each, study)))

@@ -3,6 +3,7 @@
 import time
 from pathlib import Path
 
+from sct.errors import UserError
 from sct.reproduce import mdp, plane, table, trained
 from sct.reproduce.results import Outcome, write
 from sct.reproduce.spec import (
@@ -23,9 +24,12 @@ from sct.reproduce.study import Study
 def reproduce(name: str, study: Study) -> Path:
     """Make one experiment; its page's path. What is there already is taken, what was stopped goes on.
 
-    Raises UserError for an unknown name or what the data do not have; train.run.Interrupted after a signal.
+    Raises UserError for an unknown name, what the data do not have, or keys for an experiment that tunes no
+    model; train.run.Interrupted after a signal.
     """
     experiment = read_experiment(name)
+    if study.student and isinstance(experiment, Unify | Phases | Mdp):
+        raise UserError(f"{name} tunes no model on data", "--set", "leave it out")
     study.screen.say(f"{name}: {experiment.title}")
     began = time.perf_counter()
     outcome = found(study, experiment)
@@ -36,7 +40,7 @@ def reproduce(name: str, study: Study) -> Path:
         "samples": study.budget.samples,
         "minutes": (time.perf_counter() - began) / 60 if outcome.minutes is None else outcome.minutes,
     }
-    return write(study.folder / name, name, experiment, outcome, facts)
+    return write(study.results(name), name, experiment, outcome, facts)
 
 
 def found(study: Study, experiment: Experiment) -> Outcome:

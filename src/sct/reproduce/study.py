@@ -3,6 +3,7 @@
     FOLDER/runs/KIND-HASH-SEED/      a run's folder (train.run); its curve is in metrics.jsonl
     FOLDER/runs/…/measured.json      what was measured on the finished run, by question
     FOLDER/EXPERIMENT/               data.csv, data.json, plots, report.html
+    FOLDER/EXPERIMENT,KEY=VALUE/     the same with keys that were set
 
 A run is known by the hash of its resolved recipe, so that experiments which ask for the same training share
 it, and a study that was stopped goes on where it was.
@@ -10,6 +11,8 @@ it, and a study that was stopped goes on where it was.
 
 import hashlib
 import json
+import re
+import shlex
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import cached_property
@@ -89,6 +92,7 @@ class Study:
         seeds: int | None = None,
         device: torch.device | str = "cpu",
         unconditional: bool = False,
+        student: tuple[str, ...] = (),
         overrides: tuple[str, ...] = (),
     ) -> None:
         """Raises UserError for data that no experiment knows, or a scale that they do not have.
@@ -97,15 +101,17 @@ class Study:
             seeds: instead of the scale's number of them.
             unconditional: train teacher and students without the labels, as the paper does on CIFAR-10; the
                 references of a class become all images.
-            overrides: for every recipe, after the scale's own.
+            student: KEY=VALUE for every consistency model of the study, after the scale's own and before what
+                an experiment varies; all methods get them, their teachers do not.
+            overrides: for every recipe, after all others.
         """
         self.name, self.family = family_of(data)
         self.data_name, self.scale, self.screen, self.device = data, scale, screen, device
         self._seeds = seeds
         self.budget = at_scale(self.family.scales, scale, self.name)
         self.seeds = self.seeds_of(self.budget.seeds)
-        self.unconditional, self.overrides = unconditional, overrides
-        self.title = f"{self.name}, unconditional" if unconditional else self.name
+        self.unconditional, self.student, self.overrides = unconditional, student, overrides
+        self.title = ", ".join([self.name, *["unconditional"] * unconditional, *student])
         self.folder = out / f"{self.name}-{'unconditional-' if unconditional else ''}{scale}"
 
     @property
@@ -113,7 +119,12 @@ class Study:
         """The options that make this study again."""
         asked = "" if self._seeds is None else f" --seeds {self._seeds}"
         labels = " --unconditional" if self.unconditional else ""
-        return f"--data {self.data_name} --scale {self.scale}{labels}{asked}"
+        keys = "".join(f" --set {shlex.quote(key)}" for key in self.student)
+        return f"--data {self.data_name} --scale {self.scale}{labels}{keys}{asked}"
+
+    def results(self, name: str) -> Path:
+        """The folder of an experiment; another one for other keys, while all share their runs."""
+        return self.folder / re.sub(r"[^\w.=,-]+", "_", ",".join([name, *self.student]))
 
     def seeds_of(self, usual: int) -> range:
         """As many as were asked for, else as is usual."""
@@ -164,7 +175,8 @@ class Study:
 
     def recipe(self, spec: RunSpec, seed: int) -> Any:
         """What a spec trains, as the scale has it."""
-        recipe = self._recipe(self.family.recipes[spec.recipe], self.budget.student, spec.set, seed)
+        budget = (*self.budget.student, *self.student)
+        recipe = self._recipe(self.family.recipes[spec.recipe], budget, spec.set, seed)
         return recipe if spec.phases is None else _phased(recipe, spec.phases)
 
     def measured(self, run: Run, question: str, measure: Callable[[], Measures]) -> dict[str, Any]:

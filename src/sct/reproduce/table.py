@@ -51,7 +51,7 @@ def _ours(study: Study, published: Published, seed: int) -> tuple[Row, str, int]
 
 def _elsewhere(study: Study) -> list[Row]:
     """The ends of this study's convergence, if that was made."""
-    path = study.folder / "convergence" / "data.json"
+    path = study.results("convergence") / "data.json"
     if not path.exists():
         return []
     summary = json.loads(path.read_text(encoding="utf-8"))["summary"]
