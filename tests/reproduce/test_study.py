@@ -4,7 +4,7 @@ import csv
 import json
 import statistics
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from functools import cache
 from pathlib import Path
 
@@ -125,6 +125,18 @@ def test_the_table_has_every_seed_and_the_summary_its_mean_and_spread(whole: Pat
         assert line["frechet_train"] == pytest.approx(statistics.mean(same))
         assert line["frechet_train_std"] == pytest.approx(statistics.stdev(same))
     assert len({line["frechet_train"] for line in record["summary"]}) == len(record["summary"])
+
+
+@pytest.mark.parametrize("kill", [None, "score-identity"])
+def test_a_study_that_was_moved_goes_on(kill: str | None, whole: Path, tmp_path: Path) -> None:
+    """Finished runs are found and unfinished ones continued, though their teachers lie elsewhere now."""
+    with pytest.raises(Killed) if kill else nullcontext():
+        make("convergence", tmp_path / "before", Screen(kill))
+    (tmp_path / "before").rename(tmp_path / "after")
+    screen = Screen()
+    page = make("convergence", tmp_path / "after", screen)
+    assert [name.split("-")[0] for name in screen.trained[:1]] == ([] if kill is None else ["score"])
+    assert page.with_name("data.csv").read_bytes() == (whole / "convergence" / "data.csv").read_bytes()
 
 
 def test_keys_hold_for_every_student_and_leave_other_results_alone(whole: Path) -> None:

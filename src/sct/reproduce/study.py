@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 from torch import Tensor
 
 from sct.core.sampling import PhasedSteps, Sampler
@@ -209,7 +210,19 @@ class Study:
     def _trained(self, stem: str, recipe: Recipe, seed: int, evaluate: Any) -> Path:
         name = f"{stem}-{seed}"
         folder = self.folder / "runs" / name
+        _follow(folder / "recipe.yaml", recipe)
         return trained(folder, recipe, self.screen, name=name, evaluate=evaluate, device=self.device)
+
+
+def _follow(saved: Path, recipe: Recipe) -> None:
+    """A study that was moved took its teachers along: have a run's recipe say where its teacher is now."""
+    if recipe.start_from is None or not saved.is_file():
+        return
+    text = saved.read_text(encoding="utf-8")
+    before = yaml.safe_load(text)["start_from"]
+    same_name = Path(before).parts[-2:] == Path(recipe.start_from).parts[-2:]
+    if same_name and text == to_yaml(recipe.model_copy(update={"start_from": before})):
+        write_atomically(saved, to_yaml(recipe))
 
 
 def samplers(model: Preconditioned, etas: tuple[float, ...]) -> dict[str, Sampler]:
