@@ -1,6 +1,7 @@
 """Table 1 and section 3: what is wrong with each method's reward estimate along t."""
 
 from collections.abc import Mapping
+from functools import partial
 
 from sct.analyze import discretisation, named_estimators, target_moments
 from sct.analyze.measures import ROUNDING
@@ -11,6 +12,7 @@ from sct.reproduce.results import Outcome, Row, over_seeds, series
 from sct.reproduce.spec import Mdp, MdpBudget, RunSpec, at_scale
 from sct.reproduce.study import Study
 from sct.reproduce.toy import BANK, MIXTURE, SCHEDULE, bank_of, diffusion_model
+from sct.train.alone import shared
 from sct.web.plots import Axis, Plot
 
 CURVES = ("squared_bias", "variance")
@@ -19,15 +21,16 @@ CURVES = ("squared_bias", "variance")
 def along_t(study: Study, spec: Mdp) -> Outcome:
     """Bias and variance against t, and what one solver step costs, on the mixture and on the study's data."""
     budget = at_scale(spec.scales, study.scale, "mdp")
+    seeds, asked = study.seeds_of(budget.seeds), RunSpec(recipe=spec.teacher)
+    teachers = shared({seed: partial(study.teacher, asked, seed) for seed in seeds}, study.screen.say)
     rows: list[Row] = []
     teacher_images = 0
-    for seed in study.seeds_of(budget.seeds):
+    for seed, teacher in teachers.items():
         rows += _measured(
             "mixture", Mixture(MIXTURE, SCHEDULE), _on_mixture(budget, seed), spec, budget, seed
         )
-        teacher = study.teacher(RunSpec(recipe=spec.teacher), seed)
         train = study.data.train
-        labels = train.labels if study.recipe(RunSpec(recipe=spec.teacher), seed).conditional else None
+        labels = train.labels if study.recipe(asked, seed).conditional else None
         world = Empirical(train.images, labels, SCHEDULE)
         estimators = named_estimators(train.images, labels, SCHEDULE)
         if teacher is not None:

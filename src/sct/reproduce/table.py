@@ -1,10 +1,12 @@
 """Tables 2 and 3: published figures, each with its source, beside ours."""
 
 import json
+from functools import partial
 
 from sct.reproduce.results import Outcome, Row
 from sct.reproduce.spec import Published, RunSpec, Table
-from sct.reproduce.study import Study
+from sct.reproduce.study import Run, Study
+from sct.train.alone import shared
 
 
 def beside_published(study: Study, spec: Table) -> Outcome:
@@ -14,10 +16,11 @@ def beside_published(study: Study, spec: Table) -> Outcome:
     methods, not with the published figures.
     """
     here = study.name == spec.family
+    runs = _runs(study, spec) if here else {}
     rows: list[Row] = []
     digests: dict[str, str] = {}
     images = 0
-    for published in spec.rows:
+    for place, published in enumerate(spec.rows):
         row: Row = {
             "method": published.method,
             "evaluations": published.evaluations,
@@ -25,28 +28,35 @@ def beside_published(study: Study, spec: Table) -> Outcome:
             "published": published.value,
             "source": published.source,
         }
-        if here and published.recipe is not None:
-            for seed in study.seeds:
-                ours, digest, seen = _ours(study, published, seed)
-                rows.append(row | {"seed": seed, "state": "made here"} | ours)
-                digests[published.method], images = digest, max(images, seen)
-        else:
+        ours = [run for (number, _), run in runs.items() if number == place]
+        for run in ours:
+            rows.append(row | {"seed": run.seed, "state": "made here"} | _ours(study, published, run))
+            digests[published.method], images = run.digest, max(images, run.images)
+        if not ours:
             rows.append(row | {"state": "open" if published.recipe else "published only"})
     rows += _elsewhere(study)
     notes = [] if here else [f"Open rows need: {spec.needs}."]
     return Outcome(rows, rows, recipes=digests, images=images, notes=notes)
 
 
-def _ours(study: Study, published: Published, seed: int) -> tuple[Row, str, int]:
-    run = study.run(published.method, RunSpec(recipe=str(published.recipe), set=published.set), seed)
+def _runs(study: Study, spec: Table) -> dict[tuple[int, int], Run]:
+    """Those of every seed that a row's recipe asks for, by the row's place and the seed."""
+    jobs = {
+        (place, seed): partial(
+            study.run, published.method, RunSpec(recipe=published.recipe, set=published.set), seed
+        )
+        for place, published in enumerate(spec.rows)
+        if published.recipe is not None
+        for seed in study.seeds
+    }
+    return shared(jobs, study.screen.say)
+
+
+def _ours(study: Study, published: Published, run: Run) -> Row:
     found = run.curve[-1][f"steps={published.evaluations}"]
     distance = found["frechet_train"] * study.measure.train_variance / 100
     hours = {"gpu_hours" if str(study.device).startswith("cuda") else "cpu_hours": run.minutes / 60}
-    return (
-        {"ours": distance, "measure": study.measure.name, "images": run.images, **hours},
-        run.digest,
-        run.images,
-    )
+    return {"ours": distance, "measure": study.measure.name, "images": run.images, **hours}
 
 
 def _elsewhere(study: Study) -> list[Row]:

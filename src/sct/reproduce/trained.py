@@ -16,7 +16,7 @@ from sct.recipe import ConsistencyRecipe, build
 from sct.reproduce.results import Outcome, Row, over_seeds, series
 from sct.reproduce.spec import Curves, EdgeSkipping, Guidance, RunSpec, Samples
 from sct.reproduce.study import Run, Study
-from sct.train.alone import Busy
+from sct.train.alone import shared
 from sct.web.plots import Axis, Plot
 
 MEASURES = ("frechet_train", "frechet_held_out", "accuracy", "memorisation")
@@ -29,22 +29,11 @@ VARIANCE_TIMES = (0.2, 0.3, 0.5, 0.8, 1.2, 2.0, 3.0, 5.0, 10.0, 20.0, 80.0)
 def runs(study: Study, specs: dict[str, RunSpec]) -> list[Run]:
     """Every run of every seed, a seed after the other, so that a stopped study has whole seeds.
 
-    What another program trains at the moment is left for later, so that the same command, given on several
-    cards or in several terminals, shares the work.
+    The same command, given on several cards or in several terminals, shares the work.
     """
-    wanted = list(itertools.product(study.seeds, specs))
-    done: dict[tuple[int, str], Run] = {}
-    while left := [key for key in wanted if key not in done]:
-        busy: list[Busy] = []
-        for seed, name in left:
-            try:
-                done[seed, name] = study.run(name, specs[name], seed)
-            except Busy as elsewhere:
-                busy.append(elsewhere)
-        if len(busy) == len(left):
-            study.screen.say(f"waiting for the program that trains in {busy[0].folder}")
-            busy[0].wait()
-    return [done[key] for key in wanted]
+    wanted = itertools.product(study.seeds, specs.items())
+    jobs = {(seed, name): partial(study.run, name, spec, seed) for seed, (name, spec) in wanted}
+    return list(shared(jobs, study.screen.say).values())
 
 
 def outcome(done: list[Run], rows: list[Row], summary: list[Row]) -> Outcome:
