@@ -42,8 +42,8 @@ def trained(
     if (folder / "model").is_dir() and saved.read_text(encoding="utf-8") == text:
         screen.say(f"{name}: found finished in {folder}")
         return folder
-    resume = saved.exists()
     trainer = make_plan(recipe, device).trainer(device)  # first: what cannot be planned leaves no folder
+    resume = saved.exists()  # only now: planning takes seconds, and another program may have begun the run
     run = RunFolder(folder, text, resume=resume, draw=draw, evaluate=evaluate)
     if resume:
         run.resume(trainer)
