@@ -11,7 +11,9 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from rich.console import Console
 
+from sct.cli import common
 from sct.cli.common import parse_integers, parse_times
 from sct.errors import UserError
 from sct.nn import store
@@ -157,3 +159,15 @@ def test_lists_of_numbers() -> None:
     for text in ("", "1-", "3-1", "a"):
         with pytest.raises(UserError):
             parse_integers(text, "x")
+
+
+def test_a_bar_that_never_moved_is_taken_away(monkeypatch, capsys) -> None:
+    monkeypatch.setattr(common, "console", Console(stderr=True, width=120))
+    with common.Screen() as screen:
+        with pytest.raises(KeyError), screen.bar("not begun", 2):
+            raise KeyError
+        with screen.bar("begun", 2) as bar:
+            bar.advance(1)
+    shown = capsys.readouterr().err
+    assert "begun" in shown
+    assert "not begun" not in shown

@@ -66,8 +66,10 @@ class Bar:
 
     def __init__(self, progress: Progress, task: TaskID) -> None:
         self._progress, self._task = progress, task
+        self.moved = False
 
     def advance(self, amount: int, note: str | None = None) -> None:
+        self.moved = True
         self._progress.advance(self._task, amount)
         if note is not None:
             self._progress.update(self._task, note=note)
@@ -103,5 +105,11 @@ class Screen:
 
     @contextmanager
     def bar(self, description: str, total: int, done: int = 0) -> Iterator[Bar]:
+        """A bar for as long as the job is at it; one that never moved is taken away."""
         task = self._progress.add_task(description, total=total, completed=done, note="")
-        yield Bar(self._progress, task)
+        bar = Bar(self._progress, task)
+        try:
+            yield bar
+        finally:
+            if not bar.moved:
+                self._progress.remove_task(task)

@@ -76,7 +76,7 @@ def _drawn(series: Series, x: Axis, y: Axis, title: str, format: str) -> bytes:
         raise ValueError(f"{len(series)} lines cannot be told apart in grey: at most {len(STYLES)}")
     plt = pyplot()
     with plt.rc_context(STABLE):
-        figure, axes = plt.subplots(figsize=(5.6, 3.7), layout="constrained")
+        figure, axes = plt.subplots(figsize=(5.6, 3.9), layout="constrained")
         for (name, (xs, ys, *errors)), (colour, dash, marker) in zip(series.items(), STYLES, strict=False):
             axes.errorbar(
                 xs, ys, yerr=errors[0] if errors else None, linestyle=dash, color=colour, marker=marker,
@@ -87,20 +87,24 @@ def _drawn(series: Series, x: Axis, y: Axis, title: str, format: str) -> bytes:
         axes.set_title(title, fontsize=11)
         if x.log:
             axes.set_xscale("log")
-            axes.xaxis.set_major_formatter("{x:g}")
-            axes.xaxis.set_minor_formatter("")
+            _name_numbers(axes.xaxis, axes.get_xlim(), plt)
         if y.log:
             axes.set_yscale("log")
-            axes.yaxis.set_major_formatter("{x:g}")
-            low, high = axes.get_ylim()
-            axes.yaxis.set_minor_formatter("")
-            named = next((numbers for factor, numbers in NAMED.items() if high < factor * low), None)
-            if named is not None:
-                places = [number * 10.0**decade for decade in range(-9, 10) for number in named]
-                axes.yaxis.set_major_locator(plt.FixedLocator(places))
+            _name_numbers(axes.yaxis, axes.get_ylim(), plt)
         axes.grid(True, which="both", alpha=0.25, linewidth=0.6)
-        axes.legend(frameon=False, ncols=1 if len(series) < 5 else 2, fontsize=None if len(series) < 5 else 9)
+        figure.legend(loc="outside lower center", frameon=False, ncols=3)
         return saved(plt, figure, format)
+
+
+def _name_numbers(axis: Any, limits: tuple[float, float], plt: Any) -> None:
+    """Plain numbers along a logarithmic axis, more than the powers of ten where it is short."""
+    low, high = limits
+    axis.set_major_formatter("{x:g}")
+    axis.set_minor_formatter("")
+    named = next((numbers for factor, numbers in NAMED.items() if high < factor * low), None)
+    if named is not None:
+        places = [number * 10.0**decade for decade in range(-9, 10) for number in named]
+        axis.set_major_locator(plt.FixedLocator(places))
 
 
 def saved(plt: Any, figure: Any, format: str) -> bytes:

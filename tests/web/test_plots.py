@@ -55,7 +55,10 @@ def test_the_same_numbers_make_the_same_file() -> None:
 @pytest.mark.parametrize(
     ("low", "high"), [(7.6, 10.3), (0.36, 0.68), (0.5, 12.0), (0.03, 40.0), (1e-5, 10.0)]
 )
-def test_a_logarithmic_axis_names_at_least_two_of_its_numbers(low, high) -> None:
-    svg = Plot({"a": ([100, 200], [low, high])}, AXIS, Axis("y", log=True), "t").svg()
+@pytest.mark.parametrize("which", ["x", "y"])
+def test_a_logarithmic_axis_names_at_least_two_of_its_numbers(low, high, which) -> None:
+    log, other = (Axis("a", log=True), [low, high]), (Axis("b"), [100, 200])
+    (x, xs), (y, ys) = (log, other) if which == "x" else (other, log)
+    svg = Plot({"a": (xs, ys)}, x, y, "t").svg()
     numbers = [float(word) for word in re.findall(r"<text[^>]*>([\d.e-]+)</text>", svg)]
     assert sum(low <= number <= high for number in numbers) >= 2
