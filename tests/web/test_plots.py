@@ -62,3 +62,14 @@ def test_a_logarithmic_axis_names_at_least_two_of_its_numbers(low, high, which) 
     svg = Plot({"a": (xs, ys)}, x, y, "t").svg()
     numbers = [float(word) for word in re.findall(r"<text[^>]*>([\d.e-]+)</text>", svg)]
     assert sum(low <= number <= high for number in numbers) >= 2
+
+
+@pytest.mark.parametrize("length", [3, 14, 18, 22, 32])
+def test_the_legend_stays_within_the_picture(length) -> None:
+    names = [f"{i} " + "one-sample, cap 15/16, two steps"[: length - 2] for i in range(len(STYLES))]
+    svg = Plot({name: ([0, 1], [0, 1]) for name in names}, AXIS, AXIS, "t").svg()
+    starts = re.findall(r'text-anchor: start" x="([-\d.]+)"', svg[svg.index('id="legend_1"') :])
+    assert len(starts) == len(names)
+    assert all(
+        float(x) >= 30 for x in starts
+    )  # room for the line's piece; it is centred, so right is as left

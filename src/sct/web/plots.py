@@ -2,7 +2,7 @@
 
 import io
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -92,8 +92,15 @@ def _drawn(series: Series, x: Axis, y: Axis, title: str, format: str) -> bytes:
             axes.set_yscale("log")
             _name_numbers(axes.yaxis, axes.get_ylim(), plt)
         axes.grid(True, which="both", alpha=0.25, linewidth=0.6)
-        figure.legend(loc="outside lower center", frameon=False, ncols=3)
+        figure.legend(loc="outside lower center", frameon=False, ncols=_columns(series))
         return saved(plt, figure, format)
+
+
+def _columns(names: Collection[str]) -> int:
+    """The columns of a legend: what fits below a plot, some 66 letters, in rows of much the same length."""
+    fitting = max(66 // (max(map(len, names)) + 8), 1)  # a line's piece and a space take 8
+    rows = -(-len(names) // fitting)
+    return -(-len(names) // rows)
 
 
 def _name_numbers(axis: Any, limits: tuple[float, float], plt: Any) -> None:
