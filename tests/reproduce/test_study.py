@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from sct.data.images import digits
+from sct.errors import UserError
 from sct.evaluate.measure import Measure, measure_for
 from sct.generate import default_sampler
 from sct.reproduce import trained
@@ -156,6 +157,23 @@ def test_keys_hold_for_every_student_and_leave_other_results_alone(whole: Path) 
     assert record["command"].endswith("--set pairs.gap.max_ratio=0.5 --set optimizer.lr=1e-3 --seeds 1")
     assert record["recipes"].keys() == plain["recipes"].keys()
     assert not set(record["recipes"].values()) & set(plain["recipes"].values())
+
+
+@pytest.mark.parametrize(
+    ("key", "complaint"),
+    [
+        ("pairs.gap.max_ratio=2.0", "max_ratio must lie in"),
+        ("loss.steps=2", "valid only at x_t"),  # SCT alone can have it
+        ("estimator.size=8", "unknown key"),
+    ],
+)
+def test_a_student_that_cannot_be_trained_is_refused_before_its_teacher_is(
+    key: str, complaint: str, tmp_path: Path
+) -> None:
+    screen = Screen()
+    with pytest.raises(UserError, match=complaint):
+        reproduce("convergence", study_in(tmp_path, screen, student=(key,)))
+    assert screen.trained == []
 
 
 def test_an_experiment_shares_what_another_has_trained(whole: Path) -> None:

@@ -30,6 +30,7 @@ from sct.files import write_atomically
 from sct.generate import default_sampler, sample
 from sct.nn import store
 from sct.nn.precond import Preconditioned
+from sct.plan import make_plan
 from sct.progress import Screen
 from sct.recipe import Recipe, read_recipe, to_yaml, validate
 from sct.reproduce.spec import RunSpec, Scale, at_scale, family_of
@@ -152,12 +153,19 @@ class Study:
         seeds = range(self.budget.samples)
         return self.measure(sample(model, seeds, condition=labels, sampler=sampler, **options), labels)
 
+    def check(self, spec: RunSpec) -> None:
+        """Raises UserError for a run that cannot be trained, before its teacher or any other is."""
+        recipe, teacher, _, folder = self._wanted(spec, self.seeds[0])
+        if folder.exists():
+            return
+        if teacher is not None:  # in the place of its trained weights
+            recipe = recipe.model_copy(update={"start_from": None, "network": teacher.network})
+        make_plan(recipe, self.device).trainer(self.device)
+
     def run(self, name: str, spec: RunSpec, seed: int) -> Run:
         """The finished run of a spec, trained from its teacher if it is not there."""
-        recipe = self.recipe(spec, seed)
-        teacher = self._teacher(recipe.start_from, seed)
-        origin = recipe.start_from if teacher is None else teacher.digest
-        digest = digest_of(recipe, origin)
+        recipe, _, digest, folder = self._wanted(spec, seed)
+        teacher = self.teacher(spec, seed)
         if teacher is not None:
             recipe = recipe.model_copy(update={"start_from": str(teacher.folder / "model")})
 
@@ -165,14 +173,18 @@ class Study:
             chosen = samplers(model, spec.etas)
             return named({word: self.judge(model, sampler) for word, sampler in chosen.items()})
 
-        # Not by the recipe's name: two recipes that say the same are one training.
-        stem = f"{recipe.estimator.kind}-{_short(digest, *map(str, spec.etas))}"
-        folder = self._trained(stem, with_points(recipe, self.budget.points), seed, evaluate)
+        self._train(folder, with_points(recipe, self.budget.points), evaluate)
         return Run(name, seed, folder, digest, recipe.train.images, teacher)
 
     def teacher(self, spec: RunSpec, seed: int) -> Run | None:
         """The diffusion model that a spec's run starts from; None where it is a published one."""
-        return self._teacher(self.recipe(spec, seed).start_from, seed)
+        recipe = self._teacher_recipe(self.recipe(spec, seed))
+        if recipe is None:
+            return None
+        digest = digest_of(recipe)
+        folder = self._place(f"{recipe.objective}-{digest}", seed)
+        self._train(folder, recipe, None)
+        return Run("teacher", seed, folder, digest, recipe.train.images)
 
     def recipe(self, spec: RunSpec, seed: int) -> Any:
         """What a spec trains, as the scale has it."""
@@ -190,15 +202,21 @@ class Study:
             write_atomically(path, json.dumps(known, indent=1))
         return dict(known[key])
 
-    def _teacher(self, start: str | None, seed: int) -> Run | None:
-        """`runs/NAME/model` is trained here, by the recipe of that name; other weights stay what they are."""
-        parts = Path(start or "").parts
+    def _wanted(self, spec: RunSpec, seed: int) -> tuple[Any, Any, str, Path]:
+        """A spec's recipe, its teacher's, its digest, and the folder of its run."""
+        recipe = self.recipe(spec, seed)
+        teacher = self._teacher_recipe(recipe)
+        digest = digest_of(recipe, recipe.start_from if teacher is None else digest_of(teacher))
+        # Not by the recipe's name: two recipes that say the same are one training.
+        stem = f"{recipe.estimator.kind}-{_short(digest, *map(str, spec.etas))}"
+        return recipe, teacher, digest, self._place(stem, seed)
+
+    def _teacher_recipe(self, student: Recipe) -> Any:
+        """Of `runs/NAME/model`, trained here by the recipe of that name; None: other weights, left as they are."""
+        parts = Path(student.start_from or "").parts
         if len(parts) != 3 or parts[0] != "runs":
             return None
-        recipe = self._recipe(parts[1], self.budget.teacher, (), seed)
-        digest = digest_of(recipe, None)
-        folder = self._trained(f"{recipe.objective}-{digest}", recipe, seed, None)
-        return Run("teacher", seed, folder, digest, recipe.train.images)
+        return self._recipe(parts[1], self.budget.teacher, (), student.train.seed)
 
     def _recipe(self, name: str, budget: tuple[str, ...], own: tuple[str, ...], seed: int) -> Any:
         keys = [*budget, *own, f"train.seed={seed}", "train.trackers=[]", *self.overrides]
@@ -207,11 +225,12 @@ class Study:
         recipe = read_recipe(name, keys)
         return _without_labels(recipe) if self.unconditional else recipe
 
-    def _trained(self, stem: str, recipe: Recipe, seed: int, evaluate: Any) -> Path:
-        name = f"{stem}-{seed}"
-        folder = self.folder / "runs" / name
+    def _place(self, stem: str, seed: int) -> Path:
+        return self.folder / "runs" / f"{stem}-{seed}"
+
+    def _train(self, folder: Path, recipe: Recipe, evaluate: Any) -> None:
         _follow(folder / "recipe.yaml", recipe)
-        return trained(folder, recipe, self.screen, name=name, evaluate=evaluate, device=self.device)
+        trained(folder, recipe, self.screen, name=folder.name, evaluate=evaluate, device=self.device)
 
 
 def _follow(saved: Path, recipe: Recipe) -> None:

@@ -41,12 +41,16 @@ def beside_published(study: Study, spec: Table) -> Outcome:
 
 def _runs(study: Study, spec: Table) -> dict[tuple[int, int], Run]:
     """Those of every seed that a row's recipe asks for, by the row's place and the seed."""
-    jobs = {
-        (place, seed): partial(
-            study.run, published.method, RunSpec(recipe=published.recipe, set=published.set), seed
-        )
+    specs = {
+        place: RunSpec(recipe=published.recipe, set=published.set)
         for place, published in enumerate(spec.rows)
         if published.recipe is not None
+    }
+    for wanted in specs.values():
+        study.check(wanted)
+    jobs = {
+        (place, seed): partial(study.run, spec.rows[place].method, wanted, seed)
+        for place, wanted in specs.items()
         for seed in study.seeds
     }
     return shared(jobs, study.screen.say)

@@ -31,6 +31,8 @@ def runs(study: Study, specs: dict[str, RunSpec]) -> list[Run]:
 
     The same command, given on several cards or in several terminals, shares the work.
     """
+    for spec in specs.values():
+        study.check(spec)
     wanted = itertools.product(study.seeds, specs.items())
     jobs = {(seed, name): partial(study.run, name, spec, seed) for seed, (name, spec) in wanted}
     return list(shared(jobs, study.screen.say).values())
