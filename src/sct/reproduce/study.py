@@ -212,7 +212,7 @@ class Study:
         return recipe, teacher, digest, self._place(stem, seed)
 
     def _teacher_recipe(self, student: Recipe) -> Any:
-        """Of `runs/NAME/model`, trained here by the recipe of that name; None: other weights, left as they are."""
+        """Of `runs/NAME/model`, trained here by the recipe of that name; None for other weights."""
         parts = Path(student.start_from or "").parts
         if len(parts) != 3 or parts[0] != "runs":
             return None
