@@ -99,6 +99,7 @@ def make_plan(recipe: Recipe, device: torch.device | str = "cpu") -> Plan:
         **{key: model.meta[key] for key in ("start_from",) if key in model.meta},
         "objective": recipe.objective,
         "data": recipe.data,
+        "data_sha256": data.train.fingerprint,
         "class_names": list(data.train.class_names) if recipe.conditional else [],
         "edges": _sampling_edges(objective),
         "mid_t": list(getattr(recipe, "mid_t", ())),

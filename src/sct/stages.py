@@ -8,7 +8,10 @@ from typing import Any
 
 import torch
 
+from sct.data.images import load_data
+from sct.errors import UserError
 from sct.evaluate.measure import Measures
+from sct.nn import store
 from sct.nn.precond import Preconditioned
 from sct.plan import make_plan
 from sct.progress import Screen
@@ -35,11 +38,12 @@ def trained(
 ) -> Path:
     """The folder with the finished run of a recipe. Raises train.run.Interrupted after a signal.
 
-    Raises UserError where a run of another recipe lies there.
+    Raises UserError where a run of another recipe, or of other images, lies there.
     """
     text = to_yaml(recipe)
     saved = folder / "recipe.yaml"
     if (folder / "model").is_dir() and saved.read_text(encoding="utf-8") == text:
+        _same_images(folder, recipe)
         screen.say(f"{name}: found finished in {folder}")
         return folder
     trainer = make_plan(recipe, device).trainer(device)  # first: what cannot be planned leaves no folder
@@ -51,6 +55,16 @@ def trained(
         for report in run.steps(trainer):
             bar.advance(trainer.options.batch, f"loss {report.loss:.4f}")
     return folder
+
+
+def _same_images(folder: Path, recipe: Recipe) -> None:
+    known = json.loads((folder / "model" / store.CONFIG).read_text(encoding="utf-8"))["meta"]
+    if known.get("data_sha256") != load_data(recipe.data).train.fingerprint:
+        raise UserError(
+            f"was trained on other images than {recipe.data} has now",
+            str(folder),
+            "bring those back, choose another --out, or remove the folder",
+        )
 
 
 def named(measures: dict[str, Measures]) -> dict[str, float]:

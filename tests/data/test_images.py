@@ -1,9 +1,14 @@
 """The embedded data and how a set is grouped."""
 
+from pathlib import Path
+
 import torch
 
 from sct.core.posterior import quantise
-from sct.data.images import ImageSet, digits
+from sct.data.images import ImageSet, digits, open_prepared
+from sct.data.prepare import Options, prepare
+from sct.data.split import Split
+from tests.data.makers import edm_zip, pixels
 
 
 def test_digits_are_split_without_overlap_and_in_proportion() -> None:
@@ -43,3 +48,25 @@ def test_a_batch_is_its_rows_and_pixels_survive_the_way_to_and_fro() -> None:
     assert torch.equal(batch.condition, data.labels[rows])
     assert torch.equal(quantise(batch.x_0), data.images[rows])
     assert data.batch(rows, conditional=False).condition is None
+
+
+def test_the_fingerprint_is_of_images_and_labels(tmp_path: Path) -> None:
+    images, labels = torch.zeros(4, 1, 2, 2, dtype=torch.uint8), torch.tensor([0, 0, 1, 1])
+    brighter = images.clone()
+    brighter[3, 0, 1, 1] = 1
+    sets = [
+        ImageSet("x", images, labels, ("a", "b")),
+        ImageSet("x", brighter, labels, ("a", "b")),
+        ImageSet("x", images, torch.tensor([0, 1, 1, 1]), ("a", "b")),
+        ImageSet("x", images.view(4, 1, 1, 4), labels, ("a", "b")),
+    ]
+    assert len({data.fingerprint for data in sets}) == 4
+    assert ImageSet("y", images.clone(), labels, ("a", "b")).fingerprint == sets[0].fingerprint
+
+
+def test_a_prepared_set_has_the_fingerprint_of_its_files(tmp_path: Path) -> None:
+    source = edm_zip(tmp_path / "set.zip", pixels(40, 8, 8), [i % 2 for i in range(40)])
+    for name, options in {"a": Options(), "b": Options(), "c": Options(split=Split(0.5))}.items():
+        prepare(source, tmp_path / name, options)
+    a, b, c = (open_prepared(tmp_path / name).train.fingerprint for name in "abc")
+    assert a == b != c

@@ -4,6 +4,7 @@ import errno
 import json
 import os
 import resource
+import shutil
 import signal
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -13,16 +14,20 @@ from typing import Any, BinaryIO
 import pytest
 import torch
 
+from sct.cli.common import Screen
 from sct.core.objectives import Draws, Objective
+from sct.data.prepare import Options, prepare
 from sct.errors import UserError
 from sct.nn import store
 from sct.nn.precond import Preconditioned
 from sct.plan import make_plan
 from sct.recipe import read_recipe, to_yaml
+from sct.stages import trained
 from sct.train import checkpoint, trackers
 from sct.train.alone import Busy
 from sct.train.loop import Trainer, TrainingDiverged
 from sct.train.run import Interrupted, RunFolder
+from tests.data.makers import edm_zip, pixels
 
 KEYS = [
     "network={kind: mlp, width: 8, blocks: 1}",
@@ -95,6 +100,43 @@ def test_a_run_killed_before_its_first_checkpoint_starts_again(tmp_path: Path) -
     run, again = start(tmp_path / "run", resume=True)
     assert again.step == 0
     assert len(list(run.steps(again))) == 10
+
+
+@pytest.fixture
+def two_sets(tmp_path: Path) -> Callable[[int], Path]:
+    """Puts one of two sets of images into the same folder."""
+
+    def put(seed: int) -> Path:
+        source = edm_zip(tmp_path / f"{seed}.zip", pixels(64, 8, 8, seed=seed), [i % 10 for i in range(64)])
+        shutil.rmtree(tmp_path / "set", ignore_errors=True)
+        prepare(source, tmp_path / "set", Options())
+        return tmp_path / "set"
+
+    return put
+
+
+def test_a_run_does_not_go_on_with_other_images(tmp_path: Path, two_sets: Callable[[int], Path]) -> None:
+    keys = [f"data={two_sets(0)}"]
+    run, trainer = start(tmp_path / "run", keys=keys)
+    for _ in zip(range(4), run.steps(trainer), strict=False):
+        pass
+    two_sets(1)
+    with pytest.raises(UserError, match="not those that this run began with"):
+        start(tmp_path / "run", resume=True, keys=keys)
+    two_sets(0)
+    run, trainer = start(tmp_path / "run", resume=True, keys=keys)
+    assert trainer.step == 3
+
+
+def test_what_other_images_gave_is_not_taken_for_finished(
+    tmp_path: Path, two_sets: Callable[[int], Path]
+) -> None:
+    recipe = read_recipe("digits-edm", [*KEYS, f"data={two_sets(0)}"])
+    for _ in range(2):
+        trained(tmp_path / "run", recipe, Screen(quiet=True), name="teacher")
+    two_sets(1)
+    with pytest.raises(UserError, match="was trained on other images"):
+        trained(tmp_path / "run", recipe, Screen(quiet=True), name="teacher")
 
 
 def test_samples_are_drawn_with_every_checkpoint_and_disturb_nothing(tmp_path: Path) -> None:

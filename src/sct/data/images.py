@@ -1,8 +1,10 @@
 """Sets of images, grouped by class: prepared ones, memory-mapped, and scikit-learn's digits."""
 
+import hashlib
 import tempfile
+from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -25,12 +27,14 @@ class ImageSet:
 
     Attributes:
         class_names: one name a label.
+        files: the files' SHA-256, where the set lies in files that were hashed as they were written.
     """
 
     name: str
     images: Tensor
     labels: Tensor
     class_names: tuple[str, ...]
+    files: Mapping[str, str] | None = None
 
     @classmethod
     def of(cls, name: str, images: Tensor, labels: Tensor, class_names: tuple[str, ...]) -> "ImageSet":
@@ -40,6 +44,17 @@ class ImageSet:
 
     def __len__(self) -> int:
         return len(self.images)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """A SHA-256 that another set of images or labels does not have; of the files where they are known."""
+        total = hashlib.sha256()
+        if self.files is None:
+            for values in (self.images, self.labels):
+                total.update(repr(tuple(values.shape)).encode() + values.contiguous().numpy().tobytes())
+        else:
+            total.update("".join(f"{self.files[name]} {name}\n" for name in sorted(self.files)).encode())
+        return total.hexdigest()
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
@@ -131,7 +146,13 @@ def open_prepared(path: Path) -> DataSplit:
     for side in meta.parts:
         images, labels = open_part(path, meta, side)
         name = path.name if side == "train" else f"{path.name} {side}"
-        sides[side] = ImageSet(name, torch.from_numpy(images), torch.from_numpy(labels), meta.class_names)
+        sides[side] = ImageSet(
+            name,
+            torch.from_numpy(images),
+            torch.from_numpy(labels),
+            meta.class_names,
+            meta.parts[side].sha256,
+        )
     return DataSplit(sides["train"], sides.get("held-out"))
 
 

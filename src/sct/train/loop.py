@@ -264,11 +264,24 @@ class Trainer:
             "averages": [average.model.state_dict() for average in self._all_averages()],
         }
         counters = {name: getattr(self, name) for name in self.COUNTERS}
-        scaler = self.precision.scaler.state_dict()
-        return {**counters, **sharding.whole(state), "scaler": scaler, "by_time": self.by_time}
+        rest = {
+            "scaler": self.precision.scaler.state_dict(),
+            "by_time": self.by_time,
+            "data_sha256": self.model.meta.get("data_sha256"),
+        }
+        return {**counters, **sharding.whole(state), **rest}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from a state, of any number of processes, sharded or not."""
+        """Go on from a state, of any number of processes, sharded or not.
+
+        Raises UserError where the images are not those that the state was trained on.
+        """
+        if state["data_sha256"] != self.model.meta.get("data_sha256"):
+            raise UserError(
+                "the training images are not those that this run began with",
+                str(self.model.meta["data"]),
+                "bring those back, or begin another run",
+            )
         for name in self.COUNTERS:
             setattr(self, name, state[name])
         sharding.load(self.model, state["model"])
