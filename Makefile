@@ -16,14 +16,14 @@ export PIP_DISABLE_PIP_VERSION_CHECK = 1
 install: $(INSTALLED)
 
 $(INSTALLED): pyproject.toml $(CONSTRAINTS) Makefile
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "sct needs Python 3.11 or newer: make PYTHON=python3.11 ...")'
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "consistune needs Python 3.11 or newer: make PYTHON=python3.11 ...")'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet $(if $(CONSTRAINTS),--constraint $(CONSTRAINTS)) torch
 	$(BIN)/python -m pip install --quiet $(if $(CONSTRAINTS),--constraint $(CONSTRAINTS)) --editable '.[dev]'
 	touch $@
 
 demo: $(INSTALLED)
-	$(BIN)/sct demo
+	$(BIN)/consistune demo
 
 test: $(INSTALLED)
 	$(BIN)/python -m pytest

@@ -23,19 +23,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from consistune.analyze.worlds import Empirical
+from consistune.core.estimators import OneSample, ScoreIdentity
+from consistune.core.noise import EDM
+from consistune.core.objectives import gaussian_like
+from consistune.core.solve import solve
+from consistune.data.images import digits
+from consistune.nn import store
+from consistune.nn.precond import Preconditioned
+from consistune.recipe import read_recipe
+from consistune.recipe.plan import make_plan
+from consistune.system.files import write_atomically
+from consistune.system.host import machine
 from digits_seeds import ESTIMATORS, teacher
-from sct.core.estimators import OneSample, ScoreIdentity
-from sct.core.mdp import Empirical
-from sct.core.noise import EDM
-from sct.core.objectives import gaussian_like
-from sct.core.solve import solve
-from sct.data.images import digits
-from sct.files import write_atomically
-from sct.machine import machine
-from sct.nn import store
-from sct.nn.precond import Preconditioned
-from sct.plan import make_plan
-from sct.recipe import read_recipe
 
 RESULTS = Path(__file__).parent / "results" / "bootstrap_error.json"
 LONG = ["optimizer.lr=5e-4", "train.images=384_000", "pairs.gap.every_images=64_000"]

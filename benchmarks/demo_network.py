@@ -17,12 +17,12 @@ from typing import Any
 
 import torch
 
+from consistune.models import sample
+from consistune.recipe import read_recipe
+from consistune.recipe.plan import make_plan
+from consistune.system.files import write_atomically
+from consistune.system.host import machine
 from digits_seeds import SAMPLES, digit_measure
-from sct.files import write_atomically
-from sct.generate import sample
-from sct.machine import machine
-from sct.plan import make_plan
-from sct.recipe import read_recipe
 
 RESULTS = Path(__file__).parent / "results" / "demo_network.json"
 CHOSEN = "mlp 256x3"

@@ -18,11 +18,11 @@ from typing import Any
 
 import torch
 
+from consistune.metrics.measure import Measure
+from consistune.models import sample
+from consistune.recipe import read_recipe
+from consistune.recipe.plan import make_plan
 from digits_seeds import ESTIMATORS, POINTS, SAMPLES, kept, opened, teacher
-from sct.evaluate.measure import Measure
-from sct.generate import sample
-from sct.plan import make_plan
-from sct.recipe import read_recipe
 
 RESULTS = Path(__file__).parent / "results" / "digits_levers.json"
 BUDGETS = {

@@ -20,14 +20,14 @@ from typing import Any
 
 import torch
 
-from sct.data.images import digits
-from sct.evaluate.measure import Measure, measure_for
-from sct.files import write_atomically
-from sct.generate import sample
-from sct.machine import machine
-from sct.nn import store
-from sct.plan import make_plan
-from sct.recipe import read_recipe
+from consistune.data.images import digits
+from consistune.metrics.measure import Measure, measure_for
+from consistune.models import sample
+from consistune.nn import store
+from consistune.recipe import read_recipe
+from consistune.recipe.plan import make_plan
+from consistune.system.files import write_atomically
+from consistune.system.host import machine
 
 RESULTS = Path(__file__).parent / "results" / "digits_seeds.json"
 SAMPLES, POINTS = 5000, 8

@@ -11,9 +11,9 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
+from consistune.pages.plots import Axis, lines
+from consistune.system.files import write_atomically
 from pages import DOCS, fill
-from sct.files import write_atomically
-from sct.web.plots import Axis, lines
 
 RESULTS = Path(__file__).parent / "results" / "digits_seeds.json"
 Group = dict[tuple[str, str], list[dict[str, Any]]]

@@ -1,4 +1,4 @@
-"""What the metrics of `sct evaluate` cost beside the network and the extractor, in time and memory.
+"""What the metrics of `consistune evaluate` cost beside the network and the extractor, in time and memory.
 
     python benchmarks/evaluate_overhead.py --threads 1            some minutes
 
@@ -32,18 +32,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from consistune.data.images import DataSplit, ImageSet
+from consistune.evaluate.job import Job
+from consistune.evaluate.request import Wanted
+from consistune.metrics.features import Extractor, load_extractor
+from consistune.metrics.sheet import INCEPTION
+from consistune.metrics.statistics import build_reference
+from consistune.metrics.suite import Suite
+from consistune.system.files import write_atomically
+from consistune.system.host import machine, peak_bytes
 from inception import write_inception
 from pages import fill
-from sct.assess.job import Job
-from sct.assess.wanted import Wanted
-from sct.data.images import DataSplit, ImageSet
-from sct.evaluate.features import Extractor, load_extractor
-from sct.evaluate.protocol import INCEPTION
-from sct.evaluate.reference import build_reference
-from sct.evaluate.suite import Suite
-from sct.files import write_atomically
-from sct.machine import machine
-from sct.memory import peak_bytes
 
 RESULTS = Path(__file__).parent / "results" / "evaluate_overhead.json"
 SAMPLES, FEATURES, CLASSES = 50_000, 2048, 1008
@@ -127,9 +126,9 @@ class Silent:
 
 
 def digits_seconds(model: Path) -> dict[str, Any]:
-    """A whole `sct evaluate` on the digits, with an empty cache."""
+    """A whole `consistune evaluate` on the digits, with an empty cache."""
     with tempfile.TemporaryDirectory() as folder:
-        os.environ["SCT_CACHE"] = folder
+        os.environ["CONSISTUNE_CACHE"] = folder
         began = time.perf_counter()
         Job(Wanted(model, Path(folder) / "out", "digits", samples=10_000, steps=(1,)), Silent()).run()
         seconds = time.perf_counter() - began

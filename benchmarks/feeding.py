@@ -22,19 +22,19 @@ from typing import Any
 import numpy as np
 import torch
 
+from consistune.core.estimators import OneSample
+from consistune.core.noise import EDM
+from consistune.core.objectives import Consistency
+from consistune.core.times import LogNormalPairs, SigmoidGap
+from consistune.data.images import ImageSet, load_data
+from consistune.data.prepare.run import Options, prepare
+from consistune.data.sources.detect import SourceOptions
+from consistune.nn import store
+from consistune.nn.presets import PRESETS
+from consistune.system.host import machine
+from consistune.train.loop import EpochOrder, Trainer, TrainOptions
+from consistune.train.optim import Optimizer
 from pages import fill
-from sct.core.estimators import OneSample
-from sct.core.noise import EDM
-from sct.core.objectives import Consistency
-from sct.core.times import LogNormalPairs, SigmoidGap
-from sct.data.images import ImageSet, load_data
-from sct.data.prepare import Options, prepare
-from sct.data.sources.detect import SourceOptions
-from sct.machine import machine
-from sct.nn import store
-from sct.nn.presets import PRESETS
-from sct.train.loop import EpochOrder, Trainer, TrainOptions
-from sct.train.optim import Optimizer
 
 RESULT = Path(__file__).parent / "results" / "feeding.json"
 BATCH, SECONDS = 128, 3.0
@@ -131,7 +131,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--work", type=Path, default=Path("/var/tmp/sct-feeding-benchmark"))
+    parser.add_argument("--work", type=Path, default=Path("/var/tmp/consistune-feeding-benchmark"))
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--only", type=int, choices=sorted(SETS), action="append")
     options = parser.parse_args()

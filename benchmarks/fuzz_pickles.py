@@ -69,7 +69,7 @@ def corpus(shared: Path) -> list[bytes]:
     """What is mutated: the fixtures, and a state dict as torch saves it."""
     import torch
 
-    from sct.interop.checkpoints import load_checkpoint
+    from consistune.interop.checkpoints import load_checkpoint
 
     parity = shared / "parity"
     files = sorted((parity / "networks").glob("*.pkl")) + sorted((parity / "malicious").iterdir())
@@ -126,8 +126,8 @@ class TooSlow(BaseException):
 
 def work(shared: Path, seed: int, start: int, count: int) -> None:
     """One worker: a JSON line a file."""
-    from sct.errors import UserError
-    from sct.interop.checkpoints import load_checkpoint
+    from consistune.errors import UserError
+    from consistune.interop.checkpoints import load_checkpoint
 
     files = corpus(shared)
     opcodes = [places(data) for data in files]

@@ -29,15 +29,15 @@ import torch
 import torch.utils.tensorboard
 from safetensors.torch import load_file
 
+from consistune.data.images import digits
+from consistune.models import draw_sheet
+from consistune.nn.precond import Preconditioned
+from consistune.recipe import read_recipe, to_yaml
+from consistune.recipe.plan import make_plan
+from consistune.system.files import write_atomically
+from consistune.train import checkpoint
+from consistune.train.run import RunFolder
 from pages import fill
-from sct.data.images import digits
-from sct.files import write_atomically
-from sct.generate import draw_sheet
-from sct.nn.precond import Preconditioned
-from sct.plan import make_plan
-from sct.recipe import read_recipe, to_yaml
-from sct.train import checkpoint
-from sct.train.run import RunFolder
 
 RESULTS = Path(__file__).parent / "results" / "kill_and_resume.json"
 RECIPES = ("digits-sct", "digits-cm")

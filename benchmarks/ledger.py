@@ -15,10 +15,10 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
+from consistune.recipe import read_recipe
+from consistune.reproduce.study import digest_of
+from consistune.system.files import write_atomically
 from pages import DOCS, fill
-from sct.files import write_atomically
-from sct.recipe import read_recipe
-from sct.reproduce.study import digest_of
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent

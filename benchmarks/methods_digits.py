@@ -17,11 +17,11 @@ from statistics import mean, median, stdev
 from typing import Any
 
 import digits_seeds
+from consistune.recipe import read_recipe
+from consistune.recipe.plan import make_plan
+from consistune.system.files import write_atomically
 from digits_seeds import kept, opened, run, teacher
 from pages import fill
-from sct.files import write_atomically
-from sct.plan import make_plan
-from sct.recipe import read_recipe
 
 RESULTS = Path(__file__).parent / "results" / "methods_digits.json"
 HERE = ("cd", "cm", "ict", "sct-phased")

@@ -18,10 +18,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from sct.core.estimators import NoiseEstimator, OneSample, ScoreIdentity, Teacher
-from sct.core.objectives import Consistency, Huber, InverseGap, SquaredL2, Uniform
-from sct.core.posterior import Reference
-from sct.core.times import (
+from consistune.core.estimators import NoiseEstimator, OneSample, ScoreIdentity, Teacher
+from consistune.core.objectives import Consistency, Huber, InverseGap, SquaredL2, Uniform
+from consistune.core.posterior.mean import Reference
+from consistune.core.times import (
     DoublingGrid,
     FixedGrid,
     GridPairs,
@@ -30,7 +30,7 @@ from sct.core.times import (
     LogNormalPairs,
     SigmoidGap,
 )
-from sct.reproduce.toy import (
+from consistune.reproduce.toy import (
     BANK,
     BATCH,
     MIXTURE,

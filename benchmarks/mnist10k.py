@@ -1,9 +1,9 @@
 """The three mnist10k runs of a folder → docs/mnist10k.png, results/mnist10k.json, a table in docs/recipes.md.
 
-    sct data prepare mnist10k.zip data/mnist10k --held-out 0.1
-    sct train mnist10k-edm train.images=150_000
-    sct train mnist10k-sct train.images=120_000 pairs.gap.every_images=20_000
-    sct train mnist10k-ect train.images=120_000 pairs.gap.every_images=20_000
+    consistune data prepare mnist10k.zip data/mnist10k --held-out 0.1
+    consistune train mnist10k-edm train.images=150_000
+    consistune train mnist10k-sct train.images=120_000 pairs.gap.every_images=20_000
+    consistune train mnist10k-ect train.images=120_000 pairs.gap.every_images=20_000
     python benchmarks/mnist10k.py
 
 The seconds of training are those of the log: images over images a second, summed over its lines.
@@ -16,14 +16,13 @@ from typing import Any
 
 import torch
 
+from consistune.data.images import load_data
+from consistune.metrics.measure import measure_for
+from consistune.models import load, sample
+from consistune.pages.plots import panels
+from consistune.recipe import read_recipe
+from consistune.system.files import write_atomically
 from pages import DOCS, fill
-from sct.data.images import load_data
-from sct.evaluate.measure import measure_for
-from sct.files import write_atomically
-from sct.generate import sample
-from sct.models import load
-from sct.recipe import read_recipe
-from sct.web.plots import panels
 
 RESULT = Path(__file__).parent / "results" / "mnist10k.json"
 RUNS = {"edm": ("EDM, 35 evaluations", 18), "ect": ("ECT, one step", 1), "sct": ("SCT, one step", 1)}

@@ -17,10 +17,10 @@ import torch
 from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 
-from sct.machine import machine
-from sct.nn.layers import Conv2d
-from sct.nn.precond import Preconditioned
-from sct.nn.presets import preset
+from consistune.nn.layers import Conv2d
+from consistune.nn.precond import Preconditioned
+from consistune.nn.presets import preset
+from consistune.system.host import machine
 
 RESULT = Path(__file__).parent / "results" / "network_speed.json"
 

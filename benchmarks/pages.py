@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from sct.files import write_atomically
+from consistune.system.files import write_atomically
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
 

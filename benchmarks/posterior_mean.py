@@ -3,7 +3,7 @@
     python benchmarks/posterior_mean.py [--threads 1] [--part "50,000"]
 
 At 50 000 uint8 references of 3×32×32 and 128 queries:
-  streaming  sct.core.posterior, references as uint8
+  streaming  consistune.core.posterior.mean, references as uint8
   floats     the same as on a processor that multiplies bytes no faster than floats
   logits     the references as one fp32 matrix and their squares, made beforehand; the full [B, n]
              logits, softmax, product
@@ -28,12 +28,13 @@ from unittest.mock import patch
 import torch
 from torch import Tensor
 
+from consistune.core.noise import EDM
+from consistune.core.posterior import integers as whole
+from consistune.core.posterior import streaming
+from consistune.core.posterior.mean import Reference, dequantise, posterior, quantise
+from consistune.core.times import LogNormal
+from consistune.system.host import machine
 from pages import fill
-from sct.core import streaming, whole
-from sct.core.noise import EDM
-from sct.core.posterior import Reference, dequantise, posterior, quantise
-from sct.core.times import LogNormal
-from sct.machine import machine
 
 QUERIES, SHAPE, REPEATS = 128, (3, 32, 32), 3
 RESULT = Path(__file__).parent / "results" / "posterior_mean.json"

@@ -17,12 +17,12 @@ from typing import Any
 
 import torch
 
-from sct.bench.predict import Measured, StepModel, state_bytes
-from sct.bench.training import our_step
-from sct.bench.workload import Workload
-from sct.files import write_atomically
-from sct.machine import machine
-from sct.nn.presets import PRESETS
+from consistune.bench.predict import Measured, StepModel, state_bytes
+from consistune.bench.training import our_step
+from consistune.bench.workload import Workload
+from consistune.nn.presets import PRESETS
+from consistune.system.files import write_atomically
+from consistune.system.host import machine
 
 RESULT = Path(__file__).parent / "results" / "predict.json"
 SMALL = {

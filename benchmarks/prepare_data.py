@@ -9,8 +9,9 @@ Three sources, made here in the official layouts from noise over smooth pictures
 - imagenet64: 131,072 images 3×64×64 in ten npz batches, a tenth of the full set;
 - zip: 1,281,167 members, as many as ImageNet has, each a tiny PNG: what names cost.
 
-`sct data prepare` runs as a user runs it. Memory is sampled 20 times a second over the tree of processes: the
-sum of the resident set less file pages (what the system cannot take back), and of the resident set as it is.
+`consistune data prepare` runs as a user runs it. Memory is sampled 20 times a second over the tree of
+processes: the sum of the resident set less file pages (what the system
+cannot take back), and of the resident set as it is.
 Writes results/prepare_data.json.
 """
 
@@ -29,10 +30,10 @@ from typing import Any
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from tests.data.makers import cifar_files, encoded, tar
+from tests.support.makers import cifar_files, encoded, tar
 
+from consistune.system.host import machine
 from pages import fill
-from sct.machine import machine
 
 RESULT = Path(__file__).parent / "results" / "prepare_data.json"
 IMAGENET = 1_281_167
@@ -130,7 +131,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--work", type=Path, default=Path("/var/tmp/sct-prepare-benchmark"))
+    parser.add_argument("--work", type=Path, default=Path("/var/tmp/consistune-prepare-benchmark"))
     parser.add_argument("--only", choices=sorted(MAKERS), action="append")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--make", action="store_true", help="make the sources and keep them for a later run")
@@ -146,7 +147,7 @@ def main() -> None:
         source, dest = (folder / "made").read_text(), folder / "prepared"
         rounds = []
         for _ in range(options.rounds):
-            rounds.append(timed([sys.executable, "-m", "sct", "data", "prepare", source, str(dest)]))
+            rounds.append(timed([sys.executable, "-m", "consistune", "data", "prepare", source, str(dest)]))
             meta = json.loads((dest / "meta.json").read_text())
             shutil.rmtree(dest)
         images = sum(part["images"] for part in meta["parts"].values())

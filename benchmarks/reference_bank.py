@@ -28,11 +28,11 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.multiprocessing import spawn
 
+from consistune.core.noise import EDM
+from consistune.core.posterior.bank import place
+from consistune.core.posterior.mean import Reference, dequantise, quantise
+from consistune.core.times import LogNormal
 from pages import fill
-from sct.core.noise import EDM
-from sct.core.posterior import Reference, dequantise, quantise
-from sct.core.times import LogNormal
-from sct.data.bank import place
 
 RESULT = Path(__file__).parent / "results" / "reference_bank.json"
 SETS = {"50,000 of 3×32×32, 10 classes": (32, 10, 5_000), "65,000 of 3×64×64, 50 classes": (64, 50, 1_300)}

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import torch
 
-from sct.bench.sampling import against_peer
-from sct.files import write_atomically
-from sct.machine import machine
+from consistune.bench.sampling import against_peer
+from consistune.system.files import write_atomically
+from consistune.system.host import machine
 
 RESULT = Path(__file__).parent / "results" / "sampling.json"
 

@@ -26,16 +26,16 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from consistune.core.estimators import NoiseEstimator, OneSample, ScoreIdentity
+from consistune.core.noise import EDM
+from consistune.core.objectives import Consistency
+from consistune.core.posterior.mean import Reference, dequantise, posterior
+from consistune.core.times import LogNormal, LogNormalPairs, SigmoidGap
+from consistune.core.types import Batch
+from consistune.nn.presets import preset
+from consistune.system.host import machine
 from pages import fill
 from posterior_mean import dequantise64, peak_memory, pictures, relative_error
-from sct.core.estimators import NoiseEstimator, OneSample, ScoreIdentity
-from sct.core.noise import EDM
-from sct.core.objectives import Consistency
-from sct.core.posterior import Reference, dequantise, posterior
-from sct.core.times import LogNormal, LogNormalPairs, SigmoidGap
-from sct.core.types import Batch
-from sct.machine import machine
-from sct.nn.presets import preset
 
 RESULT = Path(__file__).parent / "results" / "score_identity_cost.json"
 CLASSES, PER_CLASS, BATCH, STEP_BATCH = 10, 5_000, 128, 16

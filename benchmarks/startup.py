@@ -1,4 +1,4 @@
-"""From a cold start: `sct --help`, and `sct sample` of a digits model, 64 images; what their imports cost.
+"""From a cold start: `consistune --help`, and `consistune sample` of a digits model, 64 images; imports.
 
     python benchmarks/startup.py [--rounds 7]
 
@@ -10,9 +10,9 @@ import json
 import tempfile
 from pathlib import Path
 
-from sct.bench.startup import measured
-from sct.files import write_atomically
-from sct.machine import machine
+from consistune.bench.startup import measured
+from consistune.system.files import write_atomically
+from consistune.system.host import machine
 
 RESULT = Path(__file__).parent / "results" / "startup.json"
 

@@ -13,9 +13,9 @@ from pathlib import Path
 
 import torch
 
-from sct.analyze import measurable, target_variance
-from sct.data.images import digits, read_unprepared
-from sct.web.plots import Axis, lines
+from consistune.analyze import measurable, target_variance
+from consistune.data.images import digits, read_unprepared
+from consistune.pages.plots import Axis, lines
 
 HERE = Path(__file__).parent
 TIMES = (0.1, 0.3, 0.5, 0.8, 1.2, 2.0, 3.0, 5.0, 8.0, 12.0, 20.0, 80.0)

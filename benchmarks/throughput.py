@@ -19,21 +19,20 @@ from typing import Any
 
 import torch
 
+from consistune.core.estimators import OneSample
+from consistune.core.noise import EDM
+from consistune.core.objectives import Consistency
+from consistune.core.times import LogNormalPairs, SigmoidGap
+from consistune.data.images import ImageSet
+from consistune.nn import store
+from consistune.nn.precond import Preconditioned
+from consistune.nn.presets import preset
+from consistune.recipe import build, read_recipe
+from consistune.system.host import machine, peak_bytes
+from consistune.train.loop import Trainer
+from consistune.train.optim import Optimizer
+from consistune.train.options import TrainOptions
 from pages import fill
-from sct.core.estimators import OneSample
-from sct.core.noise import EDM
-from sct.core.objectives import Consistency
-from sct.core.times import LogNormalPairs, SigmoidGap
-from sct.data.images import ImageSet
-from sct.machine import machine
-from sct.memory import peak_bytes
-from sct.nn import store
-from sct.nn.precond import Preconditioned
-from sct.nn.presets import preset
-from sct.recipe import build, read_recipe
-from sct.train.loop import Trainer
-from sct.train.optim import Optimizer
-from sct.train.options import TrainOptions
 
 RESULT = Path(__file__).parent / "results" / "throughput.json"
 CASES = {

@@ -5,9 +5,9 @@
     python benchmarks/training_step.py memory --preset edm-cifar10-ddpmpp --batch 16
 
 `step`: the Trainer's whole step (images, noise, both passes, gradient norm, RAdam, average) in fp32 and bf16
-against `sct.bench.plain`; the same losses and gradients first. `levers`: DDPM++ at 32×32, one change at a
-time. With --threads 1 the clock is the processor's, which other work on the machine hardly touches. `memory`:
-peaks, each in a process of its own. Adds to results/training_step.json.
+against `consistune.bench.plain`; the same losses and gradients first. `levers`: DDPM++ at 32×32, one change
+at a time. With --threads 1 the clock is the processor's, which other work hardly touches. `memory`: peaks,
+each in a process of its own. Adds to results/training_step.json.
 """
 
 import argparse
@@ -20,18 +20,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sct.bench import memory
-from sct.bench.plain import PlainLoop
-from sct.bench.predict import BYTES_A_PARAMETER, state_bytes
-from sct.bench.timing import alternate, ratio
-from sct.bench.training import checked, our_step, plain_step, speed, trainer_of
-from sct.bench.workload import Draw, Workload
-from sct.core.types import expand
-from sct.dryrun import kept_for_gradient
-from sct.files import write_atomically
-from sct.machine import machine
-from sct.nn import blocks, magnitude
-from sct.nn.lean import Dropout
+from consistune.bench import memory
+from consistune.bench.plain import PlainLoop
+from consistune.bench.predict import BYTES_A_PARAMETER, state_bytes
+from consistune.bench.timing import alternate, ratio
+from consistune.bench.training import checked, our_step, plain_step, speed, trainer_of
+from consistune.bench.workload import Draw, Workload
+from consistune.core.types import expand
+from consistune.nn import blocks, magnitude
+from consistune.nn.lean import Dropout
+from consistune.recipe.cost import kept_for_gradient
+from consistune.system.files import write_atomically
+from consistune.system.host import machine
 
 RESULT = Path(__file__).parent / "results" / "training_step.json"
 WORDS = ("fp32", "bf16")

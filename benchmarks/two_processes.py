@@ -23,15 +23,15 @@ import torch
 import torch.distributed as dist
 from torch.multiprocessing import spawn
 
+from consistune.bench.timing import Timing, ratio
+from consistune.bench.training import trainer_of
+from consistune.bench.workload import Workload
+from consistune.system.files import write_atomically
+from consistune.system.host import machine
+from consistune.system.processes import Processes
+from consistune.train.loop import Trainer
 from pages import fill
 from performance_page import span
-from sct.bench.timing import Timing, ratio
-from sct.bench.training import trainer_of
-from sct.bench.workload import Workload
-from sct.files import write_atomically
-from sct.machine import machine
-from sct.train.loop import Trainer
-from sct.train.processes import Processes
 
 RESULT = Path(__file__).parent / "results" / "two_processes.json"
 COUNT = 2

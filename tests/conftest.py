@@ -8,8 +8,8 @@ import torch
 from hypothesis import settings
 
 # Timing says nothing on a shared machine; the same examples every time make a failure repeatable.
-settings.register_profile("sct", deadline=None, derandomize=True, max_examples=40)
-settings.load_profile("sct")
+settings.register_profile("consistune", deadline=None, derandomize=True, max_examples=40)
+settings.load_profile("consistune")
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 

@@ -5,9 +5,9 @@ import json
 import pytest
 import torch
 
-from sct import doctor
-from sct.cli.doctor import run
-from sct.doctor import Finding
+from consistune import doctor
+from consistune.cli.doctor import run
+from consistune.doctor import Finding
 
 
 def found(name: str) -> Finding:
@@ -30,7 +30,7 @@ def test_an_extra_that_is_not_there_is_no_problem(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setitem(doctor.EXTRAS, "no-such-package", ("nothing", "showing that it is missed"))
     finding = found("no-such-package")
     assert finding.state == "missing"
-    assert "pip install 'sct[nothing]'" in finding.value
+    assert "pip install 'consistune[nothing]'" in finding.value
     assert doctor.works([finding])
 
 

@@ -7,16 +7,16 @@ from typing import Any
 import pytest
 import torch
 
-from sct import plan as planning
-from sct.data.images import DataSplit, ImageSet
-from sct.errors import UserError
-from sct.nn import store
-from sct.nn.edm2 import EDM2Precond
-from sct.nn.precond import EDMPrecond
-from sct.nn.small import PatchUNet
-from sct.plan import Plan, make_plan
-from sct.recipe import read_recipe
-from sct.recipe.reading import SHIPPED
+from consistune.data.images import DataSplit, ImageSet
+from consistune.errors import UserError
+from consistune.nn import store
+from consistune.nn.edm2 import EDM2Precond
+from consistune.nn.precond import EDMPrecond
+from consistune.nn.small import PatchUNet
+from consistune.recipe import plan as planning
+from consistune.recipe import read_recipe
+from consistune.recipe.plan import Plan, make_plan
+from consistune.recipe.reading import SHIPPED
 
 NAMES = sorted(path.stem for path in SHIPPED.glob("*.yaml"))
 SONG = "{kind: song, model_channels: 8, channel_mult: [1], num_blocks: 1, attn_resolutions: []%s}"
@@ -166,7 +166,7 @@ def test_what_is_missing_says_where_it_comes_from(monkeypatch: pytest.MonkeyPatc
     for name, words in {
         "cifar10-sct": "https://.*/edm/pretrained/edm-cifar10-32x32-uncond-vp.pkl",
         "imagenet64-sct-m": "https://.*/edm2/posthoc-reconstructions/edm2-img64-m-2147483-0.060.pkl",
-        "mnist10k-sct": "sct train mnist10k-edm",
+        "mnist10k-sct": "consistune train mnist10k-edm",
     }.items():
         with pytest.raises(UserError, match=words):
             make_plan(read_recipe(name))

@@ -3,11 +3,11 @@
 import pytest
 import torch
 
-from sct.bench.plain import PlainLoop, losses
-from sct.bench.training import compare
-from sct.bench.workload import Draw, lively
-from sct.core.types import Times
-from sct.nn import store
+from consistune.bench.plain import PlainLoop, losses
+from consistune.bench.training import compare
+from consistune.bench.workload import Draw, lively
+from consistune.core.types import Times
+from consistune.nn import store
 
 SONG = {
     "kind": "song",

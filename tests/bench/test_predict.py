@@ -2,7 +2,7 @@
 
 import pytest
 
-from sct.bench.predict import Measured, StepModel, state_bytes
+from consistune.bench.predict import Measured, StepModel, state_bytes
 
 STEPS = [Measured(b, 0.5 + 0.25 * b, 1000 + 100 * b) for b in (2, 4, 8)]
 MODEL = StepModel.fitted(10, STEPS)

@@ -1,4 +1,4 @@
-"""`sct bench` end to end on a network so small that it takes seconds."""
+"""`consistune bench` end to end on a network so small that it takes seconds."""
 
 import subprocess
 import sys
@@ -6,13 +6,13 @@ import sys
 import pytest
 import torch
 
-from sct.bench import sampling
-from sct.bench.report import NOT_RUN, Line, Settings, as_json, in_columns, lines
-from sct.bench.timing import Timing, alternate, ratio
-from sct.bench.training import checked
-from sct.bench.workload import Workload
-from sct.memory import peak_bytes
-from sct.nn.presets import PRESETS
+from consistune.bench import sampling
+from consistune.bench.report import NOT_RUN, Line, Settings, as_json, in_columns, lines
+from consistune.bench.timing import Timing, alternate, ratio
+from consistune.bench.training import checked
+from consistune.bench.workload import Workload
+from consistune.nn.presets import PRESETS
+from consistune.system.host import peak_bytes
 
 TINY = {
     "network": {
@@ -51,7 +51,7 @@ def test_the_table_names_each_section_once_in_columns_of_one_width() -> None:
 
 
 def test_a_step_that_computes_something_else_is_not_timed(monkeypatch) -> None:
-    monkeypatch.setattr("sct.bench.plain.silu", torch.relu)
+    monkeypatch.setattr("consistune.bench.plain.silu", torch.relu)
     with pytest.raises(RuntimeError, match="not the plain step's function"):
         checked(Workload("tiny", 4), "fp32")
 
@@ -77,6 +77,6 @@ def test_a_ratio_compares_each_round_with_itself() -> None:
 def test_a_process_has_its_own_peak_not_its_parents() -> None:
     held = torch.ones(1 << 28)  # 1 GiB, which the child does not have
     assert peak_bytes() >= held.nbytes
-    code = "from sct.memory import peak_bytes; print(peak_bytes())"
+    code = "from consistune.system.host import peak_bytes; print(peak_bytes())"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert 0 < int(done.stdout) < held.nbytes

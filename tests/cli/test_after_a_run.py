@@ -5,11 +5,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from sct.cli.ema import reconstruct
-from sct.cli.sample import sample
-from sct.cli.train import train
-from sct.errors import UserError
-from sct.nn import store
+from consistune.cli.ema import reconstruct
+from consistune.cli.sample import sample
+from consistune.cli.train import train
+from consistune.errors import UserError
+from consistune.nn import store
 
 KEYS = [
     "network={kind: mlp, width: 8, blocks: 1}",

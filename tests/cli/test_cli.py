@@ -13,12 +13,12 @@ import torch
 from PIL import Image
 from rich.console import Console
 
-from sct.cli import common
-from sct.cli.common import parse_integers, parse_times
-from sct.errors import UserError
-from sct.nn import store
-from sct.nn.precond import EDMPrecond
-from sct.nn.small import ResidualMLP
+from consistune.cli import common
+from consistune.cli.common import parse_integers, parse_times
+from consistune.errors import UserError
+from consistune.nn import store
+from consistune.nn.precond import EDMPrecond
+from consistune.nn.small import ResidualMLP
 
 TINY = [
     "network={kind: mlp, width: 8, blocks: 1}",
@@ -29,8 +29,8 @@ TINY = [
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
 
 
-def sct(*arguments: str | Path, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "sct", *map(str, arguments)]
+def consistune(*arguments: str | Path, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "consistune", *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, cwd=cwd, env=ENVIRONMENT, check=False)
 
 
@@ -45,8 +45,8 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_help_is_quick_and_imports_nothing_heavy() -> None:
     code = (
         "import sys\n"
-        "sys.argv = ['sct', '--help']\n"
-        "from sct.cli.main import main\n"
+        "sys.argv = ['consistune', '--help']\n"
+        "from consistune.cli.main import main\n"
         "try:\n    main()\nexcept SystemExit as e:\n    assert not e.code\n"
         "heavy = {'torch', 'numpy', 'pydantic', 'matplotlib', 'sklearn', 'yaml'} & set(sys.modules)\n"
         "assert not heavy, heavy\n"
@@ -86,9 +86,9 @@ def test_bad_input_gives_one_line_and_status_2(
 ) -> None:
     (tmp_path / "typo.yaml").write_text("objectiv: diffusion\ntrain: {images: 1}\n")
     before = sorted(tmp_path.rglob("*"))
-    done = sct(*(a.format(tmp=tmp_path, model=model) for a in arguments), cwd=tmp_path)
+    done = consistune(*(a.format(tmp=tmp_path, model=model) for a in arguments), cwd=tmp_path)
     assert done.returncode == 2
-    lines = [line for line in done.stderr.splitlines() if line.startswith("sct: ")]
+    lines = [line for line in done.stderr.splitlines() if line.startswith("consistune: ")]
     assert len(lines) == 1
     assert "Traceback" not in done.stderr
     for word in words:
@@ -97,18 +97,18 @@ def test_bad_input_gives_one_line_and_status_2(
 
 
 def test_debug_shows_the_traceback(tmp_path: Path) -> None:
-    assert "Traceback" in sct("--debug", "sample", tmp_path).stderr
+    assert "Traceback" in consistune("--debug", "sample", tmp_path).stderr
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
 def test_a_full_disk_is_status_1(model: Path, tmp_path: Path) -> None:
     code = (
         "import errno, sys\n"
-        "import sct.cli.sample as command\n"
+        "import consistune.cli.sample as command\n"
         "def full(*a, **k): raise OSError(errno.ENOSPC, 'No space left on device', 'out.png')\n"
         "command.write_images = full\n"
-        f"sys.argv = ['sct', 'sample', {str(model)!r}, '--out', {str(tmp_path / 'out.png')!r}]\n"
-        "from sct.cli.main import main\nmain()\n"
+        f"sys.argv = ['consistune', 'sample', {str(model)!r}, '--out', {str(tmp_path / 'out.png')!r}]\n"
+        "from consistune.cli.main import main\nmain()\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 1
@@ -118,7 +118,7 @@ def test_a_full_disk_is_status_1(model: Path, tmp_path: Path) -> None:
 
 def test_samples_as_grid_array_and_files(model: Path, tmp_path: Path) -> None:
     for out in ("grid.png", "array.npz", "folder"):
-        done = sct("sample", model, "--seeds", "0-4,9", "--classes", "3", "--out", tmp_path / out)
+        done = consistune("sample", model, "--seeds", "0-4,9", "--classes", "3", "--out", tmp_path / out)
         assert done.returncode == 0, done.stderr
         assert done.stdout.strip() == str(tmp_path / out)
     arrays = np.load(tmp_path / "array.npz")
@@ -134,7 +134,16 @@ def test_samples_as_grid_array_and_files(model: Path, tmp_path: Path) -> None:
 
 def test_ctrl_c_saves_and_the_run_goes_on_to_the_same_end(tmp_path: Path) -> None:
     keys = [TINY[0], "train={images: 38_400, batch: 64, checkpoint_images: 38_400}"]
-    command = [sys.executable, "-m", "sct", "train", "digits-edm", *keys, "--out", str(tmp_path / "run")]
+    command = [
+        sys.executable,
+        "-m",
+        "consistune",
+        "train",
+        "digits-edm",
+        *keys,
+        "--out",
+        str(tmp_path / "run"),
+    ]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT)
     while not (tmp_path / "run" / "metrics.jsonl").exists():
         assert process.poll() is None, process.stderr and process.stderr.read()
@@ -142,12 +151,12 @@ def test_ctrl_c_saves_and_the_run_goes_on_to_the_same_end(tmp_path: Path) -> Non
     process.send_signal(signal.SIGINT)
     _, stderr = process.communicate(timeout=60)
     assert process.returncode == 130, stderr
-    assert f"sct train {tmp_path / 'run'} --resume" in stderr
+    assert f"consistune train {tmp_path / 'run'} --resume" in stderr
     assert list((tmp_path / "run" / "checkpoints").glob("step-*.pt"))
     assert not (tmp_path / "run" / "model").exists()
-    done = sct("train", tmp_path / "run", "--resume")
+    done = consistune("train", tmp_path / "run", "--resume")
     assert done.returncode == 0, done.stderr
-    unbroken = sct("train", "digits-edm", *keys, "--out", tmp_path / "unbroken")
+    unbroken = consistune("train", "digits-edm", *keys, "--out", tmp_path / "unbroken")
     assert unbroken.returncode == 0
     weights = [(tmp_path / name / "model" / "model.safetensors").read_bytes() for name in ("run", "unbroken")]
     assert weights[0] == weights[1]

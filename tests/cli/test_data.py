@@ -1,4 +1,4 @@
-"""sct data prepare and sct data info as a user meets them."""
+"""consistune data prepare and consistune data info as a user meets them."""
 
 import json
 from pathlib import Path
@@ -6,14 +6,14 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from sct.cli.main import app, explain
-from sct.errors import UserError
-from tests.data.makers import edm_zip, imagenet_batches, pixels
+from consistune.cli.main import app, explain
+from consistune.errors import UserError
+from tests.support.makers import edm_zip, imagenet_batches, pixels
 
 RUN = CliRunner()
 
 
-def sct(*arguments: object) -> tuple[int, str, str]:
+def consistune(*arguments: object) -> tuple[int, str, str]:
     done = RUN.invoke(app, [str(a) for a in arguments])
     if isinstance(done.exception, UserError):
         status, line = explain(done.exception)
@@ -24,13 +24,15 @@ def sct(*arguments: object) -> tuple[int, str, str]:
 
 def test_prepare_says_where_it_is_and_info_what_it_is(tmp_path: Path) -> None:
     source = edm_zip(tmp_path / "a.zip", [*pixels(19, 8, 8, 3), b"bad"], [k % 2 for k in range(20)])
-    status, out, _ = sct("data", "info", source)
+    status, out, _ = consistune("data", "info", source)
     assert status == 0
     assert "20 images, 2 classes" in out
-    assert f"sct data prepare {source} DEST" in out
-    status, out, _ = sct("data", "prepare", source, tmp_path / "set", "--held-out", 0.2, "--workers", 1)
+    assert f"consistune data prepare {source} DEST" in out
+    status, out, _ = consistune(
+        "data", "prepare", source, tmp_path / "set", "--held-out", 0.2, "--workers", 1
+    )
     assert (status, out) == (0, f"{tmp_path / 'set'}\n")
-    status, out, _ = sct("data", "info", tmp_path / "set", "--verify")
+    status, out, _ = consistune("data", "info", tmp_path / "set", "--verify")
     assert status == 0
     for words in ("16 train and 3 held-out images, 3×8×8, 2 classes", "left out    1 images", "as they were"):
         assert words in out
@@ -39,7 +41,7 @@ def test_prepare_says_where_it_is_and_info_what_it_is(tmp_path: Path) -> None:
     with (tmp_path / "set" / "train" / "images.npy").open("r+b") as file:
         file.seek(200)
         file.write(b"\x01\x02\x03\x04")
-    status, out, _ = sct("data", "info", tmp_path / "set", "--verify")
+    status, out, _ = consistune("data", "info", tmp_path / "set", "--verify")
     assert status == 1
     assert "damaged: train/images.npy" in out
 
@@ -50,7 +52,7 @@ def test_every_option_reaches_the_preparation(tmp_path: Path) -> None:
     )
     options = "--size 6 --crop pad --filter box --background #102030 --mode grey --held-out 0.25"
     options += " --split-by group --seed 5 --format zip --strict --workers 1"
-    assert sct("data", "prepare", source, tmp_path / "set", *options.split())[0] == 0
+    assert consistune("data", "prepare", source, tmp_path / "set", *options.split())[0] == 0
     meta = json.loads((tmp_path / "set" / "meta.json").read_text())
     assert meta["transform"] == {
         "mode": "grey", "size": 6, "crop": "pad", "filter": "box", "background": [16, 32, 48],
@@ -76,7 +78,7 @@ def test_bad_input_gives_status_2_and_leaves_nothing(
 ) -> None:
     source = imagenet_batches(tmp_path / "in", pixels(6, 3, 4, 4), [1] * 6, npz=True, val=2)
     monkeypatch.chdir(tmp_path)
-    status, _, line = sct(*(source if a == "SOURCE" else a for a in arguments))
+    status, _, line = consistune(*(source if a == "SOURCE" else a for a in arguments))
     assert status == 2
     assert words in line
     assert sorted(path.name for path in tmp_path.iterdir()) == ["in"]
@@ -84,9 +86,9 @@ def test_bad_input_gives_status_2_and_leaves_nothing(
 
 def test_analyze_takes_a_prepared_folder(tmp_path: Path) -> None:
     source = edm_zip(tmp_path / "a.zip", pixels(40, 4, 4), [k % 2 for k in range(40)])
-    assert sct("data", "prepare", source, tmp_path / "set", "--workers", 1)[0] == 0
+    assert consistune("data", "prepare", source, tmp_path / "set", "--workers", 1)[0] == 0
     arguments = ("--times", "0.5,5", "--queries", 16, "--batch", 8, "--out", tmp_path / "out")
-    status, out, _ = sct("analyze", tmp_path / "set", *arguments)
+    status, out, _ = consistune("analyze", tmp_path / "set", *arguments)
     assert status == 0
     assert all(Path(line).stat().st_size > 0 for line in out.splitlines())
     assert out

@@ -1,4 +1,4 @@
-"""`sct train` under torchrun: begun by two processes, stopped by a signal, finished by one."""
+"""`consistune train` under torchrun: begun by two processes, stopped by a signal, finished by one."""
 
 import json
 import os
@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from sct.train import checkpoint
+from consistune.train import checkpoint
 
 KEYS = (
     "network={kind: mlp, width: 16, blocks: 1}",
@@ -18,9 +18,17 @@ KEYS = (
 )
 
 
-def sct(*words: str, processes: int = 1) -> subprocess.Popen[str]:
+def consistune(*words: str, processes: int = 1) -> subprocess.Popen[str]:
     launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
-    command = [sys.executable, *(launch if processes > 1 else []), "-m", "sct", *words, "--device", "cpu"]
+    command = [
+        sys.executable,
+        *(launch if processes > 1 else []),
+        "-m",
+        "consistune",
+        *words,
+        "--device",
+        "cpu",
+    ]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     return subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
 
@@ -28,9 +36,9 @@ def sct(*words: str, processes: int = 1) -> subprocess.Popen[str]:
 @pytest.mark.slow
 def test_two_processes_are_stopped_and_one_goes_on(tmp_path: Path) -> None:
     alone, both = tmp_path / "alone", tmp_path / "both"
-    first = sct("train", "digits-edm", *KEYS, "--out", str(alone))
+    first = consistune("train", "digits-edm", *KEYS, "--out", str(alone))
     assert first.wait(120) == 0
-    run = sct("train", "digits-edm", *KEYS, "--out", str(both), processes=2)
+    run = consistune("train", "digits-edm", *KEYS, "--out", str(both), processes=2)
     for _ in range(600):
         if checkpoint.found(both / "checkpoints"):
             break
@@ -39,7 +47,7 @@ def test_two_processes_are_stopped_and_one_goes_on(tmp_path: Path) -> None:
     _, said = run.communicate(timeout=60)
     assert "stopped and saved" in said
     assert not (both / "model").exists()
-    again = sct("train", str(both), "--resume")
+    again = consistune("train", str(both), "--resume")
     assert again.wait(120) == 0
     losses = [
         [json.loads(line)["loss"] for line in (folder / "metrics.jsonl").read_text().splitlines()]

@@ -1,13 +1,13 @@
-"""`sct reproduce` as a user meets it."""
+"""`consistune reproduce` as a user meets it."""
 
 import csv
 from pathlib import Path
 
 import pytest
 
-from sct.cli import reproduce as command
-from sct.errors import UserError
-from sct.reproduce.spec import names
+from consistune.cli import reproduce as command
+from consistune.errors import UserError
+from consistune.reproduce.spec import names
 
 
 def run(out: Path, name: str | None = None, **changed) -> None:

@@ -4,12 +4,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from sct.core.estimators import OneSample, ScoreIdentity, Teacher
-from sct.core.noise import EDM
-from sct.core.posterior import Reference, dequantise, posterior_exact
-from sct.core.types import Batch
-from tests.core.gaussian import SCHEDULES, Gaussian
-from tests.core.test_posterior import pixels
+from consistune.core.estimators import OneSample, ScoreIdentity, Teacher
+from consistune.core.noise import EDM
+from consistune.core.posterior.mean import Reference, dequantise, posterior_exact
+from consistune.core.types import Batch
+from tests.core.posterior.test_mean import pixels
+from tests.support.gaussian import SCHEDULES, Gaussian
 
 every_schedule = pytest.mark.parametrize("schedule", SCHEDULES, ids=lambda s: type(s).__name__)
 

@@ -5,15 +5,15 @@ import warnings
 import pytest
 import torch
 
-from sct.core.estimators import ScoreIdentity
-from sct.core.noise import EDM
-from sct.core.objectives import Consistency
-from sct.core.posterior import Reference, posterior, posterior_exact
-from sct.core.times import LogNormalPairs, SigmoidGap
-from sct.core.types import Batch
-from sct.core.whole import whole_products
-from sct.data.bank import place
-from tests.core.test_posterior import noisy, pixels
+from consistune.core.estimators import ScoreIdentity
+from consistune.core.noise import EDM
+from consistune.core.objectives import Consistency
+from consistune.core.posterior.bank import place
+from consistune.core.posterior.integers import whole_products
+from consistune.core.posterior.mean import Reference, posterior, posterior_exact
+from consistune.core.times import LogNormalPairs, SigmoidGap
+from consistune.core.types import Batch
+from tests.core.posterior.test_mean import noisy, pixels
 
 pytestmark = [
     pytest.mark.gpu,

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from sct.core.guidance import Guided
+from consistune.core.guidance import Guided
 
 
 class Scale:

@@ -7,8 +7,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sct.core.noise import EDM, VP, NoiseSchedule, RectifiedFlow, Rescheduled, convert
-from tests.core.gaussian import SCHEDULES, Gaussian
+from consistune.core.noise import EDM, VP, NoiseSchedule, RectifiedFlow, Rescheduled, convert
+from tests.support.gaussian import SCHEDULES, Gaussian
 
 every_schedule = pytest.mark.parametrize("schedule", SCHEDULES, ids=lambda s: type(s).__name__)
 schedules = st.sampled_from(SCHEDULES)

@@ -8,9 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from sct.core.estimators import OneSample, ScoreIdentity, Teacher
-from sct.core.noise import EDM, Rescheduled
-from sct.core.objectives import (
+from consistune.core.estimators import OneSample, ScoreIdentity, Teacher
+from consistune.core.noise import EDM, Rescheduled
+from consistune.core.objectives import (
     L1,
     Consistency,
     Denoising,
@@ -21,11 +21,11 @@ from sct.core.objectives import (
     SquaredL2,
     Uniform,
 )
-from sct.core.posterior import Reference, dequantise, quantise
-from sct.core.times import LogNormal, LogNormalPairs, Phased, SigmoidGap
-from sct.core.types import Batch, Times
-from tests.core.gaussian import SCHEDULES, Gaussian
-from tests.core.test_posterior import pixels
+from consistune.core.posterior.mean import Reference, dequantise, quantise
+from consistune.core.times import LogNormal, LogNormalPairs, Phased, SigmoidGap
+from consistune.core.types import Batch, Times
+from tests.core.posterior.test_mean import pixels
+from tests.support.gaussian import SCHEDULES, Gaussian
 
 every_schedule = pytest.mark.parametrize("schedule", SCHEDULES, ids=lambda s: type(s).__name__)
 PAIRS = LogNormalPairs(SigmoidGap())

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.nn.functional import dropout
 
-from sct.core.rng import ImageNoise, mix_seed, shared_dropout
+from consistune.core.rng import ImageNoise, mix_seed, shared_dropout
 
 
 @given(st.lists(st.integers(0, 2**31), min_size=1, max_size=12, unique=True), st.integers(1, 3))

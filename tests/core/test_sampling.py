@@ -8,11 +8,11 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sct.core.noise import EDM
-from sct.core.rng import ImageNoise
-from sct.core.sampling import ODE, Multistep, PhasedSteps
-from sct.core.times import karras_grid
-from tests.core.gaussian import SCHEDULES, Gaussian
+from consistune.core.noise import EDM
+from consistune.core.rng import ImageNoise
+from consistune.core.sampling import ODE, Multistep, PhasedSteps
+from consistune.core.times import karras_grid
+from tests.support.gaussian import SCHEDULES, Gaussian
 
 SHAPE = (1, 2, 2)
 every_schedule = pytest.mark.parametrize("schedule", SCHEDULES, ids=lambda s: type(s).__name__)

@@ -5,10 +5,10 @@ import math
 import pytest
 import torch
 
-from sct.core.estimators import OneSample, Teacher
-from sct.core.solve import solve
-from sct.core.types import Batch
-from tests.core.gaussian import SCHEDULES, Gaussian
+from consistune.core.estimators import OneSample, Teacher
+from consistune.core.solve import solve
+from consistune.core.types import Batch
+from tests.support.gaussian import SCHEDULES, Gaussian
 
 every_schedule = pytest.mark.parametrize("schedule", SCHEDULES, ids=lambda s: type(s).__name__)
 

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sct.core.times import (
+from consistune.core.times import (
     ConstGap,
     DoublingGrid,
     FixedGrid,
@@ -20,7 +20,7 @@ from sct.core.times import (
     karras_edges,
     karras_grid,
 )
-from tests.core.gaussian import SCHEDULES
+from tests.support.gaussian import SCHEDULES
 
 STAGE = 3_200_000
 shrink_rates = st.sampled_from([1.0, 2.0, 3.0, 8.0, math.inf])

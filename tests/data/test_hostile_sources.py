@@ -14,12 +14,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from sct.data.prepare import Options, prepare
-from sct.data.sources.detect import SourceOptions
-from sct.data.survey import Wanted
-from sct.errors import UserError
-from tests.data.makers import cifar_files, class_folders, edm_zip, encoded, pixels, tar
-from tests.interop.hostile import CALLS
+from consistune.data.prepare.run import Options, prepare
+from consistune.data.prepare.survey import Wanted
+from consistune.data.sources.detect import SourceOptions
+from consistune.errors import UserError
+from tests.support.hostile import CALLS
+from tests.support.makers import cifar_files, class_folders, edm_zip, encoded, pixels, tar
 
 
 def refused(source: Path, options: Options = Options()) -> str:
@@ -218,7 +218,7 @@ def test_tables_that_mean_nothing_are_refused(tmp_path: Path, table: str) -> Non
 
 
 def test_a_bomb_among_images_is_listed(tmp_path: Path) -> None:
-    from tests.data.test_transform import giant
+    from tests.data.prepare.test_transform import giant
 
     source = class_folders(tmp_path / "set", [*pixels(3, 8, 8, 3), giant()], ["a"] * 4)
     began = time.process_time()

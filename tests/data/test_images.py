@@ -4,11 +4,11 @@ from pathlib import Path
 
 import torch
 
-from sct.core.posterior import quantise
-from sct.data.images import ImageSet, digits, open_prepared
-from sct.data.prepare import Options, prepare
-from sct.data.split import Split
-from tests.data.makers import edm_zip, pixels
+from consistune.core.posterior.mean import quantise
+from consistune.data.images import ImageSet, digits, open_prepared
+from consistune.data.prepare.run import Options, prepare
+from consistune.data.prepare.split import Split
+from tests.support.makers import edm_zip, pixels
 
 
 def test_digits_are_split_without_overlap_and_in_proportion() -> None:

@@ -14,13 +14,13 @@ import pytest
 import torch
 from PIL import Image
 
-from sct.data.images import ImageSet, load_data, read_unprepared
-from sct.data.prepare import Options, prepare
-from sct.data.prepared import Meta
-from sct.data.sources.detect import SourceOptions, detect
-from sct.data.survey import Wanted
-from sct.errors import UserError
-from tests.data.makers import (
+from consistune.data.images import ImageSet, load_data, read_unprepared
+from consistune.data.prepare.run import Options, prepare
+from consistune.data.prepare.survey import Wanted
+from consistune.data.prepared import Meta
+from consistune.data.sources.detect import SourceOptions, detect
+from consistune.errors import UserError
+from tests.support.makers import (
     Pixels,
     cifar_files,
     class_folders,

@@ -11,14 +11,14 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-import sct
-from sct.errors import UserError
-from sct.interop.checkpoints import import_checkpoint, load_checkpoint
-from sct.interop.export import export_model
-from sct.nn import store
-from sct.nn.precond import Preconditioned
-from tests.interop import forge
-from tests.interop.assembler import (
+import consistune
+from consistune.errors import UserError
+from consistune.interop.checkpoints import import_checkpoint, load_checkpoint
+from consistune.interop.export import export_model
+from consistune.nn import store
+from consistune.nn.precond import Preconditioned
+from tests.support import forge
+from tests.support.assembler import (
     NESTED,
     ORDERED,
     PROTO,
@@ -92,7 +92,7 @@ def same(a: Preconditioned, b: Preconditioned) -> None:
 def test_a_snapshot_comes_in_and_stays(kind: str, tmp_path: Path) -> None:
     path = forge.write_snapshot(made(kind), tmp_path / "file.pkl")
     said = import_checkpoint(path, tmp_path / "model")
-    model = sct.load(tmp_path / "model")
+    model = consistune.load(tmp_path / "model")
     same(model, made(kind))
     expected, found = store.describe(made(kind)), store.describe(model)
     assert found["network"] == expected["network"]

@@ -1,4 +1,4 @@
-"""sct import, sct export, and training that starts from an official file, as a user meets them."""
+"""consistune import, consistune export, and training that starts from an official file, as a user does it."""
 
 import json
 import os
@@ -10,15 +10,15 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-import sct
-from tests.interop import forge
+import consistune
 from tests.interop.test_checkpoints import made, same
+from tests.support import forge
 
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
 
 
 def run(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "sct", *arguments]
+    command = [sys.executable, "-m", "consistune", *arguments]
     return subprocess.run(command, capture_output=True, text=True, cwd=folder, env=ENVIRONMENT, check=False)
 
 
@@ -41,7 +41,7 @@ def test_in_sample_and_out(tmp_path: Path) -> None:
     assert {k: v.shape for k, v in weights.items()} == {
         k: v.shape for k, v in made("song").state_dict().items()
     }
-    same(sct.load(tmp_path / "out.safetensors"), made("song"))
+    same(consistune.load(tmp_path / "out.safetensors"), made("song"))
     done = run(tmp_path, "export", "models/mine", "x", "--format", "onnxx")
     assert done.returncode == 2
     assert "known are: safetensors" in done.stderr
@@ -67,7 +67,7 @@ def test_training_starts_from_an_official_file(conditional: bool, tmp_path: Path
     assert origin["path"] == str(path)
     assert origin["provenance"]["class"] == "EDMPrecond"
     assert origin["dropped"] == ["model.map_augment.weight"]
-    model = sct.load(tmp_path / "run")
+    model = consistune.load(tmp_path / "run")
     assert model.num_classes == (10 if conditional else 0)
     x, sigma = torch.randn(2, 1, 8, 8), torch.tensor([0.5, 3.0])
     with torch.no_grad():

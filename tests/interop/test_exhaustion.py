@@ -10,14 +10,14 @@ from typing import Any
 
 import pytest
 
-from sct.errors import UserError
-from sct.interop.architectures import configuration
-from sct.interop.checkpoints import load_checkpoint
-from sct.interop.consistency import is_consistency_model, to_adm
-from sct.interop.contents import MAX_TENSORS
-from sct.interop.snapshot import read_snapshot
-from sct.nn import store
-from tests.interop.assembler import (
+from consistune.errors import UserError
+from consistune.interop.checkpoints import load_checkpoint
+from consistune.interop.contents import MAX_TENSORS
+from consistune.interop.openai_cm import is_consistency_model, to_adm
+from consistune.interop.recognise import configuration
+from consistune.interop.snapshot import read_snapshot
+from consistune.nn import store
+from tests.support.assembler import (
     BUILD,
     EMPTY_DICT,
     EMPTY_TUPLE,

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import REPOSITORY
-from tests.interop.hostile import HOSTILE
+from tests.support.hostile import HOSTILE
 
 LOADED = {"embedded_source.pkl"}
 """A snapshot like any other, but for the text in it, which nobody reads."""
@@ -19,7 +19,7 @@ ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
 
 
 def watched(genuine: list[Path], files: list[Path]) -> list[dict[str, object]]:
-    command = [sys.executable, "-m", "tests.interop.watched", *map(str, genuine), "--", *map(str, files)]
+    command = [sys.executable, "-m", "tests.support.watched", *map(str, genuine), "--", *map(str, files)]
     environment = {**ENVIRONMENT, "PYTHONPATH": f"{REPOSITORY / 'src'}{os.pathsep}{REPOSITORY}"}
     done = subprocess.run(
         command, capture_output=True, text=True, env=environment, cwd=REPOSITORY, check=False, timeout=100
@@ -56,7 +56,7 @@ def test_the_watch_sees_what_it_should(tmp_path: Path) -> None:
     path = tmp_path / "file.pkl"
     path.write_bytes(b"\x80\x04" + b"cposix\nsystem\n(X\x04\x00\x00\x00truetR.")
     code = (
-        "import pickle, sys, tests.interop.watched as w\n"
+        "import pickle, sys, tests.support.watched as w\n"
         "sys.addaudithook(w.hook)\n"
         "w.watching = True\n"
         f"pickle.load(open({str(path)!r}, 'rb'))\n"
@@ -85,7 +85,14 @@ def test_the_watch_sees_what_it_should(tmp_path: Path) -> None:
 )
 def test_the_command_refuses_in_one_line(name: str, words: str, shared: Path, tmp_path: Path) -> None:
     before = traces()
-    command = [sys.executable, "-m", "sct", "import", str(shared / "parity" / "malicious" / name), "out"]
+    command = [
+        sys.executable,
+        "-m",
+        "consistune",
+        "import",
+        str(shared / "parity" / "malicious" / name),
+        "out",
+    ]
     began = time.perf_counter()
     done = subprocess.run(
         command, capture_output=True, text=True, cwd=tmp_path, env=ENVIRONMENT, check=False, preexec_fn=limit
@@ -94,7 +101,7 @@ def test_the_command_refuses_in_one_line(name: str, words: str, shared: Path, tm
     assert done.returncode == 2
     assert done.stdout == ""
     (line,) = done.stderr.splitlines()
-    assert line.startswith("sct: ")
+    assert line.startswith("consistune: ")
     assert words in line
     assert list(tmp_path.iterdir()) == []
     assert traces() == before

@@ -5,11 +5,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from sct.bench.workload import lively
-from sct.errors import UserError
-from sct.interop import onnx as interop_onnx
-from sct.interop.export import export_model
-from sct.nn import store
+from consistune.bench.workload import lively
+from consistune.errors import UserError
+from consistune.interop import onnx as interop_onnx
+from consistune.interop.export import export_model
+from consistune.nn import store
 
 SONG = {"kind": "song", "model_channels": 16, "channel_mult": (1, 2), "attn_resolutions": (4,)}
 EDM2 = {"kind": "edm2", "model_channels": 32, "channel_mult": (1, 2), "attn_resolutions": (4,)}

@@ -12,17 +12,17 @@ import pytest
 import torch
 from torch import Tensor
 
-import sct
-from sct.core.estimators import OneSample
-from sct.core.noise import EDM
-from sct.core.objectives import Consistency, Huber, InverseGap
-from sct.core.rng import ImageNoise
-from sct.core.sampling import ODE, Multistep
-from sct.core.times import SigmoidGap, karras_grid
-from sct.core.types import Batch, Times
-from sct.interop.snapshot import read_snapshot
-from sct.nn.edm2 import EDM2Precond
-from sct.nn.precond import Preconditioned
+import consistune
+from consistune.core.estimators import OneSample
+from consistune.core.noise import EDM
+from consistune.core.objectives import Consistency, Huber, InverseGap
+from consistune.core.rng import ImageNoise
+from consistune.core.sampling import ODE, Multistep
+from consistune.core.times import SigmoidGap, karras_grid
+from consistune.core.types import Batch, Times
+from consistune.interop.snapshot import read_snapshot
+from consistune.nn.edm2 import EDM2Precond
+from consistune.nn.precond import Preconditioned
 
 Parity = Callable[[str], dict[str, Tensor]]
 NAMES = [
@@ -43,7 +43,7 @@ SHAPE = (3, 16, 16)
 
 @cache
 def model(shared: Path, name: str) -> Preconditioned:
-    return sct.load(shared / "parity" / "networks" / f"{name}.pkl").requires_grad_(False)
+    return consistune.load(shared / "parity" / "networks" / f"{name}.pkl").requires_grad_(False)
 
 
 def difference(value: Tensor, reference: Tensor) -> float:
@@ -100,7 +100,7 @@ def test_rounded_noise_levels(name: str, shared: Path, parity: Parity) -> None:
 def test_the_training_forms(shared: Path, parity: Parity) -> None:
     """ECT's unshifted boundary; EDM2's weights, normalised by one training pass."""
     stored = parity("networks/ect_snapshot")
-    ect = sct.load(shared / "parity" / "networks" / "ect_snapshot.pkl").train()
+    ect = consistune.load(shared / "parity" / "networks" / "ect_snapshot.pkl").train()
     for module in ect.modules():
         if isinstance(module, torch.nn.Dropout):
             module.p = 0.0
@@ -108,7 +108,7 @@ def test_the_training_forms(shared: Path, parity: Parity) -> None:
     assert difference(ect.eval()(stored["x"], stored["sigma"]).detach(), stored["D_x"]) <= 1e-5
 
     stored = parity("networks/edm2_latent")
-    edm2 = sct.load(shared / "parity" / "networks" / "edm2_latent.pkl").train()
+    edm2 = consistune.load(shared / "parity" / "networks" / "edm2_latent.pkl").train()
     first = edm2.state_dict()["unet.enc.8x8_conv.weight"]
     torch.testing.assert_close(first, stored["first_conv_weight_before"].float(), rtol=0, atol=0)
     trained = edm2(stored["x"], stored["sigma"], stored["class_labels"].float()).detach()

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from sct.errors import UserError
-from sct.interop.snapshot import read_snapshot
-from tests.interop.assembler import (
+from consistune.errors import UserError
+from consistune.interop.snapshot import read_snapshot
+from tests.support.assembler import (
     EMPTY_DICT,
     EMPTY_LIST,
     EMPTY_SET,
@@ -30,7 +30,7 @@ from tests.interop.assembler import (
     tensor,
     text,
 )
-from tests.interop.hostile import CALLS, HOSTILE
+from tests.support.hostile import CALLS, HOSTILE
 
 
 def refused(path: Path) -> str:

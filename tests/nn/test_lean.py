@@ -7,10 +7,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import silu
 
-from sct.nn.blocks import BlockStyle, ResidualBlock
-from sct.nn.layers import Init, attend, split_heads
-from sct.nn.lean import Dropout, clipped, recomputed
-from sct.nn.magnitude import MPConv, mp_silu
+from consistune.nn.blocks import BlockStyle, ResidualBlock
+from consistune.nn.layers import Init, attend, split_heads
+from consistune.nn.lean import Dropout, clipped, recomputed
+from consistune.nn.magnitude import MPConv, mp_silu
 
 
 def kept_bytes(run) -> int:

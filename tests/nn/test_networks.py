@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from sct.nn.presets import PRESETS, preset
-from tests.nn.reference import assert_recorded, check_values, filled, inputs
+from consistune.nn.presets import PRESETS, preset
+from tests.support.recorded import assert_recorded, check_values, filled, inputs
 
 TABLES = {
     "cifar10-ddpmpp-uncond": ("edm-cifar10-ddpmpp", {}),

@@ -7,10 +7,10 @@ import pytest
 import torch
 from torch import nn
 
-import sct
-from sct.nn import store
-from sct.nn.precond import EDMPrecond
-from sct.nn.small import PatchUNet, ResidualMLP
+import consistune
+from consistune.nn import store
+from consistune.nn.precond import EDMPrecond
+from consistune.nn.small import PatchUNet, ResidualMLP
 
 MADE: dict[str, Any] = {
     "mlp": lambda: ResidualMLP((3, 8, 8), num_classes=4, width=16, blocks=2),
@@ -78,7 +78,7 @@ def test_it_begins_as_zero_and_comes_back_from_disk(kind: str, tmp_path: Path) -
     for parameter in model.parameters():
         nn.init.normal_(parameter, std=0.2)
     store.save(model, tmp_path / "model")
-    back = sct.load(tmp_path / "model")
+    back = consistune.load(tmp_path / "model")
     assert store.describe(back) == store.describe(model)
     assert torch.equal(back(x, sigma, labels), model.eval()(x, sigma, labels))
 

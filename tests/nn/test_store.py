@@ -6,11 +6,11 @@ from pathlib import Path
 import pytest
 import torch
 
-import sct
-from sct.errors import UserError
-from sct.nn import store
-from sct.nn.precond import EDMPrecond
-from sct.nn.small import ResidualMLP
+import consistune
+from consistune.errors import UserError
+from consistune.nn import store
+from consistune.nn.precond import EDMPrecond
+from consistune.nn.small import ResidualMLP
 
 
 def make() -> EDMPrecond:
@@ -26,12 +26,12 @@ def make() -> EDMPrecond:
 def test_a_saved_model_comes_back_the_same(tmp_path: Path) -> None:
     model = make()
     store.save(model, tmp_path / "model")
-    back = sct.load(tmp_path / "model")
+    back = consistune.load(tmp_path / "model")
     x, sigma, labels = torch.randn(5, 1, 4, 4), torch.logspace(-2, 2, 5), torch.tensor([0, 1, 2, 0, 1])
     assert torch.equal(back(x, sigma, labels), model(x, sigma, labels))
     assert store.describe(back) == store.describe(model)
     assert not back.training
-    assert not sct.load(tmp_path).training  # a run's folder holds its model under model/
+    assert not consistune.load(tmp_path).training  # a run's folder holds its model under model/
 
 
 def test_saving_replaces_whole_and_leaves_nothing_behind(tmp_path: Path) -> None:
@@ -41,7 +41,7 @@ def test_saving_replaces_whole_and_leaves_nothing_behind(tmp_path: Path) -> None
         next(model.parameters()).fill_(2.0)
     store.save(model, tmp_path / "model")
     assert [p.name for p in tmp_path.iterdir()] == ["model"]
-    assert float(next(sct.load(tmp_path / "model").parameters()).detach().min()) == 2.0
+    assert float(next(consistune.load(tmp_path / "model").parameters()).detach().min()) == 2.0
 
 
 @pytest.mark.parametrize(

@@ -7,12 +7,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-import sct
-from sct.nn import store
-from sct.nn.precond import CMPrecond, Preconditioned
-from sct.plan import make_plan
-from sct.recipe import read_recipe
-from tests.nn.reference import pattern
+import consistune
+from consistune.nn import store
+from consistune.nn.precond import CMPrecond, Preconditioned
+from consistune.recipe import read_recipe
+from consistune.recipe.plan import make_plan
+from tests.support.recorded import pattern
 
 SMALL = {"image_shape": [3, 8, 8], "channel_mult": [1, 2], "num_blocks": 1, "attn_resolutions": [4]}
 NCSNPP = {
@@ -112,7 +112,7 @@ def test_low_precision_is_within_a_hundredth(kind: str, precision: Any) -> None:
 
 def test_precisions_that_a_network_does_not_know_are_refused() -> None:
     config = {"network": {"kind": "mlp", "image_shape": [1, 4, 4]}, "precond": {"kind": "edm"}}
-    with pytest.raises(sct.errors.UserError, match="ResidualMLP computes in fp32"):
+    with pytest.raises(consistune.errors.UserError, match="ResidualMLP computes in fp32"):
         store.build({**config, "precond": {"kind": "edm", "precision": "bf16"}})
 
 
@@ -147,7 +147,7 @@ def test_channels_last_changes_nothing_but_the_layout(kind: str) -> None:
 def test_a_model_folder_gives_the_same_network(kind: str, tmp_path: Path) -> None:
     model = make(kind, dropout=0.25)
     store.save(model, tmp_path)
-    back = sct.load(tmp_path)
+    back = consistune.load(tmp_path)
     assert store.describe(back) == store.describe(model)
     with torch.no_grad():
         assert torch.equal(back(X, SIGMA), model(X, SIGMA))
@@ -289,7 +289,7 @@ def test_iddpm_rounds_to_its_table() -> None:
 
 @pytest.mark.parametrize("shape", [[3, 8, 6], [3, 9, 9]])
 def test_images_that_do_not_halve_are_refused(kind: str, shape: list[int]) -> None:
-    with pytest.raises(sct.errors.UserError, match="multiple of 2"):
+    with pytest.raises(consistune.errors.UserError, match="multiple of 2"):
         store.build({**KINDS[kind], "network": {**KINDS[kind]["network"], "image_shape": shape}})
 
 

@@ -5,10 +5,10 @@ import math
 import pytest
 import torch
 
-from sct.core.sampling import PhasedSteps
-from sct.core.types import Batch
-from sct.reproduce import plane, toy
-from sct.reproduce.spec import Unify, read_experiment
+from consistune.core.sampling import PhasedSteps
+from consistune.core.types import Batch
+from consistune.reproduce import plane, toy
+from consistune.reproduce.spec import Unify, read_experiment
 
 
 def exact(x_t, t, condition=None):

@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from sct.errors import UserError
-from sct.reproduce import spec
-from sct.reproduce.spec import (
+from consistune.errors import UserError
+from consistune.reproduce import spec
+from consistune.reproduce.spec import (
     Curves,
     EdgeSkipping,
     Guidance,
@@ -15,7 +15,7 @@ from sct.reproduce.spec import (
     read_experiment,
     read_families,
 )
-from sct.reproduce.study import Study
+from consistune.reproduce.study import Study
 
 PAPER = {
     "unify": "figure 1",
@@ -108,8 +108,8 @@ def test_unknown_words_are_answered_with_the_known_ones(make, remedy: str, tmp_p
 
 
 def test_a_digest_is_of_what_is_trained_and_not_of_where(tmp_path: Path) -> None:
-    from sct.recipe import read_recipe
-    from sct.reproduce.study import digest_of
+    from consistune.recipe import read_recipe
+    from consistune.reproduce.study import digest_of
 
     here, there = (["data=" + str(tmp_path / name / "digits"), "start_from=x"] for name in "ab")
     one = digest_of(read_recipe("digits-sct", [*here, "train.seed=1"]), "teacher")

@@ -11,16 +11,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from sct.data.images import digits
-from sct.errors import UserError
-from sct.evaluate.measure import Measure, measure_for
-from sct.generate import default_sampler
-from sct.reproduce import trained
-from sct.reproduce.results import as_csv, over_seeds
-from sct.reproduce.run import reproduce
-from sct.reproduce.spec import RunSpec, read_experiment
-from sct.reproduce.study import Study, samplers
-from sct.train.alone import Busy, alone
+from consistune.data.images import digits
+from consistune.errors import UserError
+from consistune.metrics.measure import Measure, measure_for
+from consistune.models import default_sampler
+from consistune.reproduce import trained
+from consistune.reproduce.results import as_csv, over_seeds
+from consistune.reproduce.run import reproduce
+from consistune.reproduce.spec import RunSpec, read_experiment
+from consistune.reproduce.study import Study, samplers
+from consistune.train.lock import Busy, alone
 
 TINY = (
     "train.images=768",

@@ -8,12 +8,12 @@ from typing import Any
 import pytest
 import torch
 
-from sct.data.images import digits
-from sct.errors import UserError
-from sct.plan import make_plan
-from sct.recipe import read_recipe
-from sct.train.augment import LABELS, SYM6, augment, rotation, scaling, translation, warp
-from tests.nn.reference import assert_recorded, inputs
+from consistune.data.images import digits
+from consistune.errors import UserError
+from consistune.recipe import read_recipe
+from consistune.recipe.plan import make_plan
+from consistune.train.augment import LABELS, SYM6, augment, rotation, scaling, translation, warp
+from tests.support.recorded import assert_recorded, inputs
 
 
 @pytest.fixture(scope="session")

@@ -10,15 +10,15 @@ import pytest
 import torch
 from torch import nn
 
-from sct.errors import UserError
-from sct.nn.precond import EDMPrecond
-from sct.nn.small import ResidualMLP
-from sct.plan import make_plan
-from sct.recipe import read_recipe, to_yaml
-from sct.train import posthoc
-from sct.train.ema import EMA, HalfLife, PerStep, PowerFunction, exponent_of, std_of
-from sct.train.posthoc import Profile, coefficients, overlaps
-from sct.train.run import RunFolder
+from consistune.errors import UserError
+from consistune.nn.precond import EDMPrecond
+from consistune.nn.small import ResidualMLP
+from consistune.recipe import read_recipe, to_yaml
+from consistune.recipe.plan import make_plan
+from consistune.train import posthoc
+from consistune.train.ema import EMA, HalfLife, PerStep, PowerFunction, exponent_of, std_of
+from consistune.train.posthoc import Profile, coefficients, overlaps
+from consistune.train.run import RunFolder
 
 Parity = Callable[[str], dict[str, torch.Tensor]]
 

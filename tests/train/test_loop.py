@@ -8,15 +8,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from sct.core.estimators import ScoreIdentity
-from sct.core.objectives import Consistency, Draws, Objective
-from sct.core.types import Batch
-from sct.data.images import digits
-from sct.plan import make_plan
-from sct.recipe import read_recipe
-from sct.train.ema import GrowingAverage
-from sct.train.feed import EpochOrder, HiddenLabels
-from sct.train.loop import Trainer, TrainingDiverged
+from consistune.core.estimators import ScoreIdentity
+from consistune.core.objectives import Consistency, Draws, Objective
+from consistune.core.types import Batch
+from consistune.data.images import digits
+from consistune.recipe import read_recipe
+from consistune.recipe.plan import make_plan
+from consistune.train.ema import GrowingAverage
+from consistune.train.loop import Trainer, TrainingDiverged
+from consistune.train.order import EpochOrder, HiddenLabels
 
 KEYS = {
     "digits-edm": ["network={kind: mlp, width: 16, blocks: 1, dropout: 0.2}"],

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from sct.train.optim import (
+from consistune.train.optim import (
     Constant,
     Cosine,
     InverseSquareRoot,

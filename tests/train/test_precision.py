@@ -7,13 +7,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from sct.core.objectives import Draws, Objective
-from sct.errors import UserError
-from sct.nn import store
-from sct.plan import make_plan
-from sct.recipe import read_recipe
-from sct.train.loop import Trainer
-from tests.train.together import EDM2, SCT, mlp, trainer_of
+from consistune.core.objectives import Draws, Objective
+from consistune.errors import UserError
+from consistune.nn import store
+from consistune.recipe import read_recipe
+from consistune.recipe.plan import make_plan
+from consistune.train.loop import Trainer
+from tests.support.together import EDM2, SCT, mlp, trainer_of
 
 UNET = "model_channels: 8, channel_mult: [1, 2], num_blocks: 1, attn_resolutions: [4]"
 NETWORKS = {

@@ -7,10 +7,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from sct.errors import UserError
-from sct.train import checkpoint
-from sct.train.processes import Processes
-from tests.train.together import DROPOUT, RUNS, SHARDED, STOPPED_AT, half_way, run, together, trainer_of
+from consistune.errors import UserError
+from consistune.system.processes import Processes
+from consistune.train import checkpoint
+from tests.support.together import DROPOUT, RUNS, SHARDED, STOPPED_AT, half_way, run, together, trainer_of
 
 Found = dict[str, Any]
 MICRO = "batch references"

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from sct.train.radam import RAdam
-from sct.train.sharding import load_optimizer
+from consistune.train.radam import RAdam
+from consistune.train.sharding import load_optimizer
 
 
 def networks() -> tuple[nn.Sequential, nn.Sequential]:

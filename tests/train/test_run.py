@@ -14,20 +14,20 @@ from typing import Any, BinaryIO
 import pytest
 import torch
 
-from sct.cli.common import Screen
-from sct.core.objectives import Draws, Objective
-from sct.data.prepare import Options, prepare
-from sct.errors import UserError
-from sct.nn import store
-from sct.nn.precond import Preconditioned
-from sct.plan import make_plan
-from sct.recipe import read_recipe, to_yaml
-from sct.stages import trained
-from sct.train import checkpoint, trackers
-from sct.train.alone import Busy
-from sct.train.loop import Trainer, TrainingDiverged
-from sct.train.run import Interrupted, RunFolder
-from tests.data.makers import edm_zip, pixels
+from consistune.cli.common import Screen
+from consistune.core.objectives import Draws, Objective
+from consistune.data.prepare.run import Options, prepare
+from consistune.errors import UserError
+from consistune.nn import store
+from consistune.nn.precond import Preconditioned
+from consistune.recipe import read_recipe, to_yaml
+from consistune.recipe.plan import make_plan
+from consistune.reproduce.training import trained
+from consistune.train import checkpoint, log
+from consistune.train.lock import Busy
+from consistune.train.loop import Trainer, TrainingDiverged
+from consistune.train.run import Interrupted, RunFolder
+from tests.support.makers import edm_zip, pixels
 
 KEYS = [
     "network={kind: mlp, width: 8, blocks: 1}",
@@ -346,8 +346,8 @@ def test_what_a_killed_process_left_half_written_is_removed(tmp_path: Path) -> N
 def test_a_tracker_that_is_not_installed_is_named_before_anything_is_trained(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(trackers, "find_spec", lambda name: None if name == "wandb" else object())
+    monkeypatch.setattr(log, "find_spec", lambda name: None if name == "wandb" else object())
     run, trainer = start(tmp_path / "run", keys=["train.trackers=[wandb]"])
-    with pytest.raises(UserError, match=r"wandb is not installed; pip install 'sct\[wandb\]'"):
+    with pytest.raises(UserError, match=r"wandb is not installed; pip install 'consistune\[wandb\]'"):
         next(run.steps(trainer))
     assert trainer.step == 0

@@ -1,0 +1,5 @@
+"""`python -m consistune`: the console script."""
+
+from consistune.cli.main import main
+
+main()

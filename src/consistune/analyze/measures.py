@@ -1,0 +1,265 @@
+"""The measures of an estimator: variance, bias, references that count; and what a solver step costs."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Generator, Tensor
+
+from consistune.analyze.worlds import Empirical, Moments, World, bias_and_variance, target_errors
+from consistune.core.estimators import NoiseEstimator, OneSample, ScoreIdentity, Teacher
+from consistune.core.noise import EDM, NoiseSchedule
+from consistune.core.objectives import gaussian_like
+from consistune.core.posterior.mean import Reference, posterior
+from consistune.core.solve import Method, solve
+from consistune.core.types import Batch, Times
+
+TIMES = (0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 0.8, 1.2, 2.0, 3.0, 5.0, 10.0, 20.0, 80.0)
+METHODS: tuple[Method, ...] = ("euler", "heun")
+QUARTILES = ("low", "median", "high")
+ROUNDING = 1e-13
+"""Squares of fp32's rounding errors of images in [−1, 1]."""
+
+
+@dataclass(frozen=True)
+class VarianceRow:
+    """One estimator at one t: E(x̂_0 − E[x_0|x_t])² an element, its standard error, and over one-sample's."""
+
+    t: float
+    estimator: str
+    error: float
+    spread: float
+    relative: float
+
+
+def named_estimators(
+    images: Tensor, labels: Tensor | None, schedule: NoiseSchedule, mirrored: bool = False
+) -> dict[str, NoiseEstimator]:
+    """one-sample, batch, all; and class where there are labels."""
+    estimators: dict[str, NoiseEstimator] = {
+        "one-sample": OneSample(),
+        "batch": ScoreIdentity(schedule, mirrored=mirrored),
+    }
+    if labels is not None:
+        estimators["class"] = ScoreIdentity(schedule, Reference.grouped(images, labels), mirrored)
+    estimators["all"] = ScoreIdentity(schedule, Reference.whole(images), mirrored)
+    return estimators
+
+
+def target_variance(
+    images: Tensor,
+    labels: Tensor | None = None,
+    times: Sequence[float] = TIMES,
+    estimators: dict[str, NoiseEstimator] | None = None,
+    *,
+    batch_size: int = 128,
+    queries: int = 1024,
+    schedule: NoiseSchedule = EDM(),
+    mirrored: bool = False,
+    seed: int = 0,
+) -> list[VarianceRow]:
+    """The variance of each estimator's target against t, on the training set as the data.
+
+    E(x̂_0 − E[x_0 | x_t, c])², the mean over images and elements, where the exact posterior mean is over
+    every training image of the query's class (every image where `labels` is None). "class" is then exact
+    and its row 0; "all" leaves the label out, so on labelled data its error is bias. Where one-sample's own
+    variance is below fp32 rounding there is nothing to reduce, and `relative` is 1 for all.
+
+    Args:
+        images: uint8 [n, C, H, W] (or floating point in [−1, 1]); labels: integers [n] or None.
+        times: noise-to-signal ratios, EDM's t.
+        estimators: by name; None for `named_estimators`.
+        batch_size: of the mini-batches that `batch` references come from.
+        queries: noisy images at each t.
+    """
+    if estimators is None:
+        estimators = named_estimators(images, labels, schedule, mirrored)
+    world = Empirical(images, labels, schedule, mirrored)
+    return variance_in(world, estimators, times, schedule, batch_size, queries, seed)
+
+
+def variance_in(
+    world: World,
+    estimators: dict[str, NoiseEstimator],
+    times: Sequence[float],
+    schedule: NoiseSchedule,
+    batch_size: int,
+    queries: int,
+    seed: int,
+) -> list[VarianceRow]:
+    generator = torch.Generator().manual_seed(seed)
+    rows = []
+    for ratio in times:
+        t = float(schedule.time_at(torch.tensor(ratio, dtype=torch.float64)))
+        measured = {"one-sample": OneSample(), **estimators}
+        found = target_errors(world, measured, schedule, t, queries, batch_size, generator)
+        base = found["one-sample"].error
+        for name in estimators:
+            error, spread = found[name]
+            relative = error / base if base > ROUNDING else 1.0
+            rows.append(VarianceRow(ratio, name, error, spread, relative))
+    return rows
+
+
+def measurable(rows: Sequence[VarianceRow]) -> list[VarianceRow]:
+    """The rows at times where the one-sample target's own error is above rounding: what a plot can show."""
+    shown = {row.t for row in rows if row.estimator == "one-sample" and row.error > ROUNDING}
+    return [row for row in rows if row.t in shown]
+
+
+@dataclass(frozen=True)
+class MomentsRow:
+    """One estimator at one t: squared bias and variance given x_t, means over queries and elements.
+
+    `bias_spread` is the squared bias's standard error; an unbiased estimator is within a few of them of 0.
+    """
+
+    t: float
+    estimator: str
+    squared_bias: float
+    bias_spread: float
+    variance: float
+
+
+def target_moments(
+    world: World,
+    estimators: dict[str, NoiseEstimator],
+    times: Sequence[float],
+    schedule: NoiseSchedule,
+    *,
+    batch_size: int = 128,
+    batches: int = 4,
+    repeats: int = 24,
+    seed: int = 0,
+) -> list[MomentsRow]:
+    """Bias and variance apart: at fixed noisy images, with their own images and all references drawn anew.
+
+    The first 1/32 of a batch stays at its x_t, its images redrawn from p(x_0 | x_t); the rest of the batch,
+    from which `batch` references come, is fresh every time.
+    """
+    fixed = max(batch_size // 32, 1)
+    generator = torch.Generator().manual_seed(seed)
+    sums: dict[tuple[float, str], list[Moments]] = {}
+    for ratio in times:
+        t = float(schedule.time_at(torch.tensor(ratio, dtype=torch.float64)))
+        for _ in range(batches):
+            x_t, times_t, query = _noisy(world, fixed, t, schedule, generator)
+            exact = world.mean(x_t, times_t, query).double()
+            redraw = world.redraws(x_t, times_t, query)
+            for name, estimator in estimators.items():
+
+                def estimate(_: int, x_t=x_t, u=times_t, redraw=redraw, estimator=estimator) -> Tensor:  # type: ignore[no-untyped-def]
+                    own = redraw(generator)
+                    x_rest, u_rest, rest = _noisy(world, batch_size - fixed, float(u[0]), schedule, generator)
+                    batch = _joined(own, rest)
+                    u = torch.cat([u, u_rest])
+                    bound = estimator.bind(batch, Times(u, 0 * u, 0 * u), generator)
+                    return bound.clean(torch.cat([x_t, x_rest]), u, batch)[:fixed]
+
+                sums.setdefault((ratio, name), []).append(bias_and_variance(estimate, exact, repeats))
+    rows = []
+    for (ratio, name), moments in sums.items():
+        bias = torch.cat([m.squared_bias for m in moments])
+        variance = torch.cat([m.variance for m in moments])
+        spread = float(bias.std() / len(bias) ** 0.5)
+        rows.append(MomentsRow(ratio, name, float(bias.mean()), spread, float(variance.mean())))
+    return rows
+
+
+def _noisy(
+    world: World, n: int, t: float, schedule: NoiseSchedule, generator: Generator
+) -> tuple[Tensor, Tensor, Batch]:
+    batch = world.draw(n, generator)
+    times = torch.full((n,), t, dtype=torch.float64).to(batch.x_0)
+    return schedule.diffuse(batch.x_0, gaussian_like(batch.x_0, generator), times), times, batch
+
+
+def _joined(a: Batch, b: Batch) -> Batch:
+    def both(x: Tensor | None, y: Tensor | None) -> Tensor | None:
+        return None if x is None or y is None else torch.cat([x, y])
+
+    return Batch(torch.cat([a.x_0, b.x_0]), both(a.condition, b.condition), both(a.index, b.index))
+
+
+@dataclass(frozen=True)
+class SizeRow:
+    """How many references count at t, 1/Σw²: the quartiles over queries."""
+
+    t: float
+    low: float
+    median: float
+    high: float
+
+
+def effective_sizes(
+    world: World,
+    reference: Reference,
+    times: Sequence[float],
+    schedule: NoiseSchedule,
+    queries: int = 256,
+    seed: int = 0,
+) -> list[SizeRow]:
+    """1/Σw² of the score identity over `reference` (of the query's class, where it is grouped)."""
+    generator = torch.Generator().manual_seed(seed)
+    rows = []
+    for ratio in times:
+        t = float(schedule.time_at(torch.tensor(ratio, dtype=torch.float64)))
+        x_t, times_t, batch = _noisy(world, queries, t, schedule, generator)
+        sizes = posterior(x_t, times_t, schedule, reference, batch.condition).effective_size.double()
+        low, median, high = torch.quantile(
+            sizes, torch.tensor([0.25, 0.5, 0.75], dtype=torch.float64)
+        ).tolist()
+        rows.append(SizeRow(ratio, low, median, high))
+    return rows
+
+
+@dataclass(frozen=True)
+class StepRow:
+    """One step from t to r = (1 − gap)·t with the exact score: r.m.s. error of x_r/α_r, an element."""
+
+    t: float
+    gap: float
+    euler: float
+    heun: float
+
+
+class Exact:
+    """A world's exact posterior mean, asked as a teacher is."""
+
+    def __init__(self, world: World, batch: Batch) -> None:
+        self.world, self.batch = world, batch
+
+    def __call__(self, x_t: Tensor, t: Tensor, condition: Tensor | None = None) -> Tensor:
+        del condition
+        return self.world.mean(x_t, t, self.batch)
+
+
+def discretisation(
+    world: World,
+    schedule: NoiseSchedule,
+    times: Sequence[float] = (0.5, 2.0, 10.0),
+    gaps: Sequence[float] = (1 / 2, 1 / 4, 1 / 8, 1 / 16, 1 / 32, 1 / 64),
+    queries: int = 128,
+    fine_steps: int = 16,
+    seed: int = 0,
+) -> list[StepRow]:
+    """What one solver step costs against the size of the step, the estimate being exact.
+
+    The truth is `fine_steps` Heun steps over the same interval.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    rows = []
+    for ratio in times:
+        t = float(schedule.time_at(torch.tensor(ratio, dtype=torch.float64)))
+        x_t, times_t, batch = _noisy(world, queries, t, schedule, generator)
+        x_t, times_t, exact = x_t.double(), times_t.double(), Teacher(Exact(world, batch))
+        for gap in gaps:
+            r = schedule.time_at(torch.full_like(times_t, ratio * (1 - gap)))
+            truth = solve(schedule, exact, x_t, times_t, r, batch, fine_steps, "heun")
+            alpha = float(schedule.alpha(r[:1]))
+            off = {}
+            for method in METHODS:
+                x_r = solve(schedule, exact, x_t, times_t, r, batch, 1, method)
+                off[method] = float((x_r - truth).square().mean().sqrt()) / alpha
+            rows.append(StepRow(ratio, gap, off["euler"], off["heun"]))
+    return rows

@@ -1,0 +1,73 @@
+"""What is measured on a CUDA device alone: the compiled step, its share of the matrix rate, CUDA graphs."""
+
+import copy
+from collections.abc import Callable, Iterator
+from functools import partial
+
+import torch
+
+from consistune.bench import sampling, training
+from consistune.bench.timing import alternate, ratio
+from consistune.bench.workload import Workload
+
+BATCH = 128
+WARMUP = 11
+"""Steps before the clock: compilation, and choosing among kernels."""
+SIDE = 8192
+Measured = Iterator[tuple[str, str, str]]
+"""What, how much, against what."""
+
+
+def matrix_rate(dtype: torch.dtype = torch.bfloat16, repeats: int = 20) -> float:
+    """Floating-point operations a second of a product of two SIDE × SIDE matrices on this card."""
+    a, b = (torch.randn(SIDE, SIDE, device="cuda", dtype=dtype) for _ in range(2))
+    timing = alternate({"product": lambda: a @ b}, rounds=5, warmup=2, inner=repeats)["product"]
+    return 2 * SIDE**3 / timing.median
+
+
+def step_flops(workload: Workload) -> int:
+    """Of a consistency step at this batch: two forward passes and a backward of two."""
+    model = workload.model().eval()
+    x = torch.randn(1, *model.image_shape)
+    return 4 * workload.batch * sampling.flops(model, x, torch.ones(1))
+
+
+def training_step(workload: Workload, rounds: int) -> Measured:
+    """Eager and compiled bf16 steps against the plain loop, and the share of the card's matrix rate."""
+    runs = {
+        "plain": training.plain_step(workload, "cuda"),
+        "bf16": training.our_step(workload, "bf16", device="cuda"),
+        "bf16, compiled": training.our_step(workload, "bf16", device="cuda", compile=True),
+    }
+    times = alternate(runs, rounds, warmup=WARMUP)
+    rate, operations = matrix_rate(), step_flops(workload)
+    yield "matrix product, bf16", f"{rate / 1e12:.0f} TFLOP/s", ""
+    for name, timing in times.items():
+        share = operations / timing.median / rate
+        value = f"{workload.batch / timing.median:.0f} images/s, {share:.1%} of the rate"
+        against = "" if name == "plain" else f"{ratio(times['plain'], timing)} times as fast as plain"
+        yield f"training step: {name}, batch {workload.batch}", value, against
+
+
+def captured(workload: Workload, rounds: int) -> Measured:
+    """The latency of one image's network pass: eager, compiled, and as a CUDA graph."""
+    model = workload.model().eval().requires_grad_(False).cuda()
+    model.precision = "bf16"
+    model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    x, sigma = 80 * torch.randn(1, *model.image_shape, device="cuda"), torch.full((1,), 80.0, device="cuda")
+    fused, graph = copy.deepcopy(model), copy.deepcopy(model)
+    fused.network.compile(dynamic=False)
+    torch.cuda.make_graphed_callables(graph, (x, sigma))  # replaces its forward
+    forms = {"eager": model, "compiled": fused, "CUDA graph": graph}
+    with torch.no_grad():
+        runs = {name: partial(form, x, sigma) for name, form in forms.items()}
+        times = alternate(runs, rounds, warmup=WARMUP, inner=20)
+    for name, timing in times.items():
+        against = "" if name == "eager" else f"{ratio(times['eager'], timing)} times as fast as eager"
+        yield f"one image: {name}", f"{timing.median * 1000:.2f} ms", against
+
+
+ITEMS: dict[str, Callable[[Workload, int], Measured]] = {
+    "training step: bf16, compiled, share of the matrix rate": training_step,
+    "one image: compiled, CUDA graph": captured,
+}

@@ -1,0 +1,237 @@
+"""How the noise in x_t is estimated: the choice that separates the methods (METHOD §1, §2).
+
+Each estimator gives x̂_0; the noise is ε̂ = (x_t − α_t x̂_0)/σ_t. In x̂_0 all of them are natural and nothing
+divides by α_t.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import ClassVar, Protocol
+
+import torch
+from torch import Generator, Tensor
+
+from consistune.core.guidance import Guided
+from consistune.core.noise import NoiseSchedule
+from consistune.core.posterior.mean import LogPrior, Reference
+from consistune.core.posterior.priors import kernel_prior, nearest_prior, random_subset
+from consistune.core.types import Batch, Denoiser, Times, expand
+
+
+class NoiseEstimator(Protocol):
+    """x̂_0 at the noisy images x_t [B, C, H, W] of a batch at times t [B].
+
+    Attributes:
+        local: the estimate holds only at the x_t that x_0 made, so for one Euler step and no more.
+    """
+
+    local: ClassVar[bool] = False
+
+    def clean(self, x_t: Tensor, t: Tensor, batch: Batch) -> Tensor: ...
+
+    def begin(self, x_t: Tensor, t: Tensor, batch: Batch) -> Callable[[], Tensor]:
+        """`clean`, asked for now and taken later, so that other processes can answer in the meantime."""
+        x0_hat = self.clean(x_t, t, batch)
+        return lambda: x0_hat
+
+    def bind(self, batch: Batch, times: Times, generator: Generator | None) -> "NoiseEstimator":
+        """This estimator with all that is random, or depends on r, settled for one training step.
+
+        The solver then asks the same estimate at each of its points.
+        """
+        del batch, times, generator
+        return self
+
+    def rows(self, part: slice) -> "NoiseEstimator":
+        """The bound estimator for these rows of its batch: a process's share, or a micro-batch."""
+        del part
+        return self
+
+
+@dataclass(frozen=True)
+class OneSample(NoiseEstimator):
+    """x̂_0 = x_0, the very image that made x_t: unbiased, large variance (CT, iCT, ECT)."""
+
+    local: ClassVar[bool] = True
+
+    def clean(self, x_t: Tensor, t: Tensor, batch: Batch) -> Tensor:  # noqa: ARG002 - the definition
+        return batch.x_0
+
+
+@dataclass(frozen=True)
+class Teacher(NoiseEstimator):
+    """x̂_0 = D_φ(x_t, t): a frozen diffusion model (CD, 2303.01469). Biased as the teacher is, no variance.
+
+    `guidance` ω ≠ 1 distils D(x, ∅) + ω·(D(x, c) − D(x, ∅)), classifier-free guidance (2207.12598).
+    """
+
+    model: Denoiser
+    guidance: float = 1.0
+
+    def clean(self, x_t: Tensor, t: Tensor, batch: Batch) -> Tensor:
+        with torch.no_grad():
+            return Guided(self.model, None, self.guidance)(x_t, t, batch.condition)
+
+
+@dataclass(frozen=True)
+class ScoreIdentity(NoiseEstimator):
+    """x̂_0 = Σ_i w_i x⁽ⁱ⁾, the posterior mean over reference images: SCT's target (2410.18958, §4.1).
+
+    Its variance falls with the number of references; its bias vanishes with it. References share the
+    query's condition. The image that made x_t is always among them.
+
+    Attributes:
+        reference: the images of the training set, grouped by class (or one group); None takes the
+            images of the mini-batch with the same condition.
+        mirrored: references count as they are and flipped, as x-flip augmentation makes them.
+        size: so many random references a step (and a class), the own image one of them; None for all.
+            Needs `reference` and the batch's `index`. 1 is the one-sample estimate.
+        bandwidth: for continuous conditions c [B, K], of which the reference holds one an image: references
+            weigh exp(−‖c − c_i‖²/2h²). Biased towards the mean over neighbouring conditions, by O(h²)
+            where the data change smoothly with c; h → 0 leaves the own image (variance), h → ∞ ignores c.
+        nearest: for continuous conditions, only the so many nearest references (and ties) count; the same
+            trade with an h that adapts to how dense the conditions lie (both are our choice).
+    """
+
+    schedule: NoiseSchedule
+    reference: Reference | None = None
+    mirrored: bool = False
+    size: int | None = None
+    bandwidth: float | None = None
+    nearest: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.size is not None and self.size < 1:
+            raise ValueError(f"size must be at least 1, got {self.size}")
+        if self.size is not None and self.reference is None:
+            raise ValueError("size needs a reference set: a mini-batch is its own random subset")
+        if self.bandwidth is not None and self.nearest is not None:
+            raise ValueError("bandwidth and nearest are two answers to one question: give one")
+        if self.bandwidth is not None and not self.bandwidth > 0:
+            raise ValueError(f"bandwidth must be positive, got {self.bandwidth}")
+        if self.nearest is not None and self.nearest < 1:
+            raise ValueError(f"nearest must be at least 1, got {self.nearest}")
+        if self.size is not None and (self.bandwidth is not None or self.nearest is not None):
+            raise ValueError("random references are drawn by class: size goes with no bandwidth or nearest")
+
+    def bind(self, batch: Batch, times: Times, generator: Generator | None) -> NoiseEstimator:
+        if self.reference is None:
+            # Rows of the batch then still have the whole of it as references.
+            return replace(self, reference=self._mini_batch(batch)[0])
+        if self.size is None:
+            return self
+        if self.size == 1 and not self.mirrored:
+            return OneSample()
+        if batch.index is None or generator is None:
+            raise ValueError("random references need the batch's rows in the reference and a generator")
+        subset, prior = random_subset(
+            self.reference, self._group(self.reference, batch), batch.index, self.size, generator
+        )
+        del times
+        return _Subset(replace(self, reference=subset, size=None), prior)
+
+    def clean(self, x_t: Tensor, t: Tensor, batch: Batch) -> Tensor:
+        return self.begin(x_t, t, batch)()
+
+    def begin(
+        self, x_t: Tensor, t: Tensor, batch: Batch, prior: LogPrior | None = None
+    ) -> Callable[[], Tensor]:
+        """The posterior mean, its references weighed by `prior` or by their conditions."""
+        if self.size is not None:
+            raise ValueError("random references are drawn by bind(): call that first")
+        if self.reference is None:
+            reference, group = self._mini_batch(batch)
+        else:
+            reference, group = self.reference, self._group(self.reference, batch)
+        if prior is None:
+            prior = self._condition_prior(reference, batch)
+        return reference.begin(x_t, t, self.schedule, group, log_prior=prior, mirrored=self.mirrored)
+
+    def _condition_prior(self, reference: Reference, batch: Batch) -> LogPrior | None:
+        if self.bandwidth is None and self.nearest is None:
+            return None
+        if batch.condition is None or reference.conditions is None:
+            raise ValueError("continuous conditions are missing in the batch or the reference")
+        if self.bandwidth is not None:
+            return kernel_prior(reference.conditions, batch.condition, self.bandwidth)
+        return nearest_prior(reference.conditions, batch.condition, int(self.nearest or 1))
+
+    def _group(self, reference: Reference, batch: Batch) -> Tensor | None:
+        if len(reference.offsets) == 2:
+            return None
+        if batch.condition is None:
+            raise ValueError("references are grouped by class, but the batch has no labels")
+        return batch.condition
+
+    def _mini_batch(self, batch: Batch) -> tuple[Reference, Tensor | None]:
+        if batch.condition is None:
+            return Reference.whole(batch.x_0), None
+        if not batch.condition.is_floating_point():
+            return Reference.grouped(batch.x_0, batch.condition), batch.condition
+        if self.bandwidth is None and self.nearest is None:
+            raise ValueError("continuous conditions need a bandwidth or a number of nearest references")
+        return Reference(batch.x_0, (0, len(batch)), batch.condition), None
+
+
+@dataclass(frozen=True)
+class _Subset(NoiseEstimator):
+    """The score identity over the random references of one step."""
+
+    identity: ScoreIdentity
+    prior: LogPrior
+
+    def rows(self, part: slice) -> NoiseEstimator:
+        first_query = part.start
+
+        def log_prior(queries: Tensor, first: int, last: int) -> Tensor:
+            return self.prior(queries + first_query, first, last)
+
+        return _Subset(self.identity, log_prior)
+
+    def clean(self, x_t: Tensor, t: Tensor, batch: Batch) -> Tensor:
+        return self.identity.begin(x_t, t, batch, self.prior)()
+
+
+@dataclass(frozen=True)
+class Blend(NoiseEstimator):
+    """x̂_0 = ρ·(another estimator's) + (1 − ρ)·x_0, with ρ = min(1, (1 − s_r/s_t)/full_gap)  (our choice).
+
+    s = σ/α, so (t − r)/t under EDM's schedule. While the relative gap is at least `full_gap` this is the
+    other estimator; as r → t the one-sample noise comes back, which smooths the bootstrap at x_r where the
+    schedule's end is delicate (METHOD §3).
+    """
+
+    schedule: NoiseSchedule
+    estimator: NoiseEstimator
+    full_gap: float = 1 / 16
+
+    local: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        if not 0 < self.full_gap <= 1:
+            raise ValueError(f"full_gap must lie in (0, 1], got {self.full_gap}")
+
+    def bind(self, batch: Batch, times: Times, generator: Generator | None) -> NoiseEstimator:
+        gap = 1 - self.schedule.noise_to_signal(times.r) / self.schedule.noise_to_signal(times.t)
+        return _Blended(self.estimator.bind(batch, times, generator), (gap / self.full_gap).clamp(max=1))
+
+    def clean(self, x_t: Tensor, t: Tensor, batch: Batch) -> Tensor:  # noqa: ARG002 - says what to do
+        raise ValueError("a blend depends on r: bind() it to a step first")
+
+
+@dataclass(frozen=True)
+class _Blended(NoiseEstimator):
+    estimator: NoiseEstimator
+    rho: Tensor
+
+    local: ClassVar[bool] = True
+
+    def rows(self, part: slice) -> NoiseEstimator:
+        return _Blended(self.estimator.rows(part), self.rho[part])
+
+    def clean(self, x_t: Tensor, t: Tensor, batch: Batch) -> Tensor:
+        return self.begin(x_t, t, batch)()
+
+    def begin(self, x_t: Tensor, t: Tensor, batch: Batch) -> Callable[[], Tensor]:
+        other = self.estimator.begin(x_t, t, batch)
+        return lambda: batch.x_0 + expand(self.rho, x_t) * (other() - batch.x_0)

@@ -1,0 +1,176 @@
+"""Noise schedules: x_t = α(t)·x_0 + σ(t)·ε, and the exact one-step map between two times.
+
+Nothing outside this file depends on which schedule is used (METHOD §0).
+"""
+
+import math
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from consistune.core.types import Denoiser, expand
+
+
+class NoiseSchedule(ABC):
+    """The two functions α and σ of time; everything else follows from them."""
+
+    t_min: float
+    t_max: float
+
+    @abstractmethod
+    def alpha(self, t: Tensor) -> Tensor:
+        """Signal level α(t), same shape as t."""
+
+    @abstractmethod
+    def sigma(self, t: Tensor) -> Tensor:
+        """Noise level σ(t), same shape as t."""
+
+    @abstractmethod
+    def time_at(self, noise_to_signal: Tensor) -> Tensor:
+        """The t at which σ(t)/α(t) has the given value, that is e^{−λ(t)}. Inverse of `noise_to_signal`."""
+
+    def noise_to_signal(self, t: Tensor) -> Tensor:
+        """σ(t)/α(t) = e^{−λ(t)}: the noise level of the equivalent variance-exploding process."""
+        return self.sigma(t) / self.alpha(t)
+
+    def diffuse(self, x_0: Tensor, noise: Tensor, t: Tensor) -> Tensor:
+        """x_t = α(t)·x_0 + σ(t)·ε. x_0, noise [B, ...], t [B] → [B, ...]."""
+        return expand(self.alpha(t), x_0) * x_0 + expand(self.sigma(t), x_0) * noise
+
+    def renoise(self, x_s: Tensor, noise: Tensor, s: Tensor, t: Tensor) -> Tensor:
+        """From a lower time s up to t > s: x_t = (α_t/α_s)·x_s + √(σ_t² − (α_t/α_s·σ_s)²)·ε.
+
+        The forward process's own transition, so the marginal at s becomes the marginal at t; `diffuse` is
+        s = 0. x_s, noise [B, ...], s, t [B] → [B, ...].
+        """
+        carry = self.alpha(t) / self.alpha(s)
+        fresh = torch.sqrt((self.sigma(t).square() - (carry * self.sigma(s)).square()).clamp(min=0))
+        return expand(carry, x_s) * x_s + expand(fresh, x_s) * noise
+
+    def step(self, x_t: Tensor, x0_hat: Tensor, t: Tensor, s: Tensor) -> Tensor:
+        """One first-order step of the probability-flow ODE from t to s (DDIM), exact if x̂_0 is constant.
+
+        x_s = α_s·x̂_0 + σ_s·(x_t − α_t·x̂_0)/σ_t, written as one coefficient for each image,
+
+            x_s = (σ_s/σ_t)·x_t + (α_s·σ_t − α_t·σ_s)/σ_t·x̂_0,
+
+        so that s = t is the identity and σ_s = 0 gives x̂_0, both to the bit, and α_t = 0 is harmless.
+        x_t, x0_hat [B, ...], t > 0 and s [B] → [B, ...]. Source: METHOD §0.
+        """
+        alpha_t, sigma_t, alpha_s, sigma_s = self.alpha(t), self.sigma(t), self.alpha(s), self.sigma(s)
+        keep = sigma_s / sigma_t
+        move = (alpha_s * sigma_t - alpha_t * sigma_s) / sigma_t
+        return expand(keep, x_t) * x_t + expand(move, x_t) * x0_hat
+
+    def noise_hat(self, x_t: Tensor, x0_hat: Tensor, t: Tensor) -> Tensor:
+        """ε̂ = (x_t − α_t·x̂_0)/σ_t. x_t, x0_hat [B, ...], t > 0 [B] → [B, ...]."""
+        return (x_t - expand(self.alpha(t), x_t) * x0_hat) / expand(self.sigma(t), x_t)
+
+
+@dataclass(frozen=True)
+class EDM(NoiseSchedule):
+    """Variance exploding: α = 1, σ(t) = t (EDM, 2206.00364, §4)."""
+
+    t_min: float = 0.002
+    t_max: float = 80.0
+
+    def alpha(self, t: Tensor) -> Tensor:
+        return torch.ones_like(t)
+
+    def sigma(self, t: Tensor) -> Tensor:
+        return t
+
+    def time_at(self, noise_to_signal: Tensor) -> Tensor:
+        return noise_to_signal
+
+
+@dataclass(frozen=True)
+class VP(NoiseSchedule):
+    """Variance preserving with linear β(t) = β_min + t·β_d, t in (0, 1]: α² + σ² = 1.
+
+    σ²/α² = exp(β_d·t²/2 + β_min·t) − 1 (Score SDE, 2011.13456, appendix C; constants of EDM, table 1).
+    """
+
+    beta_min: float = 0.1
+    beta_d: float = 19.9
+    t_min: float = 1e-5
+    t_max: float = 1.0
+
+    def _log_variance_growth(self, t: Tensor) -> Tensor:
+        return 0.5 * self.beta_d * t.square() + self.beta_min * t
+
+    def alpha(self, t: Tensor) -> Tensor:
+        return torch.exp(-0.5 * self._log_variance_growth(t))
+
+    def sigma(self, t: Tensor) -> Tensor:
+        return torch.sqrt(-torch.expm1(-self._log_variance_growth(t)))
+
+    def time_at(self, noise_to_signal: Tensor) -> Tensor:
+        growth = torch.log1p(noise_to_signal.square())
+        # The root of β_d·t²/2 + β_min·t = growth, in the form that does not cancel at small t.
+        return 2 * growth / (self.beta_min + torch.sqrt(self.beta_min**2 + 2 * self.beta_d * growth))
+
+
+@dataclass(frozen=True)
+class RectifiedFlow(NoiseSchedule):
+    """Straight lines: α = 1 − t, σ = t, t in (0, 1] (Rectified Flow, 2209.03003)."""
+
+    t_min: float = 0.002 / 1.002
+    t_max: float = 80.0 / 81.0
+
+    def alpha(self, t: Tensor) -> Tensor:
+        return 1 - t
+
+    def sigma(self, t: Tensor) -> Tensor:
+        return t
+
+    def time_at(self, noise_to_signal: Tensor) -> Tensor:
+        return noise_to_signal / (1 + noise_to_signal)
+
+
+@dataclass(frozen=True)
+class Trigonometric(NoiseSchedule):
+    """α = cos t, σ = sin t, t in (0, π/2] (TrigFlow, 2410.11081)."""
+
+    t_min: float = math.atan(0.002)
+    t_max: float = math.atan(80.0)
+
+    def alpha(self, t: Tensor) -> Tensor:
+        return torch.cos(t)
+
+    def sigma(self, t: Tensor) -> Tensor:
+        return torch.sin(t)
+
+    def time_at(self, noise_to_signal: Tensor) -> Tensor:
+        return torch.atan(noise_to_signal)
+
+
+def convert(x_t: Tensor, t: Tensor, source: NoiseSchedule, target: NoiseSchedule) -> tuple[Tensor, Tensor]:
+    """The same noisy image under another schedule: the point at equal signal-to-noise ratio.
+
+    u with σ'(u)/α'(u) = σ(t)/α(t), and x_u = (α'(u)/α(t))·x_t. x_t [B, ...], t [B] → x_u, u.
+    Raises ValueError where α(t) = 0: pure noise has no finite ratio.
+    """
+    alpha = source.alpha(t)
+    if bool((alpha <= 0).any()):
+        raise ValueError("cannot convert a point with alpha(t) = 0: its noise-to-signal ratio is infinite")
+    u = target.time_at(source.sigma(t) / alpha)
+    return expand(target.alpha(u) / alpha, x_t) * x_t, u
+
+
+@dataclass(frozen=True)
+class Rescheduled:
+    """A denoiser of one process, made one of another: D'(x_t, t) = D(x_t·α(u)/α'(t), u) at equal σ/α.
+
+    So a network preconditioned for EDM (`source`) trains and samples under any `schedule`. A Denoiser.
+    """
+
+    model: Denoiser
+    schedule: NoiseSchedule
+    source: NoiseSchedule = EDM()
+
+    def __call__(self, x_t: Tensor, t: Tensor, condition: Tensor | None = None) -> Tensor:
+        x_u, u = convert(x_t, t, self.schedule, self.source)
+        return self.model(x_u, u, condition)

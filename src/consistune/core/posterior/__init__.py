@@ -1,0 +1,1 @@
+"""The posterior mean over reference images: exact, streamed, sharded (METHOD §2)."""

@@ -1,0 +1,265 @@
+"""Where the reference images live: in device memory, on the host, or spread over the processes.
+
+The posterior mean asks a `Reference` for blocks of rows (METHOD §2). `device` holds the whole set where the
+queries are, as uint8. `host` leaves it in the memory map, and a thread brings block after block. `sharded`
+gives every process an equal run of rows; the processes exchange their queries, and each adds up its own rows
+for all of them. The numbers are those of one process that holds the set: to the bit as long as a class lies
+whole on one process, otherwise to the rounding of one more addition in fp32.
+"""
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Literal, TypeAlias
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from consistune.core.noise import NoiseSchedule
+from consistune.core.posterior.mean import LogPrior, Reference, Span, answer, stream
+from consistune.core.posterior.streaming import Stream
+
+Place: TypeAlias = Literal["auto", "device", "host", "sharded"]
+SHARE = 0.5
+"""`auto` gives the bank at most this share of the memory that is free."""
+
+
+def place(
+    images: Reference, device: torch.device | str, where: Place = "auto", may_shard: bool = True
+) -> Reference:
+    """References on the host (in memory or mapped) → the same as a bank for queries on `device`.
+
+    auto: `device` where the set fits in half of the free device memory (on the CPU half of the machine's,
+    and the map itself serves); else `sharded` where a process's share fits and it may be; else `host`.
+    Raises ValueError for `sharded` in a run of one process, or of fewer images than processes.
+    """
+    device = torch.device(device)
+    processes = dist.get_world_size() if dist.is_initialized() else 1
+    if where == "auto":
+        where = _fitting(images.images.nbytes, processes if may_shard else 1, free_memory(device))
+    if where == "host":
+        return HostReference(images.images, images.offsets, images.conditions, target=device)
+    if where == "device":
+        return Reference(images.images.to(device), images.offsets, images.conditions)
+    if processes == 1:
+        raise ValueError(
+            "a sharded bank needs several processes, and this run has one; "
+            "start it with torchrun or accelerate launch, or use bank: device or host"
+        )
+    return ShardedReference.of(images, device)
+
+
+def _fitting(size: int, processes: int, free: int) -> Place:
+    if size <= SHARE * free:
+        return "device"
+    return "sharded" if processes > 1 and size / processes <= SHARE * free else "host"
+
+
+def free_memory(device: torch.device) -> int:
+    """Bytes free on the device; on the CPU all of the machine's, since what is mapped can be dropped."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
+@dataclass(frozen=True, kw_only=True)
+class HostReference(Reference):
+    """Images on the host, brought to the queries block by block, the next one while this one is used.
+
+    Attributes:
+        target: where the queries are.
+    """
+
+    target: torch.device
+
+    @property
+    def device(self) -> torch.device:
+        return self.target
+
+    def take(self, rows: Tensor) -> Tensor:
+        return self.images[rows.to(self.images.device)].to(self.target)
+
+    def blocks(self, spans: Sequence[Span]) -> Iterator[tuple[Tensor, Tensor]]:
+        for (first, _), rows in zip(spans, prefetched(self.images, spans, self.target), strict=True):
+            yield rows, self.squares(first, rows)
+
+
+def prefetched(images: Tensor, spans: Sequence[Span], device: torch.device) -> Iterator[Tensor]:
+    """images[first:last] on the device for each span in turn; a thread brings the next one meanwhile.
+
+    What is given is valid until the next is asked for: there are two buffers.
+    """
+    if not spans:
+        return
+    longest = max(last - first for first, last in spans)
+    slots = [_Slot(images, longest, device) for _ in range(2)]
+    with ThreadPoolExecutor(1) as thread:
+        coming: Future[Tensor] = thread.submit(slots[0].fetch, spans[0])
+        for i in range(len(spans)):
+            slot, rows = slots[i % 2], coming.result()
+            if i + 1 < len(spans):
+                coming = thread.submit(slots[(i + 1) % 2].fetch, spans[i + 1])
+            slot.arrive()
+            yield rows
+            slot.leave()
+
+
+class _Slot:
+    """A buffer on the host, and on CUDA its twin on the card, filled on a stream of its own."""
+
+    def __init__(self, images: Tensor, rows: int, device: torch.device) -> None:
+        self.images, shape = images, (rows, *images.shape[1:])
+        self.cuda = device.type == "cuda"
+        self.host = torch.empty(shape, dtype=images.dtype, pin_memory=self.cuda)
+        if self.cuda:
+            self.card = torch.empty(shape, dtype=images.dtype, device=device)
+            self.copies = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+            self.arrived = torch.cuda.Event()  # type: ignore[no-untyped-call]
+            self.used = torch.cuda.Event()  # type: ignore[no-untyped-call]
+            self.used.record(torch.cuda.current_stream(device))
+
+    def fetch(self, span: Span) -> Tensor:
+        """In the thread: rows into the host's buffer, and on their way to the card."""
+        rows = slice(span[1] - span[0])
+        if not self.cuda:
+            return self.host[rows].copy_(self.images[slice(*span)])
+        self.arrived.synchronize()  # the host's buffer is read no more
+        self.host[rows].copy_(self.images[slice(*span)])
+        with torch.cuda.stream(self.copies):
+            self.copies.wait_event(self.used)  # nor the card's
+            self.card[rows].copy_(self.host[rows], non_blocking=True)
+            self.arrived.record(self.copies)
+        return self.card[rows]
+
+    def arrive(self) -> None:
+        """What follows on the device waits for the copy; the host does not."""
+        if self.cuda:
+            torch.cuda.current_stream(self.card.device).wait_event(self.arrived)
+
+    def leave(self) -> None:
+        """All that uses the rows has been asked for."""
+        if self.cuda:
+            self.used.record(torch.cuda.current_stream(self.card.device))
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShardedReference(Reference):
+    """A process's share of a set: rows cuts[rank] … cuts[rank + 1] − 1.
+
+    Every process asks at the same time, with as many queries.
+
+    Attributes:
+        images: the share.
+        offsets: where the groups lie among this process's rows; a group of other processes is empty here.
+        everywhere: where they lie in the whole set.
+        cuts: which rows each process has.
+    """
+
+    everywhere: tuple[int, ...]
+    cuts: tuple[int, ...]
+
+    @classmethod
+    def of(cls, images: Reference, device: torch.device) -> "ShardedReference":
+        """This process's share of a set that all processes see."""
+        processes, rank = dist.get_world_size(), dist.get_rank()
+        if len(images) < processes:
+            raise ValueError(f"{processes} processes cannot share {len(images)} images; use bank: device")
+        cuts = tuple(len(images) * i // processes for i in range(processes + 1))
+        first, last = cuts[rank], cuts[rank + 1]
+        offsets = tuple(min(max(offset, first), last) - first for offset in images.offsets)
+        own = images.images[first:last].to(device)
+        return cls(own, offsets, everywhere=images.offsets, cuts=cuts)
+
+    def take(self, rows: Tensor) -> Tensor:  # noqa: ARG002 - says why not
+        raise ValueError("random references need every image, and this process has its share of them only")
+
+    def begin(
+        self,
+        x_t: Tensor,
+        t: Tensor,
+        schedule: NoiseSchedule,
+        group: Tensor | None,
+        *,
+        log_prior: LogPrior | None = None,
+        mirrored: bool = False,
+    ) -> Callable[[], Tensor]:
+        """All queries to all processes; each sums over its rows; the sums go back while the caller works."""
+        if log_prior is not None:
+            raise ValueError("a sharded bank takes no weighted references")
+        x_t, batch = x_t.detach(), len(x_t)
+        group = torch.zeros(batch, dtype=torch.long, device=x_t.device) if group is None else group
+        everyone = _gathered([x_t, t, group], len(self.cuts) - 1)
+        groups = everyone[2].tolist()
+        rank = dist.get_rank()
+        mine = [i for i, value in enumerate(groups) if self._shares(value, rank)]
+        x, times, labels = (value[_index(mine, x_t)] for value in everyone)
+        sums = stream(x, times, schedule, self, labels, mirrored=mirrored)
+        own = groups[rank * batch : (rank + 1) * batch]
+        asked = [
+            [i for i, value in enumerate(own) if self._shares(value, r)] for r in range(len(self.cuts) - 1)
+        ]
+        returned = _returned(sums, [i // batch for i in mine], [len(queries) for queries in asked])
+
+        def wait() -> Tensor:
+            whole = Stream.empty(batch, sums.total.shape[1], sums.total.dtype, x_t.device)
+            for queries, part in zip(asked, returned(), strict=True):
+                whole.merge(_index(queries, x_t), part)
+            return answer(whole, x_t, self).mean
+
+        return wait
+
+    def _shares(self, group: int, rank: int) -> bool:
+        """Whether a process has images of a group. Raises ValueError for a group that nobody has."""
+        if not 0 <= group < len(self.everywhere) - 1 or self.everywhere[group] == self.everywhere[group + 1]:
+            raise ValueError(f"group {group} has no reference images")
+        return self.everywhere[group] < self.cuts[rank + 1] and self.cuts[rank] < self.everywhere[group + 1]
+
+
+def _gathered(values: list[Tensor], processes: int) -> list[Tensor]:
+    """Every process's rows of each of the values [b, ...] → [processes·b, ...], in one exchange."""
+    packed = _packed(values)
+    everyone = packed.new_empty(processes * len(packed), packed.shape[1])
+    # torch 2.13 gave it another name, and warns of the old one.
+    gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
+    gather(everyone, packed)
+    return _unpacked(everyone, values)
+
+
+def _returned(sums: Stream, owners: list[int], expected: list[int]) -> Callable[[], list[Stream]]:
+    """Sums [k] to the processes that own the queries (in order) → a function that waits for ours.
+
+    expected: how many come from each process.
+    """
+    parts = [sums.maximum, sums.weight, sums.square, sums.total]
+    send = _packed(parts)
+    receive = send.new_empty(sum(expected), send.shape[1])
+    given = [owners.count(r) for r in range(len(expected))]
+    work = dist.all_to_all_single(receive, send, expected, given, async_op=True)
+
+    def wait() -> list[Stream]:
+        work.wait()
+        return [Stream(*_unpacked(rows, parts)) for rows in torch.split(receive, expected)]
+
+    return wait
+
+
+def _index(rows: list[int], like: Tensor) -> Tensor:
+    return torch.tensor(rows, dtype=torch.long, device=like.device)
+
+
+def _packed(values: list[Tensor]) -> Tensor:
+    """Tensors [b, ...] of any types → their bytes, uint8 [b, bytes]."""
+    return torch.cat(
+        [v.reshape(len(v), v.shape[1:].numel()).contiguous().view(torch.uint8) for v in values], dim=1
+    )
+
+
+def _unpacked(packed: Tensor, likes: list[Tensor]) -> list[Tensor]:
+    """The inverse, for as many rows as there are; the other sizes and types are those of `likes`."""
+    sizes = [like.shape[1:].numel() * like.element_size() for like in likes]
+    return [
+        part.contiguous().view(like.dtype).view(len(packed), *like.shape[1:])
+        for part, like in zip(torch.split(packed, sizes, dim=1), likes, strict=True)
+    ]

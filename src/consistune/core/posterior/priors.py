@@ -1,0 +1,96 @@
+"""Which references count, and how much: log-priors for the posterior mean (METHOD §2)."""
+
+import torch
+from torch import Generator, Tensor
+
+from consistune.core.posterior.mean import BLOCK, LogPrior, Reference
+
+
+def _distances(a: Tensor, b: Tensor) -> Tensor:
+    """‖a_i − b_j‖ from differences, not products, so that equal conditions are at 0 to the bit."""
+    return torch.cdist(a.double(), b.double(), compute_mode="donot_use_mm_for_euclid_dist")
+
+
+def _check(bank: Tensor, conditions: Tensor) -> None:
+    if not conditions.is_floating_point() or conditions.shape[1:] != bank.shape[1:]:
+        raise ValueError(
+            f"conditions must be floating point [B, {bank.shape[1]}], "
+            f"got {conditions.dtype} {list(conditions.shape)}"
+        )
+
+
+def kernel_prior(bank: Tensor, conditions: Tensor, bandwidth: float) -> LogPrior:
+    """−‖c − c_i‖²/2h²: a Gaussian kernel on the conditions. bank [n, K], conditions [B, K]."""
+    _check(bank, conditions)
+
+    def log_prior(queries: Tensor, first: int, last: int) -> Tensor:
+        return _distances(conditions[queries], bank[first:last]).square() / (-2 * bandwidth**2)
+
+    return log_prior
+
+
+def nearest_prior(bank: Tensor, conditions: Tensor, count: int) -> LogPrior:
+    """0 for the `count` references of nearest condition (and ties), −∞ for the others."""
+    _check(bank, conditions)
+    nearest = torch.empty(len(conditions), 0, dtype=torch.float64, device=bank.device)
+    for block in torch.split(bank, BLOCK):
+        both = torch.cat([nearest, _distances(conditions, block)], dim=1)
+        nearest = both.topk(min(count, both.shape[1]), dim=1, largest=False).values
+    radius = nearest.amax(1)
+
+    def log_prior(queries: Tensor, first: int, last: int) -> Tensor:
+        far = _distances(conditions[queries], bank[first:last]) > radius[queries, None]
+        return torch.zeros(far.shape, dtype=torch.float64, device=far.device).masked_fill(far, -torch.inf)
+
+    return log_prior
+
+
+def random_subset(
+    reference: Reference, group: Tensor | None, index: Tensor, size: int, generator: Generator
+) -> tuple[Reference, LogPrior]:
+    """`size` references a query: its own image once, the others drawn without replacement from its group.
+
+    The queries of a group share a random pool of `size` images; a query whose image is not in the pool has
+    it in place of the pool's last. Each query's others are then a uniformly random subset. A group with no
+    more than `size` images is taken whole.
+
+    group [B] or None (one group), index [B] rows of `reference` → a smaller reference with the same group
+    numbers, and the log-prior that leaves out the other queries' own images.
+    Raises ValueError where a query's row is not in its group.
+    """
+    device = reference.device
+    group = torch.zeros_like(index) if group is None else group
+    if index.shape != group.shape:
+        raise ValueError(f"index has shape {list(index.shape)}, the batch {list(group.shape)}")
+    rows: list[Tensor] = []
+    masks: list[Tensor] = []
+    offsets = [0]
+    for value in range(len(reference.offsets) - 1):
+        queries = (group == value).nonzero()[:, 0]
+        if len(queries) == 0:
+            offsets.append(offsets[-1])
+            continue
+        start, stop = reference.offsets[value], reference.offsets[value + 1]
+        own = index[queries]
+        if not bool(((own >= start) & (own < stop)).all()):
+            raise ValueError(f"images of group {value} have rows outside it in the reference")
+        shuffled = torch.randperm(stop - start, generator=generator, device=generator.device)
+        pool = shuffled[:size].to(device) + start
+        pooled = torch.isin(own, pool)
+        extra = torch.unique(own[~pooled])
+        mask = torch.full(
+            (len(index), len(pool) + len(extra)), -torch.inf, dtype=torch.float64, device=device
+        )
+        allowed = torch.cat([torch.ones(len(queries), len(pool), dtype=torch.bool, device=device),
+                             own[:, None] == extra], dim=1)  # fmt: skip
+        allowed[:, len(pool) - 1] = pooled
+        mask[queries] = mask[queries].masked_fill(allowed, 0.0)
+        rows.append(torch.cat([pool, extra]))
+        masks.append(mask)
+        offsets.append(offsets[-1] + mask.shape[1])
+    prior = torch.cat(masks, dim=1)
+
+    def log_prior(queries: Tensor, first: int, last: int) -> Tensor:
+        return prior[queries, first:last]
+
+    return Reference(reference.take(torch.cat(rows)), tuple(offsets)), log_prior

@@ -1,0 +1,182 @@
+"""Sets of images, grouped by class: prepared ones, memory-mapped, and scikit-learn's digits."""
+
+import hashlib
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from consistune.core.posterior.mean import Reference, dequantise
+from consistune.core.types import Batch
+from consistune.data.prepare.survey import Wanted, survey
+from consistune.data.prepare.transform import BadImage
+from consistune.data.prepared import is_prepared, open_part, read_meta
+from consistune.data.sources.base import shown
+from consistune.data.sources.detect import SourceOptions, open_source
+from consistune.errors import UserError
+
+
+@dataclass(frozen=True)
+class ImageSet:
+    """uint8 images [n, C, H, W] with labels [n]; the images of a class stand in consecutive rows.
+
+    Attributes:
+        class_names: one name a label.
+        files: the files' SHA-256, where the set lies in files that were hashed as they were written.
+    """
+
+    name: str
+    images: Tensor
+    labels: Tensor
+    class_names: tuple[str, ...]
+    files: Mapping[str, str] | None = None
+
+    @classmethod
+    def of(cls, name: str, images: Tensor, labels: Tensor, class_names: tuple[str, ...]) -> "ImageSet":
+        """Group the rows by label (stable)."""
+        order = torch.argsort(labels, stable=True)
+        return cls(name, images[order].contiguous(), labels[order].contiguous(), class_names)
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """A SHA-256 that another set of images or labels does not have; of the files where they are known."""
+        total = hashlib.sha256()
+        if self.files is None:
+            for values in (self.images, self.labels):
+                total.update(repr(tuple(values.shape)).encode() + values.contiguous().numpy().tobytes())
+        else:
+            total.update("".join(f"{self.files[name]} {name}\n" for name in sorted(self.files)).encode())
+        return total.hexdigest()
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        _, channels, height, width = self.images.shape
+        return channels, height, width
+
+    def batch(self, rows: Tensor, conditional: bool, device: torch.device | str = "cpu") -> Batch:
+        """The training batch of these rows [B]: images in [−1, 1], their labels, their place in the set."""
+        labels = self.labels[rows].to(device) if conditional else None
+        return Batch(dequantise(self.images[rows].to(device)), labels, rows.to(device))
+
+    def reference(self, by_class: bool, device: torch.device | str = "cpu") -> Reference:
+        """The set as references for the score identity: grouped by class, or one group."""
+        images = self.images.to(device)
+        if not by_class:
+            return Reference.whole(images)
+        sizes = torch.bincount(self.labels, minlength=len(self.class_names))
+        return Reference(images, (0, *torch.cumsum(sizes, 0).tolist()))
+
+
+@dataclass(frozen=True)
+class DataSplit:
+    """Images to train on, and images of the same kind that training never sees, where there are such."""
+
+    train: ImageSet
+    held_out: ImageSet | None
+
+    def need_held_out(self, what: str) -> ImageSet:
+        """The held-out images. Raises UserError, naming `what` needs them, where there are none."""
+        if self.held_out is None:
+            raise UserError(
+                f"has no held-out images, which {what} needs",
+                self.train.name,
+                "prepare the set with --held-out 0.1",
+            )
+        return self.held_out
+
+
+HELD_OUT_DIGITS = 297
+
+
+@lru_cache(maxsize=1)
+def digits() -> DataSplit:
+    """scikit-learn's handwritten digits: 1500 training and 297 held-out images, 1×8×8, ten classes.
+
+    The grey levels 0 … 16 become 0 … 255. The split is random, fixed, and keeps the classes' shares.
+    """
+    from sklearn.datasets import load_digits
+    from sklearn.model_selection import train_test_split
+
+    bunch = load_digits()
+    pixels = torch.from_numpy(bunch.images).mul(255 / 16).round().to(torch.uint8)[:, None]
+    labels = torch.from_numpy(bunch.target).long()
+    train, test = train_test_split(
+        range(len(labels)), test_size=HELD_OUT_DIGITS, random_state=0, stratify=bunch.target
+    )
+    names = tuple(str(name) for name in bunch.target_names)
+    return DataSplit(
+        ImageSet.of("digits", pixels[train], labels[train], names),
+        ImageSet.of("digits held-out", pixels[test], labels[test], names),
+    )
+
+
+SETS = {"digits": digits}
+
+
+def load_data(name: str) -> DataSplit:
+    """The embedded set of that name, or a prepared folder: its images stay on the disk, mapped.
+
+    Raises UserError for an unknown name, for data that are not prepared, and for a damaged folder.
+    """
+    if name in SETS:
+        return SETS[name]()
+    path = Path(name)
+    if is_prepared(path):
+        return open_prepared(path)
+    if path.exists():
+        raise UserError("is not a prepared set", name, f"consistune data prepare {name} DEST makes one")
+    known = ", ".join(sorted(SETS))
+    raise UserError(
+        f"unknown data set {name!r}",
+        "data",
+        f"give a folder made by consistune data prepare; built in: {known}",
+    )
+
+
+def open_prepared(path: Path) -> DataSplit:
+    """The two sides of a prepared folder; see `prepared` for what is checked."""
+    meta = read_meta(path)
+    sides: dict[str, ImageSet] = {}
+    for side in meta.parts:
+        images, labels = open_part(path, meta, side)
+        name = path.name if side == "train" else f"{path.name} {side}"
+        sides[side] = ImageSet(
+            name,
+            torch.from_numpy(images),
+            torch.from_numpy(labels),
+            meta.class_names,
+            meta.parts[side].sha256,
+        )
+    return DataSplit(sides["train"], sides.get("held-out"))
+
+
+def read_unprepared(path: Path) -> ImageSet:
+    """A small source as it is, read into memory: for a look at it. All its images, held-out ones too.
+
+    Raises UserError for an image that is bad or of another size than the others.
+    """
+    with tempfile.TemporaryDirectory() as work:
+        source = open_source(path, SourceOptions(), Path(work))
+        transform, shape = survey(source, Wanted())
+        pixels = np.empty((len(source), *shape), np.uint8)
+        read = source.reader()
+        for first, last in source.pieces():
+            for item, raw in enumerate(read(source.task(first, last)), first):
+                try:
+                    pixels[item] = transform.to_shape(raw, shape)
+                except BadImage as error:
+                    raise UserError(f"{source.name(item)} {error}", str(path)) from error
+    if source.skipped:
+        name, reason = source.skipped[0]
+        raise UserError(f"{shown(name)} {reason}", str(path))
+    return ImageSet.of(
+        path.stem, torch.from_numpy(pixels), torch.from_numpy(source.labels), source.class_names
+    )

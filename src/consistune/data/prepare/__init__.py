@@ -1,0 +1,1 @@
+"""From any source to the one prepared form: resumable, on all cores."""

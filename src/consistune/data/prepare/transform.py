@@ -1,0 +1,189 @@
+"""From an image in whatever form to uint8 [C, H, W]: every choice is named, none is made in silence.
+
+Order: decode (first frame) → EXIF orientation → alpha onto the background → colour or grey → crop and resize.
+No torch here: worker processes import it.
+"""
+
+import io
+import warnings
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from consistune.data.sources.base import Raw, Unreadable
+
+Crop = Literal["center", "dhariwal", "pad", "none"]
+Mode = Literal["rgb", "grey"]
+FILTERS = {
+    "nearest": Image.Resampling.NEAREST,
+    "box": Image.Resampling.BOX,
+    "bilinear": Image.Resampling.BILINEAR,
+    "hamming": Image.Resampling.HAMMING,
+    "bicubic": Image.Resampling.BICUBIC,
+    "lanczos": Image.Resampling.LANCZOS,
+}
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
+"""What Pillow may take a file for, whatever its name says; never formats that call other programs (EPS)."""
+GREY = ("1", "L", "LA", "La", "I", "F")
+
+
+class BadImage(Exception):
+    """An image that cannot be used; str() is the reason."""
+
+
+@dataclass(frozen=True)
+class Transform:
+    """What is done to every image.
+
+    Attributes:
+        mode: "rgb" or "grey"; grey from colour is ITU-R 601 luma.
+        size: side of the square result; None keeps the images' own size.
+        crop: how a rectangle becomes a square:
+            center: the central square, then resized (EDM's `center-crop`, with filter lanczos);
+            dhariwal: ADM's rule (2105.05233): halved with a box filter while the short side is at least twice
+                `size`, resized with bicubic until the short side is `size`, central square;
+            pad: made smaller where it does not fit, never larger, and centred on the background;
+            none: resized to the square as it is, which changes the aspect of what was none.
+        filter: for the resizing; dhariwal has its own.
+        background: RGB, under transparent pixels and around padded images.
+        strict_grey: refuse colour where the set was found to be grey.
+    """
+
+    mode: Mode
+    size: int | None = None
+    crop: Crop = "none"
+    filter: str = "lanczos"
+    background: tuple[int, int, int] = (255, 255, 255)
+    strict_grey: bool = False
+
+    @property
+    def channels(self) -> int:
+        return 3 if self.mode == "rgb" else 1
+
+    def described(self) -> dict[str, Any]:
+        """For meta.json: only what had an effect."""
+        found = asdict(self)
+        del found["strict_grey"]
+        if self.size is None:
+            found.update(crop=None, filter=None)
+        elif self.crop == "dhariwal":
+            found["filter"] = "box, bicubic"
+        return found | {"background": list(self.background)}
+
+    def __call__(self, raw: Raw) -> NDArray[np.uint8]:
+        """uint8 [C, H, W]. Raises BadImage."""
+        if isinstance(raw, Unreadable):
+            raise BadImage(raw.reason)
+        if isinstance(raw, np.ndarray) and self.size is None and raw.shape[2] == self.channels:
+            return raw.transpose(2, 0, 1)
+        image = open_image(raw) if isinstance(raw, bytes) else _from_pixels(raw)
+        if self.strict_grey and not is_grey(image):
+            raise BadImage(f"is in colour ({image.mode}) in a set found to be grey")
+        try:
+            pixels = np.asarray(self.shaped(self.coloured(image)))
+        except Exception as error:  # Pillow's decoders raise whatever a broken file leads them to
+            raise BadImage(reason(error)) from error
+        return (pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)).astype(np.uint8, copy=False)
+
+    def to_shape(self, raw: Raw, shape: tuple[int, int, int]) -> NDArray[np.uint8]:
+        """The same, of just this shape. Raises BadImage for any other."""
+        pixels = self(raw)
+        if pixels.shape != shape:
+            _, height, width = pixels.shape
+            raise BadImage(f"is {width}×{height}, the set {shape[2]}×{shape[1]}")
+        return pixels
+
+    def coloured(self, image: Image.Image) -> Image.Image:
+        """Upright, opaque, and in the mode of the set."""
+        with strictly():
+            image.load()
+        if image.mode == "F":
+            raise BadImage("has floating-point values, whose white is unknown")
+        image = ImageOps.exif_transpose(image)
+        if image.mode.startswith("I"):
+            image = _eight_bits(image)
+        if image.has_transparency_data:
+            image = image.convert("RGBA")
+            image = Image.alpha_composite(Image.new("RGBA", image.size, (*self.background, 255)), image)
+        return image.convert("RGB" if self.mode == "rgb" else "L")
+
+    def shaped(self, image: Image.Image) -> Image.Image:
+        """Cropped, padded and resized. A result as large as the image is the image, untouched."""
+        if self.size is None:
+            return image
+        width, height = image.size
+        target, short, kind = self.size, min(image.size), FILTERS[self.filter]
+        if self.crop == "dhariwal":
+            return _dhariwal(image, target)
+        if self.crop == "center":
+            left, top = (width - short) // 2, (height - short) // 2
+            image = image.crop((left, top, left + short, top + short))
+        if self.crop == "pad":
+            scale = min(1.0, target / max(image.size))
+            inner = (max(1, round(width * scale)), max(1, round(height * scale)))
+            image = _resized(image, inner, kind)
+            canvas = Image.new("RGB", (target, target), self.background).convert(image.mode)
+            canvas.paste(image, ((target - inner[0]) // 2, (target - inner[1]) // 2))
+            return canvas
+        return _resized(image, (target, target), kind)
+
+
+def _resized(image: Image.Image, size: tuple[int, int], kind: Image.Resampling) -> Image.Image:
+    return image if image.size == size else image.resize(size, kind)
+
+
+def _dhariwal(image: Image.Image, target: int) -> Image.Image:
+    while min(image.size) >= 2 * target:
+        image = image.resize((image.width // 2, image.height // 2), Image.Resampling.BOX)
+    scale = target / min(image.size)
+    size = (round(image.width * scale), round(image.height * scale))
+    image = _resized(image, size, Image.Resampling.BICUBIC)
+    left, top = (image.width - target) // 2, (image.height - target) // 2
+    return image.crop((left, top, left + target, top + target))
+
+
+def open_image(data: bytes) -> Image.Image:
+    """A file's header, by its content. Raises BadImage for what is no image, or a bomb."""
+    try:
+        with strictly():
+            return Image.open(io.BytesIO(data), formats=FORMATS)
+    except Exception as error:
+        raise BadImage(reason(error)) from error
+
+
+def _from_pixels(raw: NDArray[np.uint8]) -> Image.Image:
+    return Image.fromarray(np.ascontiguousarray(raw[:, :, 0] if raw.shape[2] == 1 else raw))
+
+
+class strictly(warnings.catch_warnings):
+    """Pillow's warning of a decompression bomb is an error; its other warnings stay silent."""
+
+    def __enter__(self) -> None:
+        super().__enter__()
+        warnings.simplefilter("ignore")
+        warnings.simplefilter("error", Image.DecompressionBombWarning)
+
+
+def is_grey(image: Image.Image) -> bool:
+    return image.mode in GREY or image.mode.startswith("I;16")
+
+
+def _eight_bits(image: Image.Image) -> Image.Image:
+    """16-bit grey → 8 bits: 65535 is 255."""
+    values = np.asarray(image).astype(np.int64)
+    if values.min(initial=0) < 0 or values.max(initial=0) > 65_535:
+        raise BadImage("has grey values beyond 16 bits")
+    return Image.fromarray(((values + 128) // 257).astype(np.uint8))
+
+
+def reason(error: Exception) -> str:
+    """What Pillow says, in one printable line."""
+    if isinstance(error, BadImage):
+        return str(error)
+    if isinstance(error, UnidentifiedImageError):
+        return "is not an image that can be read"
+    text = " ".join(str(error).split())[:120]
+    return f"{type(error).__name__}: {text}".encode("ascii", "backslashreplace").decode()

@@ -1,0 +1,40 @@
+"""Models out, for others to load."""
+
+from pathlib import Path
+
+from consistune.errors import UserError
+from consistune.system.files import atomic_file
+
+FORMATS = ("safetensors", "onnx")
+
+
+def export_model(folder: str | Path, dest: str | Path, format: str = "safetensors") -> Path:
+    """Write a model folder in one file: its weights, or the whole of it as an ONNX graph (`interop.onnx`).
+
+    safetensors: under the official parameter names; the file's metadata hold the model's configuration, so
+    that it can also come back (`consistune import`).
+    Raises UserError for an unknown format, a destination that exists, and what `nn.store.load` refuses.
+    """
+    if format not in FORMATS:
+        raise UserError(f"unknown format {format!r}", "--format", f"known are: {', '.join(FORMATS)}")
+    dest = Path(dest)
+    if dest.exists():
+        raise UserError("there is something there already", str(dest), "choose another name, or remove it")
+    import json
+
+    from safetensors.torch import save
+
+    from consistune.interop.safetensors import CONFIG_KEY
+    from consistune.nn import store
+
+    model = store.load(folder)
+    if format == "onnx":
+        from consistune.interop.onnx import write_onnx
+
+        write_onnx(model, dest)
+        return dest
+    weights = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+    data = save(weights, {"format": "pt", CONFIG_KEY: json.dumps(store.describe(model))})
+    with atomic_file(dest) as file:
+        file.write(data)
+    return dest

@@ -1,0 +1,79 @@
+"""safetensors files, read in place: a JSON header with names, dtypes, shapes and offsets, then the bytes.
+
+Layout: https://github.com/huggingface/safetensors#format. Read here rather than with the library because
+what is refused must be refused before torch is imported.
+"""
+
+import json
+import math
+from typing import Any
+
+from consistune.errors import UserError
+from consistune.interop.contents import MAX_NAME, MAX_TENSORS, Snapshot
+from consistune.interop.mapped import Source
+from consistune.interop.records import MAX_DIMENSIONS, Storage, TensorRecord
+
+MAX_HEADER = 1 << 20
+"""A published network's takes 60 kB; parsed, JSON swells up to thirtyfold."""
+DTYPES = {"F16": ("float16", 2), "BF16": ("bfloat16", 2), "F32": ("float32", 4), "F64": ("float64", 8)}
+CONFIG_KEY, OLD_CONFIG_KEY = "consistune", "sct"
+"""The header's metadata under which our exports keep the model's configuration; 0.1.0 wrote the old one."""
+
+
+def read_safetensors(source: Source) -> Snapshot:
+    """A state dict, with its configuration where the file is our export. Raises UserError."""
+    where = str(source.path)
+    size = int.from_bytes(source.data[:8], "little")
+    if size > min(MAX_HEADER, len(source.data) - 8):
+        raise UserError(f"a header of {size} bytes in a file of {len(source.data)}", where)
+    header = _json(bytes(source.data[8 : 8 + size]), where)
+    metadata = header.pop("__metadata__", {})
+    if not header or len(header) > MAX_TENSORS or type(metadata) is not dict:
+        raise UserError(f"the header names {len(header)} tensors", where)
+    body, position = source.data[8 + size :], 0
+    tensors = {}
+    for name, entry in sorted(header.items(), key=lambda item: _offsets(item[1], item[0], where)):
+        start, stop = _offsets(entry, name, where)
+        if start != position or stop > len(body) or len(name) > MAX_NAME:
+            raise UserError(f"tensor {name[:80]!a} lies outside the file, or over another", where)
+        tensors[name] = _record(entry, body[start:stop], name, where)
+        position = stop
+    if position != len(body):
+        raise UserError(f"{len(body) - position} bytes belong to no tensor", where)
+    known = metadata.get(CONFIG_KEY, metadata.get(OLD_CONFIG_KEY, "{}"))
+    if type(known) is not str:
+        raise UserError("the header's configuration is not text", where)
+    options = _json(known.encode("utf-8", "replace"), where)
+    ordered = {name: tensors[name] for name in header}
+    return Snapshot(source, "safetensors", None, options, ordered)
+
+
+def _json(text: bytes, where: str) -> dict[str, Any]:
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise UserError("the header is not JSON", where) from error
+    if type(value) is not dict:
+        raise UserError("the header is not a JSON object", where)
+    return value
+
+
+def _offsets(entry: Any, name: str, where: str) -> tuple[int, int]:
+    offsets = entry.get("data_offsets") if type(entry) is dict else None
+    if type(offsets) is list and len(offsets) == 2 and all(type(n) is int for n in offsets):
+        start, stop = offsets
+        if 0 <= start <= stop:
+            return start, stop
+    raise UserError(f"tensor {name[:80]!a} has no place in the file", where)
+
+
+def _record(entry: dict[str, Any], data: memoryview, name: str, where: str) -> TensorRecord:
+    shape, kind = entry.get("shape"), entry.get("dtype")
+    known = DTYPES.get(kind) if type(kind) is str else None
+    if known is None:
+        raise UserError(f"tensor {name[:80]!a} is neither F16, BF16, F32 nor F64", where)
+    sizes = shape if type(shape) is list and len(shape) <= MAX_DIMENSIONS else [-1]
+    if any(type(n) is not int or n < 0 for n in sizes) or math.prod(sizes) * known[1] != len(data):
+        raise UserError(f"tensor {name[:80]!a} has bytes that do not fit its shape", where)
+    stride = [math.prod(sizes[i + 1 :]) for i in range(len(sizes))]
+    return TensorRecord(Storage(known[0], math.prod(sizes), data), 0, tuple(sizes), tuple(stride))

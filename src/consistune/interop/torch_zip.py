@@ -1,0 +1,74 @@
+"""torch's zip archives, read in place: the records are stored, so they are views of the file.
+
+A small reader, and no more than torch writes: no compression (so nothing can swell), no encryption, a bounded
+directory, every record inside the file and with the right checksum. Format: PKWARE's APPNOTE 6.3, §4.3.
+"""
+
+import struct
+import zlib
+from dataclasses import dataclass
+
+from consistune.errors import UserError
+from consistune.system import zipped
+
+MAX_RECORDS = 20_000
+
+
+@dataclass(frozen=True)
+class Record:
+    """Where a record's local header stands, its size, and its checksum."""
+
+    header: int
+    size: int
+    crc: int
+
+
+class Archive:
+    """The records of a torch archive by name, without the folder that torch puts them in."""
+
+    def __init__(self, data: memoryview, where: str) -> None:
+        """Read the directory. Raises UserError for anything that torch would not have written."""
+        self.data, self.where = data, where
+        self._checked: set[str] = set()
+        try:
+            self.records = self._directory()
+        except UnicodeDecodeError as error:
+            raise UserError("not a torch archive: its directory is malformed", where) from error
+        except ValueError as error:
+            raise UserError(f"not a torch archive: {error}", where) from error
+
+    def _directory(self) -> dict[str, Record]:
+        start, size, count = zipped.directory(self.data)
+        if count > MAX_RECORDS:
+            raise ValueError(f"{count} records in {size} bytes at {start}")
+        records: dict[str, Record] = {}
+        left = len(self.data)
+        for entry in zipped.entries(self.data, start, size, count):
+            folder, _, key = entry.name.partition("/")
+            if entry.method != zipped.STORED or entry.packed != entry.plain or entry.flags & zipped.ENCRYPTED:
+                raise ValueError(f"record {entry.name[:80]!a} is compressed or encrypted")
+            if not folder or not key or key in records:
+                raise ValueError(f"record {entry.name[:80]!a} appears twice or has no name")
+            records[key] = Record(entry.header, entry.plain, entry.crc)
+            left -= entry.plain
+            if left < 0:  # one stretch of bytes under many names: reading them all would take for ever
+                raise ValueError("its records overlap")
+        return records
+
+    def read(self, key: str, where: str) -> memoryview:
+        """A record's bytes, in place. Raises UserError where it is missing, cut off or damaged."""
+        record = self.records.get(key)
+        if record is None:
+            raise UserError(f"record {key[:80]!a} is missing from the archive", where)
+        at = record.header
+        if at + 30 > len(self.data) or bytes(self.data[at : at + 4]) != zipped.LOCAL:
+            raise UserError(f"record {key[:80]!a} does not begin where the archive says", where)
+        name_size, extra_size = struct.unpack_from("<HH", self.data, at + 26)
+        start = at + 30 + name_size + extra_size
+        data = self.data[start : start + record.size]
+        if len(data) != record.size:
+            raise UserError(f"record {key[:80]!a} is cut off", where)
+        if key not in self._checked and zlib.crc32(data) != record.crc:
+            raise UserError(f"record {key[:80]!a} is damaged: its checksum differs", where)
+        self._checked.add(key)
+        return data

@@ -1,0 +1,87 @@
+"""The ADM U-Net (2105.05233), as 2206.00364 trains it on ImageNet-64."""
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import silu
+
+from consistune.nn.blocks import BlockStyle, ResidualBlock
+from consistune.nn.layers import Conv2d, GroupNorm, Init, Linear, PositionalEmbedding
+from consistune.nn.unet import UNet, decoder_places, encoder_places, recorded
+
+INIT = Init("kaiming_uniform", weight=math.sqrt(1 / 3), bias=math.sqrt(1 / 3))
+ZERO = Init("kaiming_uniform", weight=0.0)
+
+
+class ADMUNet(UNet):
+    """Raw network F: (x, c_noise, one_hot, augment_labels) → [B, out_channels, H, W], see `UNet`.
+
+    The embedding scales and shifts every block's second norm; heads of 64 channels attend in every block of
+    an attention resolution. Arguments are `SongUNet`'s.
+    """
+
+    def __init__(
+        self,
+        image_shape: tuple[int, int, int] | list[int],
+        num_classes: int = 0,
+        out_channels: int | None = None,
+        augment_dim: int = 0,
+        model_channels: int = 192,
+        channel_mult: tuple[int, ...] = (1, 2, 3, 4),
+        channel_mult_emb: int = 4,
+        num_blocks: int = 3,
+        attn_resolutions: tuple[int, ...] = (32, 16, 8),
+        dropout: float = 0.10,
+        label_dropout: float = 0.0,
+    ) -> None:
+        super().__init__(image_shape, num_classes, model_channels, channel_mult, recorded(locals()))
+        channels, embedding = self.image_shape[0], model_channels * channel_mult_emb
+        self.augment_dim = augment_dim
+        self.label_dropout = label_dropout
+        self.map_noise = PositionalEmbedding(model_channels, endpoint=False)
+        self.map_augment = Linear(augment_dim, model_channels, ZERO, bias=False) if augment_dim else None
+        self.map_layer0 = Linear(model_channels, embedding, INIT)
+        self.map_layer1 = Linear(embedding, embedding, INIT)
+        normal = Init("kaiming_normal", weight=math.sqrt(num_classes))
+        self.map_label = Linear(num_classes, embedding, normal, bias=False) if num_classes else None
+        style = BlockStyle(embedding, dropout, init=INIT, init_zero=ZERO, init_attention=INIT)
+        encoder = encoder_places(self.levels, self.levels[0].width, num_blocks, attn_resolutions)
+        decoder = decoder_places(self.levels, encoder, attn_resolutions)
+        self.enc, self.dec = nn.ModuleDict(), nn.ModuleDict()
+        for place in encoder:
+            first = place.role == "conv"
+            self.enc[place.name] = (
+                Conv2d(channels, place.out_channels, 3, INIT) if first else ResidualBlock.at(place, style)
+            )
+        for place in decoder:
+            self.dec[place.name] = ResidualBlock.at(place, style)
+        self.out_norm = GroupNorm(self.levels[0].width, style.eps)
+        self.out_conv = Conv2d(self.levels[0].width, out_channels or channels, 3, ZERO)
+
+    def forward(
+        self,
+        x: Tensor,
+        c_noise: Tensor,
+        one_hot: Tensor | None = None,
+        augment_labels: Tensor | None = None,
+    ) -> Tensor:
+        embedding = self.embed(c_noise, one_hot, augment_labels)
+        skips = []
+        for module in self.enc.values():
+            x = self.run(module, x, embedding) if isinstance(module, ResidualBlock) else module(x)
+            skips.append(x)
+        for name, module in self.dec.items():
+            joined = torch.cat([x, skips.pop()], dim=1) if "block" in name else x
+            x = self.run(module, joined, embedding)
+        return self.out_conv(silu(self.out_norm(x)))
+
+    def embed(self, c_noise: Tensor, one_hot: Tensor | None, augment_labels: Tensor | None) -> Tensor:
+        """Noise level [B], classes and augmentation → [B, E]."""
+        e = self.map_noise(c_noise)
+        if self.map_augment is not None and augment_labels is not None:
+            e = e + self.map_augment(augment_labels)
+        e = self.map_layer1(silu(self.map_layer0(e)))
+        if self.map_label is not None and one_hot is not None:
+            e = e + self.map_label(self.drop_labels(one_hot))
+        return silu(e)

@@ -1,0 +1,260 @@
+"""Preconditioning: the scalars around a raw network F that make it a denoiser D.
+
+D(x; σ) = c_skip·x + c_out·F(c_in·x; c_noise)
+"""
+
+import math
+from typing import ClassVar, Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from consistune.core.types import expand
+from consistune.nn.layers import Product
+
+Precision = Literal["fp32", "bf16", "fp16"]
+"""What the network computes in, parameters, embedding and scalings staying fp32.
+
+fp32 stands for the parameters' own precision, which may be float64. fp16: everything that is an image's, as
+official models. bf16: convolutions and attention; sums and norms stay fp32, or its 8 bits would cost 1.3 % of
+the output where this costs 0.8 % at most.
+"""
+
+
+class Scalings(NamedTuple):
+    """c_skip, c_out, c_in, c_noise, each [B]."""
+
+    c_skip: Tensor
+    c_out: Tensor
+    c_in: Tensor
+    c_noise: Tensor
+
+
+class Preconditioned(nn.Module):
+    """A raw network with its preconditioning: the Denoiser that is trained, stored and sampled.
+
+    The network is called as network(x, c_noise [B], one_hot [B, num_classes] or None), and with
+    augment_labels [B, augment_dim] where some are given. It has the attributes `image_shape` (C, H, W),
+    `num_classes` (0: unconditional) and `options` (its constructor's arguments, from which a folder rebuilds
+    it); a network that also computes in bf16 and fp16, in its first argument's dtype, lists its `precisions`,
+    and one that knows augmentation labels has their width as `augment_dim`.
+
+    Attributes:
+        precision: what the network computes in; may be set.
+        sigma_min, sigma_max: the noise levels that the model knows.
+        meta: what else is known of the model (class names, schedule, training); stored with it.
+    """
+
+    kind: ClassVar[str]
+    network_name: ClassVar[str] = "model"
+    """The attribute that holds the network, so the prefix of its parameters: official weights fix it."""
+    sigma_min: float = 0.0
+    sigma_max: float = math.inf
+
+    def __init__(self, network: nn.Module, precision: Precision = "fp32") -> None:
+        super().__init__()
+        setattr(self, self.network_name, network)
+        self.precision = precision
+        self.meta: dict[str, object] = {}
+
+    @property
+    def network(self) -> nn.Module:
+        return getattr(self, self.network_name)
+
+    @property
+    def options(self) -> dict[str, object]:
+        """The constructor's arguments beside the network."""
+        return {"precision": self.precision}
+
+    @property
+    def precision(self) -> Precision:
+        return self._precision
+
+    @precision.setter
+    def precision(self, value: Precision) -> None:
+        known = getattr(self.network, "precisions", ("fp32",))
+        if value not in known:
+            raise ValueError(
+                f"precision {value!r}: {type(self.network).__name__} computes in {', '.join(known)}"
+            )
+        self._precision = value
+        for module in self.network.modules():
+            if isinstance(module, Product):
+                module.product_dtype = torch.bfloat16 if value == "bf16" else None
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the scalings and the output: fp32, or float64 for a model converted to it."""
+        return torch.promote_types(next(self.network.parameters()).dtype, torch.float32)
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        return self.network.image_shape  # type: ignore[return-value]
+
+    @property
+    def num_classes(self) -> int:
+        return self.network.num_classes  # type: ignore[return-value]
+
+    def scalings(self, sigma: Tensor) -> Scalings:
+        raise NotImplementedError
+
+    def one_hot(self, condition: Tensor | None, batch: int, like: Tensor) -> Tensor | None:
+        """Class labels [B] or weights [B, num_classes] → [B, num_classes]; None → zeros ("no class").
+
+        Raises ValueError for labels outside 0 … num_classes − 1, a wrong width, or a condition given to an
+        unconditional model.
+        """
+        if self.num_classes == 0:
+            if condition is not None:
+                raise ValueError("a condition was given, but the model is unconditional")
+            return None
+        if condition is None:
+            return like.new_zeros(batch, self.num_classes)
+        if condition.is_floating_point():
+            if condition.shape != (batch, self.num_classes):
+                raise ValueError(
+                    f"condition has shape {list(condition.shape)}, expected [{batch}, {self.num_classes}]"
+                )
+            return condition.to(like)
+        # The check reads values, which a compiled graph cannot; there a wrong label is "no class".
+        if not torch.compiler.is_compiling() and condition.numel():
+            low, high = (int(value) for value in condition.aminmax())
+            if low < 0 or high >= self.num_classes:
+                raise ValueError(f"class labels must lie in 0 … {self.num_classes - 1}")
+        classes = torch.arange(self.num_classes, device=condition.device)
+        return (condition[:, None] == classes).to(like)
+
+    def augmentation(self, labels: Tensor | None, batch: int, like: Tensor) -> Tensor | None:
+        """Augmentation labels [B, augment_dim], checked. Raises ValueError where the model knows none."""
+        width = getattr(self.network, "augment_dim", 0)
+        if labels is None:
+            return None
+        if labels.shape != (batch, width):
+            raise ValueError(
+                f"augment_labels have shape {list(labels.shape)}, the model takes "
+                + (f"[{batch}, {width}]" if width else "none")
+            )
+        return labels.to(like)
+
+    def round_sigma(self, sigma: Tensor | float) -> Tensor:
+        """The nearest noise level that the model knows, in sigma's dtype and shape: here any."""
+        return torch.as_tensor(sigma)
+
+    def forward(
+        self,
+        x: Tensor,
+        sigma: Tensor | float,
+        condition: Tensor | None = None,
+        augment_labels: Tensor | None = None,
+    ) -> Tensor:
+        """x [B, C, H, W], sigma [B] or a scalar, condition as in `one_hot` → x̂_0 [B, C, H, W] in fp32.
+
+        Noise levels, scalings and the embedding are fp32 (float64 for a float64 model) whatever the
+        precision; only the network's inside, from c_in·x to F, is not.
+        """
+        batch, dtype = x.shape[0], self.dtype
+        x = x.to(dtype)
+        # Not as_tensor, which would make a traced graph's input a constant.
+        sigma = (sigma if isinstance(sigma, Tensor) else torch.tensor(sigma)).to(x.device, dtype)
+        sigma = sigma.reshape(-1).expand(batch)
+        c_skip, c_out, c_in, c_noise = self.scalings(sigma)
+        one_hot = self.one_hot(condition, batch, c_noise)
+        augment_labels = self.augmentation(augment_labels, batch, c_noise)
+        extra = () if augment_labels is None else (augment_labels,)
+        trunk = torch.float16 if self.precision == "fp16" else dtype
+        raw = self.network((expand(c_in, x) * x).to(trunk), c_noise, one_hot, *extra).to(dtype)
+        return expand(c_skip, x) * x + expand(c_out, x) * raw[:, : x.shape[1]]
+
+
+class EDMPrecond(Preconditioned):
+    """EDM's preconditioning (2206.00364, table 1), F's input, output and target at unit variance.
+
+    c_skip = σ_d²/(σ² + σ_d²), c_out = σ·σ_d/√(σ² + σ_d²), c_in = 1/√(σ² + σ_d²), c_noise = ln(σ)/4.
+    At σ = 0: D(x; 0) = x, the consistency boundary; the logarithm is clamped, its factor c_out is 0.
+
+    Args:
+        sigma_min, sigma_max: the noise levels that the model knows; None: unbounded.
+        noise_scale: c_noise's factor; 1000 for the networks of consistency_models (2303.01469).
+    """
+
+    kind = "edm"
+
+    def __init__(
+        self,
+        network: nn.Module,
+        sigma_data: float = 0.5,
+        sigma_min: float = 0.0,
+        sigma_max: float | None = None,
+        noise_scale: float = 1.0,
+        precision: Precision = "fp32",
+    ) -> None:
+        super().__init__(network, precision)
+        self.sigma_data = sigma_data
+        self.sigma_min = sigma_min
+        self.sigma_max = math.inf if sigma_max is None else sigma_max
+        self.noise_scale = noise_scale
+
+    @property
+    def options(self) -> dict[str, object]:
+        return {
+            "sigma_data": self.sigma_data,
+            "sigma_min": self.sigma_min,
+            "sigma_max": self.sigma_max if math.isfinite(self.sigma_max) else None,
+            "noise_scale": self.noise_scale,
+            **super().options,
+        }
+
+    def scalings(self, sigma: Tensor) -> Scalings:
+        variance = sigma.square() + self.sigma_data**2
+        c_in = variance.rsqrt()
+        c_noise = sigma.clamp(min=torch.finfo(sigma.dtype).tiny).log() / 4 * self.noise_scale
+        return Scalings(self.sigma_data**2 / variance, sigma * self.sigma_data * c_in, c_in, c_noise)
+
+    def from_sigma_min(self, sigma: Tensor) -> Scalings:
+        """The scalings with their boundary D(x; σ) = x moved from σ = 0 to σ_min.
+
+        c_skip = σ_d²/((σ − σ_min)² + σ_d²), c_out = (σ − σ_min)·σ_d/√(σ² + σ_d²).
+        """
+        c_in, c_noise = EDMPrecond.scalings(self, sigma)[2:]
+        above, variance = sigma - self.sigma_min, self.sigma_data**2
+        return Scalings(variance / (above.square() + variance), above * self.sigma_data * c_in, c_in, c_noise)
+
+
+class CMPrecond(EDMPrecond):
+    """EDM's preconditioning with its boundary at σ_min: D(x; σ_min) = x (consistency models, 2303.01469)."""
+
+    kind = "cm"
+
+    def __init__(
+        self,
+        network: nn.Module,
+        sigma_data: float = 0.5,
+        sigma_min: float = 0.002,
+        sigma_max: float | None = 80.0,
+        noise_scale: float = 1000.0,
+        precision: Precision = "fp32",
+    ) -> None:
+        super().__init__(network, sigma_data, sigma_min, sigma_max, noise_scale, precision)
+
+    def scalings(self, sigma: Tensor) -> Scalings:
+        return self.from_sigma_min(sigma)
+
+
+class ECTPrecond(EDMPrecond):
+    """ECT's (2406.14548): EDM's scalings in training, whose boundary is σ = 0; CM's shift in evaluation."""
+
+    kind = "ect"
+
+    def __init__(
+        self,
+        network: nn.Module,
+        sigma_data: float = 0.5,
+        sigma_min: float = 0.003,
+        sigma_max: float | None = None,
+        noise_scale: float = 1.0,
+        precision: Precision = "fp32",
+    ) -> None:
+        super().__init__(network, sigma_data, sigma_min, sigma_max, noise_scale, precision)
+
+    def scalings(self, sigma: Tensor) -> Scalings:
+        return super().scalings(sigma) if self.training else self.from_sigma_min(sigma)

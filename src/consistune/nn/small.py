@@ -1,0 +1,195 @@
+"""Networks that train on a CPU: a residual MLP for the demo's 8×8 digits, a U-Net over patches for 32×32."""
+
+import math
+from itertools import pairwise
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import pixel_shuffle, pixel_unshuffle, silu
+
+from consistune.nn.blocks import BlockStyle, ResidualBlock
+from consistune.nn.layers import Conv2d, GroupNorm, Init
+from consistune.nn.unet import recorded
+
+
+class SinusoidalEmbedding(nn.Module):
+    """u [B] → [cos(2π f u) | sin(2π f u)] [B, features], f spaced geometrically in [f_min, f_max].
+
+    The frequencies stay low: a consistency model needs an embedding whose slope in u is small
+    (iCT, 2310.14189, §3.3).
+    """
+
+    frequencies: Tensor
+
+    def __init__(self, features: int, f_min: float = 0.125, f_max: float = 4.0) -> None:
+        super().__init__()
+        # On the CPU even for a model that is built on the meta device, whose exp takes a second to import.
+        grid = torch.linspace(math.log(f_min), math.log(f_max), features // 2, device="cpu")
+        frequencies = (2 * math.pi * grid.exp()).to(torch.get_default_device())
+        self.register_buffer("frequencies", frequencies, persistent=False)
+
+    def forward(self, u: Tensor) -> Tensor:
+        angle = u[:, None] * self.frequencies.to(u)
+        return torch.cat([angle.cos(), angle.sin()], dim=1)
+
+
+class Embedded(nn.Module):
+    """What both networks are to `Preconditioned`, and their embedding of the noise level and the class."""
+
+    def __init__(
+        self,
+        image_shape: tuple[int, int, int] | list[int],
+        num_classes: int,
+        embedding: int,
+        options: dict[str, object],
+    ) -> None:
+        super().__init__()
+        channels, height, width = image_shape
+        self.image_shape = (channels, height, width)
+        self.num_classes = num_classes
+        self.options = options
+        self.map_noise = SinusoidalEmbedding(32)
+        self.map_label = nn.Linear(num_classes, embedding, bias=False) if num_classes else None
+        self.map_hidden = nn.Linear(32, embedding)
+        self.map_out = nn.Linear(embedding, embedding)
+
+    def embed(self, c_noise: Tensor, one_hot: Tensor | None) -> Tensor:
+        """silu(W₁·silu(W₀·sinusoids(c_noise) + W_label·one_hot)): [B], [B, num_classes] → [B, embedding]."""
+        embedding = self.map_hidden(self.map_noise(c_noise))
+        if self.map_label is not None and one_hot is not None:
+            embedding = embedding + self.map_label(one_hot)
+        return silu(self.map_out(silu(embedding)))
+
+
+class ModulatedBlock(nn.Module):
+    """x + W₂·dropout(silu(W₁·(LN(x)·(1 + scale) + shift))), scale and shift linear in the embedding."""
+
+    def __init__(self, width: int, expansion: int, embedding: int, dropout: float) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(width, elementwise_affine=False)
+        self.modulation = nn.Linear(embedding, 2 * width)
+        self.inner = nn.Linear(width, expansion * width)
+        self.outer = nn.Linear(expansion * width, width)
+        self.dropout = nn.Dropout(dropout)
+        for zero in (self.modulation, self.outer):
+            nn.init.zeros_(zero.weight)
+            nn.init.zeros_(zero.bias)
+
+    def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
+        scale, shift = self.modulation(embedding).chunk(2, dim=1)
+        h = torch.addcmul(shift, self.norm(x), 1 + scale)
+        return x + self.outer(self.dropout(silu(self.inner(h))))
+
+
+class ResidualMLP(Embedded):
+    """Raw network F: (x [B, C, H, W], c_noise [B], one_hot [B, num_classes] or None) → [B, C, H, W].
+
+    Args:
+        image_shape: (C, H, W).
+        num_classes: 0 for an unconditional network.
+        width, blocks, expansion: size of the trunk.
+        embedding: size of the noise-level and class embedding.
+        dropout: probability, on the hidden layer of each block.
+    """
+
+    def __init__(
+        self,
+        image_shape: tuple[int, int, int] | list[int],
+        num_classes: int = 0,
+        width: int = 256,
+        blocks: int = 3,
+        expansion: int = 4,
+        embedding: int = 128,
+        dropout: float = 0.0,
+    ) -> None:
+        super().__init__(image_shape, num_classes, embedding, recorded(locals()))
+        pixels = math.prod(self.image_shape)
+        self.enter = nn.Linear(pixels, width)
+        self.trunk = nn.ModuleList(
+            ModulatedBlock(width, expansion, embedding, dropout) for _ in range(blocks)
+        )
+        self.norm = nn.LayerNorm(width)
+        self.leave = nn.Linear(width, pixels)
+        if self.map_label is not None:
+            nn.init.normal_(self.map_label.weight)
+        nn.init.zeros_(self.leave.weight)
+        nn.init.zeros_(self.leave.bias)
+
+    def forward(self, x: Tensor, c_noise: Tensor, one_hot: Tensor | None = None) -> Tensor:
+        embedding = self.embed(c_noise, one_hot)
+        h = self.enter(x.flatten(1))
+        for block in self.trunk:
+            h = block(h, embedding)
+        return self.leave(self.norm(h)).view_as(x)
+
+
+INIT, ZERO = Init("kaiming_uniform", weight=math.sqrt(1 / 3)), Init("kaiming_uniform", weight=0.0)
+"""Those of ADM (2105.05233): uniform in ±1/√fan_in; branches that are added begin with 0."""
+
+
+class PatchUNet(Embedded):
+    """Raw network F of a small U-Net whose pixels are patches: (x [B, C, H, W], c_noise [B], one_hot) → as x.
+
+    Space to depth turns patch × patch pixels into channels, so that all convolutions run on a grid of
+    H/patch: 32×32 images as 8×8 and 4×4, where a CPU computes them best. Levels are joined by addition.
+
+    Args:
+        image_shape: (C, H, W), both sides multiples of patch·2^(levels − 1).
+        num_classes: 0 for an unconditional network.
+        patch: side of a patch.
+        model_channels, channel_mult: a level is model_channels·mult wide.
+        num_blocks: residual blocks a level, going down and again going up; the coarsest level has them once.
+        embedding: size of the noise-level and class embedding.
+        dropout: probability, inside each block.
+    """
+
+    precisions: ClassVar[tuple[str, ...]] = ("fp32", "bf16", "fp16")
+
+    def __init__(
+        self,
+        image_shape: tuple[int, int, int] | list[int],
+        num_classes: int = 0,
+        patch: int = 4,
+        model_channels: int = 64,
+        channel_mult: tuple[int, ...] = (1, 2),
+        num_blocks: int = 2,
+        embedding: int = 128,
+        dropout: float = 0.0,
+    ) -> None:
+        super().__init__(image_shape, num_classes, embedding, recorded(locals()))
+        multiple = patch * 2 ** (len(channel_mult) - 1)
+        if any(side % multiple for side in self.image_shape[1:]):
+            raise ValueError(f"the images' sides {self.image_shape[1:]} must be multiples of {multiple}")
+        self.patch = patch
+        inner = self.image_shape[0] * patch**2
+        widths = [model_channels * mult for mult in channel_mult]
+        style = BlockStyle(embedding, dropout, INIT, ZERO, INIT)
+
+        def blocks(width: int) -> nn.ModuleList:
+            return nn.ModuleList(ResidualBlock(width, width, style) for _ in range(num_blocks))
+
+        self.enter = Conv2d(inner, widths[0], 3, INIT)
+        self.encoder = nn.ModuleList(blocks(width) for width in widths)
+        self.down = nn.ModuleList(Conv2d(fine, coarse, 1, INIT, "down") for fine, coarse in pairwise(widths))
+        self.up = nn.ModuleList(Conv2d(coarse, fine, 1, INIT, "up") for fine, coarse in pairwise(widths))
+        self.decoder = nn.ModuleList(blocks(width) for width in widths[:-1])
+        self.norm = GroupNorm(widths[0], 1e-5)
+        self.leave = Conv2d(widths[0], inner, 3, ZERO)
+        if self.map_label is not None:
+            nn.init.normal_(self.map_label.weight)
+
+    def forward(self, x: Tensor, c_noise: Tensor, one_hot: Tensor | None = None) -> Tensor:
+        embedding = self.embed(c_noise, one_hot)
+        h, skips = self.enter(pixel_unshuffle(x, self.patch)), list[Tensor]()
+        for level, blocks in enumerate(self.encoder):
+            if level:
+                skips.append(h)
+                h = self.down[level - 1](h)
+            for block in blocks:  # type: ignore[attr-defined]
+                h = block(h, embedding)
+        for up, blocks in zip(reversed(self.up), reversed(self.decoder), strict=True):
+            h = up(h) + skips.pop()
+            for block in blocks:  # type: ignore[attr-defined]
+                h = block(h, embedding)
+        return pixel_shuffle(self.leave(silu(self.norm(h))), self.patch)

@@ -1,0 +1,157 @@
+"""Models on disk: a folder with config.json (what to build) and model.safetensors (its weights).
+
+Nothing in such a folder is ever executed. `format` in config.json is the version of this layout: every
+version that was ever written stays readable.
+"""
+
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from consistune.errors import UserError
+from consistune.nn.adm import ADMUNet
+from consistune.nn.baselines import IDDPMPrecond, VEPrecond, VPPrecond
+from consistune.nn.edm2 import EDM2Precond, EDM2UNet
+from consistune.nn.precond import CMPrecond, ECTPrecond, EDMPrecond, Preconditioned
+from consistune.nn.small import PatchUNet, ResidualMLP
+from consistune.nn.song import SongUNet
+
+FORMAT = 1
+CONFIG, WEIGHTS = "config.json", "model.safetensors"
+Network = nn.Module
+"""A raw network, as `Preconditioned` describes it."""
+NETWORKS: dict[str, type[Network]] = {
+    "mlp": ResidualMLP,
+    "patch-unet": PatchUNet,
+    "song": SongUNet,
+    "adm": ADMUNet,
+    "edm2": EDM2UNet,
+}
+PRECONDITIONERS: dict[str, type[Preconditioned]] = {
+    part.kind: part
+    for part in (
+        EDMPrecond,
+        VPPrecond,
+        VEPrecond,
+        IDDPMPrecond,
+        CMPrecond,
+        ECTPrecond,
+        EDM2Precond,
+    )
+}
+
+
+def build(config: dict[str, Any], where: str = "model configuration") -> Preconditioned:
+    """A model with fresh weights from {"network": {"kind", …}, "precond": {"kind", …}}."""
+    network = _make(NETWORKS, config.get("network"), f"{where}: network")
+    model = _make(PRECONDITIONERS, config.get("precond"), f"{where}: precond", network)
+    model.meta = dict(config.get("meta", {}))
+    return model
+
+
+def _make(table: dict[str, Any], part: Any, where: str, *args: Any) -> Any:
+    options = dict(part) if isinstance(part, dict) else {}
+    kind = options.pop("kind", None)
+    if kind not in table:
+        raise UserError(f"unknown kind {kind!r}", where, f"known are: {', '.join(sorted(table))}")
+    try:
+        return table[kind](*args, **options)
+    except (TypeError, ValueError) as error:
+        raise UserError(str(error), where) from error
+
+
+def shapes(config: dict[str, Any], where: str = "model configuration") -> dict[str, tuple[int, ...]]:
+    """Names and shapes of the model's parameters and buffers, found without storage for any of them.
+
+    What a configuration asks for can so be compared with the weights that are there before it is built.
+    Raises UserError where no model can be built.
+    """
+    try:
+        with torch.device("meta"):
+            return {name: tuple(value.shape) for name, value in build(config, where).state_dict().items()}
+    except UserError:
+        raise
+    except Exception as error:  # whatever a constructor does with arguments that nobody would give it
+        raise UserError(
+            f"no network can be built from its arguments ({type(error).__name__})", where
+        ) from error
+
+
+def describe(model: Preconditioned) -> dict[str, Any]:
+    """The configuration from which `build` makes the same model again."""
+    kinds = {cls: kind for kind, cls in NETWORKS.items()}
+    return {
+        "format": FORMAT,
+        "network": {"kind": kinds[type(model.network)], **model.network.options},  # type: ignore[dict-item]
+        "precond": {"kind": model.kind, **model.options},
+        "meta": model.meta,
+    }
+
+
+def save(model: Preconditioned, folder: str | Path) -> Path:
+    """Write the model folder whole or not at all: into a temporary sibling, then renamed over the old one."""
+    folder = Path(folder)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    partial = folder.with_name(f".{folder.name}.{os.getpid()}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    try:
+        partial.mkdir()
+        weights = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+        save_file(weights, partial / WEIGHTS)
+        (partial / CONFIG).write_text(json.dumps(describe(model), indent=2) + "\n", encoding="utf-8")
+        if folder.exists():
+            old = folder.with_name(f".{folder.name}.{os.getpid()}.old")
+            folder.rename(old)
+            partial.rename(folder)
+            shutil.rmtree(old)
+        else:
+            partial.rename(folder)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return folder
+
+
+def load(folder: str | Path, device: torch.device | str = "cpu") -> Preconditioned:
+    """The model in a folder, or in a run's folder, in evaluation mode.
+
+    Raises UserError for anything that is not one.
+    """
+    folder = Path(folder)
+    if not (folder / CONFIG).exists() and (folder / "model" / CONFIG).exists():
+        folder = folder / "model"
+    if not folder.is_dir():
+        raise UserError(
+            "no such model folder", str(folder), "give a folder with config.json and model.safetensors"
+        )
+    paths = [folder / CONFIG, folder / WEIGHTS]
+    for path in paths:
+        if not path.is_file():
+            raise UserError(f"not a model folder: {path.name} is missing", str(folder))
+    try:
+        config = json.loads(paths[0].read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"not valid JSON: {error}", str(paths[0])) from error
+    if not isinstance(config, dict) or config.get("format") != FORMAT:
+        given = config.get("format") if isinstance(config, dict) else None
+        raise UserError(
+            f"format {given!r} is not known", str(paths[0]), f"this version reads format {FORMAT}"
+        )
+    expected = shapes(config, str(paths[0]))
+    try:
+        with safe_open(paths[1], framework="pt") as file:
+            stored = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+        if stored != expected:
+            odd = min(name for name in stored | expected if stored.get(name) != expected.get(name))
+            raise UserError(f"the weights do not fit config.json, beginning with {odd!r}", str(paths[1]))
+        model = build(config, str(paths[0]))
+        model.load_state_dict(load_file(paths[1]), strict=True)
+    except (SafetensorError, RuntimeError, OSError) as error:
+        raise UserError(f"the weights cannot be read: {error}", str(paths[1])) from error
+    return model.eval().to(device)

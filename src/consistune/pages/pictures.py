@@ -1,0 +1,49 @@
+"""uint8 images as PNG files and grids."""
+
+import io
+import math
+from pathlib import Path
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from consistune.system.files import write_atomically
+
+SMALLEST_SIDE = 48
+"""Images of a grid are enlarged to about this many pixels, so that small ones can be seen."""
+
+
+def to_pil(image: Tensor, scale: int = 1) -> Image.Image:
+    """uint8 [C, H, W] (C = 1 or 3) → a picture, each pixel drawn as scale × scale."""
+    image = image.repeat_interleave(scale, 1).repeat_interleave(scale, 2)
+    if image.shape[0] == 1:
+        return Image.fromarray(image[0].numpy(), "L")
+    if image.shape[0] == 3:
+        return Image.fromarray(image.permute(1, 2, 0).contiguous().numpy(), "RGB")
+    raise ValueError(f"a picture has 1 or 3 channels, got {image.shape[0]}")
+
+
+def grid(images: Tensor, columns: int | None = None, gap: int = 1) -> Tensor:
+    """uint8 images [N, C, H, W] → one picture [C, height, width], row by row, with mid-grey between."""
+    n, channels, height, width = images.shape
+    columns = columns or math.ceil(math.sqrt(n))
+    rows = math.ceil(n / columns)
+    sheet = torch.full(
+        (channels, rows * (height + gap) - gap, columns * (width + gap) - gap), 128, dtype=torch.uint8
+    )
+    for i, image in enumerate(images):
+        top, left = (i // columns) * (height + gap), (i % columns) * (width + gap)
+        sheet[:, top : top + height, left : left + width] = image
+    return sheet
+
+
+def png_bytes(image: Tensor, scale: int = 1) -> bytes:
+    """A uint8 picture [C, H, W] as PNG."""
+    buffer = io.BytesIO()
+    to_pil(image, scale).save(buffer, format="PNG")
+    return buffer.getvalue()
+
+
+def save_png(path: Path, image: Tensor, scale: int = 1) -> None:
+    write_atomically(path, png_bytes(image, scale))

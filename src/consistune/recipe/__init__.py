@@ -1,0 +1,17 @@
+"""Recipes: what words they know and how they become objects (`words`), and how they are read (`reading`)."""
+
+from consistune.recipe.reading import parse_yaml, read_recipe, recipe_path, to_yaml, validate
+from consistune.recipe.words import ConsistencyRecipe, DiffusionRecipe, Recipe, Section, build
+
+__all__ = [
+    "ConsistencyRecipe",
+    "DiffusionRecipe",
+    "Recipe",
+    "Section",
+    "build",
+    "parse_yaml",
+    "read_recipe",
+    "recipe_path",
+    "to_yaml",
+    "validate",
+]

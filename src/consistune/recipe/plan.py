@@ -1,0 +1,205 @@
+"""From a validated recipe to the objects of a run: data, model, objective, optimizer, options."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from consistune.core.estimators import NoiseEstimator
+from consistune.core.noise import EDM, NoiseSchedule, Rescheduled
+from consistune.core.objectives import Adapted, Consistency, Denoising, Objective
+from consistune.core.posterior.bank import place
+from consistune.core.times import Phased, karras_edges
+from consistune.data.images import DataSplit, load_data
+from consistune.errors import UserError
+from consistune.nn.edm2 import EDM2Precond
+from consistune.nn.precond import Preconditioned
+from consistune.recipe import ConsistencyRecipe, DiffusionRecipe, Recipe, build
+from consistune.recipe.first_model import first_model, load_weights
+from consistune.system.processes import Processes
+from consistune.train.augment import LABELS, Augmented
+from consistune.train.ema import Online, Target
+from consistune.train.loop import Trainer
+from consistune.train.optim import Optimizer
+from consistune.train.options import TrainOptions
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Everything that a run needs, built and checked."""
+
+    data: DataSplit
+    model: Preconditioned
+    objective: Objective
+    optimizer: Optimizer
+    options: TrainOptions
+    target: Target
+
+    @property
+    def notes(self) -> list[str]:
+        """What the run's log should say of the model it starts from."""
+        origin: Any = self.model.meta.get("start_from")
+        if not origin:
+            return []
+        changes = [f"{word}: {', '.join(origin[word])}" for word in ("new", "dropped") if origin[word]]
+        source = origin.get("provenance")
+        known = f" ({source['format']}, sha256 {source['sha256']}; {source['licence']})" if source else ""
+        return [f"started from {origin['path']}{known}", *changes]
+
+    def trainer(self, device: torch.device | str = "cpu", processes: Processes | None = None) -> Trainer:
+        return Trainer(
+            self.model,
+            self.objective,
+            self.data.train,
+            self.optimizer,
+            self.options,
+            device,
+            self.target,
+            processes,
+        )
+
+
+def make_plan(recipe: Recipe, device: torch.device | str = "cpu") -> Plan:
+    """Build every part. Raises UserError for combinations that cannot work, naming the keys."""
+    data = load_data(recipe.data)
+    schedule = build(recipe.schedule, "schedule")
+    model = first_model(recipe, data)
+    if isinstance(recipe, DiffusionRecipe):
+        objective: Objective = Denoising(
+            schedule,
+            law=build(recipe.law, "law"),
+            weight=build(recipe.weight, "weight"),
+            log_variance=_log_variance(model, schedule) if recipe.uncertainty else None,
+        )
+        if recipe.augment > 0:
+            objective = _augmented(objective, model, recipe.augment)
+    else:
+        words = {"reference": _reference, "model": _teacher, "edges": _edges}
+        context = {"recipe": recipe, "data": data, "device": device, "schedule": schedule}
+        estimator = build(
+            recipe.estimator,
+            "estimator",
+            words=words,
+            context=context,
+            schedule=schedule,
+            mirrored=recipe.train.x_flip,
+        )
+        _check_solver(recipe, estimator)
+        objective = Consistency(
+            schedule=schedule,
+            pairs=build(recipe.pairs, "pairs", words=words, context=context, schedule=schedule),
+            estimator=estimator,
+            distance=build(recipe.loss.distance, "loss.distance"),
+            weight=build(recipe.loss.weight, "loss.weight"),
+            steps=recipe.loss.steps,
+            method=recipe.loss.method,
+        )
+    model.meta = {
+        **{key: model.meta[key] for key in ("start_from",) if key in model.meta},
+        "objective": recipe.objective,
+        "data": recipe.data,
+        "data_sha256": data.train.fingerprint,
+        "class_names": list(data.train.class_names) if recipe.conditional else [],
+        "edges": _sampling_edges(objective),
+        "mid_t": list(getattr(recipe, "mid_t", ())),
+    }
+    return Plan(
+        data=data,
+        model=model,
+        # Networks are preconditioned for EDM's process; any other reaches them by its noise-to-signal ratio.
+        objective=objective if isinstance(schedule, EDM) else Adapted(objective, schedule),
+        optimizer=build(recipe.optimizer, "optimizer"),
+        options=build(recipe.train, "train"),
+        target=Online() if isinstance(recipe, DiffusionRecipe) else build(recipe.target, "target"),
+    )
+
+
+def _augmented(objective: Objective, model: Preconditioned, probability: float) -> Objective:
+    known = getattr(model.network, "augment_dim", 0)
+    if known != LABELS:
+        raise UserError(
+            f"the network takes {known} augmentation labels, EDM's augmentation gives {LABELS}",
+            "augment",
+            f"use a network with augment_dim: {LABELS}, or leave augment out",
+        )
+    return Augmented(objective, probability)
+
+
+def _log_variance(model: Preconditioned, schedule: NoiseSchedule) -> Callable[[torch.Tensor], torch.Tensor]:
+    """u(σ(t)) of the model's own head, t [B] → [B]."""
+    if not isinstance(model, EDM2Precond):
+        raise UserError(f"{model.kind!r} learns no log-variance", "uncertainty", "use precond: {kind: edm2}")
+    return lambda t: model.log_variance(schedule.noise_to_signal(t)).flatten()
+
+
+def _sampling_edges(objective: Objective) -> list[float]:
+    """A phased model's edges in EDM's time, in which stored models are sampled."""
+    if not isinstance(objective, Consistency) or not isinstance(objective.pairs, Phased):
+        return []
+    edges = torch.tensor(objective.pairs.edges, dtype=torch.float64)
+    return objective.schedule.noise_to_signal(edges).tolist()
+
+
+def _edges(word: tuple[float, ...] | int, *, schedule: NoiseSchedule, **_: Any) -> tuple[float, ...]:
+    """Inner edges as given, or the number of phases, spaced on EDM's grid."""
+    return karras_edges(word, schedule) if isinstance(word, int) else word
+
+
+def _reference(
+    word: str, *, section: Any, recipe: Any, data: DataSplit, device: torch.device | str, **_: Any
+) -> Any:
+    if word == "all" and recipe.conditional:
+        raise UserError(
+            "references must share the condition, and the recipe is conditional",
+            "estimator.reference=all",
+            "use reference: class, or conditional: false",
+        )
+    if word == "class" and not recipe.conditional:
+        raise UserError(
+            "an unconditional recipe has no classes",
+            "estimator.reference=class",
+            "use reference: all, or conditional: true",
+        )
+    if word == "batch":
+        if section.bank != "auto":
+            raise UserError(
+                "the batch's own images are no bank",
+                f"estimator.bank={section.bank}",
+                "leave bank out, or use reference: class or all",
+            )
+        return None
+    if section.size is not None and section.bank == "sharded":
+        raise UserError(
+            "random references are drawn from the whole set, of which a process would have its share only",
+            f"estimator.size={section.size}",
+            "use bank: device or host",
+        )
+    images = data.train.reference(by_class=word == "class")
+    try:
+        return place(images, device, section.bank, may_shard=section.size is None)
+    except ValueError as error:
+        raise UserError(str(error), f"estimator.bank={section.bank}") from error
+
+
+def _teacher(
+    path: str, *, recipe: Any, data: DataSplit, device: torch.device | str, schedule: NoiseSchedule, **_: Any
+) -> Any:
+    teacher = load_weights(path, "estimator.model", device).requires_grad_(False)
+    classes = len(data.train.class_names) if recipe.conditional else 0
+    if (teacher.image_shape, teacher.num_classes) != (data.train.image_shape, classes):
+        raise UserError(
+            f"the teacher knows images {list(teacher.image_shape)} and {teacher.num_classes} classes, "
+            f"the run has {list(data.train.image_shape)} and {classes}",
+            "estimator.model",
+        )
+    return teacher if isinstance(schedule, EDM) else Rescheduled(teacher, schedule)
+
+
+def _check_solver(recipe: ConsistencyRecipe, estimator: NoiseEstimator) -> None:
+    if estimator.local and (recipe.loss.steps > 1 or recipe.loss.method == "heun"):
+        raise UserError(
+            f"the {recipe.estimator.kind} estimate is valid only at x_t",
+            "loss.steps, loss.method",
+            "use steps: 1 and method: euler, or another estimator",
+        )

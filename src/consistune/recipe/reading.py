@@ -1,0 +1,197 @@
+"""From a YAML file to a recipe, and from a mistake to one line that names the key and what is allowed."""
+
+import inspect
+import json
+import re
+from pathlib import Path
+from typing import Annotated, Any, cast, get_args
+
+import yaml
+from pydantic import Field, TypeAdapter, ValidationError
+
+from consistune.errors import UserError
+from consistune.recipe.words import ConsistencyRecipe, DiffusionRecipe, Recipe, Section
+
+_ADAPTER: TypeAdapter[Recipe] = TypeAdapter(Annotated[Recipe, Field(discriminator="objective")])
+
+
+SHIPPED = Path(__file__).parents[1] / "recipes"
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML 1.2's numbers (1e-4 is one; YAML 1.1 reads a string), and no key twice."""
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?(\d[\d_]*\.?\d*|\.\d+)([eE][-+]?\d+)$"),
+    list("-+.0123456789"),
+)
+
+
+def _unique_mapping(loader: _Loader, node: yaml.MappingNode) -> dict[str, Any]:
+    keys = [loader.construct_object(key) for key, _ in node.value]
+    for key in keys:
+        if keys.count(key) > 1:
+            raise yaml.constructor.ConstructorError(None, None, f"key {key!r} appears twice", node.start_mark)
+    return cast(dict[str, Any], loader.construct_mapping(node, deep=True))
+
+
+_Loader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _unique_mapping)
+
+
+def parse_yaml(text: str, where: str) -> Any:
+    """Plain data from YAML. Raises UserError with the line of a mistake."""
+    try:
+        return yaml.load(text, _Loader)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        place = f"{where}, line {mark.line + 1}" if mark else where
+        raise UserError(f"not valid YAML: {getattr(error, 'problem', None) or error}", place) from error
+
+
+def recipe_path(name: str) -> Path:
+    """A file, or the name of a recipe that comes with the package."""
+    for path in (Path(name), SHIPPED / f"{name}.yaml"):
+        if path.is_file():
+            return path
+    known = ", ".join(sorted(p.stem for p in SHIPPED.glob("*.yaml")))
+    raise UserError(f"no such recipe: {name!r}", "RECIPE", f"give a YAML file or one of: {known}")
+
+
+def read_recipe(name: str, overrides: list[str] | tuple[str, ...] = ()) -> Recipe:
+    """A recipe with `key=value` overrides (dotted keys, YAML values), validated."""
+    path = recipe_path(name)
+    data = _read_mapping(path, ())
+    for override in overrides:
+        key, separator, value = override.partition("=")
+        if not separator or not key:
+            raise UserError(
+                f"{override!r} is not an override", "key=value", "write for example train.images=1000"
+            )
+        _assign(data, key.split("."), parse_yaml(value, key), override)
+    return validate(data, str(path))
+
+
+def _read_mapping(path: Path, below: tuple[Path, ...]) -> dict[str, Any]:
+    """A file's keys over those of the recipe that it `extends`: a file beside it, or one of the package."""
+    if path.resolve() in below:
+        raise UserError("a recipe cannot extend itself", f"{path}: extends")
+    data = parse_yaml(path.read_text(encoding="utf-8"), str(path))
+    if not isinstance(data, dict):
+        raise UserError("a recipe is a mapping of keys to values", str(path))
+    base = data.pop("extends", None)
+    if base is None:
+        return data
+    if not isinstance(base, str):
+        raise UserError(f"extends={base!r} is not allowed", str(path), "give one recipe's name or file")
+    beside = path.parent / base
+    found = beside if beside.is_file() else recipe_path(base)
+    return _laid_over(_read_mapping(found, (*below, path.resolve())), data)
+
+
+def _laid_over(base: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:
+    """Sections are joined key by key; one of another `kind` replaces the whole section, as values do."""
+    joined = dict(base)
+    for key, value in own.items():
+        old = base.get(key)
+        both = isinstance(old, dict) and isinstance(value, dict)
+        same = both and value.get("kind", old.get("kind")) == old.get("kind")  # type: ignore[union-attr]
+        joined[key] = _laid_over(old, value) if same else value  # type: ignore[arg-type]
+    return joined
+
+
+def _assign(data: dict[str, Any], keys: list[str], value: Any, override: str) -> None:
+    for key in keys[:-1]:
+        data = data.setdefault(key, {})
+        if not isinstance(data, dict):
+            raise UserError(f"{key!r} is a single value, it has no keys below it", override)
+    data[keys[-1]] = value
+
+
+def validate(data: dict[str, Any], where: str = "recipe") -> Recipe:
+    """Plain data → recipe. Raises UserError: one line naming the key and what is allowed."""
+    try:
+        # Through JSON, where a list may stand for a tuple without strictness being given up.
+        return _ADAPTER.validate_json(json.dumps(data))
+    except TypeError as error:
+        raise UserError(str(error), where) from error
+    except ValidationError as error:
+        raise _explain(error, where) from error
+
+
+def _explain(error: ValidationError, where: str) -> UserError:
+    first = _telling(error.errors(include_url=False))
+    location = [part for part in first["loc"] if str(part) != "float" and "tagged-union" not in str(part)]
+    model, keys = _walk(location)
+    name = ".".join(keys) or "the recipe"
+    match first["type"]:
+        case "extra_forbidden":
+            allowed = ", ".join(sorted(model.model_fields)) if model else ""
+            return UserError(f"unknown key {name}", where, f"allowed are: {allowed}")
+        case "missing":
+            return UserError(f"{name} is missing", where, "add it")
+        case "union_tag_invalid" | "union_tag_not_found":
+            key = first["ctx"]["discriminator"].strip("'")
+            name = ".".join([*keys, key])
+            given = first["ctx"].get("tag")
+            tags = first["ctx"].get("expected_tags") or ", ".join(_tags(model, keys))
+            what = f"{name} is missing" if given is None else f"{name}={given!r} is unknown"
+            return UserError(what, where, f"allowed are: {tags}")
+        case _:
+            message = first["msg"][0].lower() + first["msg"][1:]
+            return UserError(f"{name}={first['input']!r} is not allowed", where, message)
+
+
+def _telling(errors: list[Any]) -> Any:
+    """The first error; of a number-or-section that is neither, the section's where a mapping was given."""
+    inside = [e for e in errors if any("tagged-union" in str(part) for part in e["loc"])]
+    return next((e for e in inside if e["type"] != "dict_type"), errors[0])
+
+
+def _walk(location: list[str | int]) -> tuple[type[Section] | None, list[str]]:
+    """Follow an error's location: the section it ends in, and the keys that a user would write.
+
+    Pydantic puts the tag of a union between the keys; it picks the section and is not a key.
+    """
+    tops = {"diffusion": DiffusionRecipe, "consistency": ConsistencyRecipe}
+    model: Any = None
+    keys: list[str] = []
+    choices: dict[str, Any] = dict(tops)
+    for part in location:
+        if isinstance(part, int):
+            keys.append(str(part))
+            continue
+        if choices:
+            model, choices = choices.get(part), {}
+            continue
+        keys.append(part)
+        field = model.model_fields.get(part) if model is not None else None
+        if field is None:
+            continue
+        sections = _sections(field.annotation)
+        if len(sections) > 1:
+            choices = {s.model_fields["kind"].default: s for s in sections}
+        elif sections:
+            model = sections[0]
+    return model, keys
+
+
+def _sections(hint: Any) -> list[type[Section]]:
+    """The sections that a type speaks of, however deep."""
+    if inspect.isclass(hint) and issubclass(hint, Section):
+        return [hint]
+    return list(dict.fromkeys(found for inner in get_args(hint) for found in _sections(inner)))
+
+
+def _tags(model: type[Section] | None, keys: list[str]) -> list[str]:
+    if not keys:
+        return ["diffusion", "consistency"]
+    name = next(key for key in reversed(keys) if not key.isdigit())
+    field = model.model_fields[name] if model else None
+    return [found.model_fields["kind"].default for found in _sections(field and field.annotation)]
+
+
+def to_yaml(recipe: Recipe) -> str:
+    """The whole recipe, defaults written out."""
+    return yaml.safe_dump(json.loads(recipe.model_dump_json()), sort_keys=False, allow_unicode=True)

@@ -1,0 +1,63 @@
+"""The host: what a result was made on, the memory that this process held, and environment variables."""
+
+import os
+import platform
+import resource
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+
+OLD_PREFIX, PREFIX = "SCT_", "CONSISTUNE_"
+
+
+def variable(name: str) -> str | None:
+    """$CONSISTUNE_NAME; where only $SCT_NAME of version 0.1.0 is set, that, with one line of warning."""
+    value = os.environ.get(PREFIX + name)
+    if value or OLD_PREFIX + name not in os.environ:
+        return value or None
+    print(f"warning: {OLD_PREFIX}{name} is now called {PREFIX}{name}", file=sys.stderr)
+    return os.environ[OLD_PREFIX + name] or None
+
+
+def machine() -> dict[str, Any]:
+    """Processor and its instructions, cores, torch's threads, CUDA devices, versions of torch, Python, OS."""
+    return {
+        "processor": _processor(),
+        "instructions": torch.backends.cpu.get_cpu_capability(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "devices": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "system": platform.platform(),
+    }
+
+
+def _processor() -> str:
+    """Its name where Linux tells it, else its kind."""
+    lines = Path("/proc/cpuinfo")
+    if lines.is_file():
+        for line in lines.read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+RSS_UNIT = 1 if sys.platform == "darwin" else 1024
+"""Bytes of ru_maxrss's unit."""
+
+
+def peak_bytes() -> int:
+    """The most memory that this process has held so far.
+
+    Linux hands ru_maxrss on to the programs that a process starts, so that it may be the parent's; what the
+    kernel says of this program alone stands in /proc.
+    """
+    status = Path("/proc/self/status")
+    if status.is_file():
+        for line in status.read_text(encoding="ascii", errors="replace").splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * RSS_UNIT

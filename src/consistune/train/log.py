@@ -1,0 +1,100 @@
+"""What is written down of a run every `log_images`: to metrics.jsonl and to the trackers."""
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+from uuid import NAMESPACE_URL, uuid5
+
+import torch
+
+from consistune.errors import UserError
+from consistune.system.host import peak_bytes
+from consistune.train.loop import StepReport, Trainer
+from consistune.train.loss_by_time import means
+from consistune.train.options import TrainOptions
+
+GIB = 2**30
+
+
+class Telemetry:
+    """Loss, rate, gradient, speed, memory, and the loss by noise level since the last line."""
+
+    def __init__(self, trainer: Trainer, log: Callable[[dict[str, Any]], None], boards: list[Any]) -> None:
+        self.trainer, self.log, self.boards = trainer, log, boards
+        self.began, self.images_then = time.perf_counter(), trainer.images
+
+    def write(self, report: StepReport) -> None:
+        """A line; the loss by t begins anew."""
+        now = time.perf_counter()
+        speed = (report.images - self.images_then) / (now - self.began)
+        self.began, self.images_then = now, report.images
+        self.record(
+            self.trainer,
+            {
+                "loss": report.loss,
+                "learning_rate": report.learning_rate,
+                "gradient_norm": report.gradient_norm,
+                "nonfinite_total": report.nonfinite_total,
+                "images_per_second": speed,
+                "peak_memory_gib": peak_memory_gib(self.trainer.device),
+                **{f"loss/{name}": value for name, value in means(self.trainer.by_time).items()},
+            },
+        )
+        self.trainer.by_time.zero_()
+
+    def record(self, trainer: Trainer, scalars: dict[str, float]) -> None:
+        """Numbers of this moment of training."""
+        self.log({"images": trainer.images, "step": trainer.step, **scalars})
+        named = {name if "/" in name else f"train/{name}": value for name, value in scalars.items()}
+        for board in self.boards:
+            board.log(named, step=trainer.images)
+
+
+def peak_memory_gib(device: torch.device) -> float:
+    """The most that this process ever held: of the card's memory, or on a CPU of the machine's."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / GIB
+    return peak_bytes() / GIB
+
+
+EXTRAS = {"wandb": "wandb"}
+
+
+def check_trackers(options: TrainOptions) -> None:
+    """Raises UserError for a tracker whose package is not installed."""
+    for name in options.trackers:
+        if find_spec(name) is None:
+            raise UserError(
+                f"{name} is not installed",
+                "train.trackers",
+                f"pip install 'consistune[{EXTRAS.get(name, name)}]'",
+            )
+
+
+@contextmanager
+def opened_trackers(options: TrainOptions, folder: Path, images: int, main: bool) -> Iterator[list[Any]]:
+    """The trackers of a run that has seen so many images; the first process's alone; closed at the end."""
+    check_trackers(options)
+    # Imported here: it takes a second, and only training needs it.
+    from accelerate.tracking import TensorBoardTracker, WandBTracker
+
+    trackers: list[Any] = []
+    for name in options.trackers if main else ():
+        if name == "tensorboard":
+            trackers.append(TensorBoardTracker("tensorboard", folder, purge_step=images))
+        else:
+            # The folder names the run there too, so that a continued one goes on in the same curves.
+            identity = uuid5(NAMESPACE_URL, folder.resolve().as_uri()).hex
+            trackers.append(
+                WandBTracker("consistune", name=folder.name, id=identity, resume="allow", dir=str(folder))
+            )
+    try:
+        for tracker in trackers:
+            tracker.start()
+        yield trackers
+    finally:
+        for tracker in trackers:
+            tracker.finish()

@@ -1,0 +1,124 @@
+"""Weights, gradients, optimizer and averages split over the processes (FSDP2), and whole again.
+
+Each block is gathered when its pass needs it (`torch.distributed.fsdp.fully_shard`, which splits the first
+dimension). Scalars cannot be split: every process holds them, and their gradients are averaged here.
+What is not split passes through all of these unchanged.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor, distribute_tensor
+
+from consistune.nn import store
+from consistune.nn.magnitude import MPConv, normalize
+from consistune.nn.precond import Preconditioned
+from consistune.system.processes import Processes
+
+
+def shard(module: nn.Module, processes: Processes) -> None:
+    """Split a model's parameters in place: each block of its network by itself, then the rest."""
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
+    mesh = init_device_mesh(processes.device.type, (processes.count,))
+    scalars = {p for p in module.parameters() if p.ndim == 0}
+    # Resharded after a forward too: an average's has no backward, and its parts are to be read.
+    how: dict[str, Any] = {"mesh": mesh, "ignored_params": scalars, "reshard_after_forward": True}
+    for part in list(module.modules()):
+        if isinstance(part, nn.ModuleDict | nn.ModuleList):
+            for block in part.children():
+                fully_shard(block, **how)
+    fully_shard(module, **how)
+
+
+def local(tensor: Tensor) -> Tensor:
+    """This process's part of a tensor."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
+def gradients(model: nn.Module) -> list[Tensor]:
+    """This process's parts of the gradients that there are."""
+    return [local(p.grad) for p in model.parameters() if p.grad is not None]
+
+
+def gradient_norm(model: nn.Module, processes: Processes) -> Tensor:
+    """The L2 norm of all gradients. Sharded: scalars' first become their mean over the processes."""
+    split = [p.grad for p in model.parameters() if isinstance(p.grad, DTensor)]
+    if not split:
+        return torch.nn.utils.get_total_norm(gradients(model))
+    scalars = [p.grad for p in model.parameters() if p.ndim == 0 and p.grad is not None]
+    mean = processes.sum(torch.stack(scalars or [torch.zeros((), device=processes.device)]))
+    mean /= processes.count
+    for gradient, value in zip(scalars, mean, strict=False):
+        gradient.copy_(value)
+    parts = torch.nn.utils.get_total_norm([local(gradient) for gradient in split])
+    return (processes.sum(parts.square()) + mean.square().sum()).sqrt()
+
+
+@torch.no_grad()
+def force_weight_norms(model: nn.Module) -> None:
+    """EDM2's forced weight normalisation on the rows held here, before a pass that cannot.
+
+    A gathered weight is a copy, and a compiled pass writes none.
+    """
+    for module in model.modules():
+        if isinstance(module, MPConv) and local(module.weight).numel():
+            weight = local(module.weight)
+            weight.copy_(normalize(weight.to(torch.promote_types(weight.dtype, torch.float32))))
+
+
+def whole(tree: Any) -> Any:
+    """The tree with every split tensor gathered, on the CPU. All processes have to ask."""
+    if isinstance(tree, DTensor):
+        return tree.full_tensor().cpu()
+    if isinstance(tree, dict):
+        return {key: whole(value) for key, value in tree.items()}
+    if isinstance(tree, list | tuple):
+        return [whole(value) for value in tree]
+    return tree
+
+
+def load(model: nn.Module, state: dict[str, Tensor]) -> None:
+    """Whole tensors into a model, each process taking its part."""
+    own = model.state_dict()
+    model.load_state_dict({name: _like(value, own.get(name)) for name, value in state.items()})
+
+
+def load_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
+    """An optimizer's whole state, each process taking its part; how it computes stays as it is."""
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    moments = {
+        key: {
+            name: _laid_out(_like(value, parameters[key]), parameters[key]) for name, value in entry.items()
+        }
+        for key, entry in state["state"].items()
+    }
+    how = ("foreach", "fused")
+    groups = [
+        {**saved, **{word: own[word] for word in how if word in own}}
+        for saved, own in zip(state["param_groups"], optimizer.param_groups, strict=True)
+    ]
+    optimizer.load_state_dict({"state": moments, "param_groups": groups})
+
+
+def _like(value: Any, model: Tensor | None) -> Any:
+    if not isinstance(model, DTensor) or not isinstance(value, Tensor) or value.shape != model.shape:
+        return value
+    value = value.to(model.device)
+    return distribute_tensor(value, model.device_mesh, model.placements, src_data_rank=None)
+
+
+def _laid_out(value: Any, parameter: Tensor) -> Any:
+    """A moment in its parameter's memory format: a kernel for both reads them as they lie."""
+    if not isinstance(value, Tensor) or isinstance(value, DTensor) or value.shape != parameter.shape:
+        return value
+    return torch.empty_like(parameter, requires_grad=False).copy_(value)
+
+
+def gathered(model: Preconditioned) -> Preconditioned:
+    """A whole copy of a split model, in evaluation mode. All processes have to ask."""
+    copy = store.build(store.describe(model))
+    copy.load_state_dict(whole(model.state_dict()))
+    return copy.to(next(model.parameters()).device).eval()

@@ -1,1 +1,0 @@
-"""A model assessed: drawn from, measured, searched for its best setting; what `sct evaluate` does."""

@@ -1,1 +1,0 @@
-"""Measurements against named peers: `sct bench` on the user's machine, `benchmarks/` for the documents."""

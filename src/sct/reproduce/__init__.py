@@ -1,1 +1,0 @@
-"""The paper's figures and tables, made from scratch: `sct reproduce`."""

@@ -1,0 +1,92 @@
+"""The demo end to end, with trainings of a few steps: every stage, the page, and going on after a stop."""
+
+import json
+import os
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+
+from consistune.reproduce.demo import Demo
+from consistune.train.run import Interrupted
+
+SHORT = ("train.images=5_120", "train.batch=128")
+
+
+class Screen:
+    """Keeps what is said; interrupts the process when a bar of the given name moves."""
+
+    def __init__(self, interrupt: str | None = None) -> None:
+        self.said: list[str] = []
+        self.advanced = 0
+        self._interrupt = interrupt
+        self._current = ""
+
+    def say(self, text: str) -> None:
+        self.said.append(text)
+
+    @contextmanager
+    def bar(self, description: str, total: int, done: int = 0) -> Iterator["Screen"]:
+        self._current = description
+        yield self
+
+    def advance(self, amount: int, note: str | None = None) -> None:
+        self.advanced += amount
+        if self._current == self._interrupt and self.advanced >= 10 * amount:
+            self._interrupt = None  # a second signal would end the process at once
+            os.kill(os.getpid(), signal.SIGINT)
+
+
+class Page(HTMLParser):
+    """Counts tags and checks that they nest."""
+
+    VOID = frozenset({"meta", "img", "path", "use", "br"})
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.count: dict[str, int] = {}
+        self.sources: list[str] = []
+        self.feed(text)
+        assert self.open == []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.count[tag] = self.count.get(tag, 0) + 1
+        self.sources += [value or "" for name, value in attrs if name in ("src", "href") and tag != "use"]
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag not in self.VOID:
+            assert self.open.pop() == tag
+
+
+def test_the_demo_is_interrupted_goes_on_and_draws_its_page(tmp_path: Path) -> None:
+    whole = Demo(tmp_path / "whole", 0, Screen(), SHORT).run()
+    with pytest.raises(Interrupted):
+        Demo(tmp_path / "broken", 0, Screen(interrupt="ect"), SHORT).run()
+    assert not (tmp_path / "broken" / "report.html").exists()
+    screen = Screen()
+    page = Demo(tmp_path / "broken", 0, screen, SHORT).run()
+    assert any(line.startswith("teacher: found finished") for line in screen.said)
+
+    results = [json.loads((path.parent / "results.json").read_text()) for path in (whole, page)]
+    for key in ("curves", "real", "target_variance", "classifier_accuracy"):
+        assert results[0][key] == results[1][key]
+    rows = [[{**row, "seconds_an_image": 0} for row in r["rows"]] for r in results]
+    assert rows[0] == rows[1]
+    assert [row["evaluations"] for row in rows[0]] == [35, 1, 1, 2, 1, 2]
+    assert [len(curve) for curve in results[0]["curves"].values()] == [8, 8]
+    assert rows[0][2] != rows[0][4]  # the two targets train two models
+
+    text = page.read_text(encoding="utf-8")
+    parsed = Page(text)
+    assert parsed.count["img"] == 6
+    assert parsed.count["svg"] == 3
+    assert all(source.startswith("data:") for source in parsed.sources)  # self-contained
+    for row in rows[0]:
+        assert f"{row['frechet_held_out']:.2f}" in text
+    assert (page.parent / "overview.png").stat().st_size > 10_000

@@ -1,0 +1,75 @@
+"""Sampling: an image belongs to its seed."""
+
+import pytest
+import torch
+
+from consistune.core.sampling import ODE, Multistep, PhasedSteps
+from consistune.models import default_sampler, sample
+from consistune.nn.precond import EDMPrecond
+from consistune.nn.small import ResidualMLP
+
+
+@pytest.fixture
+def model() -> EDMPrecond:
+    torch.manual_seed(0)
+    network = ResidualMLP((1, 8, 8), num_classes=10, width=32, blocks=2, dropout=0.5)
+    for parameter in network.parameters():
+        torch.nn.init.normal_(parameter, std=0.2)
+    model = EDMPrecond(network)
+    model.meta = {"objective": "consistency", "mid_t": [0.8], "edges": []}
+    return model
+
+
+@pytest.mark.parametrize("steps", [1, 2])
+def test_an_image_depends_on_its_seed_alone(model: EDMPrecond, steps: int) -> None:
+    together = sample(model, range(40), steps)
+    for batch in (1, 7, 64):
+        apart = sample(model, range(40), steps, batch=batch)
+        # Matrix products of other sizes may round the last bit differently: one level, hardly ever.
+        assert (together.int() - apart.int()).abs().max() <= 1
+        assert (together != apart).float().mean() < 1e-3
+    assert torch.equal(sample(model, [31, 5], steps, batch=40)[1], sample(model, [5], steps, batch=40)[0])
+    assert not torch.equal(together[10], together[20])  # the same class, another seed
+
+
+def test_dropout_is_off_and_the_mode_is_given_back(model: EDMPrecond) -> None:
+    model.train()
+    assert torch.equal(sample(model, range(4)), sample(model, range(4)))
+    assert model.training
+
+
+def test_labels_matter_and_must_fit(model: EDMPrecond) -> None:
+    assert not torch.equal(sample(model, [0], condition=3), sample(model, [0], condition=4))
+    assert torch.equal(sample(model, [13]), sample(model, [13], condition=3))
+    with pytest.raises(ValueError, match="0 … 9"):
+        sample(model, [0], condition=10)
+    with pytest.raises(ValueError, match="2 conditions for 1 seeds"):
+        sample(model, [0], condition=torch.tensor([1, 2]))
+
+
+def test_guidance_by_the_unlabelled_branch_changes_the_image(model: EDMPrecond) -> None:
+    assert torch.equal(sample(model, range(8)), sample(model, range(8), guidance=1.0, worse=model))
+    assert not torch.equal(sample(model, range(8)), sample(model, range(8), guidance=2.0))
+    assert torch.equal(sample(model, range(8)), sample(model, range(8), guidance=2.0, worse=model))
+
+
+def test_guidance_acts_in_its_interval_alone(model: EDMPrecond) -> None:
+    plain, guided = sample(model, range(8), 2), sample(model, range(8), 2, guidance=2.0)
+    outside = sample(model, range(8), 2, guidance=2.0, guidance_interval=(100.0, 200.0))
+    first = sample(model, range(8), 2, guidance=2.0, guidance_interval=(1.0, 80.0))
+    assert torch.equal(outside, plain)
+    assert not torch.equal(first, plain)
+    assert not torch.equal(first, guided)
+
+
+def test_the_sampler_fits_the_model(model: EDMPrecond) -> None:
+    assert default_sampler(model, 2) == Multistep((0.8,))
+    assert default_sampler(model, None) == Multistep(())
+    with pytest.raises(ValueError, match="mid_t"):
+        default_sampler(model, 3)
+    assert default_sampler(model, 3, (2.0, 0.5)) == Multistep((2.0, 0.5))
+    model.meta["edges"] = [1.0]
+    assert default_sampler(model, 2, eta=0.7) == PhasedSteps((1.0,), 0.7)
+    assert default_sampler(model, 1) == PhasedSteps((1.0,), 0.0)
+    model.meta["objective"] = "diffusion"
+    assert default_sampler(model, None) == ODE(steps=18)
