@@ -12,12 +12,11 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-import sct
-from sct.cli.main import app
-from sct.data.images import load_data
+import consistune
+from consistune.cli.main import app
+from consistune.data.images import load_data
 
 LEGACY = Path(__file__).parent / "legacy"
-CACHE_VARIABLE = "SCT_CACHE"
 STOPPED_AT, IMAGES = 4_080, 16_000
 FINGERPRINT = "de5786183258d6b59722f75826e1d373df7651c1018a94e51882ad0e1e1f380f"
 
@@ -40,14 +39,14 @@ def lines(run: Path) -> list[dict[str, float]]:
 
 
 def test_a_model_folder_answers_as_it_did() -> None:
-    model = sct.load("model")
+    model = consistune.load("model")
     assert model.meta["objective"] == "diffusion"
     with np.load("expected.npz") as stored:
         expected = {name: torch.from_numpy(stored[name]) for name in stored}
     with torch.no_grad():
         found = model(expected["x"], expected["t"], expected["labels"])
     torch.testing.assert_close(found, expected["denoised"], rtol=1e-5, atol=1e-5)
-    samples = sct.sample(model, range(4), steps=5, condition=expected["labels"])
+    samples = consistune.sample(model, range(4), steps=5, condition=expected["labels"])
     assert samples.dtype == torch.uint8
     assert (samples.int() - expected["samples"].int()).abs().max() <= 1
 
@@ -63,10 +62,10 @@ def test_a_run_goes_on_from_its_checkpoint(tmp_path: Path) -> None:
     assert [line["images"] for line in after] == list(range(1_600, IMAGES + 1, 1_600))
     assert after[-1]["step"] == IMAGES // 16
     assert after[-1]["nonfinite_total"] == 0
-    tuned = sct.load(run)
+    tuned = consistune.load(run)
     assert tuned.meta["objective"] == "consistency"
-    assert sct.sample(tuned, range(4)).shape == (4, 1, 8, 8)
-    assert sct.load(run / "snapshots" / "25%").meta == tuned.meta
+    assert consistune.sample(tuned, range(4)).shape == (4, 1, 8, 8)
+    assert consistune.load(run / "snapshots" / "25%").meta == tuned.meta
 
 
 def test_a_prepared_set_opens() -> None:
@@ -82,15 +81,22 @@ def test_a_prepared_set_opens() -> None:
     command("data", "info", "data", "--verify")
 
 
-def test_cached_statistics_are_found_and_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("variable", ["CONSISTUNE_CACHE", "SCT_CACHE"])
+def test_cached_statistics_are_found_and_used(
+    variable: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     """An entry that was made anew would lie beside the old one, or differ from it."""
     cache = Path(shutil.copytree("cache", tmp_path / "cache"))
-    monkeypatch.setenv(CACHE_VARIABLE, str(cache))
+    for name in ("CONSISTUNE_CACHE", "SCT_CACHE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv(variable, str(cache))
     monkeypatch.syspath_prepend(str(LEGACY))
     before = contents(cache)
     options = ["--data", "data", "--features", "raw_pixels:raw", "--samples", 64, "--device", "cpu"]
     command("evaluate", "model", *options, "--out", tmp_path / "out")
     assert contents(cache) == before
+    warned = "warning: SCT_CACHE is now called CONSISTUNE_CACHE" in capsys.readouterr().err
+    assert warned == (variable == "SCT_CACHE")
     results = json.loads((tmp_path / "out" / "results.json").read_text(encoding="utf-8"))
     assert results["reference"]["images"] == 64
     assert results["rows"][0]["summary"]["fd-raw"]["mean"] == pytest.approx(0.6909223985994308, rel=0.01)

@@ -17,7 +17,6 @@ from consistune.core.posterior.bank import HostReference, ShardedReference, plac
 from consistune.core.posterior.integers import fast_bytes
 from consistune.core.posterior.mean import Reference, posterior, posterior_exact
 from consistune.core.types import Batch, Times
-from consistune.errors import UserError
 from tests.core.posterior.test_mean import noisy, pixels, relative
 
 SIZES = (30, 0, 116, 7, 47)
@@ -90,7 +89,7 @@ def test_auto_asks_the_device(mapped, monkeypatch) -> None:
 
 
 def test_one_process_has_nothing_to_share(mapped) -> None:
-    with pytest.raises(UserError, match="several processes"):
+    with pytest.raises(ValueError, match="several processes"):
         place(mapped, "cpu", "sharded")
 
 
