@@ -27,11 +27,13 @@ def there(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(LEGACY)
 
 
-def command(*arguments: object) -> None:
+def command(*arguments: object) -> str:
+    """Run a command of the program; what it says on standard error."""
     done = CliRunner().invoke(app, [str(argument) for argument in arguments])
     if done.exception is not None:
         raise done.exception
     assert done.exit_code == 0
+    return done.stderr
 
 
 def lines(run: Path) -> list[dict[str, float]]:
@@ -83,7 +85,7 @@ def test_a_prepared_set_opens() -> None:
 
 @pytest.mark.parametrize("variable", ["CONSISTUNE_CACHE", "SCT_CACHE"])
 def test_cached_statistics_are_found_and_used(
-    variable: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    variable: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """An entry that was made anew would lie beside the old one, or differ from it."""
     cache = Path(shutil.copytree("cache", tmp_path / "cache"))
@@ -93,9 +95,9 @@ def test_cached_statistics_are_found_and_used(
     monkeypatch.syspath_prepend(str(LEGACY))
     before = contents(cache)
     options = ["--data", "data", "--features", "raw_pixels:raw", "--samples", 64, "--device", "cpu"]
-    command("evaluate", "model", *options, "--out", tmp_path / "out")
+    said = command("evaluate", "model", *options, "--out", tmp_path / "out")
     assert contents(cache) == before
-    warned = "warning: SCT_CACHE is now called CONSISTUNE_CACHE" in capsys.readouterr().err
+    warned = "warning: SCT_CACHE is now called CONSISTUNE_CACHE" in said
     assert warned == (variable == "SCT_CACHE")
     results = json.loads((tmp_path / "out" / "results.json").read_text(encoding="utf-8"))
     assert results["reference"]["images"] == 64
