@@ -27,28 +27,28 @@ import torch
 from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from tests.data import makers
-from tests.evaluate.inception import write_inception
-
 import sct as package
-from golden_core import Found, answered, clocks, estimates, objectives, samplers, small, stirred
-from sct.assess.job import Job
-from sct.assess.wanted import Wanted as Evaluation
-from sct.data.images import digits
-from sct.data.prepare import Options, prepare
-from sct.data.sources.detect import SourceOptions
-from sct.data.split import Split
-from sct.data.survey import Wanted as Pictures
-from sct.evaluate.protocol import INCEPTION
-from sct.files import write_atomically
-from sct.machine import machine
-from sct.nn import store
-from sct.plan import make_plan
-from sct.progress import Screen
-from sct.recipe import read_recipe, to_yaml
-from sct.train.run import RunFolder
+from tests.support import makers
+from tests.support.inception import write_inception
 
-CACHE_VARIABLE = "SCT_CACHE"
+from consistune.data.images import digits
+from consistune.data.prepare.run import Options, prepare
+from consistune.data.prepare.split import Split
+from consistune.data.prepare.survey import Wanted as Pictures
+from consistune.data.sources.detect import SourceOptions
+from consistune.evaluate.job import Job
+from consistune.evaluate.request import Wanted as Evaluation
+from consistune.metrics.sheet import INCEPTION
+from consistune.nn import store
+from consistune.recipe import read_recipe, to_yaml
+from consistune.recipe.plan import make_plan
+from consistune.system.files import write_atomically
+from consistune.system.host import machine
+from consistune.system.progress import Screen
+from consistune.train.run import RunFolder
+from golden_core import Found, answered, clocks, estimates, objectives, samplers, small, stirred
+
+CACHE_VARIABLE = "CONSISTUNE_CACHE"
 ROOT = Path(__file__).resolve().parents[1]
 RESULT = ROOT / "benchmarks" / "results" / "golden.json"
 PARITY = Path(os.environ.get("CONSISTUNE_PARITY") or ROOT.parent / "shared" / "parity")

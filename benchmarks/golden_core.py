@@ -6,21 +6,21 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
+import sct as package
 import torch
 from torch import Tensor
 
-import sct as package
-from sct.core import estimators as E
-from sct.core import noise as N
-from sct.core import objectives as O
-from sct.core import sampling as S
-from sct.core import times as T
-from sct.core.guidance import Guided
-from sct.core.posterior import Reference, dequantise
-from sct.core.rng import ImageNoise
-from sct.core.solve import Method, solve
-from sct.core.types import Batch, Times
-from sct.nn import store
+from consistune.core import estimators as E
+from consistune.core import noise as N
+from consistune.core import objectives as O
+from consistune.core import sampling as S
+from consistune.core import times as T
+from consistune.core.guidance import Guided
+from consistune.core.posterior.mean import Reference, dequantise
+from consistune.core.rng import ImageNoise
+from consistune.core.solve import Method, solve
+from consistune.core.types import Batch, Times
+from consistune.nn import store
 
 SCHEDULES = {"edm": N.EDM(), "vp": N.VP(), "flow": N.RectifiedFlow(), "trig": N.Trigonometric()}
 RATIOS = (0.003, 0.05, 0.4, 2.0, 20.0, 75.0)
