@@ -1,4 +1,4 @@
-"""What the score-identity target buys on a data set: measured, tabled and drawn."""
+"""What the score-identity target buys on a data set: measures, tables and plots."""
 
 from consistune.analyze.measures import (
     discretisation,

@@ -1,4 +1,4 @@
-"""The measures of an estimator: variance, bias, references that count; and what a solver step costs."""
+"""Measures of an estimator: variance, bias, effective number of references; the error of a solver step."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,12 +18,12 @@ TIMES = (0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 0.8, 1.2, 2.0, 3.0, 5.0, 10.0, 20.0, 80
 METHODS: tuple[Method, ...] = ("euler", "heun")
 QUARTILES = ("low", "median", "high")
 ROUNDING = 1e-13
-"""Squares of fp32's rounding errors of images in [−1, 1]."""
+"""The square of fp32's rounding error for images in [−1, 1]."""
 
 
 @dataclass(frozen=True)
 class VarianceRow:
-    """One estimator at one t: E(x̂_0 − E[x_0|x_t])² an element, its standard error, and over one-sample's."""
+    """One estimator at one t: E(x̂_0 − E[x_0|x_t])² per element, standard error, ratio to one-sample's."""
 
     t: float
     estimator: str
@@ -35,7 +35,7 @@ class VarianceRow:
 def named_estimators(
     images: Tensor, labels: Tensor | None, schedule: NoiseSchedule, mirrored: bool = False
 ) -> dict[str, NoiseEstimator]:
-    """one-sample, batch, all; and class where there are labels."""
+    """The estimators one-sample, batch and all; with labels also class."""
     estimators: dict[str, NoiseEstimator] = {
         "one-sample": OneSample(),
         "batch": ScoreIdentity(schedule, mirrored=mirrored),
@@ -61,9 +61,9 @@ def target_variance(
     """The variance of each estimator's target against t, on the training set as the data.
 
     E(x̂_0 − E[x_0 | x_t, c])², the mean over images and elements, where the exact posterior mean is over
-    every training image of the query's class (every image where `labels` is None). "class" is then exact
-    and its row 0; "all" leaves the label out, so on labelled data its error is bias. Where one-sample's own
-    variance is below fp32 rounding there is nothing to reduce, and `relative` is 1 for all.
+    every training image of the query's class (every image where `labels` is None). "class" is then exact:
+    its error is 0. "all" ignores the label, so on labelled data its error is bias. At times where
+    one-sample's own variance is below fp32 rounding, `relative` is 1 for every estimator.
 
     Args:
         images: uint8 [n, C, H, W] (or floating point in [−1, 1]); labels: integers [n] or None.
@@ -87,10 +87,11 @@ def variance_in(
     queries: int,
     seed: int,
 ) -> list[VarianceRow]:
+    """`target_variance` for any world; times are noise-to-signal ratios."""
     generator = torch.Generator().manual_seed(seed)
     rows = []
     for ratio in times:
-        t = float(schedule.time_at(torch.tensor(ratio, dtype=torch.float64)))
+        t = _time(schedule, ratio)
         measured = {"one-sample": OneSample(), **estimators}
         found = target_errors(world, measured, schedule, t, queries, batch_size, generator)
         base = found["one-sample"].error
@@ -102,7 +103,7 @@ def variance_in(
 
 
 def measurable(rows: Sequence[VarianceRow]) -> list[VarianceRow]:
-    """The rows at times where the one-sample target's own error is above rounding: what a plot can show."""
+    """The rows at times where the one-sample target's own error exceeds rounding."""
     shown = {row.t for row in rows if row.estimator == "one-sample" and row.error > ROUNDING}
     return [row for row in rows if row.t in shown]
 
@@ -132,16 +133,16 @@ def target_moments(
     repeats: int = 24,
     seed: int = 0,
 ) -> list[MomentsRow]:
-    """Bias and variance apart: at fixed noisy images, with their own images and all references drawn anew.
+    """Bias and variance of each estimator at fixed noisy images, from repeated draws of everything else.
 
-    The first 1/32 of a batch stays at its x_t, its images redrawn from p(x_0 | x_t); the rest of the batch,
-    from which `batch` references come, is fresh every time.
+    The first 1/32 of a batch keeps its x_t; its images are redrawn from p(x_0 | x_t). The rest of the batch,
+    from which `batch` references come, is new at each repeat.
     """
     fixed = max(batch_size // 32, 1)
     generator = torch.Generator().manual_seed(seed)
     sums: dict[tuple[float, str], list[Moments]] = {}
     for ratio in times:
-        t = float(schedule.time_at(torch.tensor(ratio, dtype=torch.float64)))
+        t = _time(schedule, ratio)
         for _ in range(batches):
             x_t, times_t, query = _noisy(world, fixed, t, schedule, generator)
             exact = world.mean(x_t, times_t, query).double()
@@ -166,6 +167,11 @@ def target_moments(
     return rows
 
 
+def _time(schedule: NoiseSchedule, ratio: float) -> float:
+    """The schedule's t at a noise-to-signal ratio."""
+    return float(schedule.time_at(torch.tensor(ratio, dtype=torch.float64)))
+
+
 def _noisy(
     world: World, n: int, t: float, schedule: NoiseSchedule, generator: Generator
 ) -> tuple[Tensor, Tensor, Batch]:
@@ -183,7 +189,7 @@ def _joined(a: Batch, b: Batch) -> Batch:
 
 @dataclass(frozen=True)
 class SizeRow:
-    """How many references count at t, 1/Σw²: the quartiles over queries."""
+    """The effective number of references at t, 1/Σw²: quartiles over queries."""
 
     t: float
     low: float
@@ -203,7 +209,7 @@ def effective_sizes(
     generator = torch.Generator().manual_seed(seed)
     rows = []
     for ratio in times:
-        t = float(schedule.time_at(torch.tensor(ratio, dtype=torch.float64)))
+        t = _time(schedule, ratio)
         x_t, times_t, batch = _noisy(world, queries, t, schedule, generator)
         sizes = posterior(x_t, times_t, schedule, reference, batch.condition).effective_size.double()
         low, median, high = torch.quantile(
@@ -224,7 +230,7 @@ class StepRow:
 
 
 class Exact:
-    """A world's exact posterior mean, asked as a teacher is."""
+    """A world's exact posterior mean as a Denoiser."""
 
     def __init__(self, world: World, batch: Batch) -> None:
         self.world, self.batch = world, batch
@@ -243,14 +249,14 @@ def discretisation(
     fine_steps: int = 16,
     seed: int = 0,
 ) -> list[StepRow]:
-    """What one solver step costs against the size of the step, the estimate being exact.
+    """The error of one solver step against its size, with the exact score.
 
     The truth is `fine_steps` Heun steps over the same interval.
     """
     generator = torch.Generator().manual_seed(seed)
     rows = []
     for ratio in times:
-        t = float(schedule.time_at(torch.tensor(ratio, dtype=torch.float64)))
+        t = _time(schedule, ratio)
         x_t, times_t, batch = _noisy(world, queries, t, schedule, generator)
         x_t, times_t, exact = x_t.double(), times_t.double(), Teacher(Exact(world, batch))
         for gap in gaps:

@@ -1,7 +1,6 @@
 """Isotropic Gaussian mixtures: data whose score, posterior mean and consistency function are known exactly.
 
-The proving ground of the method: what an estimator, a solver or a trained model should give can be compared
-with numbers here, not with another model.
+An estimator, a solver or a trained model can be compared here with exact numbers instead of another model.
 """
 
 from dataclasses import dataclass
@@ -24,7 +23,7 @@ class GaussianMixture:
         flow      dy/ds        = −s·score
 
     Attributes:
-        means: m_k, [K, ...], the trailing axes those of a sample; computations run in its dtype.
+        means: m_k, [K, ...], [K, *sample shape]; computations run in their dtype.
         std: standard deviation of every component, positive.
         weights: π_k [K], or None for equal ones.
     """

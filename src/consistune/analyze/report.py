@@ -1,20 +1,25 @@
-"""An analysis written down: a table and a plot of each measure, in one folder."""
+"""Write an analysis into a folder: a table and a plot for each measure."""
 
 import csv
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, astuple
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
 
 from consistune.analyze.measures import (
     METHODS,
+    QUARTILES,
     ROUNDING,
     TIMES,
     Exact,
+    MomentsRow,
+    SizeRow,
+    StepRow,
+    VarianceRow,
     discretisation,
     effective_sizes,
     measurable,
@@ -86,72 +91,71 @@ def _write(
     name: str,
     out: Path,
 ) -> list[Path]:
-    out.mkdir(parents=True, exist_ok=True)
-    variance = variance_in(world, estimators, times, schedule, batch_size, queries, seed)
-    moments = target_moments(world, estimators, times, schedule, batch_size=batch_size, seed=seed)
-    sizes = effective_sizes(world, reference, times, schedule, seed=seed)
-    steps = discretisation(world, schedule, seed=seed)
-    ratio = Axis("t", log=True)
-    plots = {
-        "variance": lines(
-            _by(measurable(variance), "estimator", "t", "relative"),
-            ratio,
-            Axis("error of the target, over one-sample's"),
-            f"{name}: target variance",
-        ),
-        "moments": lines(
-            _by(
-                [m for m in moments if m.squared_bias > max(ROUNDING, 3 * m.bias_spread)],
-                "estimator",
-                "t",
-                "squared_bias",
-            ),
-            ratio,
-            Axis("squared bias", log=True),
-            f"{name}: squared bias, where it is beyond three standard errors",
-        ),
-        "sizes": lines(
-            {
-                key: ([r.t for r in sizes], [getattr(r, key) for r in sizes])
-                for key in ("low", "median", "high")
-            },
-            ratio,
-            Axis("references that count", log=True),
-            f"{name}: 1/Σw², quartiles",
-        ),
-        "steps": lines(
-            {
-                f"{method}, t = {t:g}": (
-                    [r.gap for r in steps if r.t == t],
-                    [getattr(r, method) for r in steps if r.t == t],
-                )
-                for method in METHODS
-                for t in dict.fromkeys(r.t for r in steps)
-            },
-            Axis("(t − r)/t", log=True),
-            Axis("error of one step", log=True),
-            f"{name}: discretisation",
-        ),
-    }
-    written = []
+    """Measure, and write a CSV and an SVG for each measure."""
     tables: dict[str, Sequence[Any]] = {
-        "variance": variance, "moments": moments, "sizes": sizes, "steps": steps,
-    }  # fmt: skip
+        "variance": variance_in(world, estimators, times, schedule, batch_size, queries, seed),
+        "moments": target_moments(world, estimators, times, schedule, batch_size=batch_size, seed=seed),
+        "sizes": effective_sizes(world, reference, times, schedule, seed=seed),
+        "steps": discretisation(world, schedule, seed=seed),
+    }
+    out.mkdir(parents=True, exist_ok=True)
+    written = []
     for key, rows in tables.items():
         written += [out / f"{key}.csv", out / f"{key}.svg"]
         with written[-2].open("w", newline="", encoding="utf-8") as file:
             table = csv.writer(file)
             table.writerow(asdict(rows[0]))
             table.writerows(astuple(row) for row in rows)
-        written[-1].write_text(plots[key], encoding="utf-8")
+        series, x, y, title = PLOTS[key](rows)
+        written[-1].write_text(lines(series, x, y, f"{name}: {title}"), encoding="utf-8")
     return written
 
 
-def _by(rows: Sequence[Any], name: str, x: str, y: str) -> dict[str, tuple[list[float], list[float]]]:
-    """Lines for a plot: rows grouped by a field."""
-    series: dict[str, tuple[list[float], list[float]]] = {}
-    for row in rows:
-        xs, ys = series.setdefault(getattr(row, name), ([], []))
-        xs.append(getattr(row, x))
-        ys.append(getattr(row, y))
+Series: TypeAlias = dict[str, tuple[list[float], list[float]]]
+Drawing: TypeAlias = tuple[Series, Axis, Axis, str]
+"""Lines by name, the two axes, the title."""
+TIME = Axis("t", log=True)
+
+
+def _variance(rows: Sequence[VarianceRow]) -> Drawing:
+    series = _grouped((row.estimator, row.t, row.relative) for row in measurable(rows))
+    return series, TIME, Axis("error of the target, over one-sample's"), "target variance"
+
+
+def _moments(rows: Sequence[MomentsRow]) -> Drawing:
+    clear = [row for row in rows if row.squared_bias > max(ROUNDING, 3 * row.bias_spread)]
+    series = _grouped((row.estimator, row.t, row.squared_bias) for row in clear)
+    return (
+        series,
+        TIME,
+        Axis("squared bias", log=True),
+        "squared bias, where it exceeds three standard errors",
+    )
+
+
+def _sizes(rows: Sequence[SizeRow]) -> Drawing:
+    series = _grouped((key, row.t, getattr(row, key)) for key in QUARTILES for row in rows)
+    return series, TIME, Axis("effective number of references", log=True), "1/Σw², quartiles"
+
+
+def _steps(rows: Sequence[StepRow]) -> Drawing:
+    series = _grouped((f"{m}, t = {row.t:g}", row.gap, getattr(row, m)) for m in METHODS for row in rows)
+    return series, Axis("(t − r)/t", log=True), Axis("error of one step", log=True), "discretisation"
+
+
+PLOTS: dict[str, Callable[[Any], Drawing]] = {
+    "variance": _variance,
+    "moments": _moments,
+    "sizes": _sizes,
+    "steps": _steps,
+}
+
+
+def _grouped(points: Iterable[tuple[str, float, float]]) -> Series:
+    """(name, x, y) → a line for each name."""
+    series: Series = {}
+    for name, x, y in points:
+        xs, ys = series.setdefault(name, ([], []))
+        xs.append(x)
+        ys.append(y)
     return series

@@ -80,12 +80,12 @@ class World(Protocol):
         ...
 
     def redraws(self, x_t: Tensor, t: Tensor, batch: Batch) -> Callable[[Generator], Batch]:
-        """Draws the batch with every image anew from p(x_0 | x_t, c): it could as well have made x_t."""
+        """A function that draws the batch again, every image from p(x_0 | x_t, c)."""
         ...
 
 
 class Mixture:
-    """A Gaussian mixture as the data, unconditional; no rows, so no random references."""
+    """A Gaussian mixture as the data, without labels. It has no rows, so no random references."""
 
     def __init__(self, mixture: GaussianMixture, schedule: NoiseSchedule) -> None:
         self.mixture, self.schedule = mixture, schedule
@@ -103,13 +103,13 @@ class Mixture:
 
 
 class Empirical:
-    """The training set itself as the data: the score identity over all of a class's images is exact."""
+    """The training set as the data: there the score identity over all images of a class is exact."""
 
     def __init__(
         self, images: Tensor, labels: Tensor | None, schedule: NoiseSchedule, mirrored: bool = False
     ) -> None:
         if labels is not None:
-            order = torch.argsort(labels, stable=True)  # so that a row here is a row of the reference
+            order = torch.argsort(labels, stable=True)  # row i here is row i of the reference
             images, labels = images[order], labels[order]
         self.images, self.labels, self.schedule, self.mirrored = images, labels, schedule, mirrored
         self.reference = Reference.whole(images) if labels is None else Reference.grouped(images, labels)
@@ -127,7 +127,7 @@ class Empirical:
         return found.mean
 
     def redraws(self, x_t: Tensor, t: Tensor, batch: Batch) -> Callable[[Generator], Batch]:
-        """Weights row by row, in float64; meant for few queries. Flips are drawn too where `mirrored`."""
+        """As the protocol says; float64 weights for each query in turn, for few queries. `mirrored` draws flips."""
         groups = [0] * len(x_t) if batch.condition is None else batch.condition.tolist()
         spans = [self.reference.offsets[c : c + 2] for c in groups]
         weights = [self._weights(*at) for at in zip(x_t.double(), t.double(), spans, strict=True)]
@@ -156,7 +156,7 @@ class Empirical:
 
 
 class TargetError(NamedTuple):
-    """What is wrong with an estimator's x̂_0 at one t, means over queries and elements.
+    """The error of an estimator's x̂_0 at one t, averaged over queries and elements.
 
     Attributes:
         error: E(x̂_0 − E[x_0 | x_t])², variance and squared bias together.
