@@ -127,7 +127,7 @@ class Empirical:
         return found.mean
 
     def redraws(self, x_t: Tensor, t: Tensor, batch: Batch) -> Callable[[Generator], Batch]:
-        """As the protocol says; float64 weights for each query in turn, for few queries. `mirrored` draws flips."""
+        """As the protocol; float64 weights, one query at a time, for few queries; flips where `mirrored`."""
         groups = [0] * len(x_t) if batch.condition is None else batch.condition.tolist()
         spans = [self.reference.offsets[c : c + 2] for c in groups]
         weights = [self._weights(*at) for at in zip(x_t.double(), t.double(), spans, strict=True)]
