@@ -28,7 +28,7 @@ from consistune.core.estimators import NoiseEstimator, OneSample, ScoreIdentity,
 from consistune.core.noise import EDM, NoiseSchedule
 from consistune.core.posterior.mean import Reference
 from consistune.core.types import Batch
-from consistune.pages.plots import Axis, lines
+from consistune.pages.plots import Axis, Plot
 
 
 def analyze(
@@ -93,13 +93,13 @@ def _write(
     steps = discretisation(world, schedule, seed=seed)
     ratio = Axis("t", log=True)
     plots = {
-        "variance": lines(
+        "variance": Plot(
             _by(measurable(variance), "estimator", "t", "relative"),
             ratio,
             Axis("error of the target, over one-sample's"),
             f"{name}: target variance",
         ),
-        "moments": lines(
+        "moments": Plot(
             _by(
                 [m for m in moments if m.squared_bias > max(ROUNDING, 3 * m.bias_spread)],
                 "estimator",
@@ -110,7 +110,7 @@ def _write(
             Axis("squared bias", log=True),
             f"{name}: squared bias, where it is beyond three standard errors",
         ),
-        "sizes": lines(
+        "sizes": Plot(
             {
                 key: ([r.t for r in sizes], [getattr(r, key) for r in sizes])
                 for key in ("low", "median", "high")
@@ -119,7 +119,7 @@ def _write(
             Axis("references that count", log=True),
             f"{name}: 1/Σw², quartiles",
         ),
-        "steps": lines(
+        "steps": Plot(
             {
                 f"{method}, t = {t:g}": (
                     [r.gap for r in steps if r.t == t],
@@ -143,7 +143,7 @@ def _write(
             table = csv.writer(file)
             table.writerow(asdict(rows[0]))
             table.writerows(astuple(row) for row in rows)
-        written[-1].write_text(plots[key], encoding="utf-8")
+        written[-1].write_text(plots[key].svg(), encoding="utf-8")
     return written
 
 
