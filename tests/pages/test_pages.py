@@ -16,8 +16,8 @@ from consistune.pages.pictures import grid_png
 from consistune.pages.plots import Axis, Panel, PanelGrid, Plot
 from tests.support.html import ParsedPage
 
-HOSTILE = "<script>alert(\"x\")</script> & 'y'\n</pre></title></svg>{{ 7 * 7 }}$z$"
-"""Markup, both quotes, a newline, end tags, a template's and a formula's marks."""
+HOSTILE = "<script>alert(\"x\")</script> & 'y'\n--></pre></title></svg>{{ 7 * 7 }}$z$"
+"""Markup, both quotes, a newline, end tags and a comment's end, a template's and a formula's marks."""
 
 
 def evaluation(name: str = "1 evaluation", pictures=None, curves=None, **changed) -> ParsedPage:

@@ -14,7 +14,7 @@ from consistune.pages.evaluation import evaluation_page, search_plot
 from consistune.system.files import write_atomically
 
 SHOWN = 64
-"""So many samples of each row are shown."""
+"""The number of samples shown of each row."""
 
 
 def write_page(

@@ -25,21 +25,24 @@ STYLES: tuple[Style, ...] = (
 LABELLED = {3: (1, 1.5, 2, 3, 4, 5, 6, 7, 8, 9), 30: (1, 1.5, 2, 3, 5, 7), 3000: (1, 3)}
 """For a logarithmic axis that spans less than this factor: the multiples of each power of ten to label."""
 LEGEND_LETTERS = 66
-"""So many letters fit side by side below a plot; a line's sample and the space after it take 8."""
+"""The letters that fit side by side below a plot; the sample of a line and the space after it take 8."""
 SETTINGS: dict[Any, Any] = {
     "svg.fonttype": "none",  # text stays text
     "svg.hashsalt": "consistune",  # the same numbers make the same file
     "text.parse_math": False,  # a name may contain dollar signs
-    "font.size": 11,
 }
 
 
 class Figure(ABC):
-    """Something that matplotlib draws. The same values give the same file."""
+    """Something that matplotlib draws. The same values give the same file.
+
+    A subclass defines `draw`; `svg` and `png` may raise what it raises.
+    """
 
     wide: ClassVar[bool] = False
     """Whether a page gives the figure its whole width."""
     font_size: ClassVar[int] = 11
+    """In points, where an element has no size of its own."""
 
     @abstractmethod
     def draw(self, plt: Any) -> Any:
@@ -94,7 +97,7 @@ class Plot(Figure):
 
     def draw(self, plt: Any) -> Any:
         figure, axes = plt.subplots(figsize=(5.6, 3.9), layout="constrained")
-        for name, (colour, dash, marker) in styles(self.series).items():
+        for name, (colour, dash, marker) in _styles(self.series).items():
             xs, ys, *errors = self.series[name]
             axes.errorbar(
                 xs, ys, yerr=errors[0] if errors else None, linestyle=dash, color=colour, marker=marker,
@@ -131,6 +134,7 @@ class Panel:
     paths: Mapping[str, Sequence[Points]] = field(default_factory=dict)
 
     def draw(self, axes: Any, style_of: Mapping[str, Style]) -> None:
+        """Draw on matplotlib's `axes`, each name in its style."""
         for name, points in self.points.items():
             colour, _, marker = style_of[name]
             x, y = zip(*points, strict=True)
@@ -156,7 +160,7 @@ class PanelGrid(Figure):
 
     def draw(self, plt: Any) -> Any:
         names = dict.fromkeys(name for panel in self.panels for name in (*panel.points, *panel.paths))
-        style_of = styles(names)
+        style_of = _styles(names)
         rows = -(-len(self.panels) // self.columns)
         figure, grid_of_axes = plt.subplots(
             rows, self.columns, figsize=(2.6 * self.columns, 2.7 * rows + 0.5), squeeze=False,
@@ -196,7 +200,7 @@ class SampleGrids(Figure):
         return figure
 
 
-def styles(names: Collection[str]) -> dict[str, Style]:
+def _styles(names: Collection[str]) -> dict[str, Style]:
     """A style for each name, in order. Raises ValueError for more names than STYLES."""
     if len(names) > len(STYLES):
         raise ValueError(f"{len(names)} lines cannot be told apart in grey: at most {len(STYLES)}")
