@@ -11,7 +11,7 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
-from consistune.pages.plots import Axis, lines
+from consistune.pages.plots import Axis, Plot
 from consistune.system.files import write_atomically
 from pages import DOCS, fill
 
@@ -51,7 +51,7 @@ def curves(groups: Group, steps: int, title: str) -> str:
         images = [point["images"] / 1000 for point in runs[0]["curve"]]
         means = [mean(value(run, i, steps) for run in runs) for i in range(len(images))]
         series[f"{estimator}{setting}"] = (images, means)
-    return lines(series, Axis("thousand images seen"), Axis("Fréchet distance, %", log=True), title)
+    return Plot(series, Axis("thousand images seen"), Axis("Fréchet distance, %", log=True), title).svg()
 
 
 def _rate(item: tuple[tuple[str, str], Any]) -> tuple[float, int]:

@@ -19,7 +19,7 @@ import torch
 from consistune.data.images import load_data
 from consistune.metrics.measure import measure_for
 from consistune.models import load, sample
-from consistune.pages.plots import panels
+from consistune.pages.plots import SampleGrids
 from consistune.recipe import read_recipe
 from consistune.system.files import write_atomically
 from pages import DOCS, fill
@@ -99,7 +99,7 @@ def main() -> None:
         found["runs"][name] = row
         print(name, row, flush=True)
     RESULT.write_text(json.dumps(found, indent=2) + "\n")
-    write_atomically(DOCS / "mnist10k.png", panels(shown, columns=10))
+    write_atomically(DOCS / "mnist10k.png", SampleGrids(shown, columns=10).png())
     fill("recipes.md", "mnist10k", table(found))
 
 

@@ -15,7 +15,7 @@ import torch
 
 from consistune.analyze import measurable, target_variance
 from consistune.data.images import digits, read_unprepared
-from consistune.pages.plots import Axis, lines
+from consistune.pages.plots import Axis, Plot
 
 HERE = Path(__file__).parent
 TIMES = (0.1, 0.3, 0.5, 0.8, 1.2, 2.0, 3.0, 5.0, 8.0, 12.0, 20.0, 80.0)
@@ -44,11 +44,8 @@ def main() -> None:
             for label in dict.fromkeys(row.estimator for row in rows)
         }
         title = f"{name}: error of the target, over one-sample's"
-        svg = lines(series, Axis("t", log=True), Axis("relative to one-sample"), title)
-        (HERE.parent / "docs" / f"target-variance-{name}.svg").write_text(
-            svg.replace("<svg", '<svg xmlns="http://www.w3.org/2000/svg"', 1) if "xmlns=" not in svg else svg,
-            encoding="utf-8",
-        )
+        svg = Plot(series, Axis("t", log=True), Axis("relative to one-sample"), title).svg()
+        (HERE.parent / "docs" / f"target-variance-{name}.svg").write_text(svg, encoding="utf-8")
         print(name, f"{seconds:.1f} s", flush=True)
     (HERE / "results" / "target_variance.json").write_text(json.dumps(results, indent=1) + "\n")
 

@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from consistune.pages.plots import STYLES, Axis, Panel, Planes, Plot
+from consistune.pages.plots import STYLES, Axis, Panel, PanelGrid, Plot
 
 AXIS = Axis("x")
 
@@ -30,7 +30,7 @@ def test_the_drawing_uses_them() -> None:
     "drawing",
     [
         plot(len(STYLES) + 1),
-        Planes([Panel("p", {str(i): [(0.0, 0.0)] for i in range(len(STYLES) + 1)})], 1, "t"),
+        PanelGrid([Panel("p", {str(i): [(0.0, 0.0)] for i in range(len(STYLES) + 1)})], 1, "t"),
     ],
 )
 def test_more_lines_than_styles_are_refused(drawing) -> None:
@@ -52,7 +52,8 @@ def test_the_same_numbers_make_the_same_file() -> None:
 
 
 @pytest.mark.parametrize(
-    ("low", "high"), [(7.6, 10.3), (0.36, 0.68), (0.5, 12.0), (0.03, 40.0), (1e-5, 10.0)]
+    ("low", "high"),
+    [(128.5, 128.9), (1.1, 1.4), (7.6, 10.3), (0.36, 0.68), (0.5, 12.0), (0.03, 40.0), (1e-5, 10.0)],
 )
 @pytest.mark.parametrize("which", ["x", "y"])
 def test_a_logarithmic_axis_names_at_least_two_of_its_numbers(low, high, which) -> None:
@@ -72,3 +73,11 @@ def test_the_legend_stays_within_the_picture(length) -> None:
     assert all(
         float(x) >= 30 for x in starts
     )  # room for the line's piece; it is centred, so right is as left
+
+
+def test_a_plot_without_lines_is_drawn() -> None:
+    assert "the title" in Plot({}, AXIS, AXIS, "the title").svg()
+
+
+def test_a_name_is_no_formula() -> None:
+    assert ">runs/$a$</text>" in Plot({"runs/$a$": ([0, 1], [0, 1])}, AXIS, AXIS, "t").svg()

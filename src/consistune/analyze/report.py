@@ -33,7 +33,7 @@ from consistune.core.estimators import NoiseEstimator, OneSample, ScoreIdentity,
 from consistune.core.noise import EDM, NoiseSchedule
 from consistune.core.posterior.mean import Reference
 from consistune.core.types import Batch
-from consistune.pages.plots import Axis, lines
+from consistune.pages.plots import Axis, Plot
 
 
 def analyze(
@@ -107,7 +107,7 @@ def _write(
             table.writerow(asdict(rows[0]))
             table.writerows(astuple(row) for row in rows)
         series, x, y, title = PLOTS[key](rows)
-        written[-1].write_text(lines(series, x, y, f"{name}: {title}"), encoding="utf-8")
+        written[-1].write_text(Plot(series, x, y, f"{name}: {title}").svg(), encoding="utf-8")
     return written
 
 

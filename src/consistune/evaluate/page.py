@@ -10,11 +10,11 @@ from torch import Tensor
 
 from consistune.metrics.measure import Split
 from consistune.metrics.suite import Draw
-from consistune.pages.evaluation import evaluation_page, search_plot, search_series
-from consistune.pages.plots import lines_png
+from consistune.pages.evaluation import evaluation_page, search_plot
 from consistune.system.files import write_atomically
 
-GRID = 64
+SHOWN = 64
+"""The number of samples shown of each row."""
 
 
 def write_page(
@@ -28,29 +28,28 @@ def write_page(
     pictures = {row["name"]: _pictures(row, draws[row["name"]], data) for row in results["rows"]}
     write_atomically(path, evaluation_page(results, pictures, _curves(run)))
     if results["search"] is not None:
-        head = '<svg xmlns="http://www.w3.org/2000/svg"'
-        svg = search_plot(results["search"])
-        svg = svg if "xmlns=" in svg.split(">", 1)[0] else svg.replace("<svg", head, 1)
-        write_atomically(path.with_name("curve.svg"), svg)
-        write_atomically(path.with_name("curve.png"), lines_png(*search_series(results["search"])))
+        plot = search_plot(results["search"])
+        write_atomically(path.with_name("curve.svg"), plot.svg())
+        write_atomically(path.with_name("curve.png"), plot.png())
 
 
 def _pictures(row: dict[str, Any], draw: Draw, data: Split | None) -> dict[str, Tensor]:
+    """The first samples of a row and, with training data, the suspicious ones with their neighbours."""
     first, last = row["seeds"][0]
-    shown = {"samples": draw(range(first, min(first + GRID, last + 1)))[0]}
+    pictures = {"samples": draw(range(first, min(first + SHOWN, last + 1)))[0]}
     if data is None:
-        return shown
+        return pictures
     block = row["blocks"][0]
     for kind in ("worst", "memorised"):
         if block[kind]:
             seeds, rows = zip(*block[kind], strict=True)
             neighbours = data.train.images[torch.tensor(rows)]
-            shown[kind] = torch.stack([draw(seeds)[0], neighbours], 1).flatten(0, 1)
-    return shown
+            pictures[kind] = torch.stack([draw(seeds)[0], neighbours], 1).flatten(0, 1)
+    return pictures
 
 
 def _curves(run: Path | None) -> dict[str, tuple[list[float], list[float]]]:
-    """Loss and evaluations of the run that the model lies in: name → (thousand images, value)."""
+    """Loss and evaluations of the run that the model is part of: name → (thousand images seen, value)."""
     if run is None:
         return {}
     curves: dict[str, tuple[list[float], list[float]]] = {}

@@ -1,1 +1,1 @@
-"""Pages: the report."""
+"""Reports as self-contained HTML pages, plots, and grids of pictures."""

@@ -1,18 +1,17 @@
-"""The page of one evaluation: the table, curves, samples, and the ones that should make one doubt."""
+"""The page of one evaluation: measures, training curves, samples, and those samples that look suspicious."""
 
-import base64
-import html
-from collections.abc import Mapping
+import shlex
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from consistune.pages.demo import STYLE
-from consistune.pages.pictures import SMALLEST_SIDE, grid, png_bytes
-from consistune.pages.plots import STYLES, Axis, lines
+from consistune.pages.page import MISSING, Cell, Picture, Table, render
+from consistune.pages.pictures import grid_png
+from consistune.pages.plots import STYLES, Axis, Plot
 
-WORDS = {
+LABELS = {
     "kid": "Kernel distance (KID)",
     "is": "Inception Score",
     "precision": "Precision",
@@ -28,17 +27,18 @@ WORDS = {
     "loss": "Loss",
 }
 SHARES = {"precision", "recall", "copies", "near_copies", "accuracy"}
+REMARKS = {"error": "± ", "deviation": "sd ", "bias": "bias +"}
+"""NAME_error, NAME_deviation and NAME_bias are remarks in the cell of the measure NAME."""
 CAPTIONS = {
-    "samples": "Samples, the first seeds",
+    "samples": "The first seeds",
     "worst": "Farthest from real features: each sample, and below it the nearest training image",
     "memorised": "Nearest to a training image: each sample, and below it that image",
 }
+Curve = tuple[list[float], list[float]]
 
 
 def evaluation_page(
-    results: dict[str, Any],
-    pictures: Mapping[str, Mapping[str, Tensor]],
-    curves: Mapping[str, tuple[list[float], list[float]]],
+    results: dict[str, Any], pictures: Mapping[str, Mapping[str, Tensor]], curves: Mapping[str, Curve]
 ) -> str:
     """The page of an evaluation.
 
@@ -46,171 +46,93 @@ def evaluation_page(
         results: what results.json holds.
         pictures: row → {"samples", "worst", "memorised"} → uint8 images [n, C, H, W]; the latter two are
             pairs, sample and training image in turn.
-        curves: name → (images seen, value) of the training run, where the model lies in one.
+        curves: name → (thousand images seen, value) of the training run, where the model is part of one.
     """
-    extractor, reference = results["extractor"], results["reference"]
-    title = html.escape(results["model"]["path"])
-    not_fid = "" if extractor["name"] == "fid" else f" {extractor['name']} is not FID."
-    images = "an unknown number of" if reference["images"] is None else f"{reference['images']:,}"
-    return f"""<!doctype html>
-<html lang="en"><head><meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>consistune evaluate: {title}</title><style>{STYLE}{EXTRA}</style></head><body>
-<h1>{title}</h1>
-<p>{results["samples"]:,} samples a block against {images} reference images
-({html.escape(str(reference["source"]))}), features by <strong>{extractor["name"]}</strong>.{not_fid}</p>
-<h2>Measures</h2>
-<div class="scroll">{_table(results["rows"])}</div>
-{_notes(results)}
-{_search(results["search"])}
-{"".join(_gallery(name, shown) for name, shown in pictures.items())}
-{_training(curves)}
-<h2>To repeat it</h2>
-<pre>{html.escape(_record(results))}</pre>
-</body></html>
-"""
-
-
-EXTRA = """
-h3 { font-size: 1rem; margin: 1.4rem 0 .5rem; }
-td span { color: var(--soft); }
-pre { white-space: pre-wrap; overflow-wrap: anywhere; }
-@media (max-width: 40rem) { td span { display: block; } }
-"""
-
-
-def _word(name: str) -> str:
-    return WORDS.get(name, name)
-
-
-def _table(rows: list[dict[str, Any]]) -> str:
-    names = list(dict.fromkeys(n for row in rows for n in row["summary"] if not _beside(n, row["summary"])))
-    head = "".join(f"<th>{html.escape(row['name'])}</th>" for row in rows)
-    body = []
-    for name in names:
-        cells = "".join(f"<td>{_cell(name, row['summary'])}</td>" for row in rows)
-        body.append(f"<tr><td>{html.escape(_word(name))}</td>{cells}</tr>")
-    return f"<table><thead><tr><th>Measure</th>{head}</tr></thead><tbody>{''.join(body)}</tbody></table>"
-
-
-def _beside(name: str, summary: Mapping[str, Any]) -> bool:
-    """An error, a deviation or a bias stands in the cell of the number that it belongs to."""
-    stem, _, end = name.rpartition("_")
-    return end in ("error", "deviation", "bias") and stem in summary
-
-
-def _cell(name: str, summary: Mapping[str, Any]) -> str:
-    if name not in summary:
-        return "–"
-    found = summary[name]
-    text = _number(name, found["mean"])
-    if found["standard_error"] is not None:
-        text += f" ± {_number(name, found['standard_error'])}"
-        if name.startswith("f"):
-            text += f" <span>(min {_number(name, found['min'])})</span>"
-    for end, sign in (("error", "± "), ("deviation", "sd "), ("bias", "bias +")):
-        other = summary.get(f"{name}_{end}")
-        if other is not None:
-            text += f" <span>({sign}{_number(name, other['mean'])})</span>"
-    return text
-
-
-def _number(name: str, value: float) -> str:
-    return f"{value:.1%}" if name in SHARES else f"{value:.4g}"
-
-
-def _notes(results: dict[str, Any]) -> str:
-    blocks = len(results["rows"][0]["seeds"])
-    several = (
-        f"Mean ± standard error of {blocks} blocks of seeds. "
-        if blocks > 1
-        else "One block of seeds: the spread between blocks is not known. "
+    return render(
+        "evaluation.html",
+        results=results,
+        measures=_table(results["rows"]),
+        search=results["search"] and search_plot(results["search"]),
+        galleries={name: _gallery(images_of) for name, images_of in pictures.items()},
+        training=list(_training_plots(curves)),
+        command=shlex.join(results["environment"]["command"]),
     )
-    return f"""<p class="soft">{several}Bias: what the Fréchet distance of as many samples of the reference
-distribution itself would be if features were Gaussian, to first order in 1/N; it is contained in the number.
-Precision and recall: k = 3. Novelty: mean distance to the nearest training image over the same for held-out
-images; about 1 is new, towards 0 is copied. Copies: identical to a training image. Near copies: nearer to one
-than 99 % of the held-out images are, so real images have 1 %.</p>"""
 
 
-def _search(search: dict[str, Any] | None) -> str:
-    if search is None:
-        return ""
-    plot = f"<div class='plots'><figure>{search_plot(search)}</figure></div>"
-    return f"<h2>Search of {search['setting']}</h2>{plot}"
-
-
-def search_series(search: dict[str, Any]) -> tuple[Any, Axis, Axis, str]:
-    """What `lines` and `lines_png` draw of a search."""
+def search_plot(search: dict[str, Any]) -> Plot:
+    """The metric against the setting of the sampler that was searched for."""
     points = search["curve"]
     series = {search["metric"]: ([p["value"] for p in points], [p["distance"] for p in points])}
     x = Axis(search["setting"], log=search["setting"] == "mid-t")
-    return series, x, Axis(search["metric"]), f"{search['samples']:,} samples, the same seeds"
+    return Plot(series, x, Axis(search["metric"]), f"{search['samples']:,} samples, the same seeds")
 
 
-def search_plot(search: dict[str, Any]) -> str:
-    return lines(*search_series(search))
+def _label(measure: str) -> str:
+    if measure.endswith("_infinity"):
+        return f"{_label(measure.removesuffix('_infinity'))}, extrapolated to N = ∞"
+    for prefix, name in (("fd-", "Fréchet distance"), ("kd-", "Kernel distance")):
+        if measure.startswith(prefix):
+            return f"{name} ({measure})"
+    return LABELS.get(measure, measure)
 
 
-def _training(curves: Mapping[str, tuple[list[float], list[float]]]) -> str:
-    if not curves:
-        return ""
-    together: dict[str, dict[str, tuple[list[float], list[float]]]] = {}
-    for name, points in curves.items():  # evaluate/SAMPLER/MEASURE, evaluate/MEASURE or loss
+def _table(rows: list[dict[str, Any]]) -> Table:
+    summaries = [row["summary"] for row in rows]
+    measures = dict.fromkeys(n for summary in summaries for n in summary if not _is_remark(n, summary))
+    return Table(
+        ["Measure", *(row["name"] for row in rows)],
+        [[Cell(_label(name)), *(_cell(name, summary) for summary in summaries)] for name in measures],
+    )
+
+
+def _is_remark(name: str, summary: Mapping[str, Any]) -> bool:
+    measure, _, end = name.rpartition("_")
+    return end in REMARKS and measure in summary
+
+
+def _cell(measure: str, summary: Mapping[str, Any]) -> Cell:
+    if measure not in summary:
+        return Cell(MISSING)
+    value = summary[measure]
+    text, remarks = _number(measure, value["mean"]), []
+    if value["standard_error"] is not None:
+        text += f" ± {_number(measure, value['standard_error'])}"
+        if measure.startswith(("fid", "fd-")):
+            remarks.append(f"(min {_number(measure, value['min'])})")
+    for end, sign in REMARKS.items():
+        if f"{measure}_{end}" in summary:
+            remarks.append(f"({sign}{_number(measure, summary[f'{measure}_{end}']['mean'])})")
+    return Cell(text, remarks)
+
+
+def _number(measure: str, value: float) -> str:
+    return f"{value:.1%}" if measure in SHARES else f"{value:.4g}"
+
+
+def _training_plots(curves: Mapping[str, Curve]) -> Iterator[Plot]:
+    """One plot a measure, with a line for each sampler; more plots where the line styles run out."""
+    by_measure: dict[str, dict[str, Curve]] = {}
+    for name, curve in curves.items():  # evaluate/SAMPLER/MEASURE, evaluate/MEASURE or loss
         sampler, _, measure = name.removeprefix("evaluate/").rpartition("/")
-        together.setdefault(measure, {})[sampler or measure] = points
-    plots = (
-        f"<figure>{lines(dict(series), Axis('thousand images seen'), Axis(''), _word(measure))}</figure>"
-        for measure, all_series in together.items()
-        for series in _at_most(len(STYLES), list(all_series.items()))
-    )
-    return f"<h2>Training</h2><div class='plots'>{''.join(plots)}</div>"
+        by_measure.setdefault(measure, {})[sampler.replace("_", " ") or measure] = curve
+    for measure, series in by_measure.items():
+        lines = list(series.items())
+        for start in range(0, len(lines), len(STYLES)):
+            part = dict(lines[start : start + len(STYLES)])
+            yield Plot(part, Axis("thousand images seen"), Axis(""), _label(measure))
 
 
-def _at_most(count: int, values: list[Any]) -> list[list[Any]]:
-    """The values in parts that one picture can tell apart."""
-    return [values[i : i + count] for i in range(0, len(values), count)]
+def _gallery(images_of: Mapping[str, Tensor]) -> list[Picture]:
+    return [
+        Picture(CAPTIONS[kind], grid_png(images) if kind == "samples" else _pairs_png(images))
+        for kind, images in images_of.items()
+        if len(images) > 0
+    ]
 
 
-def _gallery(name: str, shown: Mapping[str, Tensor]) -> str:
-    figures = []
-    for kind, images in shown.items():
-        if len(images) == 0:
-            continue
-        data = base64.b64encode(_sheet(kind, images)).decode()
-        caption = CAPTIONS[kind]
-        figures.append(
-            f'<figure><img alt="{caption}" src="data:image/png;base64,{data}">'
-            f"<figcaption>{caption}</figcaption></figure>"
-        )
-    return f"<h2>{html.escape(name)}</h2><div class='pictures'>{''.join(figures)}</div>"
-
-
-def _sheet(kind: str, images: Tensor) -> bytes:
-    scale = max(1, SMALLEST_SIDE // images.shape[-1])
-    if kind == "samples":
-        return png_bytes(grid(images), scale)
-    half = len(images) // 2
-    across = min(8, half)
-    rows = []
-    for start in range(0, half, across):  # a row of samples, and under it a row of their neighbours
-        pair = slice(2 * start, 2 * min(start + across, half))
-        rows += [images[pair][0::2], images[pair][1::2]]
-    return png_bytes(grid(torch.cat(rows), columns=across), scale)
-
-
-def _record(results: dict[str, Any]) -> str:
-    environment, extractor = results["environment"], results["extractor"]
-    seeds = "; ".join(f"{first}-{last}" for first, last in results["rows"][0]["seeds"])
-    return "\n".join(
-        [
-            " ".join(environment["command"]),
-            f"model    sha256 {results['model']['sha256']}",
-            f"data     {results['data']['name']}, sha256 {results['data']['sha256']}",
-            f"features {extractor['identity']}, file sha256 {extractor['file_sha256']}",
-            f"seeds    {seeds}; labels: {results['labels']}",
-            f"with     consistune {environment['consistune']}, torch {environment['torch']}, "
-            f"{environment['device']}, {environment['processes']} process(es), {results['seconds']:.0f} s, "
-            f"{results['when']}",
-        ]
-    )
+def _pairs_png(images: Tensor, columns: int = 8) -> bytes:
+    """Pairs [2n, C, H, W] → rows of samples, each with the row of their training images below it."""
+    samples, neighbours = images[0::2], images[1::2]
+    columns = min(columns, len(samples))
+    rows = [slice(start, start + columns) for start in range(0, len(samples), columns)]
+    return grid_png(torch.cat([part[row] for row in rows for part in (samples, neighbours)]), columns)

@@ -15,7 +15,10 @@ SMALLEST_SIDE = 48
 
 
 def to_pil(image: Tensor, scale: int = 1) -> Image.Image:
-    """uint8 [C, H, W] (C = 1 or 3) → a picture, each pixel drawn as scale × scale."""
+    """uint8 [C, H, W] (C = 1 or 3) → a picture, each pixel drawn as scale × scale.
+
+    Raises ValueError for another number of channels.
+    """
     image = image.repeat_interleave(scale, 1).repeat_interleave(scale, 2)
     if image.shape[0] == 1:
         return Image.fromarray(image[0].numpy(), "L")
@@ -25,7 +28,10 @@ def to_pil(image: Tensor, scale: int = 1) -> Image.Image:
 
 
 def grid(images: Tensor, columns: int | None = None, gap: int = 1) -> Tensor:
-    """uint8 images [N, C, H, W] → one picture [C, height, width], row by row, with mid-grey between."""
+    """uint8 images [N, C, H, W] → one picture [C, height, width], row by row, with mid-grey between.
+
+    Without `columns` the grid is about square.
+    """
     n, channels, height, width = images.shape
     columns = columns or math.ceil(math.sqrt(n))
     rows = math.ceil(n / columns)
@@ -45,5 +51,11 @@ def png_bytes(image: Tensor, scale: int = 1) -> bytes:
     return buffer.getvalue()
 
 
+def grid_png(images: Tensor, columns: int | None = None) -> bytes:
+    """The `grid` of uint8 images [N, C, H, W] as PNG, images below SMALLEST_SIDE enlarged."""
+    return png_bytes(grid(images, columns), max(1, SMALLEST_SIDE // images.shape[-1]))
+
+
 def save_png(path: Path, image: Tensor, scale: int = 1) -> None:
+    """Write a uint8 picture [C, H, W] as a PNG file."""
     write_atomically(path, png_bytes(image, scale))

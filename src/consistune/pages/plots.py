@@ -1,16 +1,19 @@
-"""Line plots as SVG, readable in grey (every line has its own dash and marker), and panels of samples."""
+"""Figures as SVG for a page and PNG for a paper, readable in grey: each line has its own dash and marker."""
 
 import io
 import re
+from abc import ABC, abstractmethod
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, ClassVar
 
 from torch import Tensor
 
 from consistune.pages.pictures import grid, to_pil
 
-STYLES = (
+Style = tuple[str, Any, str]
+"""A line's colour, dash and marker, as matplotlib takes them."""
+STYLES: tuple[Style, ...] = (
     ("#0072B2", "-", "o"),
     ("#D55E00", "--", "s"),
     ("#009E73", "-.", "^"),
@@ -19,14 +22,60 @@ STYLES = (
     ("#999999", (0, (1, 1)), "x"),
 )
 """Colours of Okabe and Ito, told apart by most colour-blind readers."""
-NAMED = {3: (1, 1.5, 2, 3, 4, 5, 6, 7, 8, 9), 30: (1, 1.5, 2, 3, 5, 7), 3000: (1, 3)}
-"""An axis shorter than this factor → the numbers of a decade that have room for a label."""
-STABLE = {"svg.fonttype": "none", "svg.hashsalt": "consistune", "font.size": 11}
+LABELLED = {3: (1, 1.5, 2, 3, 4, 5, 6, 7, 8, 9), 30: (1, 1.5, 2, 3, 5, 7), 3000: (1, 3)}
+"""For a logarithmic axis that spans less than this factor: the multiples of each power of ten to label."""
+LEGEND_LETTERS = 66
+"""The letters that fit side by side below a plot; the sample of a line and the space after it take 8."""
+SETTINGS: dict[Any, Any] = {
+    "svg.fonttype": "none",  # text stays text
+    "svg.hashsalt": "consistune",  # the same numbers make the same file
+    "text.parse_math": False,  # a name may contain dollar signs
+}
+
+
+class Figure(ABC):
+    """Something that matplotlib draws. The same values give the same file.
+
+    A subclass defines `draw`; `svg` and `png` may raise what it raises.
+    """
+
+    wide: ClassVar[bool] = False
+    """Whether a page gives the figure its whole width."""
+    font_size: ClassVar[int] = 11
+    """In points, where an element has no size of its own."""
+
+    @abstractmethod
+    def draw(self, plt: Any) -> Any:
+        """The matplotlib figure, made by the `pyplot` module."""
+
+    def svg(self) -> str:
+        """The bare <svg> element; the page that holds it decides its width and height."""
+        text = self._file("svg").decode()
+        head, body = text[text.index("<svg") :].split(">", 1)
+        return re.sub(r' (width|height)="[^"]*"', "", head) + ">" + body
+
+    def png(self) -> bytes:
+        """The figure as PNG, 150 dots an inch."""
+        return self._file("png")
+
+    def _file(self, format: str) -> bytes:
+        import matplotlib
+
+        matplotlib.use("Agg")
+        import matplotlib.pyplot as plt
+
+        buffer = io.BytesIO()
+        with plt.rc_context(SETTINGS | {"font.size": self.font_size}):
+            figure = self.draw(plt)
+            metadata = {"Date": None} if format == "svg" else None
+            figure.savefig(buffer, format=format, metadata=metadata, dpi=150)
+            plt.close(figure)
+        return buffer.getvalue()
 
 
 @dataclass(frozen=True)
 class Axis:
-    """A label and, where it is logarithmic, that."""
+    """The label of an axis, and whether the axis is logarithmic."""
 
     label: str
     log: bool = False
@@ -37,117 +86,36 @@ Series = Mapping[str, tuple[Values, Values] | tuple[Values, Values, Values]]
 """Name → (xs, ys), or (xs, ys, the length of each error bar up and down)."""
 
 
-class Drawing(Protocol):
-    """Something that can be drawn for a page and for a paper."""
-
-    def svg(self) -> str: ...
-
-    def png(self) -> bytes: ...
-
-
 @dataclass(frozen=True)
-class Plot:
-    """The lines of a plot, not yet drawn."""
+class Plot(Figure):
+    """A plot with a line for each name. Drawing raises ValueError for more lines than STYLES."""
 
     series: Series
     x: Axis
     y: Axis
     title: str
 
-    def svg(self) -> str:
-        return lines(self.series, self.x, self.y, self.title)
-
-    def png(self) -> bytes:
-        return lines_png(self.series, self.x, self.y, self.title)
-
-
-def lines(series: Series, x: Axis, y: Axis, title: str) -> str:
-    """One SVG with a line for each name. Raises ValueError for more lines than there are styles."""
-    return scalable(_drawn(series, x, y, title, "svg").decode())
-
-
-def lines_png(series: Series, x: Axis, y: Axis, title: str) -> bytes:
-    """The picture of `lines` as PNG."""
-    return _drawn(series, x, y, title, "png")
-
-
-def _drawn(series: Series, x: Axis, y: Axis, title: str, format: str) -> bytes:
-    if len(series) > len(STYLES):
-        raise ValueError(f"{len(series)} lines cannot be told apart in grey: at most {len(STYLES)}")
-    plt = pyplot()
-    with plt.rc_context(STABLE):
+    def draw(self, plt: Any) -> Any:
         figure, axes = plt.subplots(figsize=(5.6, 3.9), layout="constrained")
-        for (name, (xs, ys, *errors)), (colour, dash, marker) in zip(series.items(), STYLES, strict=False):
+        for name, (colour, dash, marker) in _styles(self.series).items():
+            xs, ys, *errors = self.series[name]
             axes.errorbar(
                 xs, ys, yerr=errors[0] if errors else None, linestyle=dash, color=colour, marker=marker,
                 markersize=4, linewidth=1.6, elinewidth=0.9, capsize=2, label=name,
             )  # fmt: skip
-        axes.set_xlabel(x.label)
-        axes.set_ylabel(y.label)
-        axes.set_title(title, fontsize=11)
-        if x.log:
+        axes.set(xlabel=self.x.label, ylabel=self.y.label)
+        axes.set_title(self.title, fontsize=11)
+        if self.x.log:
             axes.set_xscale("log")
-            _name_numbers(axes.xaxis, axes.get_xlim(), plt)
-        if y.log:
+            _label_numbers(axes.xaxis, plt)
+        if self.y.log:
             axes.set_yscale("log")
-            _name_numbers(axes.yaxis, axes.get_ylim(), plt)
+            _label_numbers(axes.yaxis, plt)
         axes.grid(True, which="both", alpha=0.25, linewidth=0.6)
-        figure.legend(loc="outside lower center", frameon=False, ncols=_columns(series))
-        return saved(plt, figure, format)
-
-
-def _columns(names: Collection[str]) -> int:
-    """The columns of a legend: what fits below a plot, some 66 letters, in rows of much the same length."""
-    fitting = max(66 // (max(map(len, names)) + 8), 1)  # a line's piece and a space take 8
-    rows = -(-len(names) // fitting)
-    return -(-len(names) // rows)
-
-
-def _name_numbers(axis: Any, limits: tuple[float, float], plt: Any) -> None:
-    """Plain numbers along a logarithmic axis, more than the powers of ten where it is short."""
-    low, high = limits
-    axis.set_major_formatter("{x:g}")
-    axis.set_minor_formatter("")
-    named = next((numbers for factor, numbers in NAMED.items() if high < factor * low), None)
-    if named is not None:
-        places = [number * 10.0**decade for decade in range(-9, 10) for number in named]
-        axis.set_major_locator(plt.FixedLocator(places))
-
-
-def saved(plt: Any, figure: Any, format: str) -> bytes:
-    """The figure's file; the figure is closed."""
-    buffer = io.BytesIO()
-    metadata = {"Date": None} if format == "svg" else None  # the same numbers make the same file
-    figure.savefig(buffer, format=format, metadata=metadata, dpi=150)
-    plt.close(figure)
-    return buffer.getvalue()
-
-
-def scalable(svg: str) -> str:
-    """The bare <svg> element, sized by its page: its own width and height taken away."""
-    svg = svg[svg.index("<svg") :]
-    head, body = svg.split(">", 1)
-    return re.sub(r' (width|height)="[^"]*"', "", head) + ">" + body
-
-
-def panels(pictures: Mapping[str, Tensor], columns: int) -> bytes:
-    """One PNG with a grid of samples for each name → uint8 images [N, C, H, W], side by side."""
-    plt = pyplot()
-    figure, axes = plt.subplots(1, len(pictures), figsize=(3.4 * len(pictures), 2.3), layout="constrained")
-    for axis, (name, images) in zip(axes, pictures.items(), strict=True):
-        axis.imshow(to_pil(grid(images, columns)), cmap="gray", interpolation="nearest")
-        axis.set_title(name, fontsize=11)
-        axis.axis("off")
-    return saved(plt, figure, "png")
-
-
-def pyplot() -> Any:
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    return plt
+        if self.series:
+            columns = _legend_columns(self.series)
+            figure.legend(loc="outside lower center", frameon=False, ncols=columns)
+        return figure
 
 
 Points = Sequence[Sequence[float]]
@@ -155,75 +123,104 @@ Points = Sequence[Sequence[float]]
 
 @dataclass(frozen=True)
 class Panel:
-    """One plane.
+    """Points and paths in one plane.
 
     Attributes:
-        points: name → (x, y) of each point. paths: name → the corners of each path.
-        limit: of both axes; None: what there is.
+        points: name → (x, y) of each point. paths: name → the corners (x, y) of each path.
     """
 
     title: str
     points: Mapping[str, Points] = field(default_factory=dict)
     paths: Mapping[str, Sequence[Points]] = field(default_factory=dict)
-    limit: float | None = None
+
+    def draw(self, axes: Any, style_of: Mapping[str, Style]) -> None:
+        """Draw on matplotlib's `axes`, each name in its style."""
+        for name, points in self.points.items():
+            colour, _, marker = style_of[name]
+            x, y = zip(*points, strict=True)
+            axes.plot(x, y, linestyle="", color=colour, marker=marker, markersize=2.5, alpha=0.6)
+        for name, paths in self.paths.items():
+            colour, dash, marker = style_of[name]
+            for path in paths:
+                x, y = zip(*path, strict=True)
+                axes.plot(x, y, linestyle=dash, color=colour, marker=marker, markersize=2.5, linewidth=0.9)
+        axes.set_title(self.title, fontsize=9)
+        axes.set_aspect("equal")
 
 
 @dataclass(frozen=True)
-class Planes:
-    """Panels in rows; sets of the same name look alike in all of them."""
+class PanelGrid(Figure):
+    """Panels in rows; a name has one style in all of them. Drawing raises ValueError for too many names."""
 
     panels: Sequence[Panel]
     columns: int
     title: str
+    wide = True
+    font_size = 9
 
-    def svg(self) -> str:
-        return scalable(self._drawn("svg").decode())
-
-    def png(self) -> bytes:
-        return self._drawn("png")
-
-    def _drawn(self, format: str) -> bytes:
-        names = list(dict.fromkeys(name for p in self.panels for name in (*p.points, *p.paths)))
-        if len(names) > len(STYLES):
-            raise ValueError(f"{len(names)} sets cannot be told apart in grey: at most {len(STYLES)}")
-        styles = dict(zip(names, STYLES, strict=False))
+    def draw(self, plt: Any) -> Any:
+        names = dict.fromkeys(name for panel in self.panels for name in (*panel.points, *panel.paths))
+        style_of = _styles(names)
         rows = -(-len(self.panels) // self.columns)
-        plt = pyplot()
-        with plt.rc_context(STABLE | {"font.size": 9}):
-            figure, grid = plt.subplots(
-                rows, self.columns, figsize=(2.6 * self.columns, 2.7 * rows + 0.5), squeeze=False,
-                layout="constrained",
-            )  # fmt: skip
-            for axes in grid.flat[len(self.panels) :]:
-                axes.axis("off")
-            for axes, panel in zip(grid.flat, self.panels, strict=False):
-                _draw(axes, panel, styles)
-            drawn = {name for panel in self.panels for name in panel.paths}
-            handles = {
-                name: plt.Line2D(
-                    [], [], color=colour, linestyle=dash if name in drawn else "", marker=marker, markersize=4
-                )
-                for name, (colour, dash, marker) in styles.items()
-            }
-            figure.legend(
-                handles.values(), handles.keys(), loc="outside lower center", ncols=3, frameon=False
+        figure, grid_of_axes = plt.subplots(
+            rows, self.columns, figsize=(2.6 * self.columns, 2.7 * rows + 0.5), squeeze=False,
+            layout="constrained",
+        )  # fmt: skip
+        for axes in grid_of_axes.flat[len(self.panels) :]:
+            axes.axis("off")
+        for axes, panel in zip(grid_of_axes.flat, self.panels, strict=False):
+            panel.draw(axes, style_of)
+        with_line = {name for panel in self.panels for name in panel.paths}
+        handles = [
+            plt.Line2D(
+                [], [], color=colour, linestyle=dash if name in with_line else "", marker=marker, markersize=4
             )
-            figure.suptitle(self.title, fontsize=10)
-            return saved(plt, figure, format)
+            for name, (colour, dash, marker) in style_of.items()
+        ]
+        figure.legend(handles, list(style_of), loc="outside lower center", ncols=3, frameon=False)
+        figure.suptitle(self.title, fontsize=10)
+        return figure
 
 
-def _draw(axes: Any, panel: Panel, styles: Mapping[str, tuple[object, ...]]) -> None:
-    for name, points in panel.points.items():
-        colour, _, marker = styles[name]
-        x, y = zip(*points, strict=True)
-        axes.plot(x, y, linestyle="", color=colour, marker=marker, markersize=2.5, alpha=0.6)
-    for name, paths in panel.paths.items():
-        colour, dash, marker = styles[name]
-        for path in paths:
-            x, y = zip(*path, strict=True)
-            axes.plot(x, y, linestyle=dash, color=colour, marker=marker, markersize=2.5, linewidth=0.9)
-    axes.set_title(panel.title, fontsize=9)
-    axes.set_aspect("equal")
-    if panel.limit is not None:
-        axes.set_xlim(-panel.limit, panel.limit)
-        axes.set_ylim(-panel.limit, panel.limit)
+@dataclass(frozen=True)
+class SampleGrids(Figure):
+    """A grid of samples for each name → uint8 images [N, C, H, W], side by side."""
+
+    images: Mapping[str, Tensor]
+    columns: int
+    wide = True
+
+    def draw(self, plt: Any) -> Any:
+        count = len(self.images)
+        figure, row = plt.subplots(1, count, figsize=(3.4 * count, 2.3), squeeze=False, layout="constrained")
+        for axes, (name, images) in zip(row.flat, self.images.items(), strict=True):
+            axes.imshow(to_pil(grid(images, self.columns)), cmap="gray", interpolation="nearest")
+            axes.set_title(name, fontsize=11)
+            axes.axis("off")
+        return figure
+
+
+def _styles(names: Collection[str]) -> dict[str, Style]:
+    """A style for each name, in order. Raises ValueError for more names than STYLES."""
+    if len(names) > len(STYLES):
+        raise ValueError(f"{len(names)} lines cannot be told apart in grey: at most {len(STYLES)}")
+    return dict(zip(names, STYLES, strict=False))
+
+
+def _legend_columns(names: Collection[str]) -> int:
+    """The number of columns of a legend: as many as fit, in rows of about the same length."""
+    fitting = max(LEGEND_LETTERS // (max(map(len, names)) + 8), 1)
+    rows = -(-len(names) // fitting)
+    return -(-len(names) // rows)
+
+
+def _label_numbers(axis: Any, plt: Any) -> None:
+    """Plain numbers along a logarithmic axis; a short one has more of them than the powers of ten."""
+    low, high = axis.get_view_interval()
+    axis.set_major_formatter("{x:g}")
+    axis.set_minor_formatter("")
+    multiples = next((numbers for factor, numbers in LABELLED.items() if high < factor * low), None)
+    if multiples is not None:
+        labels = [number * 10.0**power for power in range(-9, 10) for number in multiples]
+        labels = [label for label in labels if low <= label <= high]
+        axis.set_major_locator(plt.FixedLocator(labels) if len(labels) > 1 else plt.MaxNLocator(5))

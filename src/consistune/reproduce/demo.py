@@ -19,7 +19,7 @@ from consistune.models import default_sampler, draw_sheet, sample
 from consistune.nn import store
 from consistune.nn.precond import Preconditioned
 from consistune.pages.demo import demo_page
-from consistune.pages.plots import panels
+from consistune.pages.plots import SampleGrids
 from consistune.recipe import read_recipe
 from consistune.reproduce.training import curve, named, trained, with_points
 from consistune.system.files import write_atomically
@@ -125,7 +125,7 @@ class Demo:
         }
         write_atomically(self.out / "results.json", json.dumps(results, indent=1))
         shown = {name: x for name, x in pictures.items() if "forced" not in name and "2 eval" not in name}
-        write_atomically(self.out / "overview.png", panels(shown, columns=10))
+        write_atomically(self.out / "overview.png", SampleGrids(shown, columns=10).png())
         page = self.out / "report.html"
         write_atomically(page, demo_page({**results, "pictures": pictures}))
         return page

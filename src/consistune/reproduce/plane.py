@@ -19,7 +19,7 @@ from consistune.core.sampling import PhasedSteps
 from consistune.core.solve import solve
 from consistune.core.times import LogNormalPairs, Phased, SigmoidGap, karras_edges
 from consistune.core.types import Batch, Denoiser
-from consistune.pages.plots import Axis, Panel, Planes, Plot
+from consistune.pages.plots import Axis, Panel, PanelGrid, Plot
 from consistune.reproduce.results import Outcome, Row, over_seeds, series
 from consistune.reproduce.spec import Phases, Unify, at_scale
 from consistune.reproduce.study import Study
@@ -54,7 +54,7 @@ def unify(study: Study, spec: Unify) -> Outcome:
             panels = [_targets(spec, teacher, t, seed) for t in spec.times]
     summary = over_seeds(rows, ("t", "estimate"), ("squared_bias", "variance"))
     found = Outcome(rows, summary, teacher_images=2 * budget.steps * BATCH)
-    found.plots["targets"] = Planes(panels, len(panels), "The next point x_r, by each estimate")
+    found.plots["targets"] = PanelGrid(panels, len(panels), "The next point x_r, by each estimate")
     found.plots["variance"] = Plot(
         series([r for r in summary if r["variance"] > ROUNDING], "estimate", "t", "variance"),
         Axis("t", log=True), Axis("variance of x̂₀ given x_t", log=True), "Scatter",
@@ -153,7 +153,7 @@ def phases(study: Study, spec: Phases) -> Outcome:
                 bar.advance(1)
     summary = over_seeds(rows, ("phases", "eta", "evaluations"), ("error", "energy"))
     found = Outcome(rows, summary, images=budget.steps * BATCH, teacher_images=2 * budget.steps * BATCH)
-    found.plots["paths"] = Planes(panels, min(len(panels), 3), "From noise to data, divided by √(1 + t²)")
+    found.plots["paths"] = PanelGrid(panels, min(len(panels), 3), "From noise to data, divided by √(1 + t²)")
     for key, word in (("error", "error of the end"), ("energy", "energy distance")):
         lines = series([r | {"name": _word(r["phases"])} for r in summary], "name", "eta", key)
         found.plots[key] = Plot(lines, Axis("η"), Axis(word), "Phased models")

@@ -15,7 +15,7 @@ from torch import Tensor
 import consistune
 from consistune.pages.experiment import experiment_page
 from consistune.pages.pictures import SMALLEST_SIDE, grid, png_bytes
-from consistune.pages.plots import Drawing
+from consistune.pages.plots import Figure
 from consistune.reproduce.spec import Experiment
 from consistune.system.files import write_atomically
 from consistune.system.host import machine
@@ -37,7 +37,7 @@ class Outcome:
 
     rows: list[Row]
     summary: list[Row]
-    plots: dict[str, Drawing] = field(default_factory=dict)
+    plots: dict[str, Figure] = field(default_factory=dict)
     pictures: dict[str, Tensor] = field(default_factory=dict)
     columns: int = 10
     recipes: dict[str, str] = field(default_factory=dict)
@@ -129,6 +129,6 @@ def code_version() -> str:
     root = Path(consistune.__file__).parent
     total = hashlib.sha256()
     for path in sorted(root.rglob("*")):
-        if path.suffix in {".py", ".yaml"}:
+        if path.suffix in {".py", ".yaml", ".html", ".css"}:
             total.update(str(path.relative_to(root)).encode() + path.read_bytes())
     return f"{consistune.__version__}+{total.hexdigest()[:12]}"
