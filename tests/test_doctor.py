@@ -4,9 +4,10 @@ import json
 
 import pytest
 import torch
+import typer
 
 from consistune import doctor
-from consistune.cli.doctor import run
+from consistune.cli.doctor import doctor as command
 from consistune.doctor import Finding
 
 
@@ -16,13 +17,13 @@ def found(name: str) -> Finding:
 
 
 def test_a_machine_that_runs_these_tests_works(capsys: pytest.CaptureFixture[str]) -> None:
-    assert run(as_json=True) == 0
+    command(as_json=True)
     said = json.loads(capsys.readouterr().out)
     assert said["works"] is True
     names = {finding["name"]: finding for finding in said["findings"]}
     assert names["torch"]["value"] == torch.__version__
     assert names["float32 on cpu"]["state"] == "good"
-    assert run(as_json=False) == 0
+    command(as_json=False)
     assert "float32 on cpu" in capsys.readouterr().out
 
 
@@ -39,7 +40,9 @@ def test_a_needed_package_that_is_not_there_is_one(
 ) -> None:
     monkeypatch.setattr(doctor, "NEEDED", (*doctor.NEEDED, "no-such-package"))
     assert found("no-such-package").state == "problem"
-    assert run(as_json=False) == 1
+    with pytest.raises(typer.Exit) as exited:
+        command(as_json=False)
+    assert exited.value.exit_code == 1
     assert "PROBLEM" in capsys.readouterr().out
 
 

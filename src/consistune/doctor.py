@@ -61,7 +61,7 @@ def works(findings: list[Finding]) -> bool:
     return all(finding.state != "problem" for finding in findings)
 
 
-def as_json(findings: list[Finding]) -> dict[str, Any]:
+def as_dict(findings: list[Finding]) -> dict[str, Any]:
     """{"works": …, "findings": [{section, name, value, state}, …]}."""
     return {"works": works(findings), "findings": [asdict(finding) for finding in findings]}
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from consistune.cli import reproduce as command
+from consistune.cli.reproduce import reproduce
 from consistune.errors import UserError
 from consistune.reproduce.spec import names
 
@@ -21,7 +21,7 @@ def run(out: Path, name: str | None = None, **changed) -> None:
         "keys": (),
         "device": "cpu",
     }
-    command.run(name, out=out, **(given | changed))
+    reproduce(name, out=out, **(given | changed))
 
 
 def test_the_list_names_every_experiment_and_its_figure(tmp_path: Path, capsys) -> None:

@@ -14,7 +14,7 @@ from typing import Any, BinaryIO
 import pytest
 import torch
 
-from consistune.cli.common import Screen
+from consistune.cli.screen import Screen
 from consistune.core.objectives import Draws, Objective
 from consistune.data.prepare.run import Options, prepare
 from consistune.errors import UserError

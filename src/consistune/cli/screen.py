@@ -1,60 +1,20 @@
-"""What several commands share: devices, lists of numbers, progress bars."""
+"""Progress bars and lines of text on standard error."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import TracebackType
 
-import torch
 from rich.console import Console
 from rich.progress import BarColumn, Progress, ProgressColumn, Task, TaskID, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
-from consistune.errors import UserError
+from consistune.train.interrupt import Interrupted
 
 console = Console(stderr=True)
 
 
-def pick_device(name: str) -> torch.device:
-    """The device of that name; "auto" is the card where there is one."""
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise UserError(f"{name!r} is not a device", "--device", "use cpu, cuda or auto") from error
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise UserError("no CUDA device can be used", f"--device {name}", "use --device cpu")
-    return device
-
-
-def parse_integers(text: str, option: str) -> list[int]:
-    """ "0-3,7" → [0, 1, 2, 3, 7]."""
-    numbers: list[int] = []
-    for part in text.split(","):
-        first, dash, last = part.strip().partition("-")
-        try:
-            low = int(first)
-            high = int(last) if dash else low
-        except ValueError:
-            raise UserError(f"{text!r} is not a list of numbers", option, "write 0-63 or 1,5,8-11") from None
-        if high < low:
-            raise UserError(f"the range {part.strip()} is empty", option, "write the smaller number first")
-        numbers.extend(range(low, high + 1))
-    return numbers
-
-
-def parse_times(text: str | None, option: str) -> tuple[float, ...] | None:
-    """ "2,0.5" → (2.0, 0.5)."""
-    if text is None:
-        return None
-    try:
-        return tuple(float(part) for part in text.split(","))
-    except ValueError:
-        raise UserError(f"{text!r} is not a list of times", option, "write 0.8 or 2,0.5") from None
-
-
 class SpeedColumn(ProgressColumn):
-    """Images a second."""
+    """Images per second."""
 
     def render(self, task: Task) -> Text:
         speed = task.finished_speed or task.speed
@@ -62,7 +22,7 @@ class SpeedColumn(ProgressColumn):
 
 
 class Bar:
-    """One line of progress; `advance` moves it and may add a note."""
+    """A progress bar; `advance` moves it and can set the note at its end."""
 
     def __init__(self, progress: Progress, task: TaskID) -> None:
         self._progress, self._task = progress, task
@@ -76,10 +36,10 @@ class Bar:
 
 
 class Screen:
-    """Progress bars with throughput and time left, and lines of text above them."""
+    """Progress bars with images per second and time left; lines of text above them."""
 
     def __init__(self, quiet: bool = False) -> None:
-        """`quiet` shows nothing: of several processes one speaks."""
+        """Use `quiet`, which shows nothing, in all processes of a distributed run but the first."""
         self._progress = Progress(
             TextColumn("{task.description:<22}"),
             BarColumn(bar_width=24),
@@ -105,7 +65,7 @@ class Screen:
 
     @contextmanager
     def bar(self, description: str, total: int, done: int = 0) -> Iterator[Bar]:
-        """A bar for as long as the job is at it; one that never moved is taken away."""
+        """Show a bar while the block runs. A bar that never moved is removed at the end."""
         task = self._progress.add_task(description, total=total, completed=done, note="")
         bar = Bar(self._progress, task)
         try:
@@ -113,3 +73,12 @@ class Screen:
         finally:
             if not bar.moved:
                 self._progress.remove_task(task)
+
+    @contextmanager
+    def exit_when_interrupted(self, advice: str) -> Iterator[None]:
+        """Exit with the signal's status (130 or 143) if a run in the block was stopped and saved."""
+        try:
+            yield
+        except Interrupted as interrupted:
+            self.say(f"stopped and saved; {advice}")
+            raise SystemExit(interrupted.status) from None
