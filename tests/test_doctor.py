@@ -31,7 +31,7 @@ def test_an_extra_that_is_not_there_is_no_problem(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setitem(doctor.EXTRAS, "no-such-package", ("nothing", "showing that it is missed"))
     finding = found("no-such-package")
     assert finding.state == "missing"
-    assert "pip install 'consistune[nothing]'" in finding.value
+    assert 'pip install "consistune[nothing]"' in finding.value
     assert doctor.works([finding])
 
 

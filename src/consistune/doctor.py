@@ -172,7 +172,7 @@ def _extras() -> list[Finding]:
         else:
             found.append(
                 Finding(
-                    "extras", package, f"not installed: {use} (pip install 'consistune[{extra}]')", "missing"
+                    "extras", package, f'not installed: {use} (pip install "consistune[{extra}]")', "missing"
                 )
             )
     return found

@@ -348,6 +348,6 @@ def test_a_tracker_that_is_not_installed_is_named_before_anything_is_trained(
 ) -> None:
     monkeypatch.setattr(log, "find_spec", lambda name: None if name == "wandb" else object())
     run, trainer = start(tmp_path / "run", keys=["train.trackers=[wandb]"])
-    with pytest.raises(UserError, match=r"wandb is not installed; pip install 'consistune\[wandb\]'"):
+    with pytest.raises(UserError, match=r'wandb is not installed; pip install "consistune\[wandb\]"'):
         next(run.steps(trainer))
     assert trainer.step == 0
