@@ -30,7 +30,7 @@ def doctor(
             mark, style = MARKS[finding.state]
             first = finding.section if finding.section != section else ""
             section = finding.section
-            table.add_row(first, finding.name, Text(mark, style=style), Text(finding.value))
+            table.add_row(first, finding.name, Text(mark, style=style), Text(finding.value, overflow="fold"))
         Console(soft_wrap=True).print(table)
     if not works(findings):
         raise typer.Exit(1)

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from types import TracebackType
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, ProgressColumn, Task, TaskID, TextColumn, TimeRemainingColumn
@@ -35,12 +34,12 @@ class Bar:
             self._progress.update(self._task, note=note)
 
 
-class Screen:
+class Screen(Progress):
     """Progress bars with images per second and time left; lines of text above them."""
 
     def __init__(self, quiet: bool = False) -> None:
         """Use `quiet`, which shows nothing, in all processes of a distributed run but the first."""
-        self._progress = Progress(
+        super().__init__(
             TextColumn("{task.description:<22}"),
             BarColumn(bar_width=24),
             TextColumn("{task.percentage:>3.0f} %"),
@@ -51,28 +50,20 @@ class Screen:
             disable=quiet,
         )
 
-    def __enter__(self) -> "Screen":
-        self._progress.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._progress.stop()
-
     def say(self, text: str) -> None:
-        self._progress.console.print(text, highlight=False, soft_wrap=True)
+        """Print a line of text."""
+        self.console.print(text, highlight=False, soft_wrap=True)
 
     @contextmanager
     def bar(self, description: str, total: int, done: int = 0) -> Iterator[Bar]:
         """Show a bar while the block runs. A bar that never moved is removed at the end."""
-        task = self._progress.add_task(description, total=total, completed=done, note="")
-        bar = Bar(self._progress, task)
+        task = self.add_task(description, total=total, completed=done, note="")
+        bar = Bar(self, task)
         try:
             yield bar
         finally:
             if not bar.moved:
-                self._progress.remove_task(task)
+                self.remove_task(task)
 
     @contextmanager
     def exit_when_interrupted(self, advice: str) -> Iterator[None]:
