@@ -1,4 +1,4 @@
-"""What a run leaves behind serves the other commands: averages of other lengths, and worse selves."""
+"""Other commands use what a run wrote: averages of other lengths, and snapshots as worse models."""
 
 from pathlib import Path
 
@@ -33,7 +33,7 @@ def drawn(model: Path, out: Path, guidance: float = 1.0, worse: Path | None = No
         return arrays["arr_0"]
 
 
-def test_an_average_of_another_length_is_a_model_like_any(run: Path, tmp_path: Path) -> None:
+def test_an_average_of_another_length_is_a_model(run: Path, tmp_path: Path) -> None:
     reconstruct(run, 0.07, tmp_path / "between")
     model = store.load(tmp_path / "between")
     assert model.meta["ema"] == {"std": 0.07, "images": 640}
@@ -45,7 +45,7 @@ def test_an_average_of_another_length_is_a_model_like_any(run: Path, tmp_path: P
     assert np.abs(same).max() <= 1
 
 
-def test_every_snapshot_is_a_worse_self_to_guide_by(run: Path, tmp_path: Path) -> None:
+def test_every_snapshot_can_guide_the_model_as_the_worse_one(run: Path, tmp_path: Path) -> None:
     plain = drawn(run, tmp_path / "plain.npz")
     for share in ("25%", "50%", "75%"):
         worse = run / "snapshots" / share

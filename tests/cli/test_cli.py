@@ -1,4 +1,4 @@
-"""The command line as a user meets it: statuses, single lines, nothing half-written."""
+"""The command line as a user sees it: exit statuses, errors in one line, no partial files."""
 
 import os
 import signal
