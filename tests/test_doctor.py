@@ -1,66 +1,89 @@
-"""The doctor tells what is there from what is not, and only a real problem from a missing option."""
+"""`consistune doctor` reports what is missing, and fails only if the package cannot work."""
 
 import json
+import tomllib
+from importlib.metadata import PackageNotFoundError
+from pathlib import Path
 
 import pytest
 import torch
+import typer
 
 from consistune import doctor
-from consistune.cli.doctor import run
+from consistune.cli.doctor import doctor as command
 from consistune.doctor import Finding
 
+PROJECT = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 
-def found(name: str) -> Finding:
-    (finding,) = [finding for finding in doctor.examine() if finding.name == name]
-    return finding
+
+def finding(name: str) -> Finding:
+    (match,) = [each for each in doctor.examine() if each.name == name]
+    return match
 
 
 def test_a_machine_that_runs_these_tests_works(capsys: pytest.CaptureFixture[str]) -> None:
-    assert run(as_json=True) == 0
-    said = json.loads(capsys.readouterr().out)
-    assert said["works"] is True
-    names = {finding["name"]: finding for finding in said["findings"]}
+    command(as_json=True)
+    report = json.loads(capsys.readouterr().out)
+    assert report["works"] is True
+    names = {each["name"]: each for each in report["findings"]}
     assert names["torch"]["value"] == torch.__version__
     assert names["float32 on cpu"]["state"] == "good"
-    assert run(as_json=False) == 0
+    command(as_json=False)
     assert "float32 on cpu" in capsys.readouterr().out
 
 
-def test_an_extra_that_is_not_there_is_no_problem(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(doctor.EXTRAS, "no-such-package", ("nothing", "showing that it is missed"))
-    finding = found("no-such-package")
-    assert finding.state == "missing"
-    assert "pip install 'consistune[nothing]'" in finding.value
-    assert doctor.works([finding])
+def test_a_missing_extra_is_no_problem(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(doctor.EXTRAS, "no-such-package", ("nothing", "showing that it is missing"))
+    missing = finding("no-such-package")
+    assert missing.state == "missing"
+    assert 'pip install "consistune[nothing]"' in missing.value
+    assert doctor.works([missing])
 
 
-def test_a_needed_package_that_is_not_there_is_one(
+def test_each_extra_that_is_recommended_installs_its_package() -> None:
+    for package, (extra, _) in doctor.EXTRAS.items():
+        assert package in PROJECT["optional-dependencies"][extra]
+
+
+def test_a_missing_required_package_is_a_problem(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(doctor, "NEEDED", (*doctor.NEEDED, "no-such-package"))
-    assert found("no-such-package").state == "problem"
-    assert run(as_json=False) == 1
+    requirements = ["torch>=2.6", "no-such-package (>=1)", 'no-such-extra; extra == "nothing"']
+    monkeypatch.setattr("importlib.metadata.requires", lambda name: requirements)
+    assert doctor.required_packages() == ["torch", "no-such-package"]
+    assert finding("no-such-package").state == "problem"
+    with pytest.raises(typer.Exit) as exited:
+        command(as_json=False)
+    assert exited.value.exit_code == 1
     assert "PROBLEM" in capsys.readouterr().out
 
 
-def test_a_precision_is_believed_only_when_its_product_is_right(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_metadata_no_package_is_required(monkeypatch: pytest.MonkeyPatch) -> None:
+    def not_installed(name: str) -> list[str]:
+        raise PackageNotFoundError(name)
+
+    monkeypatch.setattr("importlib.metadata.requires", not_installed)
+    assert doctor.works(doctor.examine())
+
+
+def test_a_precision_works_only_if_its_product_is_right(monkeypatch: pytest.MonkeyPatch) -> None:
     for dtype, coarse in ((torch.float32, 2**-24), (torch.bfloat16, 2**-9), (torch.float16, 2**-12)):
         error = doctor._product_error(torch.device("cpu"), dtype)
         assert isinstance(error, float)
-        assert coarse / 30 < error < doctor.ROOM[dtype]
+        assert coarse / 30 < error < doctor.TOLERANCE[dtype]
     monkeypatch.setattr(doctor, "_product_error", lambda device, dtype: 0.5)
-    assert found("float32 on cpu").state == "problem"
-    assert found("bfloat16 on cpu").state == "missing"
+    assert finding("float32 on cpu").state == "problem"
+    assert finding("bfloat16 on cpu").state == "missing"
     monkeypatch.setattr(doctor, "_product_error", lambda device, dtype: "not implemented")
-    assert found("float16 on cpu").value == "does not work: not implemented"
+    assert finding("float16 on cpu").value == "does not work: not implemented"
 
 
-def test_no_compiler_no_compile(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_a_compiler_torch_compile_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("shutil.which", lambda name: None)
-    assert found("on the CPU").state == "missing"
+    assert finding("C++ compiler (CPU)").state == "missing"
 
 
 @pytest.mark.gpu
-def test_a_card_is_listed_and_tried() -> None:
-    assert found("cuda:0").state == "good"
-    assert found("float16 on cuda:0").state == "good"
+def test_a_cuda_device_is_listed_and_tried() -> None:
+    assert finding("cuda:0").state == "good"
+    assert finding("float16 on cuda:0").state == "good"

@@ -4,7 +4,7 @@
     model = consistune.load("runs/demo/sct/model")
     images = consistune.sample(model, seeds=range(16), steps=1)
 
-`consistune.core` holds the method, a part an equation. Nothing heavy is imported before it is used.
+`consistune.core` holds the method, one equation per part. PyTorch is imported when a function is first used.
 """
 
 from typing import TYPE_CHECKING, Any
@@ -17,12 +17,8 @@ __version__ = "0.1.0"
 
 
 def __getattr__(name: str) -> Any:
-    if name == "load":
-        from consistune.models import load
+    if name in {"load", "sample"}:
+        from consistune import models
 
-        return load
-    if name == "sample":
-        from consistune.models import sample
-
-        return sample
+        return getattr(models, name)
     raise AttributeError(f"module 'consistune' has no attribute {name!r}")

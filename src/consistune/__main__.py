@@ -1,4 +1,4 @@
-"""`python -m consistune`: the console script."""
+"""`python -m consistune` runs the command line."""
 
 from consistune.cli.main import main
 

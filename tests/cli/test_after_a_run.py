@@ -1,4 +1,4 @@
-"""What a run leaves behind serves the other commands: averages of other lengths, and worse selves."""
+"""Other commands use what a run wrote: averages of other lengths, and snapshots as worse models."""
 
 from pathlib import Path
 
@@ -23,29 +23,29 @@ KEYS = [
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("runs") / "tuned"
-    train("digits-sct", KEYS, folder, False, "cpu")
+    train("digits-sct", KEYS, folder, device="cpu")
     return folder
 
 
 def drawn(model: Path, out: Path, guidance: float = 1.0, worse: Path | None = None) -> np.ndarray:
-    sample(model, "0-15", 1, None, out, None, 1.0, guidance, worse, None, 256, "fp32", "cpu")
+    sample(model, "0-15", 1, out=out, guidance=guidance, worse=worse, precision="fp32", device="cpu")
     with np.load(out) as arrays:
         return arrays["arr_0"]
 
 
-def test_an_average_of_another_length_is_a_model_like_any(run: Path, tmp_path: Path) -> None:
-    reconstruct(run, 0.07, None, tmp_path / "between")
+def test_an_average_of_another_length_is_a_model(run: Path, tmp_path: Path) -> None:
+    reconstruct(run, 0.07, tmp_path / "between")
     model = store.load(tmp_path / "between")
     assert model.meta["ema"] == {"std": 0.07, "images": 640}
     assert model.meta["objective"] == "consistency"
     images = drawn(tmp_path / "between", tmp_path / "a.npz")
     assert not np.array_equal(images, drawn(run, tmp_path / "b.npz"))
-    reconstruct(run, 0.05, 640, tmp_path / "kept")
+    reconstruct(run, 0.05, tmp_path / "kept", at=640)
     same = drawn(tmp_path / "kept", tmp_path / "c.npz").astype(int) - drawn(run, tmp_path / "b.npz")
     assert np.abs(same).max() <= 1
 
 
-def test_every_snapshot_is_a_worse_self_to_guide_by(run: Path, tmp_path: Path) -> None:
+def test_every_snapshot_can_guide_the_model_as_the_worse_one(run: Path, tmp_path: Path) -> None:
     plain = drawn(run, tmp_path / "plain.npz")
     for share in ("25%", "50%", "75%"):
         worse = run / "snapshots" / share
@@ -56,5 +56,5 @@ def test_every_snapshot_is_a_worse_self_to_guide_by(run: Path, tmp_path: Path) -
 
 def test_a_run_without_such_averages_says_how_to_keep_them(run: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="ema_snapshot_images"):
-        reconstruct(run / "snapshots", 0.07, None, tmp_path / "none")
+        reconstruct(run / "snapshots", 0.07, tmp_path / "none")
     assert not (tmp_path / "none").exists()

@@ -1,20 +1,26 @@
-"""The command line as a user meets it: statuses, single lines, nothing half-written."""
+"""The command line as a user sees it: exit statuses, errors in one line, no partial files."""
 
 import os
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+import typer
 from PIL import Image
 from rich.console import Console
 
-from consistune.cli import common
-from consistune.cli.common import parse_integers, parse_times
+import consistune as package
+from consistune.cli import screen as screen_module
+from consistune.cli.main import app
+from consistune.cli.options import parse_integers, parse_times
+from consistune.cli.screen import Screen
 from consistune.errors import UserError
 from consistune.nn import store
 from consistune.nn.precond import EDMPrecond
@@ -42,19 +48,30 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return store.save(model, tmp_path_factory.mktemp("models") / "model")
 
 
-def test_help_is_quick_and_imports_nothing_heavy() -> None:
+def help_requests(command: Any, *names: str) -> Iterator[list[str]]:
+    """The words that ask for the help of a command, and of all commands below it."""
+    yield [*names, "--help"]
+    for name, part in getattr(command, "commands", {}).items():
+        yield from help_requests(part, *names, name)
+
+
+@pytest.mark.parametrize("words", [*help_requests(typer.main.get_command(app))], ids=" ".join)
+def test_help_is_quick_and_imports_nothing_heavy(words: list[str]) -> None:
+    heavy = {"torch", "numpy", "matplotlib", "sklearn", "yaml"}
+    if words == ["--help"]:
+        heavy.add("pydantic")  # typer itself uses it for the options of a command
     code = (
         "import sys\n"
-        "sys.argv = ['consistune', '--help']\n"
+        f"sys.argv = ['consistune', *{words}]\n"
         "from consistune.cli.main import main\n"
         "try:\n    main()\nexcept SystemExit as e:\n    assert not e.code\n"
-        "heavy = {'torch', 'numpy', 'pydantic', 'matplotlib', 'sklearn', 'yaml'} & set(sys.modules)\n"
+        f"heavy = {heavy} & set(sys.modules)\n"
         "assert not heavy, heavy\n"
     )
     began = time.perf_counter()
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert "train" in done.stdout
+    assert (" ".join(words[:-1]) or "train") in done.stdout
     assert time.perf_counter() - began < 5  # far above what it takes; the imports are the real test
 
 
@@ -96,8 +113,25 @@ def test_bad_input_gives_one_line_and_status_2(
     assert sorted(tmp_path.rglob("*")) == before
 
 
-def test_debug_shows_the_traceback(tmp_path: Path) -> None:
-    assert "Traceback" in consistune("--debug", "sample", tmp_path).stderr
+def test_debug_before_or_after_the_command_shows_the_traceback(tmp_path: Path) -> None:
+    for words in (["--debug", "sample", tmp_path], ["sample", tmp_path, "--debug"]):
+        stderr = consistune(*words).stderr
+        assert "Traceback" in stderr
+        assert "not a model folder" in stderr
+
+
+def test_debug_after_two_dashes_is_an_argument(tmp_path: Path) -> None:
+    done = consistune("sample", "--", "--debug", cwd=tmp_path)
+    assert done.returncode == 2
+    assert done.stderr.startswith("consistune: --debug: no such model folder")
+
+
+def test_version_names_the_package_torch_and_the_device() -> None:
+    done = consistune("--version")
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    assert done.returncode == 0
+    versions = f"consistune {package.__version__}, torch {torch.__version__}"
+    assert done.stdout.startswith(f"{versions}, device {device}")
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
@@ -171,8 +205,8 @@ def test_lists_of_numbers() -> None:
 
 
 def test_a_bar_that_never_moved_is_taken_away(monkeypatch, capsys) -> None:
-    monkeypatch.setattr(common, "console", Console(stderr=True, width=120))
-    with common.Screen() as screen:
+    monkeypatch.setattr(screen_module, "console", Console(stderr=True, width=120))
+    with Screen() as screen:
         with pytest.raises(KeyError), screen.bar("not begun", 2):
             raise KeyError
         with screen.bar("begun", 2) as bar:

@@ -1,4 +1,4 @@
-"""consistune data prepare and consistune data info as a user meets them."""
+"""consistune data prepare and consistune data info as a user sees them."""
 
 import json
 from pathlib import Path

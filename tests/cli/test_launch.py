@@ -44,8 +44,8 @@ def test_two_processes_are_stopped_and_one_goes_on(tmp_path: Path) -> None:
             break
         time.sleep(0.1)
     run.send_signal(signal.SIGTERM)
-    _, said = run.communicate(timeout=60)
-    assert "stopped and saved" in said
+    _, stderr = run.communicate(timeout=60)
+    assert "stopped and saved" in stderr
     assert not (both / "model").exists()
     again = consistune("train", str(both), "--resume")
     assert again.wait(120) == 0

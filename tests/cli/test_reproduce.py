@@ -1,17 +1,17 @@
-"""`consistune reproduce` as a user meets it."""
+"""`consistune reproduce` as a user sees it."""
 
 import csv
 from pathlib import Path
 
 import pytest
 
-from consistune.cli import reproduce as command
+from consistune.cli.reproduce import reproduce
 from consistune.errors import UserError
 from consistune.reproduce.spec import names
 
 
 def run(out: Path, name: str | None = None, **changed) -> None:
-    given = {
+    defaults = {
         "every": False,
         "listed": False,
         "data": "digits",
@@ -21,7 +21,7 @@ def run(out: Path, name: str | None = None, **changed) -> None:
         "keys": (),
         "device": "cpu",
     }
-    command.run(name, out=out, **(given | changed))
+    reproduce(name, out=out, **(defaults | changed))
 
 
 def test_the_list_names_every_experiment_and_its_figure(tmp_path: Path, capsys) -> None:
@@ -43,7 +43,7 @@ def test_a_table_is_made_without_training(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "changed", "telling"),
+    ("name", "changed", "words"),
     [
         (None, {}, "--all"),
         ("target", {"every": True}, "--all"),
@@ -57,10 +57,8 @@ def test_a_table_is_made_without_training(tmp_path: Path) -> None:
         ("target", {"data": str(Path("nowhere") / "mnist10k")}, "mnist10k"),
     ],
 )
-def test_wrong_input_is_answered_in_one_line_and_leaves_nothing(
-    name, changed, telling, tmp_path: Path
-) -> None:
-    with pytest.raises(UserError, match=telling) as caught:
+def test_wrong_input_gives_one_line_and_leaves_nothing(name, changed, words, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=words) as caught:
         run(tmp_path, name, **changed)
     assert "\n" not in str(caught.value)
     assert list(tmp_path.iterdir()) == []

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from consistune.cli.dryrun import dry_run
+from consistune.cli.train import train
 from consistune.errors import UserError
 from consistune.recipe import cost as dryrun
 from consistune.recipe import read_recipe
@@ -67,7 +67,7 @@ def test_the_command_says_it_and_writes_nothing(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     keys = ["train.ema=[{kind: power, std: 0.05}]", "train.ema_snapshot_images=100_000"]
-    dry_run("digits-edm", keys, None, "cpu")
+    train("digits-edm", keys, device="cpu", dry_run=True)
     said = capsys.readouterr().out
     for word in ("parameters", "1,830,464", "images/s", "runs/digits-edm/", "8 files", "25%, 50%, 75%"):
         assert word in said
@@ -76,4 +76,4 @@ def test_the_command_says_it_and_writes_nothing(
 
 def test_what_is_missing_ends_it_in_one_line() -> None:
     with pytest.raises(UserError, match="train it first: consistune train digits-edm"):
-        dry_run("digits-sct", ["start_from=runs/digits-edm/nowhere"], None, "cpu")
+        train("digits-sct", ["start_from=runs/digits-edm/nowhere"], device="cpu", dry_run=True)

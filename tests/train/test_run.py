@@ -14,7 +14,7 @@ from typing import Any, BinaryIO
 import pytest
 import torch
 
-from consistune.cli.common import Screen
+from consistune.cli.screen import Screen
 from consistune.core.objectives import Draws, Objective
 from consistune.data.prepare.run import Options, prepare
 from consistune.errors import UserError
@@ -348,6 +348,6 @@ def test_a_tracker_that_is_not_installed_is_named_before_anything_is_trained(
 ) -> None:
     monkeypatch.setattr(log, "find_spec", lambda name: None if name == "wandb" else object())
     run, trainer = start(tmp_path / "run", keys=["train.trackers=[wandb]"])
-    with pytest.raises(UserError, match=r"wandb is not installed; pip install 'consistune\[wandb\]'"):
+    with pytest.raises(UserError, match=r'wandb is not installed; pip install "consistune\[wandb\]"'):
         next(run.steps(trainer))
     assert trainer.step == 0

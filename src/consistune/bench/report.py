@@ -110,11 +110,11 @@ def _sampling(settings: Settings) -> Iterator[Line]:
     if find_spec("onnx") and find_spec("onnxruntime"):
         forms["ONNX Runtime"] = sampling.onnx_runtime(model)
     else:
-        yield Line("sampling", "ONNX Runtime", "not run: pip install 'consistune[onnx]'")
+        yield Line("sampling", "ONNX Runtime", 'not run: pip install "consistune[onnx]"')
     if find_spec("diffusers"):
         extras[sampling.PEER] = sampling.peer(model.image_shape[-1])[0]
     else:
-        yield Line("sampling", sampling.PEER, "not run: pip install 'consistune[bench]'")
+        yield Line("sampling", sampling.PEER, 'not run: pip install "consistune[bench]"')
     for name, off in sampling.checked(forms).items():
         yield Line("sampling", f"{name}: distance of its images", f"{off:.0f} levels of 255", "fp32")
     for batch in settings.batches:

@@ -56,7 +56,7 @@ def onnx_runtime(model: Preconditioned) -> Draw:
     try:
         import onnxruntime
     except ImportError as error:
-        raise UserError("onnxruntime is missing", "ONNX Runtime", "pip install 'consistune[onnx]'") from error
+        raise UserError("onnxruntime is missing", "ONNX Runtime", 'pip install "consistune[onnx]"') from error
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "model.onnx"
         write_onnx(copy.deepcopy(model), file)
@@ -79,7 +79,7 @@ def peer(side: int) -> tuple[Draw, torch.nn.Module]:
         from diffusers import CMStochasticIterativeScheduler, ConsistencyModelPipeline, UNet2DModel
     except ImportError as error:
         raise UserError(
-            "the package diffusers is missing", PEER, "pip install 'consistune[bench]'"
+            "the package diffusers is missing", PEER, 'pip install "consistune[bench]"'
         ) from error
     torch.manual_seed(0)
     network = UNet2DModel(

@@ -1,34 +1,46 @@
-"""consistune analyze"""
+"""`consistune analyze`: measure the noise estimators on a data set."""
 
 from pathlib import Path
+from typing import Annotated
 
-from consistune.analyze import analyze, analyze_mixture
-from consistune.analyze.measures import TIMES
-from consistune.cli.common import console, parse_times
-from consistune.data.images import load_data, read_unprepared
+from typer import Argument, Option
+
+from consistune.cli.options import check_at_least, parse_times
+from consistune.cli.screen import console
 from consistune.errors import UserError
 
 
-def run(
-    data: str, out: Path, conditional: bool, times_text: str | None, queries: int, batch: int, seed: int
+def analyze(
+    data: Annotated[str, Argument(help="digits, mixture (8 Gaussians), a prepared folder, or a ZIP.")],
+    out: Annotated[Path, Option(help="The folder for the tables and plots.")] = Path("runs/analysis"),
+    conditional: Annotated[bool, Option(help="Take references from the image's class, or from all.")] = True,
+    times: Annotated[str | None, Option(help="Noise levels t, e.g. 0.1,1,10; default: 0.02 to 80.")] = None,
+    queries: Annotated[int, Option(help="Number of noisy images at each t.")] = 512,
+    batch: Annotated[int, Option(help="Size of the batches that batch references come from.")] = 128,
+    seed: Annotated[int, Option(help="Seed of the images and the noise.")] = 0,
 ) -> None:
-    """Measure the estimators on a data set; print the paths of the tables and plots written."""
-    times = parse_times(times_text, "--times") or TIMES
-    if any(t <= 0 for t in times):
-        raise UserError(f"{times_text} has a time that is not positive", "--times")
-    if queries < 2 or batch < 2:
-        raise UserError("variance needs at least two", "--queries, --batch")
-    console.print("measuring; some minutes where the set is large", highlight=False)
+    """Measure the score-identity target on a data set: variance, bias and number of references against t."""
+    from consistune.analyze import analyze as analyze_images
+    from consistune.analyze import analyze_mixture
+    from consistune.analyze.measures import TIMES
+    from consistune.data.images import load_data, read_unprepared
+
+    levels = parse_times(times, "--times") or TIMES
+    if any(t <= 0 for t in levels):
+        raise UserError(f"{times} has a time that is not positive", "--times")
+    check_at_least(2, queries, "--queries")
+    check_at_least(2, batch, "--batch")
+    console.print("measuring; this takes some minutes for a large data set", highlight=False)
     if data == "mixture":
-        paths = analyze_mixture(out, times=times, queries=queries, seed=seed)
+        paths = analyze_mixture(out, times=levels, queries=queries, seed=seed)
     else:
         images = read_unprepared(Path(data)) if data.endswith(".zip") else load_data(data).train
-        paths = analyze(
+        paths = analyze_images(
             images.images,
             images.labels if conditional else None,
             out,
             name=Path(data).stem,
-            times=times,
+            times=levels,
             batch_size=batch,
             queries=queries,
             seed=seed,

@@ -1,30 +1,40 @@
-"""consistune bench"""
+"""`consistune bench`: measure speed and memory on this machine."""
 
 import json
 from pathlib import Path
+from typing import Annotated
 
-import torch
+from typer import Option
 
-from consistune.bench.report import as_json, in_columns, lines
-from consistune.cli.common import Screen
-from consistune.errors import UserError
-from consistune.system.files import write_atomically
-from consistune.system.host import machine
+from consistune.cli.options import check_at_least
+from consistune.cli.screen import Screen
 
 
-def run(out: Path | None, threads: int | None) -> None:
-    """Measure, print the table, and write it as JSON where a file is named."""
+def bench(
+    json_file: Annotated[
+        Path | None, Option("--json", help="Also write the table to this JSON file.")
+    ] = None,
+    threads: Annotated[int | None, Option(help="PyTorch's threads; default: its own choice.")] = None,
+) -> None:
+    """Measure how fast this machine trains and samples, against a plain loop and diffusers; some minutes."""
+    import torch
+
+    from consistune.bench.report import as_json, in_columns, lines
+    from consistune.system.files import write_atomically
+    from consistune.system.host import machine
+
+    check_at_least(1, threads, "--threads")
     if threads is not None:
-        if threads < 1:
-            raise UserError(f"{threads} threads", "--threads", "use at least 1")
         torch.set_num_threads(threads)
-    found = []
+    measured = []
     with Screen() as screen, screen.bar("measuring", 1) as bar:
         for line in lines():
-            found.append(line)
+            measured.append(line)
             bar.advance(0, f"{line.section}: {line.what}")
-    about = machine()
-    print(in_columns(found))
-    print(", ".join(f"{name} {value}" for name, value in about.items() if value))
-    if out is not None:
-        write_atomically(out, json.dumps({"machine": about, "lines": as_json(found)}, indent=1) + "\n")
+    host = machine()
+    print(in_columns(measured))
+    print(", ".join(f"{name} {value}" for name, value in host.items() if value))
+    if json_file is not None:
+        write_atomically(
+            json_file, json.dumps({"machine": host, "lines": as_json(measured)}, indent=1) + "\n"
+        )

@@ -1,140 +1,102 @@
-"""consistune data prepare and consistune data info"""
+"""`consistune data prepare` and `consistune data info`: image data sets."""
 
-import sys
-import tempfile
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import Annotated
 
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
+import typer
+from typer import Argument, Option
 
-from consistune.cli.common import Screen, console
-from consistune.data.prepare import pool
-from consistune.data.prepare.run import Options, Progress, prepare
-from consistune.data.prepare.split import Split
-from consistune.data.prepare.survey import Wanted
-from consistune.data.prepared import META, Meta, damaged, is_prepared, open_part, read_meta
-from consistune.data.sources.base import Source, shown
-from consistune.data.sources.detect import SourceOptions, open_source
+from consistune.cli.options import check_at_least
+from consistune.cli.screen import Screen, console
 from consistune.errors import UserError
 
-SHOWN_BAD = 10
-SHOWN_CLASSES = 20
+app = typer.Typer(no_args_is_help=True, help="Prepare an image data set, or describe one.")
 
 
-def run_prepare(
-    source: Path,
-    dest: Path,
-    strict: bool,
-    workers: int | None,
-    *,
-    options: dict[str, Any],
-    wanted: dict[str, Any],
-    split: dict[str, Any],
+@app.command("prepare")
+def prepare(
+    source: Annotated[
+        Path,
+        Argument(
+            help="CIFAR's archive or folder; ImageNet's tree or downsampled batches; a folder, ZIP, npz or "
+            "parquet shards of images."
+        ),
+    ],
+    dest: Annotated[Path, Argument(help="The folder to make.")],
+    size: Annotated[
+        int | None, Option(help="Side of the square images in pixels; default: unchanged.")
+    ] = None,
+    crop: Annotated[
+        str | None, Option(help="With --size: center (default), dhariwal (ADM's), pad, none.")
+    ] = None,
+    filter: Annotated[
+        str | None, Option(help="With --size: lanczos (default), box, bicubic, bilinear, hamming, nearest.")
+    ] = None,
+    background: Annotated[str, Option(help="Colour of transparent pixels and padding.")] = "white",
+    mode: Annotated[str, Option(help="rgb, grey, or auto: grey if all images are grey.")] = "auto",
+    held_out: Annotated[
+        float, Option(help="Share of images to hold out, if the source has no test set.")
+    ] = 0.0,
+    split_by: Annotated[str, Option(help="image, or group: keep groups of dataset.json whole.")] = "image",
+    seed: Annotated[int, Option(help="Seed of the choice of held-out images.")] = 0,
+    labels: Annotated[
+        str | None, Option(help="A CSV or JSON file; fine or coarse (CIFAR-100); a column (parquet).")
+    ] = None,
+    format: Annotated[
+        str | None, Option(help="cifar, imagenet-batches, folder, zip, npz, parquet; default: detected.")
+    ] = None,
+    layout: Annotated[str | None, Option(help="nhwc or nchw, for an npz whose shape fits both.")] = None,
+    strict: Annotated[bool, Option("--strict", help="Stop at the first bad image.")] = False,
+    workers: Annotated[int | None, Option(help="Number of processes; default: one per core.")] = None,
 ) -> None:
-    """Prepare with a progress line; list what was bad; print the folder."""
-    if workers is not None and workers < 1:
-        raise UserError(f"{workers} processes cannot work", "--workers", "1 or more")
-    chosen = Options(
-        SourceOptions(**options), Wanted(**wanted), Split(**split), strict, workers or pool.cores()
+    """Convert images to the form that training reads. After an interruption, the same command continues."""
+    from consistune.cli.data_view import PreparationProgress, counts, print_bad
+    from consistune.data.prepare import pool
+    from consistune.data.prepare import run as preparation
+    from consistune.data.prepare.split import Split
+    from consistune.data.prepare.survey import Wanted
+    from consistune.data.sources.detect import SourceOptions
+
+    check_at_least(1, workers, "--workers")
+    options = preparation.Options(
+        SourceOptions(format=format, labels=labels, layout=layout),
+        Wanted(size=size, crop=crop, filter=filter, background=background, mode=mode),
+        Split(fraction=held_out, by=split_by, seed=seed),
+        strict,
+        workers or pool.cores(),
     )
     with Screen() as screen, ExitStack() as stack:
-        meta = prepare(source, dest, chosen, _Shown(screen, stack))
-    _say_bad(meta, dest)
-    console.print(_counts(meta), highlight=False)
+        meta = preparation.prepare(source, dest, options, PreparationProgress(screen, stack))
+    print_bad(meta, dest)
+    console.print(counts(meta), highlight=False)
     print(dest)
 
 
-class _Shown(Progress):
-    """What is being prepared, and a bar."""
+@app.command("info")
+def info(
+    path: Annotated[Path, Argument(help="A prepared folder, or a source.")],
+    verify: Annotated[
+        bool, Option("--verify", help="Check the files' SHA-256; exit status 1 if one differs.")
+    ] = False,
+) -> None:
+    """Describe a prepared data set, or a source and how to prepare it."""
+    from consistune.cli.data_view import print_prepared, print_source
+    from consistune.data.prepared import damaged, is_prepared, open_part, read_meta
 
-    def __init__(self, screen: Screen, stack: ExitStack) -> None:
-        self.screen, self.stack = screen, stack
-
-    def started(self, source: Source, done: int) -> None:
-        self.screen.say(f"{source.kind}: {len(source):,} images, {len(source.class_names):,} classes")
-        for note in source.notes:
-            self.screen.say(f"note: {note}")
-        if done:
-            self.screen.say(f"going on after {done:,} images of an earlier run")
-        self.bar = self.stack.enter_context(self.screen.bar("preparing", len(source), done))
-
-    def advanced(self, count: int) -> None:
-        self.bar.advance(count)
-
-
-def _say_bad(meta: Meta, dest: Path) -> None:
-    if meta.bad:
-        console.print(f"{len(meta.bad):,} images were left out:", highlight=False, markup=False)
-        for entry in meta.bad[:SHOWN_BAD]:
-            console.print(f"  {shown(entry['image'])} {entry['reason']}", highlight=False, markup=False)
-        if len(meta.bad) > SHOWN_BAD:
-            console.print(f"  … all are listed in {dest / META}", highlight=False, markup=False)
-
-
-def _counts(meta: Meta) -> str:
-    channels, height, width = meta.shape
-    counts = " and ".join(f"{part.images:,} {side}" for side, part in meta.parts.items())
-    return f"{counts} images, {channels}×{height}×{width}, {len(meta.class_names):,} classes"
-
-
-def run_info(path: Path, verify: bool) -> int:
-    """What a prepared set, or a source, is. With `verify`, status 1 where a file is not as it was written."""
     if not is_prepared(path):
         if verify:
             raise UserError("is not a prepared set: there is nothing to verify", str(path))
-        _source_info(path)
-        return 0
+        print_source(path)
+        return
     meta = read_meta(path)
     for side in meta.parts:
         open_part(path, meta, side)
-    print(f"{path}: {_counts(meta)}, {meta.bytes / 1e6:,.1f} MB")
-    print(f"source      {meta.source['kind']}: {meta.source['path']}")
-    print(f"            sha256 {meta.source['sha256']}")
-    print(f"transform   {_described(meta)}")
-    print(f"held out    {meta.held_out if meta.held_out is not None else 'nothing'}")
-    print(f"left out    {len(meta.bad):,} images")
-    for note in meta.notes:
-        print(f"note        {note}")
-    _print_classes(meta)
+    print_prepared(path, meta)
     if verify:
-        wrong = damaged(path, meta)
+        names = damaged(path, meta)
         print(
-            f"verified    {'damaged: ' + ', '.join(wrong) if wrong else 'all files are as they were written'}"
+            f"verified    {'damaged: ' + ', '.join(names) if names else 'all files are as they were written'}"
         )
-        return int(bool(wrong))
-    return 0
-
-
-def _described(meta: Meta) -> str:
-    return ", ".join(f"{key} {value}" for key, value in meta.transform.items() if value is not None)
-
-
-def _print_classes(meta: Meta) -> None:
-    table = Table("class", "name", *meta.parts)
-    for column in (0, *range(2, 2 + len(meta.parts))):
-        table.columns[column].justify = "right"
-    for k, name in enumerate(meta.class_names[:SHOWN_CLASSES]):
-        sizes = [part.offsets[k + 1] - part.offsets[k] for part in meta.parts.values()]
-        table.add_row(str(k), Text(shown(name)), *(f"{size:,}" for size in sizes))
-    left = len(meta.class_names) - SHOWN_CLASSES
-    if left > 0:
-        table.caption = f"and {left:,} more"
-    Console(file=sys.stdout).print(table)
-
-
-def _source_info(path: Path) -> None:
-    with tempfile.TemporaryDirectory() as work:
-        source = open_source(path, SourceOptions(), Path(work))
-    own = 0 if source.own_held_out is None else int(source.own_held_out.sum())
-    classes = f"{len(source.class_names):,} classes" if source.labelled else "no labels"
-    print(f"{path}: {source.kind}, not prepared")
-    print(f"            {len(source):,} images, {classes}, {own:,} of them a test set of its own")
-    if source.groups is not None:
-        print(f"            {len(set(source.groups)):,} groups (--split-by group keeps each on one side)")
-    for name, reason in source.skipped[:SHOWN_BAD]:
-        print(f"            {shown(name)} {reason}")
-    size = "" if source.shape is not None else " --size SIZE"
-    print(f"prepare     consistune data prepare {path} DEST{size}")
+        if names:
+            raise typer.Exit(1)

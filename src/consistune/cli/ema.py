@@ -1,12 +1,24 @@
-"""consistune ema"""
+"""`consistune ema`: averages of a run's weights."""
 
 from pathlib import Path
+from typing import Annotated
 
-from consistune.nn import store
-from consistune.train import posthoc
+import typer
+from typer import Argument, Option
+
+app = typer.Typer(no_args_is_help=True, help="Make averages of a run's weights.")
 
 
-def reconstruct(run: Path, std: float, at: int | None, out: Path) -> None:
-    """Write the average of that length. Raises UserError for a run without fitting snapshots."""
+@app.command()
+def reconstruct(
+    run: Annotated[Path, Argument(help="A run's folder with snapshots of power-function averages.")],
+    std: Annotated[float, Option(help="The relative length of the average, from 0 to 0.289.")],
+    out: Annotated[Path, Option(help="The model folder to write.")],
+    at: Annotated[int | None, Option(help="Number of images seen; default: the latest snapshot's.")] = None,
+) -> None:
+    """Make an average of any length from a run's snapshots (EDM2's post-hoc EMA)."""
+    from consistune.nn import store
+    from consistune.train import posthoc
+
     store.save(posthoc.reconstruct(run, std, at), out)
     print(out)

@@ -1,71 +1,95 @@
-"""consistune evaluate"""
+"""`consistune evaluate`: measure a model or a file of samples."""
 
 from pathlib import Path
-from typing import cast, get_args
+from typing import TYPE_CHECKING, Annotated, cast, get_args
 
-import torch
-from accelerate import PartialState
+from typer import Argument, Option
 
-from consistune.cli.common import Screen, parse_integers, parse_times, pick_device
-from consistune.errors import UserError
-from consistune.evaluate.draws import LABEL_RULES
-from consistune.evaluate.job import Job
-from consistune.evaluate.request import Wanted
-from consistune.evaluate.search import Setting
-from consistune.metrics.moments import Convention, process
+from consistune.cli import options
+from consistune.cli.screen import Screen
+
+if TYPE_CHECKING:
+    import torch
 
 
 def evaluate(
-    model: Path,
-    data: str | None,
-    reference: Path | None,
-    features: str | None,
-    metrics: str | None,
-    steps: str | None,
-    samples: int,
-    seeds: int,
-    first_seed: int,
-    labels: str,
-    mid_t: str | None,
-    eta: float,
-    omega: float,
-    worse: Path | None,
-    search: str | None,
-    search_samples: int,
-    extrapolate: bool,
-    covariance: str,
-    x_flip: bool,
-    keep: Path | None,
-    save_reference: Path | None,
-    out: Path,
-    batch: int,
-    device: str,
+    model: Annotated[Path, Argument(help="A model, a run's folder, a checkpoint, or samples (.npz).")],
+    data: Annotated[
+        str | None, Option(help="Data to compare with: digits, a prepared folder, or images (.npz).")
+    ] = None,
+    reference: Annotated[
+        Path | None, Option(help="Moments instead of the data's: .npz (mu, sigma) or EDM2's .pkl.")
+    ] = None,
+    features: Annotated[
+        str | None,
+        Option(
+            help="inception-2015-12-05.pt or another file with its YAML, efficientnet, efficientnet-64, "
+            "classifier, or package.module:attribute. Files and modules are programs: they are run."
+        ),
+    ] = None,
+    metrics: Annotated[
+        str | None, Option(help="Some of fd,fid,kid,is,pr,memorisation,accuracy; default: all that apply.")
+    ] = None,
+    steps: Annotated[
+        str | None, Option(help="Numbers of steps, e.g. 1,2, one row each; default: the model's.")
+    ] = None,
+    samples: Annotated[int, Option(help="Number of images per block.")] = 50_000,
+    seeds: Annotated[int, Option(help="Number of blocks, each with seeds of its own.")] = 1,
+    first_seed: Annotated[int, Option(help="Seed of the first image.")] = 0,
+    labels: Annotated[
+        str, Option(help="data (with the training images' frequencies), uniform, or balanced (in turn).")
+    ] = "data",
+    mid_t: options.MiddleTimes = None,
+    eta: options.Eta = 1.0,
+    omega: options.GuidanceWeight = 1.0,
+    worse: options.WorseModel = None,
+    search: Annotated[
+        str | None, Option(help="mid-t, eta or omega: search it, then measure the best on new seeds.")
+    ] = None,
+    search_samples: Annotated[int, Option(help="Number of images for each value tried.")] = 2_000,
+    extrapolate: Annotated[
+        bool, Option("--extrapolate", help="Also estimate the distance at infinitely many samples.")
+    ] = False,
+    x_flip: Annotated[
+        bool, Option("--x-flip", help="Add mirrored images to the reference; no published protocol does.")
+    ] = False,
+    keep: Annotated[
+        Path | None, Option(help="NAME.npz: keep the samples, one file per row and block.")
+    ] = None,
+    covariance: Annotated[
+        str, Option(help="unbiased (divided by n-1: EDM, EDM2) or biased (by n: ECT).")
+    ] = "unbiased",
+    save_reference: Annotated[Path | None, Option(help="Write the reference's moments to this file.")] = None,
+    out: Annotated[Path, Option(help="Folder for results.json and report.html.")] = Path("runs/evaluation"),
+    batch: options.BatchSize = 256,
+    device: options.Device = "auto",
 ) -> None:
-    """Measure a model and write results.json and report.html; prints the table."""
-    if labels not in LABEL_RULES:
-        raise UserError(f"{labels!r} is not known", "--labels", f"use {', '.join(LABEL_RULES)}")
-    if search is not None and search not in get_args(Setting):
-        raise UserError(f"{search!r} cannot be searched", "--search", f"use {', '.join(get_args(Setting))}")
-    if covariance not in get_args(Convention):
-        raise UserError(
-            f"{covariance!r} is not known", "--covariance", f"use {', '.join(get_args(Convention))}"
-        )
-    for name, value, least in (("--samples", samples, 4), ("--seeds", seeds, 1), ("--batch", batch, 1)):
-        if value < least:
-            raise UserError(f"{value} is too few", name, f"give at least {least}")
-    wanted = Wanted(
+    """Measure a model: Fréchet and kernel distance, precision and recall, memorisation."""
+    from consistune.evaluate.draws import LABEL_RULES, LabelRule
+    from consistune.evaluate.job import Job
+    from consistune.evaluate.request import Wanted
+    from consistune.evaluate.search import Setting
+    from consistune.metrics.moments import Convention, process
+
+    options.check_choice(labels, LABEL_RULES, "--labels")
+    options.check_choice(search, get_args(Setting), "--search")
+    options.check_choice(covariance, get_args(Convention), "--covariance")
+    options.check_at_least(4, samples, "--samples")
+    options.check_at_least(1, seeds, "--seeds")
+    options.check_at_least(1, batch, "--batch")
+    request = Wanted(
         model=model,
         out=out,
         data=data,
         reference=reference,
         features=features,
         metrics=None if metrics is None else tuple(part.strip() for part in metrics.split(",")),
-        steps=(None,) if steps is None else tuple(parse_integers(steps, "--steps")),
+        steps=(None,) if steps is None else tuple(options.parse_integers(steps, "--steps")),
         samples=samples,
         blocks=seeds,
         first_seed=first_seed,
-        label_rule=labels,
-        mid_t=parse_times(mid_t, "--mid-t"),
+        label_rule=cast(LabelRule, labels),
+        mid_t=options.parse_times(mid_t, "--mid-t"),
         eta=eta,
         omega=omega,
         worse=worse,
@@ -77,17 +101,19 @@ def evaluate(
         keep=keep,
         save_reference=save_reference,
         batch=batch,
-        device=_device(device),
+        device=_process_device(device),
     )
     first = process()[0] == 0
     with Screen(quiet=not first) as screen:
-        page = Job(wanted, screen).run()
+        page = Job(request, screen).run()
     if first:
         print(page)
 
 
-def _device(name: str) -> torch.device:
-    """The process's device; under torchrun or accelerate launch each process joins the others here."""
-    chosen = pick_device(name)
+def _process_device(name: str) -> "torch.device":
+    """The device of this process; under torchrun or accelerate launch, join the other processes first."""
+    from accelerate import PartialState
+
+    chosen = options.pick_device(name)
     state = PartialState(cpu=chosen.type == "cpu")
     return state.device if chosen.type == "cuda" and state.num_processes > 1 else chosen

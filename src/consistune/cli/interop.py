@@ -1,17 +1,31 @@
-"""consistune import and consistune export"""
+"""`consistune import` and `consistune export`: read the files of other programs, and write for them."""
 
 from pathlib import Path
+from typing import Annotated
+
+from typer import Argument, Option
+
+from consistune.cli.options import ModelFolder
 
 
-def import_(checkpoint: Path, dest: Path) -> None:
-    """Write a checkpoint as a model folder and say what it was."""
+def import_(
+    checkpoint: Annotated[
+        Path, Argument(help="EDM, EDM2 or ECT snapshot (.pkl), consistency model (.pt), .safetensors.")
+    ],
+    dest: Annotated[Path, Argument(help="The model folder to write.")],
+) -> None:
+    """Convert an official checkpoint to a model folder; no code in the file is executed."""
     from consistune.interop.checkpoints import import_checkpoint
 
     print(import_checkpoint(checkpoint, dest))
 
 
-def export(model: Path, dest: Path, format: str) -> None:
-    """Write a model folder's weights for others."""
+def export(
+    model: ModelFolder,
+    dest: Annotated[Path, Argument(help="The file to write.")],
+    format: Annotated[str, Option(help="safetensors or onnx.")] = "safetensors",
+) -> None:
+    """Write a model for other programs: its weights under the official names, or an ONNX graph."""
     from consistune.interop.export import export_model
 
     print(export_model(model, dest, format))

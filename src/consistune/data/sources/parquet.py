@@ -87,7 +87,7 @@ def open_parquet(path: Path, label_column: str | None) -> ParquetRows:
         import pyarrow.parquet as pq
     except ImportError as error:
         raise UserError(
-            "reading parquet needs pyarrow", str(path), "pip install 'consistune[parquet]'"
+            "reading parquet needs pyarrow", str(path), 'pip install "consistune[parquet]"'
         ) from error
     files = [path] if path.is_file() else sorted(p for p in path.rglob("*.parquet") if p.is_file())
     groups: list[Group] = []
