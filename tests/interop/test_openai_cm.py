@@ -9,8 +9,7 @@ from torch import Tensor
 
 from consistune.errors import UserError
 from consistune.interop.checkpoints import load_checkpoint
-from consistune.interop.contents import Snapshot
-from consistune.interop.mapped import Source
+from consistune.interop.files import Checkpoint, CheckpointFile
 from consistune.interop.openai_cm import to_adm
 from consistune.interop.recognise import configuration
 from consistune.interop.records import Storage, TensorRecord
@@ -20,7 +19,7 @@ from consistune.nn.layers import split_heads
 from consistune.nn.presets import PRESETS
 
 
-def published(shared: Path, table: str) -> Snapshot:
+def published(shared: Path, table: str) -> Checkpoint:
     """The names and shapes of a published file, without its weights."""
     with (shared / "spec" / f"{table}.tsv").open() as file:
         rows = list(csv.DictReader(file, delimiter="\t"))
@@ -28,20 +27,20 @@ def published(shared: Path, table: str) -> Snapshot:
     for row in rows:
         shape = tuple(int(n) for n in row["shape"].strip("[]()").replace("x", ",").split(",") if n.strip())
         tensors[row["name"]] = TensorRecord(Storage("float32", 0, memoryview(b"")), 0, shape, shape)
-    return Snapshot(Source(Path(table), memoryview(b""), "zip"), "", None, {}, tensors)
+    return Checkpoint(CheckpointFile(Path(table), memoryview(b""), "zip"), "", tensors)
 
 
 def test_every_published_tensor_has_its_place(shared: Path) -> None:
-    snapshot = to_adm(published(shared, "params-openai-cm-imagenet64"))
-    assert len(snapshot.tensors) == 541
-    config = configuration(snapshot)
+    checkpoint = to_adm(published(shared, "params-openai-cm-imagenet64"))
+    assert len(checkpoint.tensors) == 541
+    config = configuration(checkpoint)
     with torch.device("meta"):
         preset = store.build(PRESETS["cm-imagenet64-adm"]).state_dict()
         own = store.build(config).state_dict()
     assert {k: v.shape for k, v in own.items()} == {k: v.shape for k, v in preset.items()}
-    for name, record in snapshot.tensors.items():
+    for name, record in checkpoint.tensors.items():
         assert own[name].shape == record.shape, name
-    missing = set(own) - set(snapshot.tensors)
+    missing = set(own) - set(checkpoint.tensors)
     assert all(name.endswith("resample_filter") for name in missing)
 
 

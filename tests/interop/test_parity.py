@@ -20,7 +20,7 @@ from consistune.core.rng import ImageNoise
 from consistune.core.sampling import ODE, Multistep
 from consistune.core.times import SigmoidGap, karras_grid
 from consistune.core.types import Batch, Times
-from consistune.interop.snapshot import read_snapshot
+from consistune.interop.reading import read_checkpoint
 from consistune.nn.edm2 import EDM2Precond
 from consistune.nn.precond import Preconditioned
 
@@ -119,7 +119,7 @@ def test_the_training_forms(shared: Path, parity: Parity) -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_tensors_are_those_that_were_written(name: str, shared: Path) -> None:
     path = shared / "parity" / "networks" / f"{name}.pkl"
-    tensors, own = read_snapshot(path).tensors, model(shared, name).state_dict()
+    tensors, own = read_checkpoint(path).tensors, model(shared, name).state_dict()
     assert list(tensors) == list(own)
     written = json.loads(path.with_suffix(".json").read_text()).get("state_dict", {})
     for key, facts in written.items():

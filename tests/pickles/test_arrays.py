@@ -118,6 +118,12 @@ def test_the_official_layouts_are_read_as_python_reads_them(shared: Path, tmp_pa
         assert same(read_arrays(path.read_bytes(), str(path)), theirs), path
 
 
+@pytest.mark.parametrize("protocol", range(6))
+def test_the_edges_of_64_bits_are_read(protocol: int) -> None:
+    value = [-(2**63), 2**63 - 1, -(2**31), 2**31 - 1]
+    assert read_arrays(pickle.dumps(value, protocol), "x") == value
+
+
 # --- what is refused -------------------------------------------------------------------------------------
 
 

@@ -1,7 +1,7 @@
-"""torch's zip archives, read in place: the records are stored, so they are views of the file.
+"""torch's zip archives, read in place: a record is not compressed, so it is a view of the file.
 
-A small reader, and no more than torch writes: no compression (so nothing can swell), no encryption, a bounded
-directory, every record inside the file and with the right checksum. Format: PKWARE's APPNOTE 6.3, §4.3.
+The reader accepts only what torch writes: no compression (so nothing can expand), no encryption, a directory
+of limited size, every record inside the file and with the right checksum. Format: PKWARE's APPNOTE 6.3, §4.3.
 """
 
 import struct
@@ -16,7 +16,7 @@ MAX_RECORDS = 20_000
 
 @dataclass(frozen=True)
 class Record:
-    """Where a record's local header stands, its size, and its checksum."""
+    """The offset of a record's local header, the record's size and its checksum."""
 
     header: int
     size: int
@@ -51,7 +51,7 @@ class Archive:
                 raise ValueError(f"record {entry.name[:80]!a} appears twice or has no name")
             records[key] = Record(entry.header, entry.plain, entry.crc)
             left -= entry.plain
-            if left < 0:  # one stretch of bytes under many names: reading them all would take for ever
+            if left < 0:  # bytes under many names: each name would cost a checksum over them
                 raise ValueError("its records overlap")
         return records
 
