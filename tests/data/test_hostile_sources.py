@@ -14,15 +14,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from consistune.data.prepare.run import Options, prepare
-from consistune.data.prepare.survey import Wanted
-from consistune.data.sources.detect import SourceOptions
+from consistune.data.prepare.run import PrepareOptions, prepare
+from consistune.data.prepare.survey import ImageOptions
+from consistune.data.sources.base import SourceOptions
 from consistune.errors import UserError
 from tests.support.hostile import CALLS
 from tests.support.makers import cifar_files, class_folders, edm_zip, encoded, pixels, tar
 
 
-def refused(source: Path, options: Options = Options()) -> str:
+def refused(source: Path, options: PrepareOptions = PrepareOptions()) -> str:
     """The line; within two seconds and 100 MB; nothing is left beside what was there."""
     before = set(source.parent.parent.rglob("*"))
     began = time.process_time()
@@ -75,7 +75,7 @@ def test_names_that_climb_lead_nowhere(tmp_path: Path) -> None:
             info = tarfile.TarInfo(f"cifar-10-batches-py/{name}")
             info.size = len(data)
             archive.addfile(info, io.BytesIO(data))
-    prepare(source, tmp_path / "work" / "dest", Options())
+    prepare(source, tmp_path / "work" / "dest", PrepareOptions())
     assert sorted(p.name for p in tmp_path.iterdir()) == ["work"]
     assert sorted(p.name for p in (tmp_path / "work").iterdir()) == ["cifar.tar.gz", "dest"]
 
@@ -103,13 +103,13 @@ def test_names_in_a_zip_are_only_names(tmp_path: Path) -> None:
     with zipfile.ZipFile(source, "w") as archive:
         for name in ("../../escaped.png", "/absolute.png", "a/../b.png"):
             archive.writestr(name, encoded(pixels(1, 4, 4)[0]))
-    meta = prepare(source, tmp_path / "work" / "dest", Options())
+    meta = prepare(source, tmp_path / "work" / "dest", PrepareOptions())
     assert meta.parts["train"].images == 3
     assert sorted(p.name for p in tmp_path.iterdir()) == ["work"]
     with zipfile.ZipFile(source, "a") as archive:
         archive.writestr("dataset.json", json.dumps({"labels": [["../../escaped.png", 0]]}))
     with pytest.raises(UserError, match="not a name below"):
-        prepare(source, tmp_path / "work" / "labelled", Options())
+        prepare(source, tmp_path / "work" / "labelled", PrepareOptions())
 
 
 def test_members_that_swell_or_lie_are_listed(tmp_path: Path) -> None:
@@ -125,7 +125,7 @@ def test_members_that_swell_or_lie_are_listed(tmp_path: Path) -> None:
     struct.pack_into("<I", data, entries[4] + 24, 1000)  # a bomb that says it is small
     source.write_bytes(data)
     tracemalloc.start()
-    meta = prepare(source, tmp_path / "dest", Options())
+    meta = prepare(source, tmp_path / "dest", PrepareOptions())
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 20 << 20
@@ -146,7 +146,7 @@ def test_encrypted_and_oddly_compressed_members_are_listed(tmp_path: Path) -> No
             ("c.png", zipfile.ZIP_BZIP2),
         ):
             archive.writestr(name, encoded(pixels(1, 4, 4)[0]), kind)
-    meta = prepare(source, tmp_path / "dest", Options())
+    meta = prepare(source, tmp_path / "dest", PrepareOptions())
     assert [entry["image"] for entry in meta.bad] == ["b.png", "c.png"]
 
 
@@ -222,6 +222,6 @@ def test_a_bomb_among_images_is_listed(tmp_path: Path) -> None:
 
     source = class_folders(tmp_path / "set", [*pixels(3, 8, 8, 3), giant()], ["a"] * 4)
     began = time.process_time()
-    meta = prepare(source, tmp_path / "dest", Options(SourceOptions(), Wanted(size=8)))
+    meta = prepare(source, tmp_path / "dest", PrepareOptions(SourceOptions(), ImageOptions(size=8)))
     assert time.process_time() - began < 5
     assert ["decompression bomb" in entry["reason"] for entry in meta.bad] == [True]

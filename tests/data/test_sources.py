@@ -6,6 +6,7 @@ import os
 import pickle
 import shutil
 import zipfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +16,11 @@ import torch
 from PIL import Image
 
 from consistune.data.images import ImageSet, load_data, read_unprepared
-from consistune.data.prepare.run import Options, prepare
-from consistune.data.prepare.survey import Wanted
+from consistune.data.prepare.run import PrepareOptions, prepare
+from consistune.data.prepare.survey import ImageOptions
 from consistune.data.prepared import Meta
-from consistune.data.sources.detect import SourceOptions, detect
+from consistune.data.sources.base import Raw, Source, SourceOptions
+from consistune.data.sources.detect import FORMATS, Format, detect
 from consistune.errors import UserError
 from tests.support.makers import (
     Pixels,
@@ -37,7 +39,7 @@ LABELS = [2, 0, 1, 1, 0, 2, 2, 0]
 
 def prepared(source: Path, **options: Any) -> tuple[Meta, ImageSet, ImageSet | None]:
     dest = source.parent / f"prepared-{len(list(source.parent.iterdir()))}"
-    meta = prepare(source, dest, Options(SourceOptions(**options)))
+    meta = prepare(source, dest, PrepareOptions(SourceOptions(**options)))
     data = load_data(str(dest))
     return meta, data.train, data.held_out
 
@@ -98,7 +100,7 @@ def test_the_official_cifar_files_are_read_as_python_reads_them(shared: Path, tm
         pickle.loads((folder / f"data_batch_{k}").read_bytes(), encoding="latin1") for k in range(1, 6)
     ]
     images = np.concatenate([batch["data"] for batch in batches]).reshape(-1, 3, 32, 32)
-    prepare(archive, tmp_path / "dest", Options())
+    prepare(archive, tmp_path / "dest", PrepareOptions())
     check(load_data(str(tmp_path / "dest")).train, images, [k for batch in batches for k in batch["labels"]])
 
 
@@ -121,7 +123,7 @@ def test_the_official_imagenet_batches_agree_in_both_forms(shared: Path, tmp_pat
     found = []
     for form in ("npz", "pickle"):
         source = shared / "data" / "formats" / "imagenet64-format" / f"Imagenet64_{form}"
-        prepare(source, tmp_path / form, Options())
+        prepare(source, tmp_path / form, PrepareOptions())
         found.append(load_data(str(tmp_path / form)))
     with np.load(source.with_name("Imagenet64_npz") / "train_data_batch_1.npz") as first:
         planar, labels = first["data"].reshape(-1, 3, 64, 64), first["labels"]
@@ -250,7 +252,7 @@ def test_the_shared_zip_reads_unprepared_as_prepared(shared: Path, tmp_path: Pat
         with archive.open(name) as file:
             pixel = torch.from_numpy(np.array(Image.open(file)))
     assert bool((found.images[found.labels == label][:, 0] == pixel).all((1, 2)).any())
-    prepare(source, tmp_path / "dest", Options())
+    prepare(source, tmp_path / "dest", PrepareOptions())
     assert torch.equal(load_data(str(tmp_path / "dest")).train.images, found.images)
 
 
@@ -321,10 +323,44 @@ def test_formats_are_told_by_what_is_there(shared: Path, tmp_path: Path) -> None
     assert detect(tmp_path / "no-suffix") == "zip"
 
 
+class Blank(Source):
+    """White images of 2×2 pixels: as many as the file says."""
+
+    @staticmethod
+    def read(task: Any) -> Iterator[Raw]:
+        first, last = task
+        yield from np.full((last - first, 2, 2, 3), 255, np.uint8)
+
+    def name(self, item: int) -> str:
+        return f"blank {item}"
+
+    def task(self, first: int, last: int) -> Any:
+        return first, last
+
+
+def open_blank(path: Path, _options: SourceOptions, _work: Path) -> Source:
+    labels = np.zeros(int(path.read_text()), np.int64)
+    return Blank(kind="blank", path=path, labels=labels, class_names=("a",), shape=(3, 2, 2))
+
+
+def test_a_new_format_is_one_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    row = Format(lambda path: path.suffix == ".blank", open_blank, (), "file")
+    monkeypatch.setitem(FORMATS, "blank", row)
+    (tmp_path / "set.blank").write_text("300")
+    assert detect(tmp_path / "set.blank") == "blank"
+    meta, train, _ = prepared(tmp_path / "set.blank")
+    assert meta.source["kind"] == "blank"
+    check(train, np.full((300, 3, 2, 2), 255, np.uint8), [0] * 300)
+    with pytest.raises(UserError, match="--labels x means nothing to blank"):
+        prepared(tmp_path / "set.blank", labels="x")
+    with pytest.raises(UserError, match="is not a file"):
+        prepared(tmp_path, format="blank")
+
+
 def wrong(source: Path, **options: Any) -> str:
     dest = source.parent / "dest"
     with pytest.raises(UserError) as caught:
-        prepare(source, dest, Options(SourceOptions(**options)))
+        prepare(source, dest, PrepareOptions(SourceOptions(**options)))
     assert not dest.exists()
     assert not dest.with_name("dest.part").exists()
     assert str(caught.value).isprintable()
@@ -383,5 +419,5 @@ def test_grey_is_not_assumed_of_colour(tmp_path: Path) -> None:
     meta, train, _ = prepared(source)
     assert train.image_shape == (1, 4, 4)
     assert ["in colour" in entry["reason"] for entry in meta.bad] == [True]
-    meta = prepare(source, tmp_path / "rgb", Options(wanted=Wanted(mode="rgb")))
+    meta = prepare(source, tmp_path / "rgb", PrepareOptions(images=ImageOptions(mode="rgb")))
     assert (meta.shape, meta.bad) == ((3, 4, 4), [])

@@ -12,12 +12,12 @@ from rich.text import Text
 
 from consistune.cli.common import Screen, console
 from consistune.data.prepare import pool
-from consistune.data.prepare.run import Options, Progress, prepare
+from consistune.data.prepare.run import PrepareOptions, Progress, prepare
 from consistune.data.prepare.split import Split
-from consistune.data.prepare.survey import Wanted
+from consistune.data.prepare.survey import ImageOptions
 from consistune.data.prepared import META, Meta, damaged, is_prepared, open_part, read_meta
-from consistune.data.sources.base import Source, shown
-from consistune.data.sources.detect import SourceOptions, open_source
+from consistune.data.sources.base import Source, SourceOptions, printable
+from consistune.data.sources.detect import open_source
 from consistune.errors import UserError
 
 SHOWN_BAD = 10
@@ -37,8 +37,8 @@ def run_prepare(
     """Prepare with a progress line; list what was bad; print the folder."""
     if workers is not None and workers < 1:
         raise UserError(f"{workers} processes cannot work", "--workers", "1 or more")
-    chosen = Options(
-        SourceOptions(**options), Wanted(**wanted), Split(**split), strict, workers or pool.cores()
+    chosen = PrepareOptions(
+        SourceOptions(**options), ImageOptions(**wanted), Split(**split), strict, workers or pool.cores()
     )
     with Screen() as screen, ExitStack() as stack:
         meta = prepare(source, dest, chosen, _Shown(screen, stack))
@@ -69,7 +69,7 @@ def _say_bad(meta: Meta, dest: Path) -> None:
     if meta.bad:
         console.print(f"{len(meta.bad):,} images were left out:", highlight=False, markup=False)
         for entry in meta.bad[:SHOWN_BAD]:
-            console.print(f"  {shown(entry['image'])} {entry['reason']}", highlight=False, markup=False)
+            console.print(f"  {printable(entry['image'])} {entry['reason']}", highlight=False, markup=False)
         if len(meta.bad) > SHOWN_BAD:
             console.print(f"  … all are listed in {dest / META}", highlight=False, markup=False)
 
@@ -118,7 +118,7 @@ def _print_classes(meta: Meta) -> None:
         table.columns[column].justify = "right"
     for k, name in enumerate(meta.class_names[:SHOWN_CLASSES]):
         sizes = [part.offsets[k + 1] - part.offsets[k] for part in meta.parts.values()]
-        table.add_row(str(k), Text(shown(name)), *(f"{size:,}" for size in sizes))
+        table.add_row(str(k), Text(printable(name)), *(f"{size:,}" for size in sizes))
     left = len(meta.class_names) - SHOWN_CLASSES
     if left > 0:
         table.caption = f"and {left:,} more"
@@ -135,6 +135,6 @@ def _source_info(path: Path) -> None:
     if source.groups is not None:
         print(f"            {len(set(source.groups)):,} groups (--split-by group keeps each on one side)")
     for name, reason in source.skipped[:SHOWN_BAD]:
-        print(f"            {shown(name)} {reason}")
+        print(f"            {printable(name)} {reason}")
     size = "" if source.shape is not None else " --size SIZE"
     print(f"prepare     consistune data prepare {path} DEST{size}")

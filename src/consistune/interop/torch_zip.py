@@ -4,7 +4,6 @@ The reader accepts only what torch writes: no compression (so nothing can expand
 of limited size, every record inside the file and with the right checksum. Format: PKWARE's APPNOTE 6.3, §4.3.
 """
 
-import struct
 import zlib
 from dataclasses import dataclass
 
@@ -60,11 +59,11 @@ class Archive:
         record = self.records.get(key)
         if record is None:
             raise UserError(f"record {key[:80]!a} is missing from the archive", where)
-        at = record.header
-        if at + 30 > len(self.data) or bytes(self.data[at : at + 4]) != zipped.LOCAL:
-            raise UserError(f"record {key[:80]!a} does not begin where the archive says", where)
-        name_size, extra_size = struct.unpack_from("<HH", self.data, at + 26)
-        start = at + 30 + name_size + extra_size
+        local = bytes(self.data[record.header : record.header + 30])
+        try:
+            start = zipped.content_start(record.header, local)
+        except ValueError as error:
+            raise UserError(f"record {key[:80]!a} {error}", where) from error
         data = self.data[start : start + record.size]
         if len(data) != record.size:
             raise UserError(f"record {key[:80]!a} is cut off", where)

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from consistune.data.prepare.survey import Wanted
+from consistune.data.prepare.survey import ImageOptions
 from consistune.data.prepare.transform import FILTERS, BadImage, Transform
 from consistune.errors import UserError
 from tests.support.makers import Pixels, encoded, pixels
@@ -264,4 +264,4 @@ def test_a_damaged_image_is_read_or_bad_and_nothing_else(cut: int, flips: list[t
 )
 def test_options_that_mean_nothing_are_refused(options: dict[str, Any], words: str) -> None:
     with pytest.raises(UserError, match=words):
-        Wanted(**options).transform(grey=False)
+        ImageOptions(**options).transform(grey=False)
