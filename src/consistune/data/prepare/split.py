@@ -1,6 +1,7 @@
 """Which images are held out, and each image's row: pure functions of labels, groups and a seed."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,33 +33,27 @@ class Split:
 def held_out(labels: NDArray[np.int64], groups: list[str] | None, split: Split) -> NDArray[np.bool_]:
     """bool [n]: `fraction` of each class's images, drawn with a random stream for each class.
 
-    By group: a group belongs to the class of its first image. Whole groups are drawn in random order, as long
-    as they fit in the class's share. Raises UserError where there are no groups.
+    By group, whole groups are drawn in random order, as long as they fit in the share of the class of their
+    first image; by image, each image is a group. Raises UserError where there are no groups.
     """
-    chosen = np.zeros(len(labels), bool)
     if split.by == "group" and groups is None:
         raise UserError("the source has no groups", "--split-by group", "dataset.json has no list 'group'")
     if split.fraction == 0:
-        return chosen
-    if split.by == "image":
-        for label in np.unique(labels):
-            rows = np.flatnonzero(labels == label)
-            order = np.random.default_rng([split.seed, int(label)]).permutation(len(rows))
-            chosen[rows[order[: round(split.fraction * len(rows))]]] = True
-        return chosen
-    names, first, index, sizes = np.unique(
-        np.array(groups), return_index=True, return_inverse=True, return_counts=True
-    )
-    taken = np.zeros(len(names), bool)
+        return np.zeros(len(labels), bool)
+    names: NDArray[Any] = np.arange(len(labels)) if split.by == "image" else np.array(groups)
+    _, first, index, sizes = np.unique(names, return_index=True, return_inverse=True, return_counts=True)
+    chosen = np.zeros(len(sizes), bool)
     group_labels = labels[first]
     for label in np.unique(group_labels):
         of_class = np.flatnonzero(group_labels == label)
         left = round(split.fraction * int(sizes[of_class].sum()))
         for group in np.random.default_rng([split.seed, int(label)]).permutation(of_class):
+            if left == 0:
+                break
             if sizes[group] <= left:
-                taken[group] = True
+                chosen[group] = True
                 left -= int(sizes[group])
-    return taken[index]
+    return chosen[index]
 
 
 @dataclass(frozen=True)

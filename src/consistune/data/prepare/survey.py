@@ -1,6 +1,7 @@
 """How a source's images are converted: by what the user asks, and by a look at some of the images."""
 
 import contextlib
+from collections.abc import Collection
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,6 +14,7 @@ from consistune.errors import UserError
 SAMPLE = 256
 """Images that are looked at."""
 CROPS = ("center", "dhariwal", "pad", "none")
+MODES = ("rgb", "grey", "auto")
 MAX_SIZE = 4096
 
 
@@ -35,12 +37,11 @@ class ImageOptions:
     def __post_init__(self) -> None:
         if self.size is not None and not 1 <= self.size <= MAX_SIZE:
             raise UserError(f"{self.size} is not a size", "--size", f"1 to {MAX_SIZE}")
-        if self.crop not in (*CROPS, None):
-            raise UserError(f"unknown crop {self.crop!r}", "--crop", ", ".join(CROPS))
-        if self.filter not in (*FILTERS, None):
-            raise UserError(f"unknown filter {self.filter!r}", "--filter", ", ".join(FILTERS))
-        if self.mode not in ("rgb", "grey", "auto"):
-            raise UserError(f"unknown mode {self.mode!r}", "--mode", "rgb, grey, auto")
+        choices: dict[str, Collection[str]] = {"crop": CROPS, "filter": FILTERS, "mode": MODES}
+        for option, known in choices.items():
+            value = getattr(self, option)
+            if value is not None and value not in known:
+                raise UserError(f"unknown {option} {value!r}", f"--{option}", ", ".join(known))
         if self.size is None and (self.crop or self.filter):
             raise UserError("crop and filter need a size", "--size")
         if self.crop == "dhariwal" and self.filter:
@@ -54,15 +55,15 @@ class ImageOptions:
             raise UserError(
                 f"{self.background!r} is not a colour", "--background", "white, #ff8000"
             ) from error
-        mode = self.mode if self.mode != "auto" else "grey" if grey else "rgb"
+        grey = grey if self.mode == "auto" else self.mode == "grey"
         crop = self.crop or ("none" if self.size is None else "center")
         return Transform(
-            mode="grey" if mode == "grey" else "rgb",
+            mode="grey" if grey else "rgb",
             size=self.size,
             crop=crop,  # type: ignore[arg-type]  # checked above
             filter=self.filter or "lanczos",
             background=(background[0], background[1], background[2]),
-            refuse_colour=self.mode == "auto" and mode == "grey",
+            strict_grey=self.mode == "auto" and grey,
         )
 
 

@@ -49,7 +49,7 @@ class Transform:
             none: resized to the square, which changes the aspect ratio.
         filter: for resizing; dhariwal has its own.
         background: RGB, under transparent pixels and around padded images.
-        refuse_colour: a colour image is bad, because the set was found to be grey.
+        strict_grey: a colour image is bad, because the set was found to be grey.
     """
 
     mode: Mode
@@ -57,7 +57,7 @@ class Transform:
     crop: Crop = "none"
     filter: str = "lanczos"
     background: tuple[int, int, int] = (255, 255, 255)
-    refuse_colour: bool = False
+    strict_grey: bool = False
 
     @property
     def channels(self) -> int:
@@ -66,7 +66,7 @@ class Transform:
     def described(self) -> dict[str, Any]:
         """For meta.json: only the options that had an effect."""
         options = asdict(self)
-        del options["refuse_colour"]
+        del options["strict_grey"]
         if self.size is None:
             options.update(crop=None, filter=None)
         elif self.crop == "dhariwal":
@@ -80,7 +80,7 @@ class Transform:
         if isinstance(raw, np.ndarray) and self.size is None and raw.shape[2] == self.channels:
             return raw.transpose(2, 0, 1)
         image = open_image(raw) if isinstance(raw, bytes) else _from_pixels(raw)
-        if self.refuse_colour and not is_grey(image):
+        if self.strict_grey and not is_grey(image):
             raise BadImage(f"is in colour ({image.mode}) in a set found to be grey")
         try:
             pixels = np.asarray(self._resize(self._convert(image)))
