@@ -44,11 +44,11 @@ def prepared(source: Path, **options: Any) -> tuple[Meta, ImageSet, ImageSet | N
     return meta, data.train, data.held_out
 
 
-def check(found: ImageSet, images: Pixels, labels: list[int]) -> None:
+def check(loaded: ImageSet, images: Pixels, labels: list[int]) -> None:
     """images [n, C, H, W] in the source's order come back grouped by class, in that order within a class."""
     order = sorted(range(len(labels)), key=lambda i: labels[i])
-    assert found.labels.tolist() == sorted(labels)
-    assert torch.equal(found.images, torch.from_numpy(images[order]))
+    assert loaded.labels.tolist() == sorted(labels)
+    assert torch.equal(loaded.images, torch.from_numpy(images[order]))
 
 
 # --- CIFAR -----------------------------------------------------------------------------------------------
@@ -120,18 +120,18 @@ def test_imagenet_batches_count_labels_from_1(tmp_path: Path, npz: bool, side: i
 
 
 def test_the_official_imagenet_batches_agree_in_both_forms(shared: Path, tmp_path: Path) -> None:
-    found = []
+    loaded = []
     for form in ("npz", "pickle"):
         source = shared / "data" / "formats" / "imagenet64-format" / f"Imagenet64_{form}"
         prepare(source, tmp_path / form, PrepareOptions())
-        found.append(load_data(str(tmp_path / form)))
+        loaded.append(load_data(str(tmp_path / form)))
     with np.load(source.with_name("Imagenet64_npz") / "train_data_batch_1.npz") as first:
         planar, labels = first["data"].reshape(-1, 3, 64, 64), first["labels"]
-    row = int((found[0].train.labels == int(labels[4]) - 1).nonzero()[0])
+    row = int((loaded[0].train.labels == int(labels[4]) - 1).nonzero()[0])
     assert any(
-        torch.equal(found[0].train.images[k], torch.from_numpy(planar[4])) for k in range(row, row + 20)
+        torch.equal(loaded[0].train.images[k], torch.from_numpy(planar[4])) for k in range(row, row + 20)
     )
-    for a, b in ((found[0].train, found[1].train), (found[0].held_out, found[1].held_out)):
+    for a, b in ((loaded[0].train, loaded[1].train), (loaded[0].held_out, loaded[1].held_out)):
         assert a is not None
         assert b is not None
         assert torch.equal(a.images, b.images)
@@ -197,21 +197,21 @@ def test_a_flat_folder_without_labels_is_one_class(tmp_path: Path) -> None:
     assert not meta.labelled
 
 
-def test_links_are_not_followed_and_strays_are_listed(tmp_path: Path) -> None:
+def test_links_are_not_followed_and_files_outside_class_folders_are_listed(tmp_path: Path) -> None:
     images = pixels(3, 6, 6, 3)
     class_folders(tmp_path / "set", images, ["a", "a", "b"])
     (tmp_path / "secret.png").write_bytes(encoded(images[0]))
     (tmp_path / "set" / "a" / "link.png").symlink_to(tmp_path / "secret.png")
     (tmp_path / "set" / "c").symlink_to(tmp_path)
     os.mkfifo(tmp_path / "set" / "a" / "pipe.png")
-    (tmp_path / "set" / "stray.png").write_bytes(encoded(images[0]))
+    (tmp_path / "set" / "outside.png").write_bytes(encoded(images[0]))
     meta, train, _ = prepared(tmp_path / "set")
     check(train, images.transpose(0, 3, 1, 2), [0, 0, 1])
     assert {entry["image"]: entry["reason"].split()[1] for entry in meta.bad} == {
         "a/link.png": "a",
         "c": "a",
         "a/pipe.png": "not",
-        "stray.png": "outside",
+        "outside.png": "outside",
     }
 
 
@@ -244,16 +244,16 @@ def test_edm_zip_without_labels(tmp_path: Path, table: dict[str, None] | None) -
 
 def test_the_shared_zip_reads_unprepared_as_prepared(shared: Path, tmp_path: Path) -> None:
     source = shared / "data" / "mnist10k.zip"
-    found = read_unprepared(source)
-    assert found.images.shape == (9000, 1, 32, 32)
-    assert torch.bincount(found.labels).tolist() == [905, 1017, 898, 936, 880, 769, 907, 958, 847, 883]
+    loaded = read_unprepared(source)
+    assert loaded.images.shape == (9000, 1, 32, 32)
+    assert torch.bincount(loaded.labels).tolist() == [905, 1017, 898, 936, 880, 769, 907, 958, 847, 883]
     with zipfile.ZipFile(source) as archive:
         name, label = json.loads(archive.read("dataset.json"))["labels"][1234]
         with archive.open(name) as file:
             pixel = torch.from_numpy(np.array(Image.open(file)))
-    assert bool((found.images[found.labels == label][:, 0] == pixel).all((1, 2)).any())
+    assert bool((loaded.images[loaded.labels == label][:, 0] == pixel).all((1, 2)).any())
     prepare(source, tmp_path / "dest", PrepareOptions())
-    assert torch.equal(load_data(str(tmp_path / "dest")).train.images, found.images)
+    assert torch.equal(load_data(str(tmp_path / "dest")).train.images, loaded.images)
 
 
 # --- npz and parquet -------------------------------------------------------------------------------------
@@ -305,10 +305,10 @@ def test_parquet_shards(tmp_path: Path) -> None:
     check(held_out, planar[6:], LABELS[6:])
 
 
-# --- which it is, and what is wrong ----------------------------------------------------------------------
+# --- detection and errors -----------------------------------------------------------------------------------
 
 
-def test_formats_are_told_by_what_is_there(shared: Path, tmp_path: Path) -> None:
+def test_formats_are_detected(shared: Path, tmp_path: Path) -> None:
     formats = shared / "data" / "formats"
     expected = {
         formats / "cifar-format" / "cifar-10-python.tar.gz": "cifar",

@@ -14,7 +14,7 @@ from tests.conftest import REPOSITORY
 from tests.support.hostile import HOSTILE
 
 LOADED = {"embedded_source.pkl"}
-"""A snapshot like any other, but for the text in it, which nobody reads."""
+"""It is a valid snapshot; the source code embedded in it is never read."""
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
 
 

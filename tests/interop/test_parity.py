@@ -76,9 +76,9 @@ def test_the_denoiser_is_the_published_one(name: str, shared: Path, parity: Pari
         rest = None if augment is None else augment[:3]
         checks["D_x_nolabel"] = denoiser(x[:3], sigma[:3], None, rest)
         checks["D_x_noaug"] = denoiser(x[:3], sigma[:3], labels[:3], None)
-    found = {key: difference(value, stored[key]) for key, value in checks.items() if key in stored}
-    assert "D_x" in found
-    assert max(found.values()) <= 1e-5, found
+    differences = {key: difference(value, stored[key]) for key, value in checks.items() if key in stored}
+    assert "D_x" in differences
+    assert max(differences.values()) <= 1e-5, differences
 
 
 @pytest.mark.parametrize("name", ["edm2-a", "edm2_latent"])
@@ -184,7 +184,7 @@ def test_ects_losses(c: float, stage: int, room: float, shared: Path, parity: Pa
     t = torch.exp(2.0 * stored["normal"].flatten() - 1.1)
     r = SigmoidGap(q=2, every_images=1).lower(t, stage)
     loss = Consistency(SCHEDULE, None, OneSample(), Huber(c), InverseGap())  # type: ignore[arg-type]
-    found = loss.at(
+    losses = loss.at(
         denoiser, denoiser, Batch(stored["images"]), Times(t, r, torch.zeros_like(t)), stored["eps"]
     )
-    torch.testing.assert_close(found, stored[f"loss_c{c}_stage{stage}"], rtol=room, atol=0)
+    torch.testing.assert_close(losses, stored[f"loss_c{c}_stage{stage}"], rtol=room, atol=0)

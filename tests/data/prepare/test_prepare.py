@@ -1,4 +1,4 @@
-"""Preparing: the same bytes whatever the workers and the interruptions; nothing is lost in silence."""
+"""Preparing: the same bytes with any number of workers and after interruptions; bad images are listed."""
 
 import contextlib
 import hashlib
