@@ -65,7 +65,7 @@ def test_a_member_that_is_no_file_is_refused(tmp_path: Path, kind: bytes) -> Non
     assert "not a plain file" in line or "cannot be unpacked" in line
 
 
-def test_names_that_climb_lead_nowhere(tmp_path: Path) -> None:
+def test_a_tar_member_is_never_written_outside_the_work_folder(tmp_path: Path) -> None:
     """A tar member is written under its last name only, and only if it is one of CIFAR's."""
     (tmp_path / "work").mkdir()
     files = cifar_files(pixels(6, 3, 32, 32), [0] * 6, 2, 2)
@@ -97,7 +97,7 @@ def test_a_batch_that_names_a_function_is_refused(tmp_path: Path, label: str) ->
     assert "is not allowed at byte" in refused(tar(tmp_path / "work" / "cifar.tar.gz", files))
 
 
-def test_names_in_a_zip_are_only_names(tmp_path: Path) -> None:
+def test_names_in_a_zip_are_not_used_as_paths(tmp_path: Path) -> None:
     (tmp_path / "work").mkdir()
     source = tmp_path / "work" / "a.zip"
     with zipfile.ZipFile(source, "w") as archive:
@@ -112,7 +112,7 @@ def test_names_in_a_zip_are_only_names(tmp_path: Path) -> None:
         prepare(source, tmp_path / "work" / "labelled", PrepareOptions())
 
 
-def test_members_that_swell_or_lie_are_listed(tmp_path: Path) -> None:
+def test_members_of_another_size_than_announced_are_listed(tmp_path: Path) -> None:
     source = edm_zip(tmp_path / "a.zip", [*pixels(4, 64, 64), bytes(1 << 20)], [0] * 5)
     data = bytearray(source.read_bytes())
     with zipfile.ZipFile(source) as archive:
@@ -173,7 +173,7 @@ HEADERS = {
 
 @pytest.mark.parametrize("label", HEADERS)
 @pytest.mark.parametrize("packed", [False, True])
-def test_an_npy_that_lies_is_refused(tmp_path: Path, label: str, packed: bool) -> None:
+def test_a_malformed_npy_is_refused(tmp_path: Path, label: str, packed: bool) -> None:
     (tmp_path / "work").mkdir()
     source = tmp_path / "work" / ("a.npz" if packed else "a.npy")
     if packed:
@@ -184,7 +184,7 @@ def test_an_npy_that_lies_is_refused(tmp_path: Path, label: str, packed: bool) -
     refused(source)
 
 
-def test_a_label_array_that_swells_is_refused(tmp_path: Path) -> None:
+def test_a_label_array_that_is_too_large_is_refused(tmp_path: Path) -> None:
     (tmp_path / "work").mkdir()
     source = tmp_path / "work" / "a.npz"
     np.savez_compressed(source, images=pixels(2, 4, 4), labels=np.zeros(1 << 25, np.int64))
@@ -210,7 +210,7 @@ def test_a_label_array_that_swells_is_refused(tmp_path: Path) -> None:
         "\x00\xff",
     ],
 )
-def test_tables_that_mean_nothing_are_refused(tmp_path: Path, table: str) -> None:
+def test_malformed_tables_are_refused(tmp_path: Path, table: str) -> None:
     folder = class_folders(tmp_path / "outer", pixels(1, 4, 4), ["set"]) / "set"
     (folder / "0000.png").rename(folder / "a.png")
     (folder / "dataset.json").write_text(table, encoding="latin-1")

@@ -40,7 +40,7 @@ def test_a_class_without_images_keeps_its_place() -> None:
     assert data.reference(by_class=True).offsets == (0, 2, 2, 4)
 
 
-def test_a_batch_is_its_rows_and_pixels_survive_the_way_to_and_fro() -> None:
+def test_a_batch_holds_its_rows_and_pixels_convert_back_exactly() -> None:
     data = digits().train
     rows = torch.tensor([5, 1400, 5])
     batch = data.batch(rows, conditional=True)

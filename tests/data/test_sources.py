@@ -271,7 +271,7 @@ def test_npz(tmp_path: Path, save: Any, names: tuple[str, str | None], shape: tu
     check(train, planar, LABELS if names[1] else [0] * 8)
 
 
-def test_npy_and_shapes_that_do_not_tell(tmp_path: Path) -> None:
+def test_npy_and_ambiguous_shapes(tmp_path: Path) -> None:
     images = pixels(5, 3, 4, 3)
     np.save(tmp_path / "set.npy", images)
     with pytest.raises(UserError, match="--layout"):

@@ -110,7 +110,7 @@ def test_long_embedded_text_is_not_decoded(tmp_path: Path) -> None:
     assert list(read_checkpoint(path).tensors) == ["w"]
 
 
-def test_what_is_no_file_of_ours(tmp_path: Path) -> None:
+def test_files_that_are_no_checkpoints_are_refused(tmp_path: Path) -> None:
     (tmp_path / "empty").touch()
     (tmp_path / "text").write_text("hello, I am no checkpoint")
     (tmp_path / "gzip").write_bytes(b"\x1f\x8b" + bytes(100))

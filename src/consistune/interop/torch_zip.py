@@ -5,21 +5,11 @@ of limited size, every record inside the file and with the right checksum. Forma
 """
 
 import zlib
-from dataclasses import dataclass
 
 from consistune.errors import UserError
 from consistune.system import zipped
 
 MAX_RECORDS = 20_000
-
-
-@dataclass(frozen=True)
-class Record:
-    """The offset of a record's local header, the record's size and its checksum."""
-
-    header: int
-    size: int
-    crc: int
 
 
 class Archive:
@@ -36,11 +26,11 @@ class Archive:
         except ValueError as error:
             raise UserError(f"not a torch archive: {error}", where) from error
 
-    def _directory(self) -> dict[str, Record]:
+    def _directory(self) -> dict[str, zipped.Entry]:
         start, size, count = zipped.directory(self.data)
         if count > MAX_RECORDS:
             raise ValueError(f"{count} records in {size} bytes at {start}")
-        records: dict[str, Record] = {}
+        records: dict[str, zipped.Entry] = {}
         left = len(self.data)
         for entry in zipped.entries(self.data, start, size, count):
             folder, _, key = entry.name.partition("/")
@@ -48,7 +38,7 @@ class Archive:
                 raise ValueError(f"record {entry.name[:80]!a} is compressed or encrypted")
             if not folder or not key or key in records:
                 raise ValueError(f"record {entry.name[:80]!a} appears twice or has no name")
-            records[key] = Record(entry.header, entry.plain, entry.crc)
+            records[key] = entry
             left -= entry.plain
             if left < 0:  # bytes under many names: each name would cost a checksum over them
                 raise ValueError("its records overlap")
@@ -64,8 +54,8 @@ class Archive:
             start = zipped.content_start(record.header, local)
         except ValueError as error:
             raise UserError(f"record {key[:80]!a} {error}", where) from error
-        data = self.data[start : start + record.size]
-        if len(data) != record.size:
+        data = self.data[start : start + record.plain]
+        if len(data) != record.plain:
             raise UserError(f"record {key[:80]!a} is cut off", where)
         if key not in self._checked and zlib.crc32(data) != record.crc:
             raise UserError(f"record {key[:80]!a} is damaged: its checksum differs", where)

@@ -318,7 +318,7 @@ def test_no_group_is_on_both_sides(shared: Path, tmp_path: Path) -> None:
     assert len(both) > 100  # by image it is not so, which is why the option is there
 
 
-def test_a_split_that_cannot_be(tmp_path: Path) -> None:
+def test_an_impossible_split_is_refused(tmp_path: Path) -> None:
     source = edm_zip(tmp_path / "a.zip", pixels(4, 4, 4), [0, 1, 0, 1])
     own = imagenet_batches(tmp_path / "in", pixels(6, 3, 4, 4), [1] * 6, npz=True, val=2)
     for path, split, words in [
@@ -361,7 +361,7 @@ def test_images_stay_on_the_disk(tmp_path: Path) -> None:
     assert reference.offsets == read_meta(tmp_path / "dest").parts["train"].offsets
 
 
-def test_a_folder_that_is_not_what_it_says_is_refused(tmp_path: Path) -> None:
+def test_a_damaged_prepared_folder_is_refused(tmp_path: Path) -> None:
     source = mixed_folder(tmp_path / "set")
     prepare(source, tmp_path / "dest", OPTIONS)
     meta = json.loads((tmp_path / "dest" / "meta.json").read_text())
@@ -404,7 +404,7 @@ def test_a_folder_that_is_not_what_it_says_is_refused(tmp_path: Path) -> None:
         load_data("nothing")
 
 
-def test_who_needs_held_out_images_says_so(tmp_path: Path) -> None:
+def test_missing_held_out_images_are_an_error(tmp_path: Path) -> None:
     prepare(mixed_folder(tmp_path / "set"), tmp_path / "dest", replace(OPTIONS, split=Split()))
     data = load_data(str(tmp_path / "dest"))
     assert data.held_out is None

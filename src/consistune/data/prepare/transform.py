@@ -115,12 +115,11 @@ class Transform:
         if self.size is None:
             return image
         width, height = image.size
-        target, short, kind = self.size, min(image.size), FILTERS[self.filter]
+        target, kind = self.size, FILTERS[self.filter]
         if self.crop == "dhariwal":
             return _dhariwal(image, target)
         if self.crop == "center":
-            left, top = (width - short) // 2, (height - short) // 2
-            image = image.crop((left, top, left + short, top + short))
+            image = _central_square(image, min(image.size))
         if self.crop == "pad":
             scale = min(1.0, target / max(image.size))
             inner = (max(1, round(width * scale)), max(1, round(height * scale)))
@@ -135,14 +134,18 @@ def _resized(image: Image.Image, size: tuple[int, int], kind: Image.Resampling) 
     return image if image.size == size else image.resize(size, kind)
 
 
+def _central_square(image: Image.Image, side: int) -> Image.Image:
+    left, top = (image.width - side) // 2, (image.height - side) // 2
+    return image.crop((left, top, left + side, top + side))
+
+
 def _dhariwal(image: Image.Image, target: int) -> Image.Image:
     while min(image.size) >= 2 * target:
         image = image.resize((image.width // 2, image.height // 2), Image.Resampling.BOX)
     scale = target / min(image.size)
     size = (round(image.width * scale), round(image.height * scale))
     image = _resized(image, size, Image.Resampling.BICUBIC)
-    left, top = (image.width - target) // 2, (image.height - target) // 2
-    return image.crop((left, top, left + target, top + target))
+    return _central_square(image, target)
 
 
 def open_image(data: bytes) -> Image.Image:
