@@ -27,8 +27,8 @@ from consistune.core.noise import EDM
 from consistune.core.objectives import Consistency
 from consistune.core.times import LogNormalPairs, SigmoidGap
 from consistune.data.images import ImageSet, load_data
-from consistune.data.prepare.run import Options, prepare
-from consistune.data.sources.detect import SourceOptions
+from consistune.data.prepare.run import PrepareOptions, prepare
+from consistune.data.sources.base import SourceOptions
 from consistune.nn import store
 from consistune.nn.presets import PRESETS
 from consistune.system.host import machine
@@ -55,7 +55,7 @@ def make_set(folder: Path, side: int) -> Path:
         part = array[first : first + 8192]
         part[:] = np.random.default_rng(first).integers(0, 256, part.shape, dtype=np.uint8)
     del array
-    prepare(folder / "set.npy", folder / "set", Options(SourceOptions(layout="nchw")))
+    prepare(folder / "set.npy", folder / "set", PrepareOptions(SourceOptions(layout="nchw")))
     (folder / "set.npy").unlink()
     return folder / "set"
 

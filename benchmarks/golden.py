@@ -27,15 +27,15 @@ import torch
 from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-import consistune as package
 from tests.support import makers
 from tests.support.inception import write_inception
 
+import consistune as package
 from consistune.data.images import digits
-from consistune.data.prepare.run import Options, prepare
+from consistune.data.prepare.run import PrepareOptions, prepare
 from consistune.data.prepare.split import Split
-from consistune.data.prepare.survey import Wanted as Pictures
-from consistune.data.sources.detect import SourceOptions
+from consistune.data.prepare.survey import ImageOptions
+from consistune.data.sources.base import SourceOptions
 from consistune.evaluate.job import Job
 from consistune.evaluate.request import Wanted as Evaluation
 from consistune.metrics.sheet import INCEPTION
@@ -164,25 +164,26 @@ def networks() -> Found:
 # --- e. prepared data
 
 
-def sources(work: Path) -> Iterator[tuple[str, Path, Options]]:
+def sources(work: Path) -> Iterator[tuple[str, Path, PrepareOptions]]:
     colour, planar, labels = makers.pixels(12, 8, 8, 3), makers.pixels(12, 3, 8, 8), [2, 0, 1, 1, 0, 2] * 2
-    words, plain = ["cab"[k] for k in labels], Options()
+    words, plain = ["cab"[k] for k in labels], PrepareOptions()
     makers.class_folders(work / "tree" / "train", colour[:8], words[:8])
     makers.class_folders(work / "tree" / "val", colour[8:], words[8:])
     yield "folder with a test set", work / "tree", plain
-    yield "folder", makers.class_folders(work / "folders", colour, words), Options(split=Split(0.25))
+    yield "folder", makers.class_folders(work / "folders", colour, words), PrepareOptions(split=Split(0.25))
     makers.class_folders(work, makers.pixels(12, 10, 7), ["flat"] * 12)
     (work / "labels.csv").write_text("".join(f"{k:04d}.png,{label}\n" for k, label in enumerate(labels)))
     csv = SourceOptions(labels=str(work / "labels.csv"))
-    yield "folder with csv, cropped", work / "flat", Options(csv, Pictures(size=6, crop="center"))
+    yield "folder with csv, cropped", work / "flat", PrepareOptions(csv, ImageOptions(size=6, crop="center"))
     zipped = makers.edm_zip(work / "edm.zip", colour, labels)
     yield "zip", zipped, plain
     for size, mode, by in ((5, "grey", "lanczos"), (16, "rgb", "bicubic")):
-        yield f"zip, {size}, {mode}, {by}", zipped, Options(wanted=Pictures(size, "center", by, mode=mode))
+        options = PrepareOptions(images=ImageOptions(size, "center", by, mode=mode))
+        yield f"zip, {size}, {mode}, {by}", zipped, options
     np.savez(work / "set.npz", images=planar, labels=np.array(labels))
     yield "npz", work / "set.npz", plain
     np.save(work / "set.npy", colour)
-    yield "npy", work / "set.npy", Options(SourceOptions(layout="nhwc"))
+    yield "npy", work / "set.npy", PrepareOptions(SourceOptions(layout="nhwc"))
     files = makers.cifar_files(makers.pixels(23, 3, 32, 32), [(7 * k) % 10 for k in range(23)], 3, 5)
     yield "cifar", makers.tar(work / "cifar.tar.gz", files), plain
     for npz in (True, False):

@@ -14,15 +14,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from consistune.data.prepare.run import Options, prepare
-from consistune.data.prepare.survey import Wanted
-from consistune.data.sources.detect import SourceOptions
+from consistune.data.prepare.run import PrepareOptions, prepare
+from consistune.data.prepare.survey import ImageOptions
+from consistune.data.sources.base import SourceOptions
 from consistune.errors import UserError
 from tests.support.hostile import CALLS
 from tests.support.makers import cifar_files, class_folders, edm_zip, encoded, pixels, tar
 
 
-def refused(source: Path, options: Options = Options()) -> str:
+def refused(source: Path, options: PrepareOptions = PrepareOptions()) -> str:
     """The line; within two seconds and 100 MB; nothing is left beside what was there."""
     before = set(source.parent.parent.rglob("*"))
     began = time.process_time()
@@ -65,7 +65,7 @@ def test_a_member_that_is_no_file_is_refused(tmp_path: Path, kind: bytes) -> Non
     assert "not a plain file" in line or "cannot be unpacked" in line
 
 
-def test_names_that_climb_lead_nowhere(tmp_path: Path) -> None:
+def test_a_tar_member_is_never_written_outside_the_work_folder(tmp_path: Path) -> None:
     """A tar member is written under its last name only, and only if it is one of CIFAR's."""
     (tmp_path / "work").mkdir()
     files = cifar_files(pixels(6, 3, 32, 32), [0] * 6, 2, 2)
@@ -75,7 +75,7 @@ def test_names_that_climb_lead_nowhere(tmp_path: Path) -> None:
             info = tarfile.TarInfo(f"cifar-10-batches-py/{name}")
             info.size = len(data)
             archive.addfile(info, io.BytesIO(data))
-    prepare(source, tmp_path / "work" / "dest", Options())
+    prepare(source, tmp_path / "work" / "dest", PrepareOptions())
     assert sorted(p.name for p in tmp_path.iterdir()) == ["work"]
     assert sorted(p.name for p in (tmp_path / "work").iterdir()) == ["cifar.tar.gz", "dest"]
 
@@ -97,22 +97,22 @@ def test_a_batch_that_names_a_function_is_refused(tmp_path: Path, label: str) ->
     assert "is not allowed at byte" in refused(tar(tmp_path / "work" / "cifar.tar.gz", files))
 
 
-def test_names_in_a_zip_are_only_names(tmp_path: Path) -> None:
+def test_names_in_a_zip_are_not_used_as_paths(tmp_path: Path) -> None:
     (tmp_path / "work").mkdir()
     source = tmp_path / "work" / "a.zip"
     with zipfile.ZipFile(source, "w") as archive:
         for name in ("../../escaped.png", "/absolute.png", "a/../b.png"):
             archive.writestr(name, encoded(pixels(1, 4, 4)[0]))
-    meta = prepare(source, tmp_path / "work" / "dest", Options())
+    meta = prepare(source, tmp_path / "work" / "dest", PrepareOptions())
     assert meta.parts["train"].images == 3
     assert sorted(p.name for p in tmp_path.iterdir()) == ["work"]
     with zipfile.ZipFile(source, "a") as archive:
         archive.writestr("dataset.json", json.dumps({"labels": [["../../escaped.png", 0]]}))
     with pytest.raises(UserError, match="not a name below"):
-        prepare(source, tmp_path / "work" / "labelled", Options())
+        prepare(source, tmp_path / "work" / "labelled", PrepareOptions())
 
 
-def test_members_that_swell_or_lie_are_listed(tmp_path: Path) -> None:
+def test_members_of_another_size_than_announced_are_listed(tmp_path: Path) -> None:
     source = edm_zip(tmp_path / "a.zip", [*pixels(4, 64, 64), bytes(1 << 20)], [0] * 5)
     data = bytearray(source.read_bytes())
     with zipfile.ZipFile(source) as archive:
@@ -125,7 +125,7 @@ def test_members_that_swell_or_lie_are_listed(tmp_path: Path) -> None:
     struct.pack_into("<I", data, entries[4] + 24, 1000)  # a bomb that says it is small
     source.write_bytes(data)
     tracemalloc.start()
-    meta = prepare(source, tmp_path / "dest", Options())
+    meta = prepare(source, tmp_path / "dest", PrepareOptions())
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 20 << 20
@@ -146,7 +146,7 @@ def test_encrypted_and_oddly_compressed_members_are_listed(tmp_path: Path) -> No
             ("c.png", zipfile.ZIP_BZIP2),
         ):
             archive.writestr(name, encoded(pixels(1, 4, 4)[0]), kind)
-    meta = prepare(source, tmp_path / "dest", Options())
+    meta = prepare(source, tmp_path / "dest", PrepareOptions())
     assert [entry["image"] for entry in meta.bad] == ["b.png", "c.png"]
 
 
@@ -173,7 +173,7 @@ HEADERS = {
 
 @pytest.mark.parametrize("label", HEADERS)
 @pytest.mark.parametrize("packed", [False, True])
-def test_an_npy_that_lies_is_refused(tmp_path: Path, label: str, packed: bool) -> None:
+def test_a_malformed_npy_is_refused(tmp_path: Path, label: str, packed: bool) -> None:
     (tmp_path / "work").mkdir()
     source = tmp_path / "work" / ("a.npz" if packed else "a.npy")
     if packed:
@@ -184,7 +184,7 @@ def test_an_npy_that_lies_is_refused(tmp_path: Path, label: str, packed: bool) -
     refused(source)
 
 
-def test_a_label_array_that_swells_is_refused(tmp_path: Path) -> None:
+def test_a_label_array_that_is_too_large_is_refused(tmp_path: Path) -> None:
     (tmp_path / "work").mkdir()
     source = tmp_path / "work" / "a.npz"
     np.savez_compressed(source, images=pixels(2, 4, 4), labels=np.zeros(1 << 25, np.int64))
@@ -210,7 +210,7 @@ def test_a_label_array_that_swells_is_refused(tmp_path: Path) -> None:
         "\x00\xff",
     ],
 )
-def test_tables_that_mean_nothing_are_refused(tmp_path: Path, table: str) -> None:
+def test_malformed_tables_are_refused(tmp_path: Path, table: str) -> None:
     folder = class_folders(tmp_path / "outer", pixels(1, 4, 4), ["set"]) / "set"
     (folder / "0000.png").rename(folder / "a.png")
     (folder / "dataset.json").write_text(table, encoding="latin-1")
@@ -222,6 +222,6 @@ def test_a_bomb_among_images_is_listed(tmp_path: Path) -> None:
 
     source = class_folders(tmp_path / "set", [*pixels(3, 8, 8, 3), giant()], ["a"] * 4)
     began = time.process_time()
-    meta = prepare(source, tmp_path / "dest", Options(SourceOptions(), Wanted(size=8)))
+    meta = prepare(source, tmp_path / "dest", PrepareOptions(SourceOptions(), ImageOptions(size=8)))
     assert time.process_time() - began < 5
     assert ["decompression bomb" in entry["reason"] for entry in meta.bad] == [True]

@@ -6,7 +6,7 @@ import torch
 
 from consistune.core.posterior.mean import quantise
 from consistune.data.images import ImageSet, digits, open_prepared
-from consistune.data.prepare.run import Options, prepare
+from consistune.data.prepare.run import PrepareOptions, prepare
 from consistune.data.prepare.split import Split
 from tests.support.makers import edm_zip, pixels
 
@@ -40,7 +40,7 @@ def test_a_class_without_images_keeps_its_place() -> None:
     assert data.reference(by_class=True).offsets == (0, 2, 2, 4)
 
 
-def test_a_batch_is_its_rows_and_pixels_survive_the_way_to_and_fro() -> None:
+def test_a_batch_holds_its_rows_and_pixels_convert_back_exactly() -> None:
     data = digits().train
     rows = torch.tensor([5, 1400, 5])
     batch = data.batch(rows, conditional=True)
@@ -66,7 +66,11 @@ def test_the_fingerprint_is_of_images_and_labels(tmp_path: Path) -> None:
 
 def test_a_prepared_set_has_the_fingerprint_of_its_files(tmp_path: Path) -> None:
     source = edm_zip(tmp_path / "set.zip", pixels(40, 8, 8), [i % 2 for i in range(40)])
-    for name, options in {"a": Options(), "b": Options(), "c": Options(split=Split(0.5))}.items():
+    for name, options in {
+        "a": PrepareOptions(),
+        "b": PrepareOptions(),
+        "c": PrepareOptions(split=Split(0.5)),
+    }.items():
         prepare(source, tmp_path / name, options)
     a, b, c = (open_prepared(tmp_path / name).train.fingerprint for name in "abc")
     assert a == b != c

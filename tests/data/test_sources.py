@@ -6,6 +6,7 @@ import os
 import pickle
 import shutil
 import zipfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +16,11 @@ import torch
 from PIL import Image
 
 from consistune.data.images import ImageSet, load_data, read_unprepared
-from consistune.data.prepare.run import Options, prepare
-from consistune.data.prepare.survey import Wanted
+from consistune.data.prepare.run import PrepareOptions, prepare
+from consistune.data.prepare.survey import ImageOptions
 from consistune.data.prepared import Meta
-from consistune.data.sources.detect import SourceOptions, detect
+from consistune.data.sources.base import Raw, Source, SourceOptions
+from consistune.data.sources.detect import FORMATS, Format, detect
 from consistune.errors import UserError
 from tests.support.makers import (
     Pixels,
@@ -37,16 +39,16 @@ LABELS = [2, 0, 1, 1, 0, 2, 2, 0]
 
 def prepared(source: Path, **options: Any) -> tuple[Meta, ImageSet, ImageSet | None]:
     dest = source.parent / f"prepared-{len(list(source.parent.iterdir()))}"
-    meta = prepare(source, dest, Options(SourceOptions(**options)))
+    meta = prepare(source, dest, PrepareOptions(SourceOptions(**options)))
     data = load_data(str(dest))
     return meta, data.train, data.held_out
 
 
-def check(found: ImageSet, images: Pixels, labels: list[int]) -> None:
+def check(loaded: ImageSet, images: Pixels, labels: list[int]) -> None:
     """images [n, C, H, W] in the source's order come back grouped by class, in that order within a class."""
     order = sorted(range(len(labels)), key=lambda i: labels[i])
-    assert found.labels.tolist() == sorted(labels)
-    assert torch.equal(found.images, torch.from_numpy(images[order]))
+    assert loaded.labels.tolist() == sorted(labels)
+    assert torch.equal(loaded.images, torch.from_numpy(images[order]))
 
 
 # --- CIFAR -----------------------------------------------------------------------------------------------
@@ -98,7 +100,7 @@ def test_the_official_cifar_files_are_read_as_python_reads_them(shared: Path, tm
         pickle.loads((folder / f"data_batch_{k}").read_bytes(), encoding="latin1") for k in range(1, 6)
     ]
     images = np.concatenate([batch["data"] for batch in batches]).reshape(-1, 3, 32, 32)
-    prepare(archive, tmp_path / "dest", Options())
+    prepare(archive, tmp_path / "dest", PrepareOptions())
     check(load_data(str(tmp_path / "dest")).train, images, [k for batch in batches for k in batch["labels"]])
 
 
@@ -118,18 +120,18 @@ def test_imagenet_batches_count_labels_from_1(tmp_path: Path, npz: bool, side: i
 
 
 def test_the_official_imagenet_batches_agree_in_both_forms(shared: Path, tmp_path: Path) -> None:
-    found = []
+    loaded = []
     for form in ("npz", "pickle"):
         source = shared / "data" / "formats" / "imagenet64-format" / f"Imagenet64_{form}"
-        prepare(source, tmp_path / form, Options())
-        found.append(load_data(str(tmp_path / form)))
+        prepare(source, tmp_path / form, PrepareOptions())
+        loaded.append(load_data(str(tmp_path / form)))
     with np.load(source.with_name("Imagenet64_npz") / "train_data_batch_1.npz") as first:
         planar, labels = first["data"].reshape(-1, 3, 64, 64), first["labels"]
-    row = int((found[0].train.labels == int(labels[4]) - 1).nonzero()[0])
+    row = int((loaded[0].train.labels == int(labels[4]) - 1).nonzero()[0])
     assert any(
-        torch.equal(found[0].train.images[k], torch.from_numpy(planar[4])) for k in range(row, row + 20)
+        torch.equal(loaded[0].train.images[k], torch.from_numpy(planar[4])) for k in range(row, row + 20)
     )
-    for a, b in ((found[0].train, found[1].train), (found[0].held_out, found[1].held_out)):
+    for a, b in ((loaded[0].train, loaded[1].train), (loaded[0].held_out, loaded[1].held_out)):
         assert a is not None
         assert b is not None
         assert torch.equal(a.images, b.images)
@@ -195,21 +197,21 @@ def test_a_flat_folder_without_labels_is_one_class(tmp_path: Path) -> None:
     assert not meta.labelled
 
 
-def test_links_are_not_followed_and_strays_are_listed(tmp_path: Path) -> None:
+def test_links_are_not_followed_and_files_outside_class_folders_are_listed(tmp_path: Path) -> None:
     images = pixels(3, 6, 6, 3)
     class_folders(tmp_path / "set", images, ["a", "a", "b"])
     (tmp_path / "secret.png").write_bytes(encoded(images[0]))
     (tmp_path / "set" / "a" / "link.png").symlink_to(tmp_path / "secret.png")
     (tmp_path / "set" / "c").symlink_to(tmp_path)
     os.mkfifo(tmp_path / "set" / "a" / "pipe.png")
-    (tmp_path / "set" / "stray.png").write_bytes(encoded(images[0]))
+    (tmp_path / "set" / "outside.png").write_bytes(encoded(images[0]))
     meta, train, _ = prepared(tmp_path / "set")
     check(train, images.transpose(0, 3, 1, 2), [0, 0, 1])
     assert {entry["image"]: entry["reason"].split()[1] for entry in meta.bad} == {
         "a/link.png": "a",
         "c": "a",
         "a/pipe.png": "not",
-        "stray.png": "outside",
+        "outside.png": "outside",
     }
 
 
@@ -242,16 +244,16 @@ def test_edm_zip_without_labels(tmp_path: Path, table: dict[str, None] | None) -
 
 def test_the_shared_zip_reads_unprepared_as_prepared(shared: Path, tmp_path: Path) -> None:
     source = shared / "data" / "mnist10k.zip"
-    found = read_unprepared(source)
-    assert found.images.shape == (9000, 1, 32, 32)
-    assert torch.bincount(found.labels).tolist() == [905, 1017, 898, 936, 880, 769, 907, 958, 847, 883]
+    loaded = read_unprepared(source)
+    assert loaded.images.shape == (9000, 1, 32, 32)
+    assert torch.bincount(loaded.labels).tolist() == [905, 1017, 898, 936, 880, 769, 907, 958, 847, 883]
     with zipfile.ZipFile(source) as archive:
         name, label = json.loads(archive.read("dataset.json"))["labels"][1234]
         with archive.open(name) as file:
             pixel = torch.from_numpy(np.array(Image.open(file)))
-    assert bool((found.images[found.labels == label][:, 0] == pixel).all((1, 2)).any())
-    prepare(source, tmp_path / "dest", Options())
-    assert torch.equal(load_data(str(tmp_path / "dest")).train.images, found.images)
+    assert bool((loaded.images[loaded.labels == label][:, 0] == pixel).all((1, 2)).any())
+    prepare(source, tmp_path / "dest", PrepareOptions())
+    assert torch.equal(load_data(str(tmp_path / "dest")).train.images, loaded.images)
 
 
 # --- npz and parquet -------------------------------------------------------------------------------------
@@ -269,7 +271,7 @@ def test_npz(tmp_path: Path, save: Any, names: tuple[str, str | None], shape: tu
     check(train, planar, LABELS if names[1] else [0] * 8)
 
 
-def test_npy_and_shapes_that_do_not_tell(tmp_path: Path) -> None:
+def test_npy_and_ambiguous_shapes(tmp_path: Path) -> None:
     images = pixels(5, 3, 4, 3)
     np.save(tmp_path / "set.npy", images)
     with pytest.raises(UserError, match="--layout"):
@@ -303,10 +305,10 @@ def test_parquet_shards(tmp_path: Path) -> None:
     check(held_out, planar[6:], LABELS[6:])
 
 
-# --- which it is, and what is wrong ----------------------------------------------------------------------
+# --- detection and errors -----------------------------------------------------------------------------------
 
 
-def test_formats_are_told_by_what_is_there(shared: Path, tmp_path: Path) -> None:
+def test_formats_are_detected(shared: Path, tmp_path: Path) -> None:
     formats = shared / "data" / "formats"
     expected = {
         formats / "cifar-format" / "cifar-10-python.tar.gz": "cifar",
@@ -321,10 +323,44 @@ def test_formats_are_told_by_what_is_there(shared: Path, tmp_path: Path) -> None
     assert detect(tmp_path / "no-suffix") == "zip"
 
 
+class Blank(Source):
+    """White images of 2×2 pixels: as many as the file says."""
+
+    @staticmethod
+    def read(task: Any) -> Iterator[Raw]:
+        first, last = task
+        yield from np.full((last - first, 2, 2, 3), 255, np.uint8)
+
+    def name(self, item: int) -> str:
+        return f"blank {item}"
+
+    def task(self, first: int, last: int) -> Any:
+        return first, last
+
+
+def open_blank(path: Path, _options: SourceOptions, _work: Path) -> Source:
+    labels = np.zeros(int(path.read_text()), np.int64)
+    return Blank(kind="blank", path=path, labels=labels, class_names=("a",), shape=(3, 2, 2))
+
+
+def test_a_new_format_is_one_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    row = Format(lambda path: path.suffix == ".blank", open_blank, (), "file")
+    monkeypatch.setitem(FORMATS, "blank", row)
+    (tmp_path / "set.blank").write_text("300")
+    assert detect(tmp_path / "set.blank") == "blank"
+    meta, train, _ = prepared(tmp_path / "set.blank")
+    assert meta.source["kind"] == "blank"
+    check(train, np.full((300, 3, 2, 2), 255, np.uint8), [0] * 300)
+    with pytest.raises(UserError, match="--labels x means nothing to blank"):
+        prepared(tmp_path / "set.blank", labels="x")
+    with pytest.raises(UserError, match="is not a file"):
+        prepared(tmp_path, format="blank")
+
+
 def wrong(source: Path, **options: Any) -> str:
     dest = source.parent / "dest"
     with pytest.raises(UserError) as caught:
-        prepare(source, dest, Options(SourceOptions(**options)))
+        prepare(source, dest, PrepareOptions(SourceOptions(**options)))
     assert not dest.exists()
     assert not dest.with_name("dest.part").exists()
     assert str(caught.value).isprintable()
@@ -383,5 +419,5 @@ def test_grey_is_not_assumed_of_colour(tmp_path: Path) -> None:
     meta, train, _ = prepared(source)
     assert train.image_shape == (1, 4, 4)
     assert ["in colour" in entry["reason"] for entry in meta.bad] == [True]
-    meta = prepare(source, tmp_path / "rgb", Options(wanted=Wanted(mode="rgb")))
+    meta = prepare(source, tmp_path / "rgb", PrepareOptions(images=ImageOptions(mode="rgb")))
     assert (meta.shape, meta.bad) == ((3, 4, 4), [])

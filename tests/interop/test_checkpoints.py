@@ -1,4 +1,4 @@
-"""Files in, folders out: every format, its provenance, and what is refused when weights do not fit."""
+"""Import of every format, its provenance, and the refusal of weights that do not fit."""
 
 import hashlib
 import json
@@ -91,18 +91,18 @@ def same(a: Preconditioned, b: Preconditioned) -> None:
 @pytest.mark.parametrize("kind", CONFIGS)
 def test_a_snapshot_comes_in_and_stays(kind: str, tmp_path: Path) -> None:
     path = forge.write_snapshot(made(kind), tmp_path / "file.pkl")
-    said = import_checkpoint(path, tmp_path / "model")
+    report = import_checkpoint(path, tmp_path / "model")
     model = consistune.load(tmp_path / "model")
     same(model, made(kind))
-    expected, found = store.describe(made(kind)), store.describe(model)
-    assert found["network"] == expected["network"]
-    assert found["precond"] == expected["precond"]
+    expected, actual = store.describe(made(kind)), store.describe(model)
+    assert actual["network"] == expected["network"]
+    assert actual["precond"] == expected["precond"]
     provenance: Any = model.meta["provenance"]
     assert provenance["file"] == "file.pkl"
     assert provenance["sha256"] == hashlib.sha256(path.read_bytes()).hexdigest()
     assert provenance["dropped"] == ["loss_fn (EDMLoss)", "dataset_kwargs", "embedded source text"]
     for words in ("CC BY-NC-SA 4.0", "loss_fn", provenance["sha256"]):
-        assert words in said
+        assert words in report
 
 
 @pytest.mark.parametrize("kind", ["song", "ncsnpp"])

@@ -12,10 +12,9 @@ import pytest
 
 from consistune.errors import UserError
 from consistune.interop.checkpoints import load_checkpoint
-from consistune.interop.contents import MAX_TENSORS
-from consistune.interop.openai_cm import is_consistency_model, to_adm
+from consistune.interop.files import MAX_TENSORS
+from consistune.interop.reading import read_checkpoint
 from consistune.interop.recognise import configuration
-from consistune.interop.snapshot import read_snapshot
 from consistune.nn import store
 from tests.support.assembler import (
     BUILD,
@@ -86,8 +85,7 @@ def swelling_header(size: int) -> bytes:
 
 def read_whole(path: Path) -> None:
     """All that happens before torch is imported."""
-    found = read_snapshot(path)
-    configuration(to_adm(found) if is_consistency_model(found.tensors) else found)
+    configuration(read_checkpoint(path))
 
 
 FILES: dict[str, Callable[[], bytes]] = {

@@ -14,7 +14,7 @@ from tests.conftest import REPOSITORY
 from tests.support.hostile import HOSTILE
 
 LOADED = {"embedded_source.pkl"}
-"""A snapshot like any other, but for the text in it, which nobody reads."""
+"""It is a valid snapshot; the source code embedded in it is never read."""
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
 
 
@@ -32,7 +32,7 @@ def traces() -> set[Path]:
     return set(Path("/tmp").glob("pwned*"))
 
 
-def test_nothing_happens_but_reading(shared: Path, tmp_path: Path) -> None:
+def test_reading_has_no_side_effect(shared: Path, tmp_path: Path) -> None:
     genuine = [shared / "parity" / "networks" / f"{name}.pkl" for name in ("edm-ddpmpp-uncond", "edm2-a")]
     files = sorted((shared / "parity" / "malicious").iterdir())
     for index, data in enumerate(HOSTILE.values()):
@@ -51,7 +51,7 @@ def test_nothing_happens_but_reading(shared: Path, tmp_path: Path) -> None:
     assert traces() == before
 
 
-def test_the_watch_sees_what_it_should(tmp_path: Path) -> None:
+def test_the_audit_hook_sees_side_effects(tmp_path: Path) -> None:
     """Python's own unpickler, on the same kind of file, does trip the hook."""
     path = tmp_path / "file.pkl"
     path.write_bytes(b"\x80\x04" + b"cposix\nsystem\n(X\x04\x00\x00\x00truetR.")

@@ -53,9 +53,9 @@ def test_onnx_runtime_computes_the_model_at_any_batch_and_level(tmp_path: Path, 
         torch.testing.assert_close(torch.from_numpy(x0_hat), expected, rtol=0, atol=room)
 
 
-def test_what_does_not_fit_in_a_file_is_refused(tmp_path: Path, monkeypatch) -> None:
+def test_a_model_too_large_for_onnx_is_refused(tmp_path: Path, monkeypatch) -> None:
     pytest.importorskip("onnx")
-    monkeypatch.setattr(interop_onnx, "LARGEST", 1000)
+    monkeypatch.setattr(interop_onnx, "MAX_BYTES", 1000)
     with pytest.raises(UserError, match="do not fit in one ONNX file"):
         export_model(saved(tmp_path, "mlp"), tmp_path / "model.onnx", "onnx")
     assert not (tmp_path / "model.onnx").exists()

@@ -20,7 +20,7 @@ from consistune.core.rng import ImageNoise
 from consistune.core.sampling import ODE, Multistep
 from consistune.core.times import SigmoidGap, karras_grid
 from consistune.core.types import Batch, Times
-from consistune.interop.snapshot import read_snapshot
+from consistune.interop.reading import read_checkpoint
 from consistune.nn.edm2 import EDM2Precond
 from consistune.nn.precond import Preconditioned
 
@@ -76,9 +76,9 @@ def test_the_denoiser_is_the_published_one(name: str, shared: Path, parity: Pari
         rest = None if augment is None else augment[:3]
         checks["D_x_nolabel"] = denoiser(x[:3], sigma[:3], None, rest)
         checks["D_x_noaug"] = denoiser(x[:3], sigma[:3], labels[:3], None)
-    found = {key: difference(value, stored[key]) for key, value in checks.items() if key in stored}
-    assert "D_x" in found
-    assert max(found.values()) <= 1e-5, found
+    differences = {key: difference(value, stored[key]) for key, value in checks.items() if key in stored}
+    assert "D_x" in differences
+    assert max(differences.values()) <= 1e-5, differences
 
 
 @pytest.mark.parametrize("name", ["edm2-a", "edm2_latent"])
@@ -119,7 +119,7 @@ def test_the_training_forms(shared: Path, parity: Parity) -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_tensors_are_those_that_were_written(name: str, shared: Path) -> None:
     path = shared / "parity" / "networks" / f"{name}.pkl"
-    tensors, own = read_snapshot(path).tensors, model(shared, name).state_dict()
+    tensors, own = read_checkpoint(path).tensors, model(shared, name).state_dict()
     assert list(tensors) == list(own)
     written = json.loads(path.with_suffix(".json").read_text()).get("state_dict", {})
     for key, facts in written.items():
@@ -184,7 +184,7 @@ def test_ects_losses(c: float, stage: int, room: float, shared: Path, parity: Pa
     t = torch.exp(2.0 * stored["normal"].flatten() - 1.1)
     r = SigmoidGap(q=2, every_images=1).lower(t, stage)
     loss = Consistency(SCHEDULE, None, OneSample(), Huber(c), InverseGap())  # type: ignore[arg-type]
-    found = loss.at(
+    losses = loss.at(
         denoiser, denoiser, Batch(stored["images"]), Times(t, r, torch.zeros_like(t)), stored["eps"]
     )
-    torch.testing.assert_close(found, stored[f"loss_c{c}_stage{stage}"], rtol=room, atol=0)
+    torch.testing.assert_close(losses, stored[f"loss_c{c}_stage{stage}"], rtol=room, atol=0)

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from consistune.errors import UserError
-from consistune.interop.snapshot import read_snapshot
+from consistune.interop.reading import read_checkpoint
 from tests.support.assembler import (
     EMPTY_DICT,
     EMPTY_LIST,
@@ -37,7 +37,7 @@ def refused(path: Path) -> str:
     """The line with which a file is refused, quickly."""
     began = time.process_time()
     with pytest.raises(UserError) as caught:
-        read_snapshot(path)
+        read_checkpoint(path)
     assert time.process_time() - began < 2
     line = str(caught.value)
     assert line.isprintable()
@@ -85,7 +85,7 @@ def test_a_stream_without_end_is_refused(label: str, data: bytes, tmp_path: Path
     assert "opcodes" in refused(path)
     tracemalloc.start()
     with pytest.raises(UserError):
-        read_snapshot(path)
+        read_checkpoint(path)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 100 << 20
@@ -107,10 +107,10 @@ def test_long_embedded_text_is_not_decoded(tmp_path: Path) -> None:
         text("module_src") + text("x"), text("module_src") + b"X" + struct.pack("<I", len(source)) + source
     )
     path.write_bytes(body)
-    assert list(read_snapshot(path).tensors) == ["w"]
+    assert list(read_checkpoint(path).tensors) == ["w"]
 
 
-def test_what_is_no_file_of_ours(tmp_path: Path) -> None:
+def test_files_that_are_no_checkpoints_are_refused(tmp_path: Path) -> None:
     (tmp_path / "empty").touch()
     (tmp_path / "text").write_text("hello, I am no checkpoint")
     (tmp_path / "gzip").write_bytes(b"\x1f\x8b" + bytes(100))
@@ -132,4 +132,4 @@ def test_every_truncation_of_a_genuine_snapshot_is_refused(shared: Path, tmp_pat
     for length in [*range(1, 400), *range(400, len(data), 1499), len(data) - 1]:
         path.write_bytes(data[:length])
         with pytest.raises(UserError):
-            read_snapshot(path)
+            read_checkpoint(path)

@@ -82,9 +82,9 @@ def test_arrays_are_read_as_python_reads_them(protocol: int, dtype: str) -> None
         "long": np.resize(numbers, 9000),
         "list": [shared, shared],
     }
-    found = read_arrays(pickle.dumps(value, protocol), "x")
-    assert same(found, value)
-    assert found["list"][0] is found["list"][1]
+    values = read_arrays(pickle.dumps(value, protocol), "x")
+    assert same(values, value)
+    assert values["list"][0] is values["list"][1]
     if dtype != "?":
         assert same(read_arrays(pickle.dumps([numbers[0, 0, 0]], protocol), "x"), [numbers[0, 0, 0].item()])
 
@@ -116,6 +116,12 @@ def test_the_official_layouts_are_read_as_python_reads_them(shared: Path, tmp_pa
         theirs = pickle.loads(path.read_bytes(), encoding="bytes")
         theirs = {k.decode() if isinstance(k, bytes) else k: v for k, v in theirs.items()}
         assert same(read_arrays(path.read_bytes(), str(path)), theirs), path
+
+
+@pytest.mark.parametrize("protocol", range(6))
+def test_the_edges_of_64_bits_are_read(protocol: int) -> None:
+    value = [-(2**63), 2**63 - 1, -(2**31), 2**31 - 1]
+    assert read_arrays(pickle.dumps(value, protocol), "x") == value
 
 
 # --- what is refused -------------------------------------------------------------------------------------
@@ -218,14 +224,14 @@ def test_lists_that_double_cost_what_the_file_says() -> None:
         value = value[0]
 
 
-@given(cut=st.integers(1, 10**6), flip=st.integers(0, 7), place=st.integers(0, 10**6))
+@given(cut=st.integers(1, 10**6), flip=st.integers(0, 7), position=st.integers(0, 10**6))
 def test_what_is_cut_off_is_refused_and_what_is_damaged_raises_nothing_else(
-    cut: int, flip: int, place: int
+    cut: int, flip: int, position: int
 ) -> None:
     data = bytearray(pickle.dumps({"data": np.arange(100), "labels": [1, 2], "text": "x"}, 2))
     with pytest.raises(UserError):
         read_arrays(bytes(data[: cut % len(data)]), "x")
-    data[place % len(data)] ^= 1 << flip
+    data[position % len(data)] ^= 1 << flip
     with contextlib.suppress(UserError):
         read_arrays(bytes(data), "x")
 

@@ -1,4 +1,4 @@
-"""Pickles written opcode by opcode, as no pickler would write them."""
+"""Pickles written opcode by opcode, also in forms that no pickler writes."""
 
 import struct
 

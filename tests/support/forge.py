@@ -25,7 +25,7 @@ MODELS = {"SongUNet": "SongUNet", "ADMUNet": "DhariwalUNet"}
 
 
 def _reconstruct_persistent_obj(meta: dict[str, Any]) -> None:
-    raise AssertionError("a checkpoint was brought to life")
+    raise AssertionError("a checkpoint was executed")
 
 
 class Persistent:
@@ -121,7 +121,7 @@ def write_snapshot(model: Preconditioned, path: Path) -> Path:
 
 
 def write_training_state(model: Preconditioned, path: Path) -> Path:
-    """A training state (.pt): a torch archive with the whole network and the optimizer."""
+    """A training state (.pt): a torch archive with the network and the optimizer."""
     trained = copy.deepcopy(model)
     optimizer = torch.optim.Adam(trained.parameters())
     sum(p.square().sum() for p in trained.parameters()).backward()  # type: ignore[union-attr]

@@ -294,10 +294,10 @@ WEIGHT = mapping(w=tensor(storage()))
 
 def nest(depth: int) -> bytes:
     """A module in a module in …"""
-    found = module(WEIGHT)
+    nested_module = module(WEIGHT)
     for _ in range(depth):
-        found = module(children=mapping(a=found))
-    return found
+        nested_module = module(children=mapping(a=nested_module))
+    return nested_module
 
 
 STRUCTURE = {

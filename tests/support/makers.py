@@ -1,4 +1,4 @@
-"""Small image sets in other people's formats, and their pixels."""
+"""Small image sets in the formats of other projects, and their pixels."""
 
 import io
 import json

@@ -53,7 +53,7 @@ def build(class_name: str, config: dict[str, Any]) -> Preconditioned:
 
 
 def fill(model: Preconditioned, names: list[str]) -> None:
-    """Every parameter and random buffer from its place in the published order."""
+    """Fill every parameter and random buffer by its index in the published order."""
     edm2 = model.kind == "edm2"
     parameters = dict(model.named_parameters())
     with torch.no_grad():

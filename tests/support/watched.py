@@ -1,6 +1,7 @@
-"""Run by tests in a process of its own: read files while every side effect is watched.
+"""Reads files and records every side effect; tests run it in a process of its own.
 
-python -m tests.support.watched GENUINE… -- FILE… → a JSON line a file: what happened, seconds, MiB more.
+python -m tests.support.watched GENUINE… -- FILE… prints a JSON line for each FILE:
+the outcome, the side effects, seconds, additional MiB.
 """
 
 import json

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from consistune.data.sources.base import SourceOptions
 from consistune.data.sources.zips import open_zip
 from consistune.errors import UserError
 from consistune.system import zipped
@@ -63,4 +64,4 @@ def test_every_cut_of_a_set_is_refused(tmp_path: Path) -> None:
     for length in range(0, len(data), 7):
         (tmp_path / "cut.zip").write_bytes(data[:length])
         with pytest.raises(UserError):
-            open_zip(tmp_path / "cut.zip", None)
+            open_zip(tmp_path / "cut.zip", SourceOptions(), tmp_path)

@@ -16,7 +16,7 @@ import torch
 
 from consistune.cli.screen import Screen
 from consistune.core.objectives import Draws, Objective
-from consistune.data.prepare.run import Options, prepare
+from consistune.data.prepare.run import PrepareOptions, prepare
 from consistune.errors import UserError
 from consistune.nn import store
 from consistune.nn.precond import Preconditioned
@@ -109,7 +109,7 @@ def two_sets(tmp_path: Path) -> Callable[[int], Path]:
     def put(seed: int) -> Path:
         source = edm_zip(tmp_path / f"{seed}.zip", pixels(64, 8, 8, seed=seed), [i % 10 for i in range(64)])
         shutil.rmtree(tmp_path / "set", ignore_errors=True)
-        prepare(source, tmp_path / "set", Options())
+        prepare(source, tmp_path / "set", PrepareOptions())
         return tmp_path / "set"
 
     return put

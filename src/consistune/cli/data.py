@@ -55,13 +55,13 @@ def prepare(
     from consistune.data.prepare import pool
     from consistune.data.prepare import run as preparation
     from consistune.data.prepare.split import Split
-    from consistune.data.prepare.survey import Wanted
-    from consistune.data.sources.detect import SourceOptions
+    from consistune.data.prepare.survey import ImageOptions
+    from consistune.data.sources.base import SourceOptions
 
     check_at_least(1, workers, "--workers")
-    options = preparation.Options(
+    options = preparation.PrepareOptions(
         SourceOptions(format=format, labels=labels, layout=layout),
-        Wanted(size=size, crop=crop, filter=filter, background=background, mode=mode),
+        ImageOptions(size=size, crop=crop, filter=filter, background=background, mode=mode),
         Split(fraction=held_out, by=split_by, seed=seed),
         strict,
         workers or pool.cores(),

@@ -12,8 +12,8 @@ from rich.text import Text
 from consistune.cli.screen import Screen, console
 from consistune.data.prepare.run import Progress
 from consistune.data.prepared import META, Meta
-from consistune.data.sources.base import Source, shown
-from consistune.data.sources.detect import SourceOptions, open_source
+from consistune.data.sources.base import Source, SourceOptions, printable
+from consistune.data.sources.detect import open_source
 
 MAX_BAD = 10
 """At most so many bad images are listed."""
@@ -51,7 +51,7 @@ def print_bad(meta: Meta, dest: Path) -> None:
     if not meta.bad:
         return
     lines = [f"{len(meta.bad):,} images were left out:"]
-    lines += [f"  {shown(entry['image'])} {entry['reason']}" for entry in meta.bad[:MAX_BAD]]
+    lines += [f"  {printable(entry['image'])} {entry['reason']}" for entry in meta.bad[:MAX_BAD]]
     if len(meta.bad) > MAX_BAD:
         lines.append(f"  … all are listed in {dest / META}")
     for line in lines:
@@ -74,7 +74,7 @@ def print_prepared(path: Path, meta: Meta) -> None:
         table.columns[column].justify = "right"
     for k, name in enumerate(meta.class_names[:MAX_CLASSES]):
         sizes = [part.offsets[k + 1] - part.offsets[k] for part in meta.parts.values()]
-        table.add_row(str(k), Text(shown(name)), *(f"{size:,}" for size in sizes))
+        table.add_row(str(k), Text(printable(name)), *(f"{size:,}" for size in sizes))
     more = len(meta.class_names) - MAX_CLASSES
     if more > 0:
         table.caption = f"and {more:,} more"
@@ -92,6 +92,6 @@ def print_source(path: Path) -> None:
     if source.groups is not None:
         print(f"            {len(set(source.groups)):,} groups (--split-by group keeps each on one side)")
     for name, reason in source.skipped[:MAX_BAD]:
-        print(f"            {shown(name)} {reason}")
+        print(f"            {printable(name)} {reason}")
     size = "" if source.shape is not None else " --size SIZE"
     print(f"prepare     consistune data prepare {path} DEST{size}")

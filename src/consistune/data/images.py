@@ -1,4 +1,4 @@
-"""Sets of images, grouped by class: prepared ones, memory-mapped, and scikit-learn's digits."""
+"""Sets of images, grouped by class: prepared folders, memory-mapped, and scikit-learn's digits."""
 
 import hashlib
 import tempfile
@@ -13,21 +13,21 @@ from torch import Tensor
 
 from consistune.core.posterior.mean import Reference, dequantise
 from consistune.core.types import Batch
-from consistune.data.prepare.survey import Wanted, survey
+from consistune.data.prepare.survey import ImageOptions, choose_transform
 from consistune.data.prepare.transform import BadImage
 from consistune.data.prepared import is_prepared, open_part, read_meta
-from consistune.data.sources.base import shown
-from consistune.data.sources.detect import SourceOptions, open_source
+from consistune.data.sources.base import SourceOptions, printable
+from consistune.data.sources.detect import open_source
 from consistune.errors import UserError
 
 
 @dataclass(frozen=True)
 class ImageSet:
-    """uint8 images [n, C, H, W] with labels [n]; the images of a class stand in consecutive rows.
+    """uint8 images [n, C, H, W] with int64 labels [n]; the images of a class are consecutive rows.
 
     Attributes:
-        class_names: one name a label.
-        files: the files' SHA-256, where the set lies in files that were hashed as they were written.
+        class_names: one for each label.
+        files: name → SHA-256 of the set's files, where they are recorded; else None.
     """
 
     name: str
@@ -47,7 +47,7 @@ class ImageSet:
 
     @cached_property
     def fingerprint(self) -> str:
-        """A SHA-256 that another set of images or labels does not have; of the files where they are known."""
+        """A SHA-256 of images and labels; where the files' own are recorded, of those."""
         total = hashlib.sha256()
         if self.files is None:
             for values in (self.images, self.labels):
@@ -62,12 +62,12 @@ class ImageSet:
         return channels, height, width
 
     def batch(self, rows: Tensor, conditional: bool, device: torch.device | str = "cpu") -> Batch:
-        """The training batch of these rows [B]: images in [−1, 1], their labels, their place in the set."""
+        """The training batch of these rows [B]: images in [−1, 1], labels (if `conditional`), the rows."""
         labels = self.labels[rows].to(device) if conditional else None
         return Batch(dequantise(self.images[rows].to(device)), labels, rows.to(device))
 
     def reference(self, by_class: bool, device: torch.device | str = "cpu") -> Reference:
-        """The set as references for the score identity: grouped by class, or one group."""
+        """The set as references for the score identity: one group for each class, or one group."""
         images = self.images.to(device)
         if not by_class:
             return Reference.whole(images)
@@ -77,13 +77,13 @@ class ImageSet:
 
 @dataclass(frozen=True)
 class DataSplit:
-    """Images to train on, and images of the same kind that training never sees, where there are such."""
+    """Images to train on, and images of the same kind for evaluation only (None where there are none)."""
 
     train: ImageSet
     held_out: ImageSet | None
 
     def need_held_out(self, what: str) -> ImageSet:
-        """The held-out images. Raises UserError, naming `what` needs them, where there are none."""
+        """The held-out images. Raises UserError where there are none; `what` says what needs them."""
         if self.held_out is None:
             raise UserError(
                 f"has no held-out images, which {what} needs",
@@ -100,7 +100,7 @@ HELD_OUT_DIGITS = 297
 def digits() -> DataSplit:
     """scikit-learn's handwritten digits: 1500 training and 297 held-out images, 1×8×8, ten classes.
 
-    The grey levels 0 … 16 become 0 … 255. The split is random, fixed, and keeps the classes' shares.
+    The grey levels 0 … 16 become 0 … 255. The split is random but fixed, and stratified by class.
     """
     from sklearn.datasets import load_digits
     from sklearn.model_selection import train_test_split
@@ -122,7 +122,7 @@ SETS = {"digits": digits}
 
 
 def load_data(name: str) -> DataSplit:
-    """The embedded set of that name, or a prepared folder: its images stay on the disk, mapped.
+    """The built-in set of that name, or a prepared folder, whose images stay on the disk, mapped.
 
     Raises UserError for an unknown name, for data that are not prepared, and for a damaged folder.
     """
@@ -142,7 +142,7 @@ def load_data(name: str) -> DataSplit:
 
 
 def open_prepared(path: Path) -> DataSplit:
-    """The two sides of a prepared folder; see `prepared` for what is checked."""
+    """The training and held-out images of a prepared folder. Raises UserError as `prepared` does."""
     meta = read_meta(path)
     sides: dict[str, ImageSet] = {}
     for side in meta.parts:
@@ -159,24 +159,23 @@ def open_prepared(path: Path) -> DataSplit:
 
 
 def read_unprepared(path: Path) -> ImageSet:
-    """A small source as it is, read into memory: for a look at it. All its images, held-out ones too.
+    """All images of a small source, held-out ones too, read into memory without preparing it.
 
-    Raises UserError for an image that is bad or of another size than the others.
+    Raises UserError for a bad image, and for one whose size differs from the others'.
     """
     with tempfile.TemporaryDirectory() as work:
         source = open_source(path, SourceOptions(), Path(work))
-        transform, shape = survey(source, Wanted())
+        transform, shape = choose_transform(source, ImageOptions())
         pixels = np.empty((len(source), *shape), np.uint8)
-        read = source.reader()
         for first, last in source.pieces():
-            for item, raw in enumerate(read(source.task(first, last)), first):
+            for item, raw in enumerate(source.read(source.task(first, last)), first):
                 try:
                     pixels[item] = transform.to_shape(raw, shape)
                 except BadImage as error:
                     raise UserError(f"{source.name(item)} {error}", str(path)) from error
     if source.skipped:
         name, reason = source.skipped[0]
-        raise UserError(f"{shown(name)} {reason}", str(path))
+        raise UserError(f"{printable(name)} {reason}", str(path))
     return ImageSet.of(
         path.stem, torch.from_numpy(pixels), torch.from_numpy(source.labels), source.class_names
     )

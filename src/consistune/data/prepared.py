@@ -1,11 +1,11 @@
-"""The prepared format: a folder with meta.json and, for training and held-out images, two npy files.
+"""The prepared format: a folder with meta.json, and two npy files each for training and held-out images.
 
     DEST/meta.json
-    DEST/train/images.npy      uint8 [n, C, H, W]; images of a class in consecutive rows
+    DEST/train/images.npy      uint8 [n, C, H, W]; the images of a class are consecutive rows
     DEST/train/labels.npy      int64 [n], ascending
     DEST/held-out/…            the same, where images are held out
 
-No torch here: reading it takes numpy alone.
+No torch here: numpy is enough to read it.
 """
 
 import json
@@ -32,7 +32,7 @@ MAX_SIDE, MAX_IMAGES = 1 << 16, 1 << 40
 
 @dataclass(frozen=True)
 class Part:
-    """One side: number of images; class k is rows offsets[k] … offsets[k + 1] − 1; the files' SHA-256."""
+    """One side: its number of images; class k is rows offsets[k] … offsets[k + 1] − 1; its files' SHA-256."""
 
     images: int
     offsets: tuple[int, ...]
@@ -41,18 +41,18 @@ class Part:
 
 @dataclass(frozen=True)
 class Meta:
-    """What a prepared folder says of itself (meta.json).
+    """The content of a prepared folder's meta.json.
 
     Attributes:
         source: path, kind, sha256 (of several files: of the sorted lines `sha256  bytes  name`).
         shape: (channels, height, width).
         transform: what was done to every image.
-        class_names: one a label.
-        labelled: False: there were no labels, all are 0.
-        held_out: the rule by which images were held out; None: none were.
+        class_names: one for each label.
+        labelled: False where the source had no labels; all are 0 then.
+        held_out: the rule by which images were held out; None where none were.
         parts: "train", and "held-out" where there is one.
         bad: {image, reason} of the images that were left out.
-        notes: how the source was understood, where that was not plain.
+        notes: what the user should know about how the source was read.
     """
 
     source: dict[str, Any]
@@ -74,13 +74,13 @@ _Checked = TypeAdapter(checked(Meta, config=ConfigDict(extra="forbid"), frozen=T
 
 
 def write_meta(path: Path, meta: Meta) -> None:
-    """One key a line."""
+    """Write meta.json, one key on a line."""
     lines = [
         f" {json.dumps(key)}: {json.dumps(value, ensure_ascii=False)}"
         for key, value in {"format": FORMAT, **asdict(meta)}.items()
     ]
     text = "{\n" + ",\n".join(lines) + "\n}\n"
-    # A file's name need not be text; a byte that is none becomes the JSON escape that reads back as it was.
+    # A file's name may have bytes that are not UTF-8. They become JSON escapes, which read back unchanged.
     write_atomically(path, text.encode("utf-8", "backslashreplace"))
 
 
@@ -89,16 +89,16 @@ def is_prepared(path: Path) -> bool:
 
 
 def read_meta(path: Path) -> Meta:
-    """The meta.json of a prepared folder. Raises UserError where it is none, or contradicts itself."""
+    """Read and check a folder's meta.json. Raises UserError where it is missing or malformed."""
     where = str(path / META)
     try:
         if (path / META).stat().st_size > MAX_META:
             raise UserError(f"has more than {MAX_META} bytes", where)
-        found = json.loads((path / META).read_text(encoding="utf-8"))
-        version = found.pop("format", None)
+        values = json.loads((path / META).read_text(encoding="utf-8"))
+        version = values.pop("format", None)
         if version != FORMAT:
             raise UserError(f"format {version!r} is not known", where, "prepare the set again")
-        meta = cast(Meta, _Checked.validate_python(found))
+        meta = cast(Meta, _Checked.validate_python(values))
     except OSError as error:
         raise UserError(
             "is not a prepared set", str(path), "consistune data prepare SOURCE DEST makes one"
@@ -108,7 +108,7 @@ def read_meta(path: Path) -> Meta:
             f"is not what consistune wrote ({' '.join(str(error).split())[:120]!a})", where
         ) from error
     if min(meta.shape) < 1 or max(meta.shape) > MAX_SIDE:
-        raise UserError(f"{meta.shape} is no shape of images", where)
+        raise UserError(f"{meta.shape} is not a shape of images", where)
     for name, part in meta.parts.items():
         if (
             name not in SIDES
@@ -124,13 +124,13 @@ def read_meta(path: Path) -> Meta:
 
 
 def open_part(path: Path, meta: Meta, side: str) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
-    """Images, mapped, and labels, read, of one side.
+    """One side's images, mapped, and labels, in memory.
 
-    Raises UserError where the files are not of the size that meta.json says, or the labels not in its order.
+    Raises UserError where the files do not have the size, or the labels, that meta.json says.
     """
     part = meta.parts[side]
-    images = npy.mapped(path / side / IMAGES, (part.images, *meta.shape), np.uint8)
-    labels = np.array(npy.mapped(path / side / LABELS, (part.images,), np.int64))
+    images = npy.open_mapped(path / side / IMAGES, (part.images, *meta.shape), np.uint8)
+    labels = np.array(npy.open_mapped(path / side / LABELS, (part.images,), np.int64))
     sizes = np.diff(np.array(part.offsets))
     if not np.array_equal(labels, np.repeat(np.arange(len(sizes)), sizes)):
         raise UserError("does not hold the labels that meta.json says", str(path / side / LABELS))
@@ -138,11 +138,12 @@ def open_part(path: Path, meta: Meta, side: str) -> tuple[NDArray[np.uint8], NDA
 
 
 def damaged(path: Path, meta: Meta) -> list[str]:
-    """Files whose SHA-256 is not the one that was written."""
-    found = []
-    for side, part in meta.parts.items():
-        for name, sha256 in part.sha256.items():
-            file = path / side / name
-            if not file.is_file() or hash_file(str(file)) != sha256:
-                found.append(f"{side}/{name}")
-    return found
+    """The files that are missing, or whose SHA-256 is not the recorded one."""
+    recorded = {
+        f"{side}/{name}": sha256 for side, part in meta.parts.items() for name, sha256 in part.sha256.items()
+    }
+    return [
+        name
+        for name, sha256 in recorded.items()
+        if not (path / name).is_file() or hash_file(str(path / name)) != sha256
+    ]

@@ -1,1 +1,1 @@
-"""Other people's files: checkpoints in, exports out."""
+"""Checkpoints of other projects in, exports for other programs out."""

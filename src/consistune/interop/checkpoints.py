@@ -1,16 +1,15 @@
-"""Official checkpoints in: read safely, recognised, loaded strictly, written as a folder of ours."""
+"""Official checkpoints in: read safely, recognised, loaded strictly, written as a model folder of ours."""
 
 import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from consistune.errors import UserError
-from consistune.interop.contents import Snapshot
-from consistune.interop.openai_cm import is_consistency_model, to_adm
+from consistune.interop.files import Checkpoint
+from consistune.interop.reading import read_checkpoint
 from consistune.interop.recognise import configuration
-from consistune.interop.snapshot import read_snapshot
 
-if TYPE_CHECKING:  # torch comes in only when a file has been read and found sound
+if TYPE_CHECKING:  # torch is imported only after a file has been read and accepted
     from consistune.nn.precond import Preconditioned
 
 LICENCES = {
@@ -23,50 +22,33 @@ LICENCES = {
 def load_checkpoint(path: str | Path) -> "Preconditioned":
     """The model in a checkpoint file, with `meta["provenance"]`; fp16 weights are widened to fp32.
 
-    Raises UserError, one line, for anything that is not a known checkpoint; nothing in it is executed.
+    Nothing in the file is executed. Raises UserError for a file that is not a known checkpoint.
     """
-    snapshot = read_snapshot(path)
-    foreign = snapshot.class_name is None and is_consistency_model(snapshot.tensors)
-    if foreign:
-        snapshot = to_adm(snapshot)
-    config = configuration(snapshot)
-    if foreign:
-        config |= _consistency_model(Path(path).name)
+    checkpoint = read_checkpoint(path)
+    config = configuration(checkpoint)
     from consistune.interop.weights import build_model
 
-    model = build_model(config, snapshot.tensors, str(path), consistency_model=foreign)
-    model.meta = {**config.get("meta", {}), "provenance": _provenance(snapshot, config, foreign)}
+    model = build_model(config, checkpoint)
+    model.meta = {**config.get("meta", {}), "provenance": _provenance(checkpoint, config)}
     return model
 
 
-def _consistency_model(name: str) -> dict[str, Any]:
-    """Its files do not say whether they hold the diffusion teacher; their names do (openai-cm §7)."""
-    teacher = name.startswith("edm_")
-    meta = {
-        "objective": "diffusion" if teacher else "consistency",
-        "assumed": [f"from the name {name[:80]!a}"],
-    }
-    precond = {"kind": "edm", "noise_scale": 1000.0} if teacher else {"kind": "cm"}
-    return {"precond": precond, "meta": meta}
-
-
-def _provenance(snapshot: Snapshot, config: dict[str, Any], foreign: bool) -> dict[str, Any]:
+def _provenance(checkpoint: Checkpoint, config: dict[str, Any]) -> dict[str, Any]:
     before = config.get("meta", {}).get("provenance")
-    dtypes = sorted({record.dtype for record in snapshot.tensors.values()})
-    found = {
-        "file": snapshot.source.path.name,
-        "sha256": snapshot.source.sha256(),
-        "format": snapshot.kind,
-        "class": snapshot.class_name,
-        "stored_as": dtypes,
-        "dropped": snapshot.dropped,
-        "licence": LICENCES["CM" if foreign else "EDM" if snapshot.class_name else "unknown"],
+    provenance = {
+        "file": checkpoint.file.path.name,
+        "sha256": checkpoint.file.sha256(),
+        "format": checkpoint.format,
+        "class": checkpoint.class_name,
+        "stored_as": sorted({record.dtype for record in checkpoint.tensors.values()}),
+        "dropped": checkpoint.dropped,
+        "licence": LICENCES[checkpoint.origin],
     }
-    return found | {"before": before} if before else found
+    return provenance | {"before": before} if before else provenance
 
 
 def import_checkpoint(checkpoint: str | Path, dest: str | Path) -> str:
-    """Write a checkpoint as a model folder; returns what was done, in a few lines.
+    """Write a checkpoint as a model folder. Returns `summary`'s lines.
 
     Raises UserError where the destination holds something already, and as `load_checkpoint` does.
     """
@@ -81,7 +63,7 @@ def import_checkpoint(checkpoint: str | Path, dest: str | Path) -> str:
 
 
 def summary(model: "Preconditioned", dest: Path) -> str:
-    """What was imported: network, source, what was dropped, the licence."""
+    """What was imported: the network, its file, what was dropped, the licence."""
     provenance: Any = model.meta["provenance"]
     count = sum(p.numel() for p in model.parameters())
     lines = [

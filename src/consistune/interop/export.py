@@ -1,4 +1,4 @@
-"""Models out, for others to load."""
+"""Models out, in formats that other programs load."""
 
 from pathlib import Path
 
@@ -9,11 +9,11 @@ FORMATS = ("safetensors", "onnx")
 
 
 def export_model(folder: str | Path, dest: str | Path, format: str = "safetensors") -> Path:
-    """Write a model folder in one file: its weights, or the whole of it as an ONNX graph (`interop.onnx`).
+    """Write a model folder as one file: "safetensors" is its weights, "onnx" the whole model as a graph.
 
-    safetensors: under the official parameter names; the file's metadata hold the model's configuration, so
-    that it can also come back (`consistune import`).
-    Raises UserError for an unknown format, a destination that exists, and what `nn.store.load` refuses.
+    safetensors has the official parameter names. The file's metadata hold the model's configuration, so
+    `consistune import` reads it again.
+    Raises UserError for an unknown format, a destination that exists, and as `nn.store.load` does.
     """
     if format not in FORMATS:
         raise UserError(f"unknown format {format!r}", "--format", f"known are: {', '.join(FORMATS)}")

@@ -1,4 +1,4 @@
-"""A model as an ONNX graph, for ONNX Runtime and whatever else reads it."""
+"""A model as an ONNX graph, for ONNX Runtime and other programs that read ONNX."""
 
 import tempfile
 import warnings
@@ -11,15 +11,16 @@ from consistune.nn.precond import Preconditioned
 from consistune.system.files import atomic_file
 
 OPSET = 18
-LARGEST = 2_000_000_000
-"""Bytes of weights; an ONNX file is one protocol buffer, of at most 2 GiB."""
+MAX_BYTES = 2_000_000_000
+"""Of weights: an ONNX file is one protocol buffer, which has at most 2 GiB."""
 
 
 def write_onnx(model: Preconditioned, dest: Path) -> None:
-    """x̂_0 = D(x; σ) in fp32: inputs `x` [B, C, H, W], `sigma` [B], and `condition` [B, num_classes] where the
-    model has classes (weights as one-hot rows; zeros: no class); output `x0_hat`. Any B.
+    """Write x̂_0 = D(x; σ) in fp32, for any batch size B.
 
-    Raises UserError where the `onnx` extra is missing, or the weights are too large for one file.
+    Inputs `x` [B, C, H, W], `sigma` [B] and, where the model has classes, `condition` [B, num_classes]:
+    one-hot rows, or rows of zeros for no class. Output `x0_hat` [B, C, H, W].
+    Raises UserError where the extra `onnx` is not installed, or the weights are too large for one file.
     """
     try:
         import onnx
@@ -28,22 +29,22 @@ def write_onnx(model: Preconditioned, dest: Path) -> None:
             "the package onnx is missing", "--format onnx", 'pip install "consistune[onnx]"'
         ) from error
     size = sum(parameter.numel() * 4 for parameter in model.parameters())
-    if size > LARGEST:
+    if size > MAX_BYTES:
         raise UserError(f"{size / 1e9:.1f} GB of weights do not fit in one ONNX file", "--format onnx")
     model = model.float().eval().requires_grad_(False)
     model.precision = "fp32"
-    given = {"x": torch.randn(2, *model.image_shape), "sigma": torch.tensor([80.0, 0.5])}
+    inputs = {"x": torch.randn(2, *model.image_shape), "sigma": torch.tensor([80.0, 0.5])}
     if model.num_classes:
-        given["condition"] = torch.eye(model.num_classes)[torch.arange(2) % model.num_classes]
-    names = [*given, "x0_hat"]
+        inputs["condition"] = torch.eye(model.num_classes)[torch.arange(2) % model.num_classes]
+    names = [*inputs, "x0_hat"]
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
         path = Path(folder) / "model.onnx"
-        warnings.simplefilter("ignore")  # of tracing and of the exporter's age; the graph is checked below
+        warnings.simplefilter("ignore")  # about tracing and the old exporter; the graph is checked below
         torch.onnx.export(
             model,
-            tuple(given.values()),
+            tuple(inputs.values()),
             str(path),
-            input_names=list(given),
+            input_names=list(inputs),
             output_names=["x0_hat"],
             dynamic_axes={name: {0: "batch"} for name in names},
             opset_version=OPSET,

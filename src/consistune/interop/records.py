@@ -1,8 +1,8 @@
-"""What a checkpoint's objects become when they are read without being brought to life.
+"""The objects in a checkpoint, as records that hold what the file says.
 
-None of these classes does anything: they hold what the file says until `snapshot` looks for weights. Every
-length, shape and offset is checked against the bytes that are there before it is believed. No torch here: a
-file is read, and refused, before anything heavy is imported.
+No class here does anything. `reading` looks through the records for weights. Every length, shape and offset
+is checked against the bytes that are there before it is used. No torch here: a file is read, and refused,
+before anything heavy is imported.
 """
 
 import math
@@ -16,8 +16,8 @@ MAX_DIMENSIONS = 8
 
 
 @dataclass(slots=True, eq=False)
-class Persistent:
-    """An object that the original reader would build by executing `module_src`; here its record."""
+class PersistentRecord:
+    """An object that the original reader would build by executing `module_src`: its dictionary `meta`."""
 
     meta: dict[Any, Any]
 
@@ -31,17 +31,15 @@ class Persistent:
 
 
 @dataclass(slots=True, eq=False)
-class ModuleDict:
-    """torch.nn.ModuleDict, as its state."""
+class ModuleRecord:
+    """A torch.nn.ModuleDict: its state."""
 
     state: object = None
 
 
 @dataclass(slots=True, eq=False)
-class Inert:
-    """A value that the file mentions and nobody needs (a bound method, a numpy array)."""
-
-    what: str
+class BoundMethod:
+    """A bound method of a persistent object. Nothing needs it."""
 
 
 @dataclass(slots=True, eq=False)
@@ -94,14 +92,14 @@ LEGACY = re.compile(
     rb"\x80\x02]q\0X(?P=len)(?P=key)q\x01a\.",
     re.DOTALL,
 )
-"""A single storage as torch wrote it before zip archives (edm-pickles §4.2). Matched, not interpreted:
-the only names that can stand in it are the two in the pattern."""
+"""A single storage as torch wrote it before zip archives (edm-pickles §4.2). The bytes are matched, not
+interpreted: they can name the two storage types of the pattern and nothing else."""
 
 
 def legacy_storage(data: memoryview, where: str) -> Storage:
-    """The storage in the bytes that `torch.storage._load_from_bytes` was to be called with.
+    """The storage in the bytes that `torch.storage._load_from_bytes` would be called with.
 
-    Raises UserError where they are not exactly a storage's header, an element count and that many elements.
+    Raises UserError unless they are exactly a storage's header, an element count and that many elements.
     """
     match = LEGACY.match(data[:512])
     if match is None:
@@ -122,9 +120,9 @@ def legacy_storage(data: memoryview, where: str) -> Storage:
 
 
 def tensor(arguments: tuple[Any, ...], where: str) -> TensorRecord:
-    """The view that `torch._utils._rebuild_tensor_v2` was to make: storage, offset, sizes, strides, ….
+    """The view that `torch._utils._rebuild_tensor_v2(storage, offset, sizes, strides, …)` would make.
 
-    Raises UserError unless every element lies in the storage and there are no more of them than it has.
+    Raises UserError unless every element lies in the storage, which must have at least as many elements.
     """
     if len(arguments) != 6 or type(arguments[0]) is not Storage:
         raise UserError("a tensor is not built from a storage, an offset, sizes and strides", where)
@@ -140,9 +138,7 @@ def tensor(arguments: tuple[Any, ...], where: str) -> TensorRecord:
     ):
         raise UserError("a tensor's offset, sizes or strides are malformed", where)
     numel = math.prod(shape)
-    last = (
-        offset + sum((n - 1) * step for n, step in zip(shape, stride, strict=True)) if numel else offset - 1
-    )
-    if numel > storage.count or last >= storage.count:
-        raise UserError(f"a tensor reaches element {last} of a storage with {storage.count}", where)
+    reach = sum((n - 1) * step for n, step in zip(shape, stride, strict=True)) if numel else -1
+    if numel > storage.count or offset + reach >= storage.count:
+        raise UserError(f"a tensor reaches element {offset + reach} of a storage with {storage.count}", where)
     return TensorRecord(storage, offset, shape, stride)

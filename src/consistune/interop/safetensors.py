@@ -1,7 +1,7 @@
 """safetensors files, read in place: a JSON header with names, dtypes, shapes and offsets, then the bytes.
 
-Layout: https://github.com/huggingface/safetensors#format. Read here rather than with the library because
-what is refused must be refused before torch is imported.
+Layout: https://github.com/huggingface/safetensors#format. The file is not read with the library, because a
+file that is refused must be refused before torch is imported, and in little memory.
 """
 
 import json
@@ -9,28 +9,30 @@ import math
 from typing import Any
 
 from consistune.errors import UserError
-from consistune.interop.contents import MAX_NAME, MAX_TENSORS, Snapshot
-from consistune.interop.mapped import Source
+from consistune.interop.files import MAX_NAME, MAX_TENSORS, Checkpoint, CheckpointFile
 from consistune.interop.records import MAX_DIMENSIONS, Storage, TensorRecord
 
 MAX_HEADER = 1 << 20
-"""A published network's takes 60 kB; parsed, JSON swells up to thirtyfold."""
+"""Bytes. A published network's header has 60 kB; parsed JSON takes up to thirty times its text."""
 DTYPES = {"F16": ("float16", 2), "BF16": ("bfloat16", 2), "F32": ("float32", 4), "F64": ("float64", 8)}
 CONFIG_KEY, OLD_CONFIG_KEY = "consistune", "sct"
 """The header's metadata under which our exports keep the model's configuration; 0.1.0 wrote the old one."""
 
 
-def read_safetensors(source: Source) -> Snapshot:
-    """A state dict, with its configuration where the file is our export. Raises UserError."""
-    where = str(source.path)
-    size = int.from_bytes(source.data[:8], "little")
-    if size > min(MAX_HEADER, len(source.data) - 8):
-        raise UserError(f"a header of {size} bytes in a file of {len(source.data)}", where)
-    header = _json(bytes(source.data[8 : 8 + size]), where)
+def read_safetensors(file: CheckpointFile) -> Checkpoint:
+    """A state dict, and the model's configuration where the file is our export.
+
+    Raises UserError for a malformed header, and unless the tensors fill the file without gap or overlap.
+    """
+    where = str(file.path)
+    size = int.from_bytes(file.data[:8], "little")
+    if size > min(MAX_HEADER, len(file.data) - 8):
+        raise UserError(f"a header of {size} bytes in a file of {len(file.data)}", where)
+    header = _json(bytes(file.data[8 : 8 + size]), where)
     metadata = header.pop("__metadata__", {})
     if not header or len(header) > MAX_TENSORS or type(metadata) is not dict:
         raise UserError(f"the header names {len(header)} tensors", where)
-    body, position = source.data[8 + size :], 0
+    body, position = file.data[8 + size :], 0
     tensors = {}
     for name, entry in sorted(header.items(), key=lambda item: _offsets(item[1], item[0], where)):
         start, stop = _offsets(entry, name, where)
@@ -40,12 +42,12 @@ def read_safetensors(source: Source) -> Snapshot:
         position = stop
     if position != len(body):
         raise UserError(f"{len(body) - position} bytes belong to no tensor", where)
-    known = metadata.get(CONFIG_KEY, metadata.get(OLD_CONFIG_KEY, "{}"))
-    if type(known) is not str:
+    config = metadata.get(CONFIG_KEY, metadata.get(OLD_CONFIG_KEY, "{}"))
+    if type(config) is not str:
         raise UserError("the header's configuration is not text", where)
-    options = _json(known.encode("utf-8", "replace"), where)
-    ordered = {name: tensors[name] for name in header}
-    return Snapshot(source, "safetensors", None, options, ordered)
+    options = _json(config.encode("utf-8", "replace"), where)
+    in_order = {name: tensors[name] for name in header}
+    return Checkpoint(file, "safetensors", in_order, options=options)
 
 
 def _json(text: bytes, where: str) -> dict[str, Any]:
@@ -64,16 +66,16 @@ def _offsets(entry: Any, name: str, where: str) -> tuple[int, int]:
         start, stop = offsets
         if 0 <= start <= stop:
             return start, stop
-    raise UserError(f"tensor {name[:80]!a} has no place in the file", where)
+    raise UserError(f"tensor {name[:80]!a} has no valid offsets in the file", where)
 
 
 def _record(entry: dict[str, Any], data: memoryview, name: str, where: str) -> TensorRecord:
-    shape, kind = entry.get("shape"), entry.get("dtype")
-    known = DTYPES.get(kind) if type(kind) is str else None
-    if known is None:
+    shape, code = entry.get("shape"), entry.get("dtype")
+    if type(code) is not str or code not in DTYPES:
         raise UserError(f"tensor {name[:80]!a} is neither F16, BF16, F32 nor F64", where)
+    dtype, itemsize = DTYPES[code]
     sizes = shape if type(shape) is list and len(shape) <= MAX_DIMENSIONS else [-1]
-    if any(type(n) is not int or n < 0 for n in sizes) or math.prod(sizes) * known[1] != len(data):
+    if any(type(n) is not int or n < 0 for n in sizes) or math.prod(sizes) * itemsize != len(data):
         raise UserError(f"tensor {name[:80]!a} has bytes that do not fit its shape", where)
     stride = [math.prod(sizes[i + 1 :]) for i in range(len(sizes))]
-    return TensorRecord(Storage(known[0], math.prod(sizes), data), 0, tuple(sizes), tuple(stride))
+    return TensorRecord(Storage(dtype, math.prod(sizes), data), 0, tuple(sizes), tuple(stride))

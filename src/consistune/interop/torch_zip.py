@@ -1,26 +1,15 @@
-"""torch's zip archives, read in place: the records are stored, so they are views of the file.
+"""torch's zip archives, read in place: a record is not compressed, so it is a view of the file.
 
-A small reader, and no more than torch writes: no compression (so nothing can swell), no encryption, a bounded
-directory, every record inside the file and with the right checksum. Format: PKWARE's APPNOTE 6.3, §4.3.
+The reader accepts only what torch writes: no compression (so nothing can expand), no encryption, a directory
+of limited size, every record inside the file and with the right checksum. Format: PKWARE's APPNOTE 6.3, §4.3.
 """
 
-import struct
 import zlib
-from dataclasses import dataclass
 
 from consistune.errors import UserError
 from consistune.system import zipped
 
 MAX_RECORDS = 20_000
-
-
-@dataclass(frozen=True)
-class Record:
-    """Where a record's local header stands, its size, and its checksum."""
-
-    header: int
-    size: int
-    crc: int
 
 
 class Archive:
@@ -37,11 +26,11 @@ class Archive:
         except ValueError as error:
             raise UserError(f"not a torch archive: {error}", where) from error
 
-    def _directory(self) -> dict[str, Record]:
+    def _directory(self) -> dict[str, zipped.Entry]:
         start, size, count = zipped.directory(self.data)
         if count > MAX_RECORDS:
             raise ValueError(f"{count} records in {size} bytes at {start}")
-        records: dict[str, Record] = {}
+        records: dict[str, zipped.Entry] = {}
         left = len(self.data)
         for entry in zipped.entries(self.data, start, size, count):
             folder, _, key = entry.name.partition("/")
@@ -49,9 +38,9 @@ class Archive:
                 raise ValueError(f"record {entry.name[:80]!a} is compressed or encrypted")
             if not folder or not key or key in records:
                 raise ValueError(f"record {entry.name[:80]!a} appears twice or has no name")
-            records[key] = Record(entry.header, entry.plain, entry.crc)
+            records[key] = entry
             left -= entry.plain
-            if left < 0:  # one stretch of bytes under many names: reading them all would take for ever
+            if left < 0:  # bytes under many names: each name would cost a checksum over them
                 raise ValueError("its records overlap")
         return records
 
@@ -60,13 +49,13 @@ class Archive:
         record = self.records.get(key)
         if record is None:
             raise UserError(f"record {key[:80]!a} is missing from the archive", where)
-        at = record.header
-        if at + 30 > len(self.data) or bytes(self.data[at : at + 4]) != zipped.LOCAL:
-            raise UserError(f"record {key[:80]!a} does not begin where the archive says", where)
-        name_size, extra_size = struct.unpack_from("<HH", self.data, at + 26)
-        start = at + 30 + name_size + extra_size
-        data = self.data[start : start + record.size]
-        if len(data) != record.size:
+        local = bytes(self.data[record.header : record.header + 30])
+        try:
+            start = zipped.content_start(record.header, local)
+        except ValueError as error:
+            raise UserError(f"record {key[:80]!a} {error}", where) from error
+        data = self.data[start : start + record.plain]
+        if len(data) != record.plain:
             raise UserError(f"record {key[:80]!a} is cut off", where)
         if key not in self._checked and zlib.crc32(data) != record.crc:
             raise UserError(f"record {key[:80]!a} is damaged: its checksum differs", where)

@@ -1,4 +1,4 @@
-"""From records to tensors, and into a network that is first checked to have exactly these weights."""
+"""From records to tensors, and into a network that is first checked to need exactly these weights."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -8,13 +8,14 @@ import torch
 from torch import Tensor
 
 from consistune.errors import UserError
-from consistune.interop.openai_cm import HEAD
+from consistune.interop.files import Checkpoint
+from consistune.interop.openai_cm import HEAD_CHANNELS
 from consistune.interop.records import TensorRecord
 from consistune.nn import store
 from consistune.nn.precond import Preconditioned
 
-CONSTANT = ("resample_filter",)
-"""Buffers that the constructor fills and no training changes: a foreign state dict may lack them."""
+CONSTANT_BUFFERS = ("resample_filter",)
+"""The constructor fills them and training does not change them; consistency_models' files lack them."""
 NUMPY = {
     "float16": "<f2",
     "float32": "<f4",
@@ -26,31 +27,30 @@ NUMPY = {
 
 
 def to_tensor(record: TensorRecord) -> Tensor:
-    """A copy of the record's elements; numpy reads them wherever in the file they stand."""
+    """A copy of the record's elements. numpy reads them at any offset, which torch does not."""
     storage = record.storage
     flat = np.frombuffer(storage.data, NUMPY[storage.dtype], storage.count).copy()
-    whole = torch.from_numpy(flat)
+    elements = torch.from_numpy(flat)
     if storage.dtype == "bfloat16":
-        whole = whole.view(torch.bfloat16)
-    return whole.as_strided(record.shape, record.stride, record.offset)
+        elements = elements.view(torch.bfloat16)
+    return elements.as_strided(record.shape, record.stride, record.offset)
 
 
-def build_model(
-    config: dict[str, Any], tensors: Mapping[str, TensorRecord], where: str, consistency_model: bool = False
-) -> Preconditioned:
-    """The model of that configuration with those weights, in fp32 and evaluation mode.
+def build_model(config: dict[str, Any], checkpoint: Checkpoint) -> Preconditioned:
+    """The model of that configuration with the checkpoint's weights, in fp32 and evaluation mode.
 
-    Names and shapes are compared on a network without storage first: a file cannot make us allocate more
-    than the weights it has. Weights of consistency_models lack the constant buffers, and their qkv's rows
-    are in another order. Raises UserError where names or shapes differ.
+    Names and shapes are first compared on a network without storage, so a file cannot make us allocate more
+    than the weights it has. Raises UserError where names or shapes differ.
     """
-    _compare(store.shapes(config, where), tensors, where, may_lack=CONSTANT if consistency_model else ())
+    where, from_cm = checkpoint.where, checkpoint.origin == "CM"
+    optional = CONSTANT_BUFFERS if from_cm else ()
+    _compare(store.shapes(config, where), checkpoint.tensors, where, optional)
     model = store.build(config, where)
     own = model.state_dict()
     with torch.no_grad():
-        for name, record in tensors.items():
+        for name, record in checkpoint.tensors.items():
             value = to_tensor(record)
-            own[name].copy_(heads_innermost(value) if consistency_model and ".qkv." in name else value)
+            own[name].copy_(heads_innermost(value) if from_cm and ".qkv." in name else value)
     return model.eval()
 
 
@@ -58,11 +58,11 @@ def _compare(
     expected: Mapping[str, tuple[int, ...]],
     tensors: Mapping[str, TensorRecord],
     where: str,
-    may_lack: tuple[str, ...],
+    optional: tuple[str, ...],
 ) -> None:
-    missing = [name for name in expected if name not in tensors and not name.endswith(may_lack)]
-    surplus = [name for name in tensors if name not in expected]
-    for names, what in ((missing, "lacks"), (surplus, "has unknown")):
+    missing = [name for name in expected if name not in tensors and not name.endswith(optional)]
+    unknown = [name for name in tensors if name not in expected]
+    for names, what in ((missing, "lacks"), (unknown, "has unknown")):
         if names:
             more = f" and {len(names) - 1} more" if len(names) > 1 else ""
             raise UserError(f"the checkpoint {what} {names[0][:80]!a}{more}", where)
@@ -73,6 +73,6 @@ def _compare(
 
 
 def heads_innermost(value: Tensor) -> Tensor:
-    """Rows of qkv in the order (j, head, c), j of q, k, v, → (head, c, j); heads of 64 channels."""
-    rows = value.reshape(3, value.shape[0] // 3 // HEAD, HEAD, -1)
+    """Reorder the rows of qkv from (j, head, c), where j is q, k or v, to ADM's (head, c, j)."""
+    rows = value.reshape(3, value.shape[0] // 3 // HEAD_CHANNELS, HEAD_CHANNELS, -1)
     return rows.permute(1, 2, 0, 3).reshape(value.shape)

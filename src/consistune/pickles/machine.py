@@ -1,62 +1,99 @@
-"""A reader for pickles that cannot execute anything: a stack machine over a short list of opcodes.
+"""A reader for pickles that cannot execute anything: a stack machine with a short list of opcodes.
 
-It is not Python's unpickler with parts forbidden. It has no operation that imports, calls or sets an
-attribute: a global is looked up in a table of markers, and "calling" one runs the reader's own function for
-that marker. What is not in the tables is refused with its name and byte offset. The opcodes are
-described in Python's pickletools.
+It is not Python's unpickler with some parts forbidden. It has no operation that imports a module, calls an
+object or sets an attribute. A global is looked up in a table of known names, and a call of it runs this
+package's own function for that name. Everything outside the tables is refused, with its name and byte offset.
+Python's pickletools describes the opcodes.
 
-Bounds: the number of opcodes (and with it memory, about 100 bytes each), every length against the bytes that
-are there, integers of at most 8 bytes, text only as long as names are (longer text is never decoded), plain
-keys (so that no key is costly to hash). Nothing recurses, so nesting costs nothing here; whoever walks the
-result must bound the depth.
+It is written by hand because no library reads EDM's and EDM2's pickles without executing what they name.
+
+Limits: the number of opcodes (and so the memory, about 100 bytes each); every length, by the bytes that the
+file has; integers of at most 8 bytes; text of at most `MAX_TEXT` bytes (longer text is never decoded);
+dictionary keys that are cheap to hash. Nothing recurses, so nested values cost nothing here. The code that
+walks the result must limit the depth itself.
 """
 
+import pickletools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeAlias
 
 from consistune.errors import UserError
-from consistune.pickles.opcodes import NAMES, OPCODES, STOP, Step, plain_key
 
-Call = Callable[["Machine", Any], Any]
+STOP = ord(".")
+NAMES = {ord(opcode.code): opcode.name for opcode in pickletools.opcodes}
+"""The name of every opcode that exists, for error messages."""
+MAX_KEY = 1_000_000
+
+
+@dataclass(slots=True, eq=False)
+class Global:
+    """A name in the file that the dialect knows. It stands for the object and does nothing."""
+
+    module: str
+    name: str
+
+
+@dataclass(slots=True, eq=False)
+class ByteRange:
+    """Bytes of the file, or text too long to be data (embedded source code), that were not read."""
+
+    start: int
+    stop: int
+    text: bool = False
+
+    def __len__(self) -> int:
+        return self.stop - self.start
+
+
+Step: TypeAlias = Callable[["Machine"], None]
+"""What an opcode does."""
+Call: TypeAlias = Callable[["Machine", Any], Any]
 """What happens at REDUCE: (machine, argument tuple) → value."""
-Build = Callable[["Machine", Any, Any], None]
+Build: TypeAlias = Callable[["Machine", Any, Any], None]
 """What happens at BUILD: (machine, object, its state)."""
+
+
+def plain_key(m: "Machine", key: Any) -> str | int:
+    """A dictionary's key: text, or an integer of 0 … 999,999. Raises UserError for any other."""
+    if not (type(key) is str or (type(key) is int and 0 <= key < MAX_KEY)):
+        raise m.refuse(f"a key of type {type(key).__name__}")
+    return key
 
 
 @dataclass(frozen=True)
 class Dialect:
-    """What one kind of pickle may say; everything else is refused.
+    """What one kind of pickle may contain. Everything else is refused.
 
     Attributes:
-        globals: (module, name) → what REDUCE does with it, or None for a name that is never called.
-        what: how a refusal calls the files of this kind.
-        opcodes: by code.
-        new: what NEWOBJ makes of a class, without arguments.
-        build: by the type of the object that takes a state.
-        key: a dictionary's key, as it is stored; refuses what none may be.
-        oldest: the lowest protocol.
-        max_opcodes: bounds time and memory.
+        globals: (module, name) → what REDUCE does with it, or None for a name that may not be called.
+        description: what the files of this kind are, for error messages.
+        max_opcodes: limits time and memory.
+        opcodes: code → what it does.
+        new: (module, name) of a class → what NEWOBJ makes, without arguments.
+        build: type of an object → how it takes its state.
+        key: checks a dictionary's key, and returns it as it is stored.
+        min_protocol: the lowest pickle protocol.
     """
 
     globals: Mapping[tuple[str, str], Call | None]
-    what: str
+    description: str
     max_opcodes: int
-    opcodes: Mapping[int, Step] = field(default_factory=lambda: OPCODES)
+    opcodes: Mapping[int, Step]
     new: Mapping[tuple[str, str], Callable[[], Any]] = field(default_factory=dict)
     build: Mapping[type, Build] = field(default_factory=dict)
     key: Callable[["Machine", Any], str | int] = plain_key
-    oldest: int = 2
+    min_protocol: int = 2
 
 
 class Machine:
-    """One reading of one pickle.
+    """Reads one pickle, once.
 
     Args:
         data: the bytes; results refer to them and do not copy.
         dialect: what is allowed.
         where: how to name the file in errors.
-        persistent: what to do with a persistent id; None refuses them.
+        persistent: (persistent id, where) → value; None refuses persistent ids.
     """
 
     def __init__(
@@ -74,15 +111,16 @@ class Machine:
         self.copied = 0
 
     def refuse(self, what: str) -> UserError:
-        return UserError(f"{what} at byte {self.opcode_at}", self.where, f"not {self.dialect.what}")
+        return UserError(f"{what} at byte {self.opcode_at}", self.where, f"not {self.dialect.description}")
 
     @property
-    def place(self) -> str:
+    def location(self) -> str:
+        """The file and the offset of the current opcode, for error messages."""
         return f"{self.where}, byte {self.opcode_at}"
 
     def run(self) -> Any:
-        """The object that the pickle describes. Raises UserError for anything not on the list."""
-        if self.dialect.oldest >= 2 and bytes(self.data[:1]) != b"\x80":
+        """The object that the pickle describes. Raises UserError for everything that the dialect lacks."""
+        if self.dialect.min_protocol >= 2 and bytes(self.data[:1]) != b"\x80":
             raise self.refuse("no pickle of protocol 2 or later begins")
         opcodes = self.dialect.opcodes
         for _ in range(self.dialect.max_opcodes):
@@ -92,14 +130,14 @@ class Machine:
             code = self.data[self.position]
             self.position += 1
             if code == STOP:
-                return self.finish()
+                return self._result()
             step = opcodes.get(code)
             if step is None:
                 raise self.refuse(f"opcode {NAMES.get(code, hex(code))} is not allowed")
             step(self)
         raise self.refuse(f"more than {self.dialect.max_opcodes} opcodes")
 
-    def finish(self) -> Any:
+    def _result(self) -> Any:
         value = self.pop()
         if self.stack or self.marked:
             raise self.refuse("the pickle ends with values left over")
@@ -109,20 +147,24 @@ class Machine:
 
     # --- reading ---------------------------------------------------------------------------------------
 
-    def take(self, count: int) -> int:
-        """Step over `count` bytes; their start. Raises UserError where the file ends before."""
+    def skip(self, count: int) -> ByteRange:
+        """Move over the next `count` bytes. Raises UserError where the file ends before."""
         start = self.position
         if count > len(self.data) - start:
             raise self.refuse(f"the file is cut off: {count} bytes announced, {len(self.data) - start} left,")
         self.position = start + count
-        return start
+        return ByteRange(start, self.position)
+
+    def bytes_of(self, value: ByteRange, limit: int | None = None) -> bytes:
+        """A copy of the bytes of a range, or of the first `limit` of them."""
+        return bytes(self.data[value.start : value.stop][:limit])
 
     def number(self, size: int, signed: bool = False) -> int:
-        start = self.take(size)
-        return int.from_bytes(self.data[start : start + size], "little", signed=signed)
+        """The next `size` bytes as a little-endian integer."""
+        return int.from_bytes(self.bytes_of(self.skip(size)), "little", signed=signed)
 
     def line(self, limit: int = 256) -> bytes:
-        """What stands before the next newline, looked for in growing steps: a line costs its length."""
+        """The bytes before the next newline. The search grows in steps, so its cost is the line's length."""
         start, size = self.position, 256
         while True:
             text = bytes(self.data[start : start + size])
@@ -134,9 +176,9 @@ class Machine:
                 raise self.refuse("a line without an end")
             size *= 8
 
-    def copying(self, count: int) -> None:
-        """Account for `count` bytes about to be copied: all copies together are no larger than the file."""
-        self.copied += count
+    def count_copy(self, size: int) -> None:
+        """Count `size` bytes that are about to be copied. All copies together may not exceed the file."""
+        self.copied += size
         if self.copied > len(self.data):
             raise self.refuse("values larger than the file")
 
@@ -145,18 +187,31 @@ class Machine:
     def push(self, value: Any) -> None:
         self.stack.append(value)
 
-    def pop(self) -> Any:
-        if not self.stack:
+    def require(self, count: int) -> None:
+        """Raises UserError where fewer than `count` values are on the stack."""
+        if len(self.stack) < count:
             raise self.refuse("a value is missing from the stack")
+
+    def pop(self) -> Any:
+        self.require(1)
         return self.stack.pop()
 
     def pop_mark(self) -> list[Any]:
+        """The values after the last mark; the mark is removed too."""
         if not self.marked:
             raise self.refuse("a mark is missing from the stack")
         values, self.stack = self.stack, self.marked.pop()
         return values
 
-    def top(self, kind: type) -> Any:
-        if not self.stack or type(self.stack[-1]) is not kind:
+    def top(self, kind: type | None = None) -> Any:
+        """The value on top of the stack, which stays there. Raises UserError unless it is of type `kind`."""
+        self.require(1)
+        if kind is not None and type(self.stack[-1]) is not kind:
             raise self.refuse(f"a {kind.__name__} is missing from the stack")
         return self.stack[-1]
+
+    def recall(self, index: int) -> None:
+        """Push the memo's value of that index."""
+        if index not in self.memo:
+            raise self.refuse(f"memo {index} is not there")
+        self.push(self.memo[index])

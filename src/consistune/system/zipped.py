@@ -83,3 +83,13 @@ def _wide(extra: bytes, packed: int, plain: int, header: int) -> tuple[int, int,
             header = next(wide, header) if header == FULL32 else header
         position += 4 + size
     return packed, plain, header
+
+
+def content_start(header: int, local: bytes) -> int:
+    """Where a member's bytes begin, from the first 30 bytes of its local header at `header` (§4.3.7).
+
+    Raises ValueError where there is no such header.
+    """
+    if len(local) < 30 or local[:4] != LOCAL:
+        raise ValueError("does not begin where the archive says")
+    return header + 30 + sum(struct.unpack_from("<HH", local, 26))

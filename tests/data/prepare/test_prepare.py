@@ -1,4 +1,4 @@
-"""Preparing: the same bytes whatever the workers and the interruptions; nothing is lost in silence."""
+"""Preparing: the same bytes with any number of workers and after interruptions; bad images are listed."""
 
 import contextlib
 import hashlib
@@ -20,12 +20,11 @@ from PIL import Image
 from consistune.data.images import load_data
 from consistune.data.prepare import run as module
 from consistune.data.prepare import work
-from consistune.data.prepare.run import Options, Progress, prepare
+from consistune.data.prepare.run import PrepareOptions, Progress, prepare
 from consistune.data.prepare.split import Rows, Split, held_out
-from consistune.data.prepare.survey import Wanted
+from consistune.data.prepare.survey import ImageOptions
 from consistune.data.prepared import damaged, read_meta
-from consistune.data.sources.base import Source
-from consistune.data.sources.detect import SourceOptions
+from consistune.data.sources.base import Source, SourceOptions
 from consistune.errors import UserError
 from consistune.system import files
 from tests.support.makers import class_folders, edm_zip, encoded, imagenet_batches, pixels
@@ -44,7 +43,7 @@ def mixed_folder(root: Path, count: int = 40, bad: tuple[int, ...] = (3, 17, 18)
     return class_folders(root, images, [f"class {k % 5}" for k in range(count)])
 
 
-OPTIONS = Options(wanted=Wanted(size=8), split=Split(0.2, seed=3))
+OPTIONS = PrepareOptions(images=ImageOptions(size=8), split=Split(0.2, seed=3))
 
 
 class Stop(Exception):
@@ -180,7 +179,7 @@ def test_a_killed_command_goes_on(tmp_path: Path) -> None:
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert "going on after" in done.stderr
-    meta = prepare(source, tmp_path / "whole", Options(wanted=Wanted(size=8)))
+    meta = prepare(source, tmp_path / "whole", PrepareOptions(images=ImageOptions(size=8)))
     assert meta.parts["train"].images == 1024
     assert contents(tmp_path / "dest") == contents(tmp_path / "whole")
 
@@ -190,7 +189,7 @@ def test_other_options_do_not_go_on_from_a_stopped_run(tmp_path: Path, small_pie
     with pytest.raises(Stop):
         prepare(source, tmp_path / "dest", OPTIONS, StopAfter(1))
     with pytest.raises(UserError, match="other options"):
-        prepare(source, tmp_path / "dest", replace(OPTIONS, wanted=Wanted(size=7)))
+        prepare(source, tmp_path / "dest", replace(OPTIONS, images=ImageOptions(size=7)))
     (source / "class 0" / "new.png").write_bytes(encoded(pixels(1, 9, 9, 3)[0]))
     with pytest.raises(UserError, match="another source"):
         prepare(source, tmp_path / "dest", OPTIONS)
@@ -246,7 +245,7 @@ def test_nothing_but_bad_images_is_an_error(tmp_path: Path) -> None:
 def test_the_traps_of_the_official_tree(shared: Path, tmp_path: Path) -> None:
     """A grey image, a CMYK one and a PNG named .JPEG are what Pillow makes of them, in RGB."""
     tree = shared / "data" / "formats" / "imagenet64-format" / "ILSVRC-tree"
-    meta = prepare(tree, tmp_path / "dest", Options(wanted=Wanted(size=64, crop="dhariwal")))
+    meta = prepare(tree, tmp_path / "dest", PrepareOptions(images=ImageOptions(size=64, crop="dhariwal")))
     assert (meta.bad, meta.shape) == ([], (3, 64, 64))
     train = load_data(str(tmp_path / "dest")).train
     files = sorted(path for path in (tree / "train").rglob("*.JPEG"))
@@ -269,7 +268,7 @@ def test_the_traps_of_the_official_tree(shared: Path, tmp_path: Path) -> None:
 def test_the_hash_of_a_source(tmp_path: Path) -> None:
     """Of one file, its own; of a tree, of the sorted lines of its files, whatever is beside them."""
     source = edm_zip(tmp_path / "a.zip", pixels(4, 4, 4), [0, 1, 0, 1])
-    meta = prepare(source, tmp_path / "zip", Options())
+    meta = prepare(source, tmp_path / "zip", PrepareOptions())
     assert meta.source["sha256"] == hashlib.sha256(source.read_bytes()).hexdigest()
     tree = class_folders(tmp_path / "tree", pixels(4, 4, 4), ["b", "a", "b", "c"])
     lines = [
@@ -277,12 +276,12 @@ def test_the_hash_of_a_source(tmp_path: Path) -> None:
         for p in sorted(tree.rglob("*.png"), key=lambda p: str(p.relative_to(tree)))
     ]
     expected = hashlib.sha256("".join(lines).encode()).hexdigest()
-    assert prepare(tree, tmp_path / "a", Options()).source["sha256"] == expected
+    assert prepare(tree, tmp_path / "a", PrepareOptions()).source["sha256"] == expected
     batches = imagenet_batches(tmp_path / "in", pixels(6, 3, 4, 4), [1] * 6, npz=True, val=2)
-    first = prepare(batches, tmp_path / "in1", Options()).source["sha256"]
+    first = prepare(batches, tmp_path / "in1", PrepareOptions()).source["sha256"]
     with (batches / "val_data.npz").open("ab") as file:
         file.write(b"\0")
-    assert prepare(batches, tmp_path / "in2", Options()).source["sha256"] != first
+    assert prepare(batches, tmp_path / "in2", PrepareOptions()).source["sha256"] != first
 
 
 # --- held out --------------------------------------------------------------------------------------------
@@ -319,7 +318,7 @@ def test_no_group_is_on_both_sides(shared: Path, tmp_path: Path) -> None:
     assert len(both) > 100  # by image it is not so, which is why the option is there
 
 
-def test_a_split_that_cannot_be(tmp_path: Path) -> None:
+def test_an_impossible_split_is_refused(tmp_path: Path) -> None:
     source = edm_zip(tmp_path / "a.zip", pixels(4, 4, 4), [0, 1, 0, 1])
     own = imagenet_batches(tmp_path / "in", pixels(6, 3, 4, 4), [1] * 6, npz=True, val=2)
     for path, split, words in [
@@ -327,7 +326,7 @@ def test_a_split_that_cannot_be(tmp_path: Path) -> None:
         (own, Split(0.5), "test set of its own"),
     ]:
         with pytest.raises(UserError, match=words):
-            prepare(path, tmp_path / "dest", Options(split=split))
+            prepare(path, tmp_path / "dest", PrepareOptions(split=split))
     for values in ({"fraction": 1.0}, {"fraction": -0.1}, {"by": "vendor"}):
         with pytest.raises(UserError):
             Split(**values)  # type: ignore[arg-type]
@@ -362,7 +361,7 @@ def test_images_stay_on_the_disk(tmp_path: Path) -> None:
     assert reference.offsets == read_meta(tmp_path / "dest").parts["train"].offsets
 
 
-def test_a_folder_that_is_not_what_it_says_is_refused(tmp_path: Path) -> None:
+def test_a_damaged_prepared_folder_is_refused(tmp_path: Path) -> None:
     source = mixed_folder(tmp_path / "set")
     prepare(source, tmp_path / "dest", OPTIONS)
     meta = json.loads((tmp_path / "dest" / "meta.json").read_text())
@@ -405,7 +404,7 @@ def test_a_folder_that_is_not_what_it_says_is_refused(tmp_path: Path) -> None:
         load_data("nothing")
 
 
-def test_who_needs_held_out_images_says_so(tmp_path: Path) -> None:
+def test_missing_held_out_images_are_an_error(tmp_path: Path) -> None:
     prepare(mixed_folder(tmp_path / "set"), tmp_path / "dest", replace(OPTIONS, split=Split()))
     data = load_data(str(tmp_path / "dest"))
     assert data.held_out is None
@@ -432,7 +431,7 @@ def test_a_worker_imports_no_torch() -> None:
     code += "import sys; print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"
-    assert hashlib.sha256().digest_size == work.DIGEST
+    assert hashlib.sha256().digest_size == work.DIGEST_BYTES
 
 
 def test_labels_is_a_table_for_zips_too(tmp_path: Path) -> None:
@@ -440,6 +439,6 @@ def test_labels_is_a_table_for_zips_too(tmp_path: Path) -> None:
     table = {f"00000/img{k:08d}.png": word for k, word in enumerate(("b", "a", "b"))}
     table["00001/img00000003.png"] = "a"
     (tmp_path / "labels.json").write_text(json.dumps(table))
-    prepare(source, tmp_path / "dest", Options(SourceOptions(labels=str(tmp_path / "labels.json"))))
+    prepare(source, tmp_path / "dest", PrepareOptions(SourceOptions(labels=str(tmp_path / "labels.json"))))
     train = load_data(str(tmp_path / "dest")).train
     assert torch.equal(train.images[:, 0], torch.from_numpy(pixels(4, 4, 4)[[1, 3, 0, 2]]))

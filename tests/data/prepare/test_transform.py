@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from consistune.data.prepare.survey import Wanted
+from consistune.data.prepare.survey import ImageOptions
 from consistune.data.prepare.transform import FILTERS, BadImage, Transform
 from consistune.errors import UserError
 from tests.support.makers import Pixels, encoded, pixels
@@ -182,7 +182,7 @@ def test_orientation_is_honoured(orientation: int) -> None:
     assert np.array_equal(Transform("rgb")(raw), upright.transpose(2, 0, 1))
 
 
-def test_of_an_animation_the_first_frame_counts() -> None:
+def test_an_animation_gives_its_first_frame() -> None:
     frames = [Image.fromarray(image) for image in pixels(3, 6, 6, 3)]
     for form in ("PNG", "WEBP"):
         options = {"lossless": True} if form == "WEBP" else {}
@@ -191,7 +191,7 @@ def test_of_an_animation_the_first_frame_counts() -> None:
         assert np.array_equal(Transform("rgb")(raw), planar(frames[0]))
 
 
-def test_rows_of_arrays_go_the_same_way_as_files() -> None:
+def test_rows_of_arrays_are_converted_like_files() -> None:
     array = smooth(40, 30)
     for transform in (Transform("rgb", 16, "dhariwal"), Transform("grey"), Transform("rgb")):
         assert np.array_equal(transform(array), transform(encoded(array)))
@@ -262,6 +262,6 @@ def test_a_damaged_image_is_read_or_bad_and_nothing_else(cut: int, flips: list[t
         ({"background": "a colour"}, "--background"),
     ],
 )
-def test_options_that_mean_nothing_are_refused(options: dict[str, Any], words: str) -> None:
+def test_invalid_options_are_refused(options: dict[str, Any], words: str) -> None:
     with pytest.raises(UserError, match=words):
-        Wanted(**options).transform(grey=False)
+        ImageOptions(**options).transform(grey=False)

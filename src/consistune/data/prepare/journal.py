@@ -1,4 +1,4 @@
-"""What of a preparation is done, on the disk: after a kill the next run goes on from there."""
+"""What of a preparation is done, on the disk. After a kill the next run continues from it."""
 
 import fcntl
 import json
@@ -11,14 +11,14 @@ from consistune.errors import UserError
 
 
 class Journal:
-    """JSON lines in the work folder: the plan's fingerprint first, then what has been done.
+    """JSON lines in the work folder: the preparation's fingerprint, then each piece and file that is done.
 
-    A line is written after the data that it speaks of are on the disk. A torn last line counts as not
-    written. Only one process at a time can hold it.
+    A line is written after the data that it describes are on the disk. An incomplete last line is ignored.
+    Only one process at a time can have the journal open.
     """
 
     def __init__(self, path: Path) -> None:
-        """Take hold of it. Raises UserError where another run has."""
+        """Open and lock it. Raises UserError where another run has it."""
         self.path = path
         self.done: set[int] = set()
         self.bad: dict[int, str] = {}
@@ -33,33 +33,33 @@ class Journal:
 
     @property
     def begun(self) -> bool:
-        """Whether there is anything to go on from."""
+        """Whether an earlier run left something to continue from."""
         return self.path.stat().st_size > 0
 
-    def begin(self, plan: dict[str, Any]) -> None:
-        """Write the plan: from now on the work folder is one to go on from."""
+    def begin(self, fingerprint: dict[str, Any]) -> None:
+        """Write the fingerprint: from now on a later run can continue."""
         self._file.truncate(0)
-        self.write([{"plan": plan}])
+        self.write([{"plan": fingerprint}])
 
-    def resume(self, plan: dict[str, Any]) -> None:
-        """Read what is done. Raises UserError where it was begun with another plan."""
+    def resume(self, fingerprint: dict[str, Any]) -> None:
+        """Read what is done. Raises UserError where the fingerprint is another."""
         self._file.seek(0)
-        whole = 0
+        complete = 0
         for number, line in enumerate(self._file):
             if not line.endswith(b"\n"):
                 break
             entry = json.loads(line)
-            if number == 0 and entry.get("plan") != plan:
+            if number == 0 and entry.get("plan") != fingerprint:
                 raise UserError(
                     "holds a preparation that was begun from another source or with other options",
                     str(self.path.parent.parent),
                     "remove the folder, or give the same options",
                 )
-            self._take(entry)
-            whole += len(line)
-        self._file.truncate(whole)
+            self._remember(entry)
+            complete += len(line)
+        self._file.truncate(complete)
 
-    def _take(self, entry: dict[str, Any]) -> None:
+    def _remember(self, entry: dict[str, Any]) -> None:
         if "piece" in entry:
             self.done.add(entry["piece"])
             self.bad.update((item, reason) for item, reason in entry["bad"])
@@ -67,12 +67,12 @@ class Journal:
             self.hashes[entry["file"]] = entry["sha256"]
 
     def write(self, entries: list[dict[str, Any]]) -> None:
-        """Append; on the disk when it returns."""
+        """Append entries, and return when they are on the disk."""
         self._file.write(b"".join(json.dumps(entry).encode() + b"\n" for entry in entries))
         self._file.flush()
         os.fsync(self._file.fileno())
         for entry in entries:
-            self._take(entry)
+            self._remember(entry)
 
     def __enter__(self) -> "Journal":
         return self

@@ -1,40 +1,41 @@
-"""Pieces of work over all cores, a bounded number at a time; with one worker, in this process."""
+"""Tasks over all cores, a limited number at a time; with one worker, in this process."""
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from multiprocessing import get_context
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypeVar
 
 from consistune.data.prepare.work import start_worker
 
-AHEAD = 3
-"""Pieces a worker that wait for it, so that none is idle and few are in memory."""
+QUEUED_PER_WORKER = 3
+"""Tasks that are submitted for each worker: enough to keep it busy, few enough for the memory."""
+
+Key = TypeVar("Key")
+Task: TypeAlias = tuple[Key, Callable[[Any], Any], Any]
+"""A name for the result, a function, its argument."""
 
 
 def cores() -> int:
+    """The cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-Task: TypeAlias = tuple[Callable[..., Any], Callable[[], tuple[Any, ...]]]
-"""A function, and what makes its arguments when its turn comes."""
-
-
-def run(tasks: Sequence[Task], workers: int) -> Iterator[tuple[int, Any]]:
-    """(task number, result) as they come."""
+def run(tasks: Iterable[Task[Key]], workers: int) -> Iterator[tuple[Key, Any]]:
+    """(key, result) as the tasks end. A task is taken from `tasks` only when its turn comes."""
     if workers == 1:
-        for number, (function, arguments) in enumerate(tasks):
-            yield number, function(*arguments())
+        for key, function, argument in tasks:
+            yield key, function(argument)
         return
-    # Spawned, not forked: the parent has threads (torch's, the progress line's).
+    # Spawned, not forked: this process has threads (torch's, the progress line's).
     pool = ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=start_worker)
-    running: dict[Future[Any], int] = {}
-    pending = iter(enumerate(tasks))
+    running: dict[Future[Any], Key] = {}
+    pending = iter(tasks)
     try:
         while True:
-            while len(running) < AHEAD * workers and (following := next(pending, None)) is not None:
-                number, (function, arguments) = following
-                running[pool.submit(function, *arguments())] = number
+            while len(running) < QUEUED_PER_WORKER * workers and (task := next(pending, None)) is not None:
+                key, function, argument = task
+                running[pool.submit(function, argument)] = key
             if not running:
                 return
             finished, _ = wait(running, return_when=FIRST_COMPLETED)

@@ -1,14 +1,14 @@
-"""`consistune data prepare`: any source → the one prepared format, streamed, over all cores, resumable.
+"""`consistune data prepare`: any source → the prepared format, streamed, over all cores, resumable.
 
-What the result holds is a function of source and options alone: not of workers, pieces, or interruptions.
-Labels are known first, so every image has its row before it is read. The work happens in DEST.part:
-`data/` becomes DEST in the end, `work/` holds the journal and what had to be unpacked.
+The result depends on the source and the options alone, not on the number of workers, the pieces, or
+interruptions. Labels are known first, so every image has its row before it is read. The work happens in
+DEST.part: `data/` is renamed to DEST at the end, `work/` holds the journal and unpacked arrays.
 """
 
 import shutil
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,57 +16,57 @@ import numpy as np
 
 from consistune.data.prepare import npy, pool
 from consistune.data.prepare.journal import Journal
-from consistune.data.prepare.plan import Plan, finish
+from consistune.data.prepare.preparation import Preparation, finish
 from consistune.data.prepare.split import Rows, Split, held_out
-from consistune.data.prepare.survey import Wanted, survey
-from consistune.data.prepare.work import DIGEST, Job, Piece, convert, hash_file
+from consistune.data.prepare.survey import ImageOptions, choose_transform
+from consistune.data.prepare.work import DIGEST_BYTES, Converter, Piece, hash_file
 from consistune.data.prepared import IMAGES, Meta
-from consistune.data.sources.base import Source, shown
-from consistune.data.sources.detect import SourceOptions, open_source
+from consistune.data.sources.base import Source, SourceOptions, printable
+from consistune.data.sources.detect import open_source
 from consistune.errors import UserError
 from consistune.system import files
 
 SYNC_SECONDS = 0.5
-"""At most so much work is done again after a kill."""
+"""After a kill, at most the work of this time is done again."""
 
 
 @dataclass(frozen=True)
-class Options:
+class PrepareOptions:
     """How to prepare.
 
     Attributes:
-        source: what the source cannot tell of itself.
-        wanted: size, crop, filter, background, mode.
+        source: what the user says about the source.
+        images: size, crop, filter, background, mode.
         split: how a source without a test set is divided.
         strict: stop at the first bad image.
         workers: processes; 1: this one.
     """
 
     source: SourceOptions = field(default_factory=SourceOptions)
-    wanted: Wanted = field(default_factory=Wanted)
+    images: ImageOptions = field(default_factory=ImageOptions)
     split: Split = field(default_factory=Split)
     strict: bool = False
     workers: int = 1
 
 
 class Progress:
-    """Told of the progress; this one says nothing."""
+    """Is called as the preparation goes on. This base class does nothing."""
 
     def started(self, source: Source, done: int) -> None:
-        """The source has been understood; an earlier run has done so many of its images."""
+        """The source has been opened; an earlier run has converted `done` of its images."""
 
     def advanced(self, count: int) -> None:
-        """So many images more are done and on the disk."""
+        """`count` more images are converted and on the disk."""
 
 
 SILENT = Progress()
 
 
-def prepare(path: Path, dest: Path, options: Options, progress: Progress = SILENT) -> Meta:
-    """Prepare a source as a folder.
+def prepare(path: Path, dest: Path, options: PrepareOptions, progress: Progress = SILENT) -> Meta:
+    """Prepare a source as the folder `dest`.
 
-    Raises UserError for a source that cannot be read, options that do not fit it, a destination that is
-    there, no image left, and with `strict` the first bad image.
+    Raises UserError for a source that cannot be read, options that do not fit it, a destination that exists,
+    a source without a good image, and with `strict` for the first bad image.
     """
     if dest.exists():
         raise UserError("is already there", str(dest), "remove it, or choose another")
@@ -77,19 +77,19 @@ def prepare(path: Path, dest: Path, options: Options, progress: Progress = SILEN
             source = open_source(path, options.source, work / "unpacked")
             if options.strict and source.skipped:
                 name, reason = source.skipped[0]
-                raise UserError(f"{shown(name)} {reason}", str(path), "leave out --strict")
-            transform, shape = survey(source, options.wanted)
+                raise UserError(f"{printable(name)} {reason}", str(path), "leave out --strict")
+            transform, shape = choose_transform(source, options.images)
             rows = _rows(source, options.split)
-            plan = Plan(source, transform, shape, rows, options.split, data, work)
-            _begin(plan, journal)
+            preparation = Preparation(source, transform, shape, rows, options.split, data, work)
+            _begin(preparation, journal)
         except BaseException:
             if not journal.begun:
                 shutil.rmtree(part)
             raise
-        pieces = source.pieces()
-        progress.started(source, sum(b - a for k, (a, b) in enumerate(pieces) if k in journal.done))
-        _run(plan, journal, options, progress)
-        meta = finish(plan, journal)
+        done = sum(last - first for k, (first, last) in enumerate(preparation.pieces) if k in journal.done)
+        progress.started(source, done)
+        _convert(preparation, journal, options, progress)
+        meta = finish(preparation, journal)
         data.rename(dest)
         files.sync(dest.parent)
         shutil.rmtree(part)
@@ -108,73 +108,69 @@ def _rows(source: Source, split: Split) -> Rows:
     return Rows.of(source.labels, source.own_held_out)
 
 
-def _begin(plan: Plan, journal: Journal) -> None:
-    """Go on from the journal; where there is none, make files of the full size with nothing in them."""
+def _begin(preparation: Preparation, journal: Journal) -> None:
+    """Continue from the journal, or create the image files at their full size."""
     if journal.begun:
-        journal.resume(plan.fingerprint())
+        journal.resume(preparation.fingerprint())
         return
-    need = len(plan.source) * int(np.prod(plan.shape))
-    if need > shutil.disk_usage(plan.work).free:
-        raise UserError(f"{need / 1e9:.1f} GB are needed, and are not free", str(plan.data.parent))
-    for part, side in enumerate(plan.sides):
-        npy.create(plan.data / side / IMAGES, (plan.rows.count(part), *plan.shape), np.uint8)
-    if plan.digests is not None:
-        with plan.digests.open("wb") as file:
-            file.truncate(DIGEST * len(plan.source))
-    journal.begin(plan.fingerprint())
+    size = len(preparation.source) * int(np.prod(preparation.shape))
+    if size > shutil.disk_usage(preparation.work).free:
+        raise UserError(f"{size / 1e9:.1f} GB are needed, and are not free", str(preparation.data.parent))
+    for side, name in enumerate(preparation.sides):
+        shape = (preparation.rows.count(side), *preparation.shape)
+        npy.create(preparation.data / name / IMAGES, shape, np.uint8)
+    if preparation.digests is not None:
+        with preparation.digests.open("wb") as file:
+            file.truncate(DIGEST_BYTES * len(preparation.source))
+    journal.begin(preparation.fingerprint())
 
 
-def _run(plan: Plan, journal: Journal, options: Options, progress: Progress) -> None:
-    """Do what the journal does not know as done."""
-    pieces = plan.source.pieces()
-    entries = [("piece", k) for k in range(len(pieces)) if k not in journal.done]
-    entries += [("file", k) for k in range(len(plan.source.containers)) if k not in journal.hashes]
-    tasks = _tasks(plan, entries)
+def _convert(preparation: Preparation, journal: Journal, options: PrepareOptions, progress: Progress) -> None:
+    """Do every task that the journal does not list as done."""
+    entries: list[dict[str, Any]] = []
+    last_sync, count = time.monotonic(), 0
     if options.strict:
-        _stop_at_bad(plan.source, journal.bad)
-    written: list[dict[str, Any]] = []
-    since, count = time.monotonic(), 0
-    for number, result in pool.run(tasks, options.workers):
-        kind, k = entries[number]
+        _stop_at_bad(preparation.source, journal.bad)
+    for (kind, k), result in pool.run(_tasks(preparation, journal), options.workers):
         if kind == "piece":
-            written.append({"piece": k, "bad": result})
-            count += pieces[k][1] - pieces[k][0]
+            entries.append({"piece": k, "bad": result})
+            first, last = preparation.pieces[k]
+            count += last - first
             if options.strict:
-                _stop_at_bad(plan.source, dict(result))
+                _stop_at_bad(preparation.source, dict(result))
         else:
-            written.append({"file": k, "sha256": result})
-        if time.monotonic() - since >= SYNC_SECONDS:
-            _commit(plan, journal, written)
+            entries.append({"file": k, "sha256": result})
+        if time.monotonic() - last_sync >= SYNC_SECONDS:
+            _commit(preparation, journal, entries)
             progress.advanced(count)
-            written, since, count = [], time.monotonic(), 0
-    _commit(plan, journal, written)
+            entries, last_sync, count = [], time.monotonic(), 0
+    _commit(preparation, journal, entries)
     progress.advanced(count)
 
 
-def _tasks(plan: Plan, entries: list[tuple[str, int]]) -> list[pool.Task]:
-    source, rows, pieces = plan.source, plan.rows, plan.source.pieces()
-    images = [str(plan.data / side / IMAGES) for side in plan.sides]
-    digests = str(plan.digests) if plan.digests else None
-    job = Job(source.reader(), plan.transform, plan.shape, (images[0], images[-1]), digests)
+def _tasks(preparation: Preparation, journal: Journal) -> Iterator[pool.Task[tuple[str, int]]]:
+    """Pieces to convert, then files to hash."""
+    source, rows = preparation.source, preparation.rows
+    images = [str(preparation.data / name / IMAGES) for name in preparation.sides]
+    digests = str(preparation.digests) if preparation.digests else None
+    files_of_sides = images[0], images[-1]
+    converter = Converter(source.read, preparation.transform, preparation.shape, files_of_sides, digests)
+    done, hashed = set(journal.done), set(journal.hashes)
+    for k, (first, last) in enumerate(preparation.pieces):
+        if k not in done:
+            task = source.task(first, last)
+            yield ("piece", k), converter, Piece(first, task, rows.side[first:last], rows.row[first:last])
+    for k, path in enumerate(source.containers):
+        if k not in hashed:
+            yield ("file", k), hash_file, str(path)
 
-    def arguments(k: int) -> tuple[Any, ...]:
-        first, last = pieces[k]
-        return job, Piece(first, source.task(first, last), rows.side[first:last], rows.row[first:last])
 
-    return [
-        (convert, partial(arguments, k))
-        if kind == "piece"
-        else (hash_file, partial(lambda k: (str(source.containers[k]),), k))
-        for kind, k in entries
-    ]
-
-
-def _commit(plan: Plan, journal: Journal, entries: list[dict[str, Any]]) -> None:
-    """The data first, then the words that they are there."""
-    for side in plan.sides:
-        files.sync(plan.data / side / IMAGES)
-    if plan.digests is not None:
-        files.sync(plan.digests)
+def _commit(preparation: Preparation, journal: Journal, entries: list[dict[str, Any]]) -> None:
+    """Sync the data, then write the journal's entries about them."""
+    for name in preparation.sides:
+        files.sync(preparation.data / name / IMAGES)
+    if preparation.digests is not None:
+        files.sync(preparation.digests)
     if entries:
         journal.write(entries)
 

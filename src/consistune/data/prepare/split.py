@@ -1,6 +1,7 @@
-"""Which images are held out, and where every image goes: pure functions of labels, groups and a seed."""
+"""Which images are held out, and each image's row: pure functions of labels, groups and a seed."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,8 +15,8 @@ class Split:
 
     Attributes:
         fraction: the share of each class that is held out.
-        by: "image"; or "group", where no group is on both sides.
-        seed: which images, or groups, they are.
+        by: "image"; or "group": no group is on both sides.
+        seed: chooses the images or groups.
     """
 
     fraction: float = 0.0
@@ -30,44 +31,36 @@ class Split:
 
 
 def held_out(labels: NDArray[np.int64], groups: list[str] | None, split: Split) -> NDArray[np.bool_]:
-    """bool [n]: of each class, `fraction` of its images, drawn with the seed (the class's own stream).
+    """bool [n]: `fraction` of each class's images, drawn with a random stream for each class.
 
-    By group: whole groups, in random order, as long as they fit in the share of the class of their first
-    image. Raises UserError where there are no groups.
+    By group, whole groups are drawn in random order, as long as they fit in the share of the class of their
+    first image; by image, each image is a group. Raises UserError where there are no groups.
     """
-    chosen = np.zeros(len(labels), bool)
     if split.by == "group" and groups is None:
-        raise UserError(
-            "the source names no groups", "--split-by group", "dataset.json has none under 'group'"
-        )
+        raise UserError("the source has no groups", "--split-by group", "dataset.json has no list 'group'")
     if split.fraction == 0:
-        return chosen
-    if split.by == "image":
-        for label in np.unique(labels):
-            rows = np.flatnonzero(labels == label)
-            order = np.random.default_rng([split.seed, int(label)]).permutation(len(rows))
-            chosen[rows[order[: round(split.fraction * len(rows))]]] = True
-        return chosen
-    names, first, index, sizes = np.unique(
-        np.array(groups), return_index=True, return_inverse=True, return_counts=True
-    )
-    taken = np.zeros(len(names), bool)
-    homes = labels[first]
-    for label in np.unique(homes):
-        of_class = np.flatnonzero(homes == label)
+        return np.zeros(len(labels), bool)
+    names: NDArray[Any] = np.arange(len(labels)) if split.by == "image" else np.array(groups)
+    _, first, index, sizes = np.unique(names, return_index=True, return_inverse=True, return_counts=True)
+    chosen = np.zeros(len(sizes), bool)
+    group_labels = labels[first]
+    for label in np.unique(group_labels):
+        of_class = np.flatnonzero(group_labels == label)
         left = round(split.fraction * int(sizes[of_class].sum()))
         for group in np.random.default_rng([split.seed, int(label)]).permutation(of_class):
+            if left == 0:
+                break
             if sizes[group] <= left:
-                taken[group] = True
+                chosen[group] = True
                 left -= int(sizes[group])
-    return taken[index]
+    return chosen[index]
 
 
 @dataclass(frozen=True)
 class Rows:
-    """Where every image goes: side[i] is 0 (training) or 1 (held-out), row[i] its row there.
+    """Each image's place in the result: side[i] is 0 (training) or 1 (held-out), row[i] its row there.
 
-    Classes stand one after another, images of a class in the source's order.
+    Rows are sorted by class; within a class they are in the source's order.
     """
 
     side: NDArray[np.int8]
@@ -77,10 +70,10 @@ class Rows:
     def of(cls, labels: NDArray[np.int64], held: NDArray[np.bool_]) -> "Rows":
         side = held.astype(np.int8)
         row = np.empty(len(labels), np.int64)
-        for part in (0, 1):
-            items = np.flatnonzero(side == part)
+        for k in (0, 1):
+            items = np.flatnonzero(side == k)
             row[items[np.argsort(labels[items], kind="stable")]] = np.arange(len(items))
         return cls(side, row)
 
-    def count(self, part: int) -> int:
-        return int((self.side == part).sum())
+    def count(self, side: int) -> int:
+        return int((self.side == side).sum())

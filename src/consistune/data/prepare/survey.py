@@ -1,6 +1,7 @@
-"""A look at some images of a source: whether it is grey or in colour, and what shape the result has."""
+"""How a source's images are converted: by what the user asks, and by a look at some of the images."""
 
 import contextlib
+from collections.abc import Collection
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,16 +12,18 @@ from consistune.data.sources.base import Source
 from consistune.errors import UserError
 
 SAMPLE = 256
+"""Images that are looked at."""
 CROPS = ("center", "dhariwal", "pad", "none")
+MODES = ("rgb", "grey", "auto")
 MAX_SIZE = 4096
 
 
 @dataclass(frozen=True)
-class Wanted:
-    """What the user asks of the images; None: not said.
+class ImageOptions:
+    """What the user asks of the images; None: no option was given.
 
     Attributes:
-        size, crop, filter: see `Transform`. crop is "center" where only the size is said.
+        size, crop, filter: see `Transform`. crop is "center" where only the size is given.
         background: a colour's name or #rrggbb.
         mode: "rgb", "grey" or "auto".
     """
@@ -34,59 +37,60 @@ class Wanted:
     def __post_init__(self) -> None:
         if self.size is not None and not 1 <= self.size <= MAX_SIZE:
             raise UserError(f"{self.size} is not a size", "--size", f"1 to {MAX_SIZE}")
-        if self.crop not in (*CROPS, None):
-            raise UserError(f"unknown crop {self.crop!r}", "--crop", ", ".join(CROPS))
-        if self.filter not in (*FILTERS, None):
-            raise UserError(f"unknown filter {self.filter!r}", "--filter", ", ".join(FILTERS))
-        if self.mode not in ("rgb", "grey", "auto"):
-            raise UserError(f"unknown mode {self.mode!r}", "--mode", "rgb, grey, auto")
+        choices: dict[str, Collection[str]] = {"crop": CROPS, "filter": FILTERS, "mode": MODES}
+        for option, known in choices.items():
+            value = getattr(self, option)
+            if value is not None and value not in known:
+                raise UserError(f"unknown {option} {value!r}", f"--{option}", ", ".join(known))
         if self.size is None and (self.crop or self.filter):
             raise UserError("crop and filter need a size", "--size")
         if self.crop == "dhariwal" and self.filter:
             raise UserError("has filters of its own", "--crop dhariwal", "leave out --filter")
 
     def transform(self, grey: bool) -> Transform:
-        """`grey`: what the source was found to be."""
+        """The transform; `grey` says whether the source's images are grey, for the mode "auto"."""
         try:
             background = ImageColor.getrgb(self.background)[:3]
         except ValueError as error:
-            raise UserError(f"{self.background!r} is no colour", "--background", "white, #ff8000") from error
-        mode = self.mode if self.mode != "auto" else "grey" if grey else "rgb"
+            raise UserError(
+                f"{self.background!r} is not a colour", "--background", "white, #ff8000"
+            ) from error
+        grey = grey if self.mode == "auto" else self.mode == "grey"
         crop = self.crop or ("none" if self.size is None else "center")
         return Transform(
-            mode="grey" if mode == "grey" else "rgb",
+            mode="grey" if grey else "rgb",
             size=self.size,
             crop=crop,  # type: ignore[arg-type]  # checked above
             filter=self.filter or "lanczos",
             background=(background[0], background[1], background[2]),
-            strict_grey=self.mode == "auto" and mode == "grey",
+            strict_grey=self.mode == "auto" and grey,
         )
 
 
-def survey(source: Source, wanted: Wanted) -> tuple[Transform, tuple[int, int, int]]:
+def choose_transform(source: Source, options: ImageOptions) -> tuple[Transform, tuple[int, int, int]]:
     """The transform, and the shape (channels, height, width) that every image gets.
 
-    `auto` is grey where all of 256 images, evenly spread, are stored as grey, and RGB otherwise. Encoded
-    images without a wanted `size` must all have one size in that sample.
-    Raises UserError where sizes differ and none is wanted, and where none of the sample can be read.
+    The mode "auto" is grey where all of 256 evenly spread images are stored as grey, and RGB otherwise.
+    Raises UserError for a source without images, where none of the sample can be read, and, unless a size is
+    asked for, where the sample's images have different sizes.
     """
     if len(source) == 0:
         raise UserError("holds no images", str(source.path))
     if source.shape is not None:
         channels, height, width = source.shape
-        transform = wanted.transform(grey=channels == 1)
-        side = (height, width) if wanted.size is None else (wanted.size, wanted.size)
+        transform = options.transform(grey=channels == 1)
+        side = (height, width) if options.size is None else (options.size, options.size)
         return transform, (transform.channels, *side)
     images = []
-    for raw in sample(source):
-        # What cannot be read is met again, and listed, when the images are converted.
+    for raw in _sample(source):
+        # An image that cannot be read is listed later, when the images are converted.
         with contextlib.suppress(BadImage):
             images.append(open_image(raw))
     if not images:
         raise UserError(f"none of {min(SAMPLE, len(source))} images can be read", str(source.path))
-    transform = wanted.transform(grey=all(is_grey(image) for image in images))
-    if wanted.size is not None:
-        return transform, (transform.channels, wanted.size, wanted.size)
+    transform = options.transform(grey=all(is_grey(image) for image in images))
+    if options.size is not None:
+        return transform, (transform.channels, options.size, options.size)
     sizes = sorted({image.size for image in images})
     if len(sizes) > 1:
         (a, b), (c, d) = sizes[0], sizes[-1]
@@ -94,10 +98,9 @@ def survey(source: Source, wanted: Wanted) -> tuple[Transform, tuple[int, int, i
     return transform, (transform.channels, sizes[0][1], sizes[0][0])
 
 
-def sample(source: Source) -> list[bytes]:
+def _sample(source: Source) -> list[bytes]:
     """The readable ones of 256 encoded images, evenly spread."""
     count = min(SAMPLE, len(source))
-    read = source.reader()
     items = np.linspace(0, len(source) - 1, count).round().astype(int).tolist()
-    raws = (raw for item in items for raw in read(source.task(item, item + 1)))
+    raws = (raw for item in items for raw in source.read(source.task(item, item + 1)))
     return [raw for raw in raws if isinstance(raw, bytes)]

@@ -1,4 +1,4 @@
-"""From an image in whatever form to uint8 [C, H, W]: every choice is named, none is made in silence.
+"""From an encoded image or pixels to uint8 [C, H, W]. Every choice is an option that is recorded.
 
 Order: decode (first frame) → EXIF orientation → alpha onto the background → colour or grey → crop and resize.
 No torch here: worker processes import it.
@@ -26,12 +26,12 @@ FILTERS = {
     "lanczos": Image.Resampling.LANCZOS,
 }
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
-"""What Pillow may take a file for, whatever its name says; never formats that call other programs (EPS)."""
+"""The formats that Pillow may detect. None of them calls another program, as EPS does."""
 GREY = ("1", "L", "LA", "La", "I", "F")
 
 
 class BadImage(Exception):
-    """An image that cannot be used; str() is the reason."""
+    """An image cannot be used; str() is the reason."""
 
 
 @dataclass(frozen=True)
@@ -45,11 +45,11 @@ class Transform:
             center: the central square, then resized (EDM's `center-crop`, with filter lanczos);
             dhariwal: ADM's rule (2105.05233): halved with a box filter while the short side is at least twice
                 `size`, resized with bicubic until the short side is `size`, central square;
-            pad: made smaller where it does not fit, never larger, and centred on the background;
-            none: resized to the square as it is, which changes the aspect of what was none.
-        filter: for the resizing; dhariwal has its own.
+            pad: made smaller if it is too large, never made larger, and centred on the background;
+            none: resized to the square, which changes the aspect ratio.
+        filter: for resizing; dhariwal has its own.
         background: RGB, under transparent pixels and around padded images.
-        strict_grey: refuse colour where the set was found to be grey.
+        strict_grey: a colour image is bad, because the set was found to be grey.
     """
 
     mode: Mode
@@ -64,14 +64,14 @@ class Transform:
         return 3 if self.mode == "rgb" else 1
 
     def described(self) -> dict[str, Any]:
-        """For meta.json: only what had an effect."""
-        found = asdict(self)
-        del found["strict_grey"]
+        """For meta.json: only the options that had an effect."""
+        options = asdict(self)
+        del options["strict_grey"]
         if self.size is None:
-            found.update(crop=None, filter=None)
+            options.update(crop=None, filter=None)
         elif self.crop == "dhariwal":
-            found["filter"] = "box, bicubic"
-        return found | {"background": list(self.background)}
+            options["filter"] = "box, bicubic"
+        return options | {"background": list(self.background)}
 
     def __call__(self, raw: Raw) -> NDArray[np.uint8]:
         """uint8 [C, H, W]. Raises BadImage."""
@@ -83,25 +83,25 @@ class Transform:
         if self.strict_grey and not is_grey(image):
             raise BadImage(f"is in colour ({image.mode}) in a set found to be grey")
         try:
-            pixels = np.asarray(self.shaped(self.coloured(image)))
-        except Exception as error:  # Pillow's decoders raise whatever a broken file leads them to
+            pixels = np.asarray(self._resize(self._convert(image)))
+        except Exception as error:  # Pillow's decoders raise many kinds of errors for a broken file
             raise BadImage(reason(error)) from error
         return (pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)).astype(np.uint8, copy=False)
 
     def to_shape(self, raw: Raw, shape: tuple[int, int, int]) -> NDArray[np.uint8]:
-        """The same, of just this shape. Raises BadImage for any other."""
+        """The same. Raises BadImage also for a result of another shape."""
         pixels = self(raw)
         if pixels.shape != shape:
             _, height, width = pixels.shape
             raise BadImage(f"is {width}×{height}, the set {shape[2]}×{shape[1]}")
         return pixels
 
-    def coloured(self, image: Image.Image) -> Image.Image:
-        """Upright, opaque, and in the mode of the set."""
+    def _convert(self, image: Image.Image) -> Image.Image:
+        """Upright, opaque, and in the mode "RGB" or "L"."""
         with strictly():
             image.load()
         if image.mode == "F":
-            raise BadImage("has floating-point values, whose white is unknown")
+            raise BadImage("has floating-point values, whose range is unknown")
         image = ImageOps.exif_transpose(image)
         if image.mode.startswith("I"):
             image = _eight_bits(image)
@@ -110,17 +110,16 @@ class Transform:
             image = Image.alpha_composite(Image.new("RGBA", image.size, (*self.background, 255)), image)
         return image.convert("RGB" if self.mode == "rgb" else "L")
 
-    def shaped(self, image: Image.Image) -> Image.Image:
-        """Cropped, padded and resized. A result as large as the image is the image, untouched."""
+    def _resize(self, image: Image.Image) -> Image.Image:
+        """Cropped, padded and resized. An image that has the right size is not resampled."""
         if self.size is None:
             return image
         width, height = image.size
-        target, short, kind = self.size, min(image.size), FILTERS[self.filter]
+        target, kind = self.size, FILTERS[self.filter]
         if self.crop == "dhariwal":
             return _dhariwal(image, target)
         if self.crop == "center":
-            left, top = (width - short) // 2, (height - short) // 2
-            image = image.crop((left, top, left + short, top + short))
+            image = _central_square(image, min(image.size))
         if self.crop == "pad":
             scale = min(1.0, target / max(image.size))
             inner = (max(1, round(width * scale)), max(1, round(height * scale)))
@@ -135,18 +134,22 @@ def _resized(image: Image.Image, size: tuple[int, int], kind: Image.Resampling) 
     return image if image.size == size else image.resize(size, kind)
 
 
+def _central_square(image: Image.Image, side: int) -> Image.Image:
+    left, top = (image.width - side) // 2, (image.height - side) // 2
+    return image.crop((left, top, left + side, top + side))
+
+
 def _dhariwal(image: Image.Image, target: int) -> Image.Image:
     while min(image.size) >= 2 * target:
         image = image.resize((image.width // 2, image.height // 2), Image.Resampling.BOX)
     scale = target / min(image.size)
     size = (round(image.width * scale), round(image.height * scale))
     image = _resized(image, size, Image.Resampling.BICUBIC)
-    left, top = (image.width - target) // 2, (image.height - target) // 2
-    return image.crop((left, top, left + target, top + target))
+    return _central_square(image, target)
 
 
 def open_image(data: bytes) -> Image.Image:
-    """A file's header, by its content. Raises BadImage for what is no image, or a bomb."""
+    """Read a file's header; its content decides the format. Raises BadImage, also for too many pixels."""
     try:
         with strictly():
             return Image.open(io.BytesIO(data), formats=FORMATS)
@@ -180,7 +183,7 @@ def _eight_bits(image: Image.Image) -> Image.Image:
 
 
 def reason(error: Exception) -> str:
-    """What Pillow says, in one printable line."""
+    """Pillow's error as one printable line."""
     if isinstance(error, BadImage):
         return str(error)
     if isinstance(error, UnidentifiedImageError):

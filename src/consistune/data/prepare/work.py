@@ -1,4 +1,4 @@
-"""What a worker process does: read a piece of a source, transform it, write it at its rows. No torch here."""
+"""What a worker process does: read a piece of a source, transform it, write its rows. No torch here."""
 
 import hashlib
 import multiprocessing
@@ -12,35 +12,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from consistune.data.prepare.npy import HEADER
+from consistune.data.prepare.npy import HEADER_BYTES
 from consistune.data.prepare.transform import BadImage, Transform
 from consistune.data.sources.base import Raw, Reader
 
-DIGEST = 32
-
-
-@dataclass(frozen=True)
-class Job:
-    """What is the same for all pieces.
-
-    Attributes:
-        reader: of the source.
-        transform: of each image.
-        shape: (channels, height, width) of every result.
-        files: the image files of the two sides.
-        digests: where the SHA-256 of each encoded image goes; None where images are no files.
-    """
-
-    reader: Reader
-    transform: Transform
-    shape: tuple[int, int, int]
-    files: tuple[str, str]
-    digests: str | None
+DIGEST_BYTES = 32
 
 
 @dataclass(frozen=True)
 class Piece:
-    """Images first … of the source, with their sides and rows."""
+    """Images first … of the source: the reader's task, and each image's side (0 or 1) and row there."""
 
     first: int
     task: Any
@@ -48,41 +29,57 @@ class Piece:
     row: NDArray[np.int64]
 
 
-def convert(job: Job, piece: Piece) -> list[tuple[int, str]]:
-    """Write a piece's images. Returns (image, reason) of the bad ones.
+@dataclass(frozen=True)
+class Converter:
+    """Converts pieces. A row's offset is known, so pieces can be done in any order, in parallel, and again.
 
-    Every image has its place: pieces can be done in any order, in many processes, and again.
+    Attributes:
+        read: the source's reader.
+        transform: of each image.
+        shape: (channels, height, width) of every result.
+        files: the image files of the two sides.
+        digests: the file for the SHA-256 of each encoded image; None where images are no files.
     """
-    bad: list[tuple[int, str]] = []
-    size = int(np.prod(job.shape))
-    descriptors = [os.open(path, os.O_WRONLY) for path in job.files]
-    digests = bytearray()
-    try:
-        count = 0
-        for count, raw in enumerate(job.reader(piece.task), 1):
-            item = count - 1
-            if job.digests is not None:
-                digests += _digest(raw)
-            try:
-                pixels = job.transform.to_shape(raw, job.shape)
-            except BadImage as error:
-                bad.append((piece.first + item, str(error)))
-                continue
-            at = HEADER + int(piece.row[item]) * size
-            os.pwrite(descriptors[piece.side[item]], np.ascontiguousarray(pixels).data, at)
+
+    read: Reader
+    transform: Transform
+    shape: tuple[int, int, int]
+    files: tuple[str, str]
+    digests: str | None
+
+    def __call__(self, piece: Piece) -> list[tuple[int, str]]:
+        """Write a piece's images. Returns (image, reason) for each bad one."""
+        bad: list[tuple[int, str]] = []
+        size = int(np.prod(self.shape))
+        descriptors = [os.open(path, os.O_WRONLY) for path in self.files]
+        digests = bytearray()
+        try:
+            count = 0
+            for item, raw in enumerate(self.read(piece.task)):
+                count += 1
+                if self.digests is not None:
+                    digests += _digest(raw)
+                try:
+                    pixels = self.transform.to_shape(raw, self.shape)
+                except BadImage as error:
+                    bad.append((piece.first + item, str(error)))
+                    continue
+                offset = HEADER_BYTES + int(piece.row[item]) * size
+                os.pwrite(descriptors[piece.side[item]], np.ascontiguousarray(pixels).data, offset)
+        finally:
+            for descriptor in descriptors:
+                os.close(descriptor)
         if count != len(piece.row):
             raise RuntimeError(f"{count} images were read where {len(piece.row)} were announced")
-        if job.digests is not None:
-            with open(job.digests, "r+b") as file:
-                os.pwrite(file.fileno(), digests, piece.first * DIGEST)
-    finally:
-        for descriptor in descriptors:
-            os.close(descriptor)
-    return bad
+        if self.digests is not None:
+            with open(self.digests, "r+b") as file:
+                os.pwrite(file.fileno(), digests, piece.first * DIGEST_BYTES)
+        return bad
 
 
 def _digest(raw: Raw) -> bytes:
-    return hashlib.sha256(raw).digest() if isinstance(raw, bytes) else bytes(DIGEST)
+    """The SHA-256 of an encoded image; zeros where there is none."""
+    return hashlib.sha256(raw).digest() if isinstance(raw, bytes) else bytes(DIGEST_BYTES)
 
 
 def hash_file(path: str) -> str:
@@ -92,7 +89,7 @@ def hash_file(path: str) -> str:
 
 
 def start_worker() -> None:
-    """Ctrl-C is the parent's to answer; where the parent is killed, the worker ends too."""
+    """Leave Ctrl-C to the parent process, and end when the parent is killed."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     parent = multiprocessing.parent_process()
     if parent is not None:

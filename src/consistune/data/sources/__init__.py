@@ -1,1 +1,1 @@
-"""Image sets in other people's formats, one file a kind of storage; `detect` finds out which it is."""
+"""Image sets in other projects' formats: one file for each kind of storage; `detect` has the table."""

@@ -1,8 +1,12 @@
-"""What every source says of itself before a pixel is decoded. No torch here: worker processes import it."""
+"""A source: n images with labels, and how to read them. No torch here: worker processes import it.
+
+A new source is one file with a `Source` and a function that opens it, and one row in `detect.FORMATS`.
+"""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, ClassVar, TypeAlias
 
@@ -10,11 +14,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
+HELD_OUT_NAMES = ("val", "validation", "valid", "test")
+"""Names of folders and shards that hold a set's own test images."""
 MAX_IMAGE_BYTES = 1 << 28
 
 
-def shown(name: str) -> str:
-    """A name from a source as it may be printed: without what a terminal would act on."""
+def printable(name: str) -> str:
+    """A name from a source, without the characters that a terminal would act on."""
     return name if name.isprintable() else ascii(name)[1:-1]
 
 
@@ -25,29 +31,47 @@ class Unreadable:
     reason: str
 
 
+TOO_LARGE = Unreadable(f"has more than {MAX_IMAGE_BYTES} bytes")
+
 Raw: TypeAlias = bytes | NDArray[np.uint8] | Unreadable
 """An encoded image file, or pixels uint8 [H, W, C]."""
 Reader: TypeAlias = Callable[[Any], Iterator[Raw]]
-"""From a task (small and picklable) to its images, in order; opens what it needs itself."""
+"""From a task (small and picklable) to its images, in order. It opens the files that it needs."""
+
+
+@dataclass(frozen=True)
+class SourceOptions:
+    """What the user says about a source.
+
+    Attributes:
+        format: a name in `detect.FORMATS`; None: it is detected.
+        labels: a CSV or JSON file of labels (folder, zip), "fine" or "coarse" (CIFAR-100), a column's name
+            (parquet).
+        layout: "nhwc" or "nchw" (npz), where the shape does not show it.
+    """
+
+    format: str | None = None
+    labels: str | None = None
+    layout: str | None = None
 
 
 @dataclass(kw_only=True)
 class Source(ABC):
-    """n images with labels, in a fixed order, readable by pieces.
+    """n images with labels, in a fixed order, read in pieces of consecutive images.
 
     Attributes:
         kind: the format, in words.
         path: what the user named.
         labels: int64 [n], from 0.
-        class_names: one a label.
-        labelled: False where the source has no labels (they are all 0 then).
+        class_names: one for each label.
+        labelled: False where the source has no labels; they are all 0 then.
         own_held_out: bool [n], the images of the source's own test set; None where it has none.
-        groups: by `dataset.json`, what must not be divided between training and held-out; else None.
-        containers: files that hold the images, for the source's hash; empty where the images are files.
-        skipped: (name, reason) of what stands in the source and cannot be one of the n.
-        notes: what the user should know of how the source was understood.
-        shape: (channels, height, width) where the format fixes it.
-        piece: images a task.
+        groups: [n], images that a split must keep together, from `dataset.json`; None where it has none.
+        containers: the files that hold the images, for the source's hash; empty where each image is a file.
+        skipped: (name, reason) of each entry of the source that is not one of the n images.
+        notes: what the user should know about how the source was read.
+        shape: (channels, height, width), where the format fixes it.
+        piece: images in a piece.
         items_are_files: whether each image is a file of its own.
     """
 
@@ -70,22 +94,49 @@ class Source(ABC):
         return len(self.labels)
 
     def pieces(self) -> list[tuple[int, int]]:
-        """Ranges of images that are read together."""
+        """The ranges (first, last + 1) of images that are read together."""
         n = len(self)
         return [(first, min(first + self.piece, n)) for first in range(0, n, self.piece)]
 
     @abstractmethod
     def name(self, item: int) -> str:
-        """How to call an image in a message."""
+        """An image's name in messages."""
 
     @abstractmethod
     def task(self, first: int, last: int) -> Any:
-        """What the reader needs for images first … last − 1; they lie within one piece."""
+        """What `read` needs for images first … last − 1, which lie in one piece."""
 
+    @staticmethod
     @abstractmethod
-    def reader(self) -> Reader:
-        """A picklable function."""
+    def read(task: Any) -> Iterator[Raw]:
+        """The task's images, in order. It is a `Reader`: a function of a module, which can be pickled."""
 
     def item_files(self) -> Iterator[tuple[str, int]]:
-        """(relative name, bytes) of each image, where the images are files (`items_are_files`)."""
+        """(relative name, bytes) of each image, where `items_are_files`."""
         return iter(())
+
+
+@dataclass(kw_only=True)
+class BlockSource(Source):
+    """Images in blocks, such as arrays or row groups. No piece extends over two blocks.
+
+    Attributes:
+        sizes: images in each block.
+    """
+
+    sizes: list[int]
+
+    def __post_init__(self) -> None:
+        self._edges = [0, *np.cumsum(self.sizes).tolist()]
+
+    def pieces(self) -> list[tuple[int, int]]:
+        return [
+            (first, min(first + self.piece, stop))
+            for start, stop in pairwise(self._edges)
+            for first in range(start, stop, self.piece)
+        ]
+
+    def locate(self, item: int) -> tuple[int, int]:
+        """An image's block, and its row in that block."""
+        block = int(np.searchsorted(self._edges, item, side="right")) - 1
+        return block, item - self._edges[block]

@@ -1,95 +1,96 @@
-"""From a checkpoint's bytes to its weights by name and its constructor's arguments; nothing is built yet.
+"""From a checkpoint's bytes to its weights by name and its constructor's arguments. Nothing is built yet.
 
-No torch here: whatever is refused is refused in a fraction of a second.
+No torch here: a file that is refused is refused in a fraction of a second.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 from consistune.errors import UserError
-from consistune.interop import dialects as tables
-from consistune.interop.contents import MAX_NAME, MAX_TENSORS, Snapshot
-from consistune.interop.mapped import Source, open_source
-from consistune.interop.records import ModuleDict, Persistent, TensorRecord
+from consistune.interop import dialects
+from consistune.interop.files import MAX_NAME, MAX_TENSORS, Checkpoint, CheckpointFile, open_file
+from consistune.interop.openai_cm import is_consistency_model, to_adm
+from consistune.interop.records import ModuleRecord, PersistentRecord, TensorRecord
 from consistune.interop.safetensors import read_safetensors
 from consistune.interop.torch_zip import Archive
 from consistune.pickles.machine import Machine
 
 MAX_DEPTH = 16
 MAX_ENTRIES = 50_000
-"""Of all modules' dictionaries together, however many modules share one."""
+"""The entries of all modules' dictionaries together, however many modules share one dictionary."""
 MAX_VALUES = 10_000
+MODULE_PARTS = ("_parameters", "_buffers", "_modules")
 
 
-def read_snapshot(path: str | Path) -> Snapshot:
-    """Read a file. Raises UserError, one line, for everything that is not a known checkpoint.
+def read_checkpoint(path: str | Path) -> Checkpoint:
+    """Read a file. Weights of openai/consistency_models get ADM's names.
 
     Nothing that the file names is imported, called or executed.
+    Raises UserError for everything that is not a known checkpoint.
     """
-    source = open_source(Path(path))
-    where = str(source.path)
-    if source.container == "pickle":
-        return _interpret(source, Machine(source.data, tables.SNAPSHOT, where).run(), "snapshot (.pkl)")
-    if source.container == "zip":
-        return _interpret(source, _read_archive(source), "torch archive (.pt)")
-    return read_safetensors(source)
+    file = open_file(Path(path))
+    if file.container == "pickle":
+        top = Machine(file.data, dialects.SNAPSHOT, str(file.path)).run()
+        checkpoint = _interpret(file, top, "snapshot (.pkl)")
+    elif file.container == "zip":
+        checkpoint = _interpret(file, _read_archive(file), "torch archive (.pt)")
+    else:
+        checkpoint = read_safetensors(file)
+    if checkpoint.class_name is None and is_consistency_model(checkpoint.tensors):
+        return to_adm(checkpoint)
+    return checkpoint
 
 
-def _read_archive(source: Source) -> Any:
-    where = str(source.path)
-    archive = Archive(source.data, where)
-    order = archive.records.get("byteorder")
-    if order is not None and bytes(archive.read("byteorder", where)) != b"little":
+def _read_archive(file: CheckpointFile) -> Any:
+    where = str(file.path)
+    archive = Archive(file.data, where)
+    if "byteorder" in archive.records and bytes(archive.read("byteorder", where)) != b"little":
         raise UserError("the archive is not little-endian", where)
-    storage = tables.archive_storage(lambda key, place: archive.read(f"data/{key}", place))
-    return Machine(archive.read("data.pkl", where), tables.ARCHIVE, where, storage).run()
+    storage = dialects.archive_storage(archive)
+    return Machine(archive.read("data.pkl", where), dialects.ARCHIVE, where, storage).run()
 
 
-def _interpret(source: Source, top: Any, kind: str) -> Snapshot:
-    where = str(source.path)
+def _interpret(file: CheckpointFile, top: Any, format: str) -> Checkpoint:
+    where = str(file.path)
     if type(top) is not dict or not all(type(key) is str for key in top):
         raise UserError("the file holds no dictionary of named parts", where)
     keys = tuple(top)
     for root in ("ema", "net"):
         model = top.get(root)
-        if type(model) is Persistent:
-            class_name, options, tensors = _persistent_model(model, source)
-            return Snapshot(source, kind, class_name, options, tensors, _dropped(top, root), keys)
-        if type(model) is dict and root == "net" and _is_state(model):
-            return Snapshot(source, kind, None, {}, _state(model, source), _dropped(top, root), keys)
-    if _is_state(top):
-        return Snapshot(source, kind, None, {}, _state(top, source))
+        if type(model) is PersistentRecord:
+            name, options = _constructor(model, where)
+            tensors = _collect(_walk(model, where), file)
+            return Checkpoint(file, format, tensors, name, options, _dropped(top, root), keys, "EDM")
+        if root == "net" and type(model) is dict and _is_state_dict(model):
+            tensors = _collect(model.items(), file)
+            return Checkpoint(file, format, tensors, dropped=_dropped(top, root), keys=keys)
+    if _is_state_dict(top):
+        return Checkpoint(file, format, _collect(top.items(), file))
     raise UserError("the file holds neither a network (ema, net) nor a state dict", where)
 
 
 def _dropped(top: dict[str, Any], root: str) -> list[str]:
-    """What stands beside the network, with the class where there is one."""
-    found = []
+    """The names of the parts beside the network, with their class if they have one."""
+    names = []
     for key, value in top.items():
         if key != root and value is not None:
-            name = value.class_name if type(value) is Persistent else None
-            found.append(f"{_shown(key)} ({_shown(name)})" if type(name) is str else _shown(key))
-    return [*found, "embedded source text"] if root == "ema" else found
+            name = value.class_name if type(value) is PersistentRecord else None
+            names.append(f"{_printable(key)} ({_printable(name)})" if type(name) is str else _printable(key))
+    return [*names, "embedded source text"] if root == "ema" else names
 
 
-def _shown(name: str) -> str:
-    """A name from the file, without what a terminal would act on."""
+def _printable(name: str) -> str:
+    """A name from the file, without the characters that a terminal would act on."""
     return ascii(name[:80])[1:-1]
 
 
-def _is_state(values: dict[str, Any]) -> bool:
+def _is_state_dict(values: dict[str, Any]) -> bool:
     return bool(values) and all(type(value) is TensorRecord for value in values.values())
 
 
-def _state(values: dict[str, Any], source: Source) -> dict[str, TensorRecord]:
-    return _collect(iter(values.items()), source)
-
-
-def _persistent_model(
-    model: Persistent, source: Source
-) -> tuple[str, dict[str, Any], dict[str, TensorRecord]]:
-    where = str(source.path)
+def _constructor(model: PersistentRecord, where: str) -> tuple[str, dict[str, Any]]:
+    """The network's class and its constructor's arguments."""
     name, state = model.class_name, model.state
     if model.meta.get("type") != "class" or model.meta.get("version") != 6 or type(name) is not str:
         raise UserError("the network's record is malformed", where)
@@ -98,12 +99,12 @@ def _persistent_model(
     options = plain(state.get("_init_kwargs"), where)
     if type(options) is not dict:
         raise UserError("the network's constructor arguments are missing", where)
-    return _shown(name), options, _collect(_walk(model, where), source)
+    return _printable(name), options
 
 
-def _collect(named: Iterator[tuple[str, Any]], source: Source) -> dict[str, TensorRecord]:
-    """Names and tensors; all of them together are no larger than the file, whatever they share in it."""
-    where, left = str(source.path), len(source.data)
+def _collect(named: Iterable[tuple[str, Any]], file: CheckpointFile) -> dict[str, TensorRecord]:
+    """Tensors by name. Together they are no larger than the file, so no two of them may share its bytes."""
+    where, left = str(file.path), len(file.data)
     tensors: dict[str, TensorRecord] = {}
     storages: set[int] = set()
     for name, value in named:
@@ -121,14 +122,14 @@ def _collect(named: Iterator[tuple[str, Any]], source: Source) -> dict[str, Tens
     return tensors
 
 
-def _walk(root: Persistent, where: str) -> Iterator[tuple[str, Any]]:
+def _walk(root: PersistentRecord, where: str) -> Iterator[tuple[str, Any]]:
     """(name, tensor) in registration order: a module's parameters and buffers, then its children's."""
     seen: set[int] = set()
     left = MAX_ENTRIES
     pending: list[tuple[str, Any, int]] = [("", root, 0)]
     while pending:
         prefix, module, depth = pending.pop()
-        state = module.state if type(module) in (Persistent, ModuleDict) else None
+        state = module.state if type(module) in (PersistentRecord, ModuleRecord) else None
         parts: list[Any] = [state.get(key) for key in MODULE_PARTS] if type(state) is dict else [None]
         if any(type(part) is not dict for part in parts) or depth > MAX_DEPTH or id(state) in seen:
             raise UserError(f"module {prefix[:80]!a} is malformed, nested too deep, or used twice", where)
@@ -148,16 +149,14 @@ def _walk(root: Persistent, where: str) -> Iterator[tuple[str, Any]]:
             pending.append((f"{prefix}{name}.", child, depth + 1))
 
 
-MODULE_PARTS = ("_parameters", "_buffers", "_modules")
-
-
 def plain(value: Any, where: str) -> Any:
-    """Constructor arguments as JSON has them. Raises UserError for anything else, or for too much of it."""
-    left = [MAX_VALUES]
+    """Constructor arguments as JSON values. Raises UserError for other types, and for too many values."""
+    left = MAX_VALUES
 
     def convert(item: Any, depth: int) -> Any:
-        left[0] -= 1
-        if left[0] < 0 or depth > MAX_DEPTH:
+        nonlocal left
+        left -= 1
+        if left < 0 or depth > MAX_DEPTH:
             raise UserError("the constructor arguments are too large or nested too deep", where)
         if item is None or type(item) in (bool, int, float, str):
             return item
