@@ -86,8 +86,8 @@ def test_a_state_dict_comes_in(tmp_path: Path) -> None:
         found = load_checkpoint(tmp_path / name)
         assert found.kind == kind
         assert found.noise_scale == 1000  # type: ignore[attr-defined]
-        assert found.meta["objective"] == objective
-        assert "MIT" in found.meta["provenance"]["licence"]  # type: ignore[index]
+        assert found.card.objective == objective
+        assert "MIT" in found.card.provenance["licence"]  # type: ignore[index]
         assert list(found.state_dict()) == list(model.state_dict())
         for key, value in model.state_dict().items():
             assert torch.equal(found.state_dict()[key], value), key

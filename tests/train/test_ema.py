@@ -190,7 +190,7 @@ def test_a_run_keeps_what_it_was_asked_to(tmp_path: Path) -> None:
     back = posthoc.reconstruct(tmp_path / "run", 0.1)
     for a, b in zip(back.parameters(), trainer.averaged.parameters(), strict=True):
         assert torch.allclose(a, b, atol=1e-6)
-    assert back.meta["ema"] == {"std": 0.1, "images": 640}
+    assert back.card.ema == {"std": 0.1, "images": 640}
 
 
 def test_what_cannot_be_put_together_is_said(tracked: tuple[Path, EMA, list[EMA]], tmp_path: Path) -> None:

@@ -54,7 +54,7 @@ def test_a_finished_run_says_everything(tmp_path: Path) -> None:
     }  # fmt: skip
     lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert [line["images"] for line in lines] == list(range(64, 641, 64))
-    assert store.load(tmp_path / "run").meta["objective"] == "diffusion"
+    assert store.load(tmp_path / "run").card.objective == "diffusion"
     assert store.load(tmp_path / "run" / "snapshots" / "50%").num_classes == 10
     assert len(checkpoint.found(tmp_path / "run" / "checkpoints")) == 2
 

@@ -21,7 +21,7 @@ LICENCES = {
 
 
 def load_checkpoint(path: str | Path) -> "Preconditioned":
-    """The model in a checkpoint file, with `meta["provenance"]`; fp16 weights are widened to fp32.
+    """The model in a checkpoint file, with `card.provenance`; fp16 weights are widened to fp32.
 
     Raises UserError, one line, for anything that is not a known checkpoint; nothing in it is executed.
     """
@@ -35,7 +35,7 @@ def load_checkpoint(path: str | Path) -> "Preconditioned":
     from consistune.interop.weights import build_model
 
     model = build_model(config, snapshot.tensors, str(path), consistency_model=foreign)
-    model.meta = {**config.get("meta", {}), "provenance": _provenance(snapshot, config, foreign)}
+    model.card = model.card.updated(provenance=_provenance(snapshot, config, foreign))
     return model
 
 
@@ -82,7 +82,7 @@ def import_checkpoint(checkpoint: str | Path, dest: str | Path) -> str:
 
 def summary(model: "Preconditioned", dest: Path) -> str:
     """What was imported: network, source, what was dropped, the licence."""
-    provenance: Any = model.meta["provenance"]
+    provenance: Any = model.card.provenance
     count = sum(p.numel() for p in model.parameters())
     lines = [
         f"{dest}: {model.kind} preconditioning, images {list(model.image_shape)}, "
@@ -91,6 +91,6 @@ def summary(model: "Preconditioned", dest: Path) -> str:
     ]
     if provenance["dropped"]:
         lines.append(f"dropped: {', '.join(provenance['dropped'])}")
-    if model.meta.get("assumed"):
-        lines.append(f"assumed, the file does not say: {json.dumps(model.meta['assumed'])}")
+    if model.card.assumed:
+        lines.append(f"assumed, the file does not say: {json.dumps(model.card.assumed)}")
     return "\n".join([*lines, f"licence: {provenance['licence']}"])

@@ -94,8 +94,8 @@ class EDM2UNet(UNet):
         attn_resolutions: where every block attends.
         label_balance, concat_balance, res_balance, attn_balance: shares of the class in the embedding, and of
             the skip, the residual branch and attention in their sums. A label_balance of None is learned, and
-            begins at 0: for classes that are new to trained weights (`transfer`).
-        noise_gain: factor of the noise level's embedding; 1 but where `transfer` changed the classes.
+            begins at 0: for classes that are new to trained weights (`adapt`).
+        noise_gain: factor of the noise level's embedding; 1 unless `adapt` changed the classes.
         dropout_res: the finest resolution at which blocks drop out; None: all do (ECT on ImageNet: 16).
         clip_act: activations are clipped to ± this.
     """

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from consistune.core.types import expand
+from consistune.nn.card import ModelCard
 from consistune.nn.layers import Product
 
 Precision = Literal["fp32", "bf16", "fp16"]
@@ -42,7 +43,7 @@ class Preconditioned(nn.Module):
     Attributes:
         precision: what the network computes in; may be set.
         sigma_min, sigma_max: the noise levels that the model knows.
-        meta: what else is known of the model (class names, schedule, training); stored with it.
+        card: what else is known of the model (how it is sampled, its training); stored with it.
     """
 
     kind: ClassVar[str]
@@ -55,7 +56,7 @@ class Preconditioned(nn.Module):
         super().__init__()
         setattr(self, self.network_name, network)
         self.precision = precision
-        self.meta: dict[str, object] = {}
+        self.card = ModelCard()
 
     @property
     def network(self) -> nn.Module:

@@ -18,6 +18,7 @@ from torch import nn
 from consistune.errors import UserError
 from consistune.nn.adm import ADMUNet
 from consistune.nn.baselines import IDDPMPrecond, VEPrecond, VPPrecond
+from consistune.nn.card import ModelCard
 from consistune.nn.edm2 import EDM2Precond, EDM2UNet
 from consistune.nn.precond import CMPrecond, ECTPrecond, EDMPrecond, Preconditioned
 from consistune.nn.small import PatchUNet, ResidualMLP
@@ -52,7 +53,10 @@ def build(config: dict[str, Any], where: str = "model configuration") -> Precond
     """A model with fresh weights from {"network": {"kind", …}, "precond": {"kind", …}}."""
     network = _make(NETWORKS, config.get("network"), f"{where}: network")
     model = _make(PRECONDITIONERS, config.get("precond"), f"{where}: precond", network)
-    model.meta = dict(config.get("meta", {}))
+    try:
+        model.card = ModelCard.from_json(config.get("meta", {}))
+    except ValueError as error:
+        raise UserError(str(error), where) from error
     return model
 
 
@@ -91,7 +95,7 @@ def describe(model: Preconditioned) -> dict[str, Any]:
         "format": FORMAT,
         "network": {"kind": kinds[type(model.network)], **model.network.options},  # type: ignore[dict-item]
         "precond": {"kind": model.kind, **model.options},
-        "meta": model.meta,
+        "meta": model.card.to_json(),
     }
 
 

@@ -246,9 +246,8 @@ def _follow(saved: Path, recipe: Recipe) -> None:
 
 def samplers(model: Preconditioned, etas: tuple[float, ...]) -> dict[str, Sampler]:
     """What a model is measured by: one and two steps, or a phased one by each η."""
-    edges: Any = model.meta.get("edges")
-    if edges:
-        return {f"eta={eta:g}": PhasedSteps(tuple(edges), eta=eta) for eta in etas}
+    if model.card.edges:
+        return {f"eta={eta:g}": PhasedSteps(model.card.edges, eta=eta) for eta in etas}
     return {f"steps={steps}": default_sampler(model, steps) for steps in (1, 2)}
 
 

@@ -151,5 +151,5 @@ def _combined(
                 value.copy_(files[-1].get_tensor(name))  # type: ignore[no-untyped-call]
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise UserError(f"the snapshots cannot be read: {error}", str(folder)) from error
-    model.meta["ema"] = origin
+    model.card = model.card.updated(ema=origin)
     return model.eval()
