@@ -27,10 +27,10 @@ import torch
 from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-import sct as package
 from tests.support import makers
 from tests.support.inception import write_inception
 
+import consistune as package
 from consistune.data.images import digits
 from consistune.data.prepare.run import Options, prepare
 from consistune.data.prepare.split import Split
@@ -118,7 +118,7 @@ def run(name: str, keys: list[str], folder: Path, stop: int | None = None, resum
         if report.images == (stop or STEPS + 1) * BATCH:
             steps.close()
             return None
-    lines = [json.loads(line) for line in began.metrics.read_text(encoding="utf-8").splitlines()]
+    lines = began.metrics.records()
     log = [{key: value for key, value in line.items() if key not in UNREPEATABLE} for line in lines]
     state = trainer.state_dict()
     weights = {key: state[key] for key in ("model", "averages", "optimizer")}

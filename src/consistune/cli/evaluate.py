@@ -12,7 +12,8 @@ from consistune.evaluate.draws import LABEL_RULES
 from consistune.evaluate.job import Job
 from consistune.evaluate.request import Wanted
 from consistune.evaluate.search import Setting
-from consistune.metrics.moments import Convention, process
+from consistune.metrics.moments import Convention
+from consistune.system.processes import rank_and_count
 
 
 def evaluate(
@@ -79,7 +80,7 @@ def evaluate(
         batch=batch,
         device=_device(device),
     )
-    first = process()[0] == 0
+    first = rank_and_count()[0] == 0
     with Screen(quiet=not first) as screen:
         page = Job(wanted, screen).run()
     if first:

@@ -19,9 +19,8 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass as checked
 
 from consistune.data.prepare import npy
-from consistune.data.prepare.work import hash_file
 from consistune.errors import UserError
-from consistune.system.files import write_atomically
+from consistune.system.files import file_digest, write_atomically
 
 FORMAT = 1
 META, IMAGES, LABELS = "meta.json", "images.npy", "labels.npy"
@@ -143,6 +142,6 @@ def damaged(path: Path, meta: Meta) -> list[str]:
     for side, part in meta.parts.items():
         for name, sha256 in part.sha256.items():
             file = path / side / name
-            if not file.is_file() or hash_file(str(file)) != sha256:
+            if not file.is_file() or file_digest(file) != sha256:
                 found.append(f"{side}/{name}")
     return found

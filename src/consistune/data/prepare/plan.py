@@ -14,7 +14,7 @@ from consistune.data.prepare import npy
 from consistune.data.prepare.journal import Journal
 from consistune.data.prepare.split import Rows, Split
 from consistune.data.prepare.transform import Transform
-from consistune.data.prepare.work import DIGEST, hash_file
+from consistune.data.prepare.work import DIGEST
 from consistune.data.prepared import IMAGES, LABELS, META, SIDES, Meta, Part, write_meta
 from consistune.data.sources.base import Source
 from consistune.errors import UserError
@@ -100,7 +100,7 @@ def _finish_side(plan: Plan, part: int, side: str, good: np.ndarray[Any, Any]) -
     return Part(
         images=len(labels),
         offsets=tuple(int(k) for k in offsets),
-        sha256={name: hash_file(str(folder / name)) for name in (IMAGES, LABELS)},
+        sha256={name: files.file_digest(folder / name) for name in (IMAGES, LABELS)},
     )
 
 

@@ -19,7 +19,7 @@ from consistune.data.prepare.journal import Journal
 from consistune.data.prepare.plan import Plan, finish
 from consistune.data.prepare.split import Rows, Split, held_out
 from consistune.data.prepare.survey import Wanted, survey
-from consistune.data.prepare.work import DIGEST, Job, Piece, convert, hash_file
+from consistune.data.prepare.work import DIGEST, Job, Piece, convert
 from consistune.data.prepared import IMAGES, Meta
 from consistune.data.sources.base import Source, shown
 from consistune.data.sources.detect import SourceOptions, open_source
@@ -164,7 +164,7 @@ def _tasks(plan: Plan, entries: list[tuple[str, int]]) -> list[pool.Task]:
     return [
         (convert, partial(arguments, k))
         if kind == "piece"
-        else (hash_file, partial(lambda k: (str(source.containers[k]),), k))
+        else (files.file_digest, partial(lambda k: (str(source.containers[k]),), k))
         for kind, k in entries
     ]
 

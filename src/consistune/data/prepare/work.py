@@ -85,12 +85,6 @@ def _digest(raw: Raw) -> bytes:
     return hashlib.sha256(raw).digest() if isinstance(raw, bytes) else bytes(DIGEST)
 
 
-def hash_file(path: str) -> str:
-    """SHA-256 of a file, streamed."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def start_worker() -> None:
     """Ctrl-C is the parent's to answer; where the parent is killed, the worker ends too."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
