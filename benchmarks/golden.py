@@ -118,7 +118,7 @@ def run(name: str, keys: list[str], folder: Path, stop: int | None = None, resum
         if report.images == (stop or STEPS + 1) * BATCH:
             steps.close()
             return None
-    lines = [json.loads(line) for line in began.metrics.read_text(encoding="utf-8").splitlines()]
+    lines = began.metrics.records()
     log = [{key: value for key, value in line.items() if key not in UNREPEATABLE} for line in lines]
     state = trainer.state_dict()
     weights = {key: state[key] for key in ("model", "averages", "optimizer")}

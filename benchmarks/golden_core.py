@@ -21,6 +21,7 @@ from consistune.core.rng import ImageNoise
 from consistune.core.solve import Method, solve
 from consistune.core.types import Batch, Times
 from consistune.nn import store
+from consistune.nn.card import ModelCard
 
 SCHEDULES = {"edm": N.EDM(), "vp": N.VP(), "flow": N.RectifiedFlow(), "trig": N.Trigonometric()}
 RATIOS = (0.003, 0.05, 0.4, 2.0, 20.0, 75.0)
@@ -53,7 +54,7 @@ def small(objective: str = "consistency", seed: int = 0, classes: int = 3, **met
     network = {"kind": "mlp", "image_shape": [1, 8, 8], "num_classes": classes, "width": 16, "blocks": 2}
     torch.manual_seed(seed)
     model = store.build({"network": network | {"dropout": 0.1}, "precond": {"kind": "edm"}})
-    model.meta = {"objective": objective, **meta}
+    model.card = ModelCard.from_json({"objective": objective, **meta})
     return stirred(model, seed)
 
 

@@ -97,7 +97,7 @@ def interrupted_writing(folder: Path) -> str:
 
 def content(folder: Path) -> dict[str, Any]:
     """Everything in a run's folder that has to be the same."""
-    newest = checkpoint.found(folder / "checkpoints")[-1]
+    newest = checkpoint.paths(folder / "checkpoints")[-1]
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     found: dict[str, Any] = {
         "checkpoint": torch.load(newest, weights_only=True),

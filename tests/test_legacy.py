@@ -42,7 +42,7 @@ def lines(run: Path) -> list[dict[str, float]]:
 
 def test_a_model_folder_answers_as_it_did() -> None:
     model = consistune.load("model")
-    assert model.meta["objective"] == "diffusion"
+    assert model.card.objective == "diffusion"
     with np.load("expected.npz") as stored:
         expected = {name: torch.from_numpy(stored[name]) for name in stored}
     with torch.no_grad():
@@ -65,9 +65,9 @@ def test_a_run_goes_on_from_its_checkpoint(tmp_path: Path) -> None:
     assert after[-1]["step"] == IMAGES // 16
     assert after[-1]["nonfinite_total"] == 0
     tuned = consistune.load(run)
-    assert tuned.meta["objective"] == "consistency"
+    assert tuned.card.objective == "consistency"
     assert consistune.sample(tuned, range(4)).shape == (4, 1, 8, 8)
-    assert consistune.load(run / "snapshots" / "25%").meta == tuned.meta
+    assert consistune.load(run / "snapshots" / "25%").card == tuned.card
 
 
 def test_a_prepared_set_opens() -> None:

@@ -3,10 +3,19 @@
 import pytest
 import torch
 
+from consistune.core.estimators import OneSample
+from consistune.core.noise import EDM
+from consistune.core.objectives import Adapted, Consistency, Denoising
 from consistune.core.sampling import ODE, Multistep, PhasedSteps
+from consistune.core.times import ConstGap, LogNormalPairs, Phased
+from consistune.data.images import digits
 from consistune.models import default_sampler, sample
+from consistune.nn.card import ModelCard
 from consistune.nn.precond import EDMPrecond
 from consistune.nn.small import ResidualMLP
+from consistune.train.loop import Trainer
+from consistune.train.optim import Optimizer
+from consistune.train.options import TrainOptions
 
 
 @pytest.fixture
@@ -16,7 +25,7 @@ def model() -> EDMPrecond:
     for parameter in network.parameters():
         torch.nn.init.normal_(parameter, std=0.2)
     model = EDMPrecond(network)
-    model.meta = {"objective": "consistency", "mid_t": [0.8], "edges": []}
+    model.card = ModelCard(objective="consistency", mid_t=(0.8,))
     return model
 
 
@@ -68,8 +77,36 @@ def test_the_sampler_fits_the_model(model: EDMPrecond) -> None:
     with pytest.raises(ValueError, match="mid_t"):
         default_sampler(model, 3)
     assert default_sampler(model, 3, (2.0, 0.5)) == Multistep((2.0, 0.5))
-    model.meta["edges"] = [1.0]
+    model.card = model.card.updated(edges=(1.0,))
     assert default_sampler(model, 2, eta=0.7) == PhasedSteps((1.0,), 0.7)
     assert default_sampler(model, 1) == PhasedSteps((1.0,), 0.0)
-    model.meta["objective"] = "diffusion"
+    model.card = model.card.updated(objective="diffusion")
     assert default_sampler(model, None) == ODE(steps=18)
+
+
+def test_a_model_of_which_nothing_is_known_needs_steps_or_a_sampler(model: EDMPrecond) -> None:
+    model.card = ModelCard()
+    with pytest.raises(ValueError, match="give steps or a sampler"):
+        sample(model, range(2))
+    one_step = sample(model, range(2), steps=1)
+    assert torch.equal(one_step, sample(model, range(2), sampler=Multistep(())))
+
+
+def test_steps_beside_a_sampler_are_refused(model: EDMPrecond) -> None:
+    with pytest.raises(ValueError, match="give them or a sampler"):
+        sample(model, range(2), steps=2, sampler=Multistep(()))
+
+
+def test_a_denoiser_that_was_trained_in_python_is_sampled_as_a_diffusion_model(model: EDMPrecond) -> None:
+    """By as many Heun steps as a stored one; tuning it makes it a model of one step."""
+    model.card = ModelCard()
+    options = TrainOptions(images=64, batch=32)
+    data = digits().train
+    denoiser = Trainer(model, Denoising(EDM()), data, Optimizer(), options).averaged
+    assert default_sampler(denoiser, None) == ODE(steps=18)
+    assert denoiser.card.data_sha256 == data.fingerprint
+    assert denoiser.card.class_names == data.class_names
+    pairs = Phased(LogNormalPairs(gap=ConstGap(every_images=1000)), edges=(1.0,))
+    objective = Adapted(Consistency(EDM(), pairs, OneSample()), EDM())
+    tuned = Trainer(denoiser, objective, data, Optimizer(), options).averaged
+    assert default_sampler(tuned, None) == PhasedSteps((1.0,), 1.0)

@@ -138,8 +138,8 @@ def test_an_edm2_start_drops_out_where_ect_says_and_leaves_the_variance_head(
     assert set(drops.values()) == {True, False}
     assert isinstance(model, EDM2Precond)
     assert model.logvar_channels == 0
-    origin: Any = model.meta["start_from"]
-    assert "logvar_linear.weight" in origin["dropped"]
+    origin: Any = model.card.start_from
+    assert "logvar_linear.weight" in origin.dropped
     store.save(model, tmp_path / "tuned")
     again = store.load(tmp_path / "tuned")
     assert store.describe(again)["network"] == store.describe(model)["network"]

@@ -1,4 +1,7 @@
-"""Load a model from any form; sample images from it. A seed's image does not depend on what else is drawn."""
+"""Load a model of any form, and sample images from it.
+
+The image of a seed does not depend on the other seeds that are drawn with it.
+"""
 
 import math
 from collections.abc import Callable, Iterable
@@ -21,7 +24,7 @@ from consistune.pages.pictures import SMALLEST_SIDE, grid, save_png
 def load(path: str | Path, device: torch.device | str = "cpu") -> Preconditioned:
     """The model in a folder (`nn.store`), a run's folder, or an official checkpoint (`interop.checkpoints`).
 
-    In evaluation mode. Raises UserError for anything that is none of them; nothing in it is executed.
+    In evaluation mode. Nothing in the file is executed. Raises UserError for anything else.
     """
     if Path(path).is_file():
         from consistune.interop.checkpoints import load_checkpoint
@@ -31,42 +34,42 @@ def load(path: str | Path, device: torch.device | str = "cpu") -> Preconditioned
 
 
 DIFFUSION_STEPS = 18
-"""Heun steps of a diffusion model by default: 35 evaluations, EDM's choice for CIFAR-10."""
+"""Heun steps of a diffusion model by default: 35 network evaluations, EDM's choice for CIFAR-10."""
 
 
 def default_sampler(
     model: Preconditioned, steps: int | None, mid_t: Iterable[float] | None = None, eta: float = 1.0
 ) -> Sampler:
-    """The sampler a model was made for, in a number of steps (None: the model's own number).
+    """The sampler that fits a model's card, in a number of steps (None: the model's own number).
 
-    A diffusion model takes Heun steps; a phased model goes edge to edge, with edge-skipping η; a plain
-    consistency model takes one step or re-noises to `mid_t` (by default, where its training said).
-    Raises ValueError where the steps and the model do not fit.
+    A diffusion model is sampled by Heun's method. A phased model jumps from edge to edge, with the share η
+    of edge-skipping. Any other model takes one step, and for each further step returns to a noise level of
+    `mid_t` (None: the card's).
+
+    Raises ValueError where steps and model do not fit, and for steps=None where the card names no objective.
     """
-    meta = model.meta
-    if meta.get("objective") == "diffusion":
+    card = model.card
+    if card.is_diffusion:
         return ODE(steps=DIFFUSION_STEPS if steps is None else steps)
-    edges = tuple(float(edge) for edge in _list(meta.get("edges")))
-    if edges:
-        if steps not in (None, 1, len(edges) + 1):
-            raise ValueError(f"this model has {len(edges) + 1} phases: steps must be 1 or {len(edges) + 1}")
-        return PhasedSteps(edges, eta=0.0 if steps == 1 else eta)
-    middle = tuple(mid_t) if mid_t is not None else tuple(float(t) for t in _list(meta.get("mid_t")))
-    wanted = (steps or 1) - 1
-    if len(middle) < wanted:
-        raise ValueError(f"{wanted + 1} steps need {wanted} times between; {len(middle)} known: give mid_t")
-    return Multistep(middle[:wanted])
-
-
-def _list(value: object) -> list[float]:
-    return list(value) if isinstance(value, list | tuple) else []
+    if card.edges:
+        phases = len(card.edges) + 1
+        if steps not in (None, 1, phases):
+            raise ValueError(f"this model has {phases} phases: steps must be 1 or {phases}")
+        return PhasedSteps(card.edges, eta=0.0 if steps == 1 else eta)
+    if steps is None and card.objective is None:
+        raise ValueError("the model's card does not say how it is sampled: give steps or a sampler")
+    middle = card.mid_t if mid_t is None else tuple(mid_t)
+    needed = (steps or 1) - 1
+    if len(middle) < needed:
+        raise ValueError(f"{needed + 1} steps need {needed} times between; {len(middle)} known: give mid_t")
+    return Multistep(middle[:needed])
 
 
 @torch.no_grad()
 def sample(
     model: Preconditioned,
     seeds: Iterable[int],
-    steps: int | None = 1,
+    steps: int | None = None,
     condition: Tensor | int | None = None,
     *,
     sampler: Sampler | None = None,
@@ -82,19 +85,27 @@ def sample(
     """Draw one image a seed.
 
     Args:
-        steps: network evaluations of a consistency model, Heun steps of a diffusion model; None: the
-            model's own number.
+        steps: network evaluations of a consistency model, Heun steps of a diffusion model. None: the number
+            that the model's card implies, see `default_sampler`.
         condition: a class label for all, or labels [N]; None: unconditional, or for a class-conditional
             model the classes in turn (seed modulo number of classes).
-        guidance, worse: f_bad + ω·(f − f_bad); f_bad is another model, or None for the unlabelled branch.
-        guidance_interval: guidance acts where low < t ≤ high.
-        mid_t: times of the second and later steps.
-        batch: images at a time; memory, not results, depends on it.
+        sampler: replaces the default sampler, to which steps, mid_t and eta belong.
+        guidance, worse: ω and f_bad of f_bad + ω·(f − f_bad); worse=None is the model without a label.
+        guidance_interval: (low, high); guidance acts where low < t ≤ high.
+        mid_t: noise levels of the second and later steps.
+        eta: share of edge-skipping of a phased model.
+        batch: the number of images at a time; it changes the memory, not the results.
+        schedule: the process of the sampler; None: EDM's.
         progress: called with the number of images done.
 
     Returns:
         uint8 images [N, C, H, W].
+
+    Raises ValueError as `default_sampler` does, for steps or mid_t beside a sampler, and for labels that do
+    not fit the seeds or the model.
     """
+    if sampler is not None and not (steps is None and mid_t is None):
+        raise ValueError("steps and mid_t belong to the default sampler: give them or a sampler")
     seeds = list(seeds)
     device = next(model.parameters()).device
     training = model.training
@@ -123,8 +134,8 @@ def sample(
 
 
 def draw_sheet(model: Preconditioned, path: Path) -> None:
-    """A picture of 64 samples at fixed seeds, drawn as the model is meant to be."""
-    images = sample(model, range(64), steps=None)
+    """Write a picture of the samples of the seeds 0 … 63, drawn with the default sampler."""
+    images = sample(model, range(64))
     save_png(path, grid(images), scale=max(1, SMALLEST_SIDE // images.shape[-1]))
 
 

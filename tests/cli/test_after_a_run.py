@@ -36,8 +36,8 @@ def drawn(model: Path, out: Path, guidance: float = 1.0, worse: Path | None = No
 def test_an_average_of_another_length_is_a_model(run: Path, tmp_path: Path) -> None:
     reconstruct(run, 0.07, tmp_path / "between")
     model = store.load(tmp_path / "between")
-    assert model.meta["ema"] == {"std": 0.07, "images": 640}
-    assert model.meta["objective"] == "consistency"
+    assert model.card.ema == {"std": 0.07, "images": 640}
+    assert model.card.objective == "consistency"
     images = drawn(tmp_path / "between", tmp_path / "a.npz")
     assert not np.array_equal(images, drawn(run, tmp_path / "b.npz"))
     reconstruct(run, 0.05, tmp_path / "kept", at=640)
@@ -49,7 +49,7 @@ def test_every_snapshot_can_guide_the_model_as_the_worse_one(run: Path, tmp_path
     plain = drawn(run, tmp_path / "plain.npz")
     for share in ("25%", "50%", "75%"):
         worse = run / "snapshots" / share
-        assert store.load(worse).meta == store.load(run).meta
+        assert store.load(worse).card == store.load(run).card
         guided = drawn(run, tmp_path / "guided.npz", 1.5, worse)
         assert not np.array_equal(guided, plain)
 

@@ -23,6 +23,7 @@ from consistune.cli.options import parse_integers, parse_times
 from consistune.cli.screen import Screen
 from consistune.errors import UserError
 from consistune.nn import store
+from consistune.nn.card import ModelCard
 from consistune.nn.precond import EDMPrecond
 from consistune.nn.small import ResidualMLP
 
@@ -44,7 +45,7 @@ def consistune(*arguments: str | Path, cwd: Path | None = None) -> subprocess.Co
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.manual_seed(0)
     model = EDMPrecond(ResidualMLP((1, 8, 8), num_classes=10, width=8, blocks=1))
-    model.meta = {"objective": "consistency", "mid_t": [0.8]}
+    model.card = ModelCard(objective="consistency", mid_t=(0.8,))
     return store.save(model, tmp_path_factory.mktemp("models") / "model")
 
 

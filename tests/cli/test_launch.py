@@ -40,7 +40,7 @@ def test_two_processes_are_stopped_and_one_goes_on(tmp_path: Path) -> None:
     assert first.wait(120) == 0
     run = consistune("train", "digits-edm", *KEYS, "--out", str(both), processes=2)
     for _ in range(600):
-        if checkpoint.found(both / "checkpoints"):
+        if checkpoint.paths(both / "checkpoints"):
             break
         time.sleep(0.1)
     run.send_signal(signal.SIGTERM)

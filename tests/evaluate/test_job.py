@@ -27,6 +27,7 @@ from consistune.metrics.classifier import ImageClassifier
 from consistune.metrics.measure import classifier_of
 from consistune.metrics.sheet import INCEPTION
 from consistune.nn import store
+from consistune.nn.card import ModelCard
 from consistune.nn.precond import EDMPrecond
 from consistune.nn.small import ResidualMLP
 from tests.support.inception import write_inception
@@ -68,7 +69,7 @@ def digit_classifier() -> ImageClassifier:
 def model_folder(tmp_path_factory) -> Path:
     torch.manual_seed(0)
     model = EDMPrecond(ResidualMLP((1, 8, 8), num_classes=10, width=32, blocks=1))
-    model.meta = {"objective": "consistency", "mid_t": [0.8], "edges": []}
+    model.card = ModelCard(objective="consistency", mid_t=(0.8,))
     return store.save(model, tmp_path_factory.mktemp("model") / "model")
 
 

@@ -16,6 +16,7 @@ from consistune.errors import UserError
 from consistune.interop.checkpoints import import_checkpoint, load_checkpoint
 from consistune.interop.export import export_model
 from consistune.nn import store
+from consistune.nn.card import ModelCard
 from consistune.nn.precond import Preconditioned
 from tests.support import forge
 from tests.support.assembler import (
@@ -97,7 +98,7 @@ def test_a_snapshot_comes_in_and_stays(kind: str, tmp_path: Path) -> None:
     expected, actual = store.describe(made(kind)), store.describe(model)
     assert actual["network"] == expected["network"]
     assert actual["precond"] == expected["precond"]
-    provenance: Any = model.meta["provenance"]
+    provenance: Any = model.card.provenance
     assert provenance["file"] == "file.pkl"
     assert provenance["sha256"] == hashlib.sha256(path.read_bytes()).hexdigest()
     assert provenance["dropped"] == ["loss_fn (EDMLoss)", "dataset_kwargs", "embedded source text"]
@@ -110,7 +111,7 @@ def test_a_training_state_comes_in(kind: str, tmp_path: Path) -> None:
     path = forge.write_training_state(made(kind), tmp_path / "training-state-000001.pt")
     model = made(kind)
     same(load_checkpoint(path), model)
-    assert load_checkpoint(path).meta["provenance"]["dropped"] == ["optimizer_state"]  # type: ignore[index]
+    assert load_checkpoint(path).card.provenance["dropped"] == ["optimizer_state"]  # type: ignore[index]
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
@@ -122,7 +123,7 @@ def test_bare_weights_are_recognised_by_their_shapes(dtype: torch.dtype, tmp_pat
         model = load_checkpoint(tmp_path / "file.safetensors")
         for key, value in expected.state_dict().items():
             assert torch.equal(model.state_dict()[key], value)
-        assert "dropout 0" in model.meta["assumed"]  # type: ignore[operator]
+        assert "dropout 0" in model.card.assumed
     torch.save(made("song").state_dict(), tmp_path / "file.pt")
     same(load_checkpoint(tmp_path / "file.pt"), made("song"))
 
@@ -130,12 +131,12 @@ def test_bare_weights_are_recognised_by_their_shapes(dtype: torch.dtype, tmp_pat
 @pytest.mark.parametrize("kind", CONFIGS)
 def test_an_export_has_the_official_names_and_comes_back(kind: str, tmp_path: Path) -> None:
     model = made(kind)
-    model.meta = {"objective": "diffusion", "class_names": ["a"]}
+    model.card = ModelCard(objective="diffusion", class_names=("a",))
     store.save(model, tmp_path / "model")
     path = export_model(tmp_path / "model", tmp_path / "out.safetensors", "safetensors")
     again = load_checkpoint(path)
     same(again, model)
-    assert again.meta["class_names"] == ["a"]
+    assert again.card.class_names == ("a",)
     with pytest.raises(UserError, match="already"):
         export_model(tmp_path / "model", path)
     with pytest.raises(UserError, match=r"'onnxx'.*safetensors"):

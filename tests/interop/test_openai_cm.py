@@ -85,8 +85,8 @@ def test_a_state_dict_comes_in(tmp_path: Path) -> None:
         loaded = load_checkpoint(tmp_path / name)
         assert loaded.kind == kind
         assert loaded.noise_scale == 1000  # type: ignore[attr-defined]
-        assert loaded.meta["objective"] == objective
-        assert "MIT" in loaded.meta["provenance"]["licence"]  # type: ignore[index]
+        assert loaded.card.objective == objective
+        assert "MIT" in loaded.card.provenance["licence"]  # type: ignore[index]
         assert list(loaded.state_dict()) == list(model.state_dict())
         for key, value in model.state_dict().items():
             assert torch.equal(loaded.state_dict()[key], value), key

@@ -171,8 +171,8 @@ def test_an_ect_snapshot_samples_as_its_own_generator(shared: Path, parity: Pari
     for mid, key in (((), "gen_1step"), ((0.821,), "gen_2step")):
         noise = Stored(stored["gen_latents"], stored["gen_noise"])
         assert difference(Multistep(mid)(denoiser, SCHEDULE, noise, (3, 8, 8)), stored[key]) <= 1e-5
-    assert denoiser.meta["objective"] == "consistency"
-    assert denoiser.meta["mid_t"] == [0.821]
+    assert denoiser.card.objective == "consistency"
+    assert denoiser.card.mid_t == (0.821,)
 
 
 @pytest.mark.parametrize("c", [0.0, 0.06])

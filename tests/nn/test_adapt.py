@@ -6,8 +6,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from consistune.errors import UserError
 from consistune.nn import store
-from consistune.nn.adapt import transfer
+from consistune.nn.adapt import adapt
 from consistune.nn.precond import Preconditioned
 
 SMALL = {"image_shape": [3, 8, 8], "model_channels": 16, "channel_mult": [1, 2], "num_blocks": 1}
@@ -55,7 +56,7 @@ def same(a: Tensor, b: Tensor) -> bool:
 @torch.no_grad()
 def test_the_first_output_is_the_teachers_without_a_label(kind: str, before: int, after: int) -> None:
     model = teacher(kind, before)
-    found = transfer(model, after)
+    found = adapt(model, num_classes=after)
     x, sigma = inputs(model)
     expected = model(x, sigma)
     assert found.model.num_classes == after
@@ -68,7 +69,7 @@ def test_the_first_output_is_the_teachers_without_a_label(kind: str, before: int
 @pytest.mark.parametrize("kind", NETWORKS)
 def test_what_is_new_learns(kind: str) -> None:
     """The new class embedding receives a gradient from the first step, and then changes the output."""
-    model = transfer(teacher(kind, 0), 4).model.train()
+    model = adapt(teacher(kind, 0), num_classes=4).model.train()
     x, sigma = inputs(model)
     labels = torch.arange(5) % 4
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
@@ -86,7 +87,7 @@ def test_what_is_new_learns(kind: str) -> None:
 def test_edm2s_first_training_pass_does_not_move_the_output_either() -> None:
     """Forced weight normalisation rescales the new directions; their share is what begins at 0."""
     model = teacher("edm2", 0)
-    student = transfer(model, 4).model
+    student = adapt(model, num_classes=4).model
     x, sigma = inputs(model)
     labels = torch.arange(5) % 4
     with torch.enable_grad():
@@ -101,26 +102,26 @@ def test_augmentation_labels_are_dropped_and_added(kind: str) -> None:
     model = teacher(kind, 4, augment=9)
     x, sigma = inputs(model)
     labels = torch.arange(5) % 4
-    without = transfer(model, 4, augment_dim=0)
+    without = adapt(model, num_classes=4, augment_dim=0)
     assert same(without.model(x, sigma, labels), model(x, sigma, labels))
-    assert without.dropped == ["model.map_augment.weight"]
-    again = transfer(without.model, 4, augment_dim=9)
-    assert again.new == ["model.map_augment.weight"]
+    assert without.dropped == ("model.map_augment.weight",)
+    again = adapt(without.model, num_classes=4, augment_dim=9)
+    assert again.new == ("model.map_augment.weight",)
     assert same(again.model(x, sigma, labels, torch.randn(5, 9)), model(x, sigma, labels))
 
 
 def test_the_same_labels_are_the_same_model() -> None:
     model = teacher("song", 4)
-    assert transfer(model, 4).model is model
+    assert adapt(model, num_classes=4).model is model
 
 
 def test_a_network_without_augmentation_labels_says_so() -> None:
-    with pytest.raises(ValueError, match="augmentation"):
-        transfer(teacher("edm2", 0), 0, augment_dim=9)
+    with pytest.raises(UserError, match="augment_dim: EDM2UNet has no such option"):
+        adapt(teacher("edm2", 0), augment_dim=9)
 
 
 def test_a_transferred_model_is_stored_and_read(tmp_path) -> None:
-    model = transfer(teacher("edm2", 0), 4).model
+    model = adapt(teacher("edm2", 0), num_classes=4).model
     again = store.load(store.save(model, tmp_path / "model"))
     x, sigma = inputs(model)
     with torch.no_grad():

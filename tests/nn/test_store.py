@@ -9,6 +9,7 @@ import torch
 import consistune
 from consistune.errors import UserError
 from consistune.nn import store
+from consistune.nn.card import ModelCard
 from consistune.nn.precond import EDMPrecond
 from consistune.nn.small import ResidualMLP
 
@@ -19,7 +20,7 @@ def make() -> EDMPrecond:
     for parameter in network.parameters():
         torch.nn.init.normal_(parameter)
     model = EDMPrecond(network, sigma_data=0.7)
-    model.meta = {"class_names": ["a", "b", "c"]}
+    model.card = ModelCard(class_names=("a", "b", "c"))
     return model.eval()
 
 

@@ -44,6 +44,17 @@ def test_nothing_is_kept_of_references_that_are_not_there() -> None:
     assert dryrun.estimate(plan(name="digits-ect")).references == 0
 
 
+def test_references_are_counted_inside_other_parts() -> None:
+    """Under another noise schedule, inside a blend, and in both: the training digits as bytes."""
+    flow = "schedule={kind: rectified-flow}"
+    inner = "{kind: score-identity, reference: class}"
+    blend = f"estimator={{kind: blend, estimator: {inner}}}"
+    for keys in ([flow], [blend], [flow, blend]):
+        assert dryrun.estimate(plan(*keys)).references == 1500 * 64
+    of_the_batch = "estimator={kind: blend, estimator: {kind: score-identity, reference: batch}}"
+    assert dryrun.estimate(plan(of_the_batch)).references == 0
+
+
 def test_activations_are_what_autograd_keeps() -> None:
     """Two layers keep their inputs and the activation its own: 8·10 + 8·20 + 8·20 numbers of 4 bytes."""
     model = nn.Sequential(nn.Linear(10, 20), nn.Sigmoid(), nn.Linear(20, 5))

@@ -155,7 +155,7 @@ def test_phases_are_given_by_edges_or_by_number_and_stored_in_sampling_time() ->
     stored = []
     for schedule in ("edm", "rectified-flow"):
         plan = make_plan(read_recipe("digits-ect", [*TINY, key, f"schedule.kind={schedule}"]))
-        stored.append(plan.model.meta["edges"])
+        stored.append(plan.model.card.edges)
     assert stored[0] == pytest.approx(list(karras_edges(4)))
     assert stored[1] == pytest.approx(stored[0])
     with pytest.raises(UserError, match=r"pairs\.edges"):

@@ -20,7 +20,7 @@ from consistune.reproduce.results import as_csv, over_seeds
 from consistune.reproduce.run import reproduce
 from consistune.reproduce.spec import RunSpec, read_experiment
 from consistune.reproduce.study import Study, samplers
-from consistune.train.lock import Busy, alone
+from consistune.train.lock import Busy, folder_lock
 
 TINY = (
     "train.images=768",
@@ -98,7 +98,7 @@ def test_what_another_program_trains_is_left_for_last(
         make("convergence", tmp_path, Screen(kill="score-identity"))
     (folder,) = tmp_path.glob("*/runs/score-identity-*-0")
     other = ExitStack()
-    other.enter_context(alone(folder, print))
+    other.enter_context(folder_lock(folder, print))
     monkeypatch.setattr(Busy, "wait", lambda busy: other.close())
     screen = Screen()
     page = make("convergence", tmp_path, screen)

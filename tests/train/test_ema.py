@@ -129,7 +129,7 @@ def tracked(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, EMA, list[E
         images += batch
         if images % 500 == 0:
             for average, std in zip(kept, (0.05, 0.1), strict=True):
-                posthoc.keep(path, PowerFunction(std), average.model, images, "fp32")
+                posthoc.save_snapshot(path, PowerFunction(std), average.model, images, "fp32")
     return path, wanted, kept
 
 
@@ -167,7 +167,7 @@ def test_half_precision_snapshots_are_near(tracked: tuple[Path, EMA, list[EMA]],
     _, _, kept = tracked
     with torch.no_grad():
         next(kept[0].model.parameters()).view(-1)[0] = 1e6  # beyond fp16: that tensor stays whole
-    posthoc.keep(tmp_path, PowerFunction(0.05), kept[0].model, 8_000, "fp16")
+    posthoc.save_snapshot(tmp_path, PowerFunction(0.05), kept[0].model, 8_000, "fp16")
     back, expected = vector(posthoc.reconstruct(tmp_path, 0.05)), vector(kept[0].model)
     assert bool(back.isfinite().all())
     assert 0 < float((back - expected).norm() / expected.norm()) < 2**-11
@@ -185,12 +185,12 @@ def test_a_run_keeps_what_it_was_asked_to(tmp_path: Path) -> None:
     run = RunFolder(tmp_path / "run", to_yaml(recipe), resume=False)
     trainer = make_plan(recipe).trainer()
     list(run.steps(trainer))
-    found = posthoc.found(tmp_path / "run")
+    found = posthoc.snapshots(tmp_path / "run")
     assert list(found) == [Profile(n, s) for n in (256, 512, 640) for s in (0.05, 0.1)]
     back = posthoc.reconstruct(tmp_path / "run", 0.1)
     for a, b in zip(back.parameters(), trainer.averaged.parameters(), strict=True):
         assert torch.allclose(a, b, atol=1e-6)
-    assert back.meta["ema"] == {"std": 0.1, "images": 640}
+    assert back.card.ema == {"std": 0.1, "images": 640}
 
 
 def test_what_cannot_be_put_together_is_said(tracked: tuple[Path, EMA, list[EMA]], tmp_path: Path) -> None:
@@ -210,6 +210,6 @@ def test_what_cannot_be_put_together_is_said(tracked: tuple[Path, EMA, list[EMA]
 
 
 def test_snapshots_are_in_order_of_time(tracked: tuple[Path, EMA, list[EMA]]) -> None:
-    found = list(posthoc.found(tracked[0]))
+    found = list(posthoc.snapshots(tracked[0]))
     assert len(found) == 32
     assert all(a < b for a, b in pairwise(found))

@@ -54,9 +54,9 @@ def test_a_finished_run_says_everything(tmp_path: Path) -> None:
     }  # fmt: skip
     lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert [line["images"] for line in lines] == list(range(64, 641, 64))
-    assert store.load(tmp_path / "run").meta["objective"] == "diffusion"
+    assert store.load(tmp_path / "run").card.objective == "diffusion"
     assert store.load(tmp_path / "run" / "snapshots" / "50%").num_classes == 10
-    assert len(checkpoint.found(tmp_path / "run" / "checkpoints")) == 2
+    assert len(checkpoint.paths(tmp_path / "run" / "checkpoints")) == 2
 
 
 def test_a_signal_finishes_the_step_saves_and_continues_exactly(tmp_path: Path) -> None:
@@ -87,7 +87,7 @@ def test_a_signal_finishes_the_step_saves_and_continues_exactly(tmp_path: Path) 
 def test_a_torn_checkpoint_is_passed_over(tmp_path: Path) -> None:
     run, trainer = start(tmp_path / "run")
     list(run.steps(trainer))
-    older, newest = checkpoint.found(tmp_path / "run" / "checkpoints")
+    older, newest = checkpoint.paths(tmp_path / "run" / "checkpoints")
     newest.write_bytes(newest.read_bytes()[: newest.stat().st_size // 2])
     _, trainer = start(tmp_path / "run", resume=True)
     assert trainer.step == int(older.stem.split("-")[1])

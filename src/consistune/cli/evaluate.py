@@ -69,7 +69,8 @@ def evaluate(
     from consistune.evaluate.job import Job
     from consistune.evaluate.request import Wanted
     from consistune.evaluate.search import Setting
-    from consistune.metrics.moments import Convention, process
+    from consistune.metrics.moments import Convention
+    from consistune.system.processes import rank_and_count
 
     options.check_choice(labels, LABEL_RULES, "--labels")
     options.check_choice(search, get_args(Setting), "--search")
@@ -103,7 +104,7 @@ def evaluate(
         batch=batch,
         device=_process_device(device),
     )
-    first = process()[0] == 0
+    first = rank_and_count()[0] == 0
     with Screen(quiet=not first) as screen:
         page = Job(request, screen).run()
     if first:

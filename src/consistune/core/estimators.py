@@ -47,6 +47,10 @@ class NoiseEstimator(Protocol):
         del part
         return self
 
+    def reference_bytes(self) -> int:
+        """The size of the reference images that the estimate looks at beside the batch."""
+        return 0
+
 
 @dataclass(frozen=True)
 class OneSample(NoiseEstimator):
@@ -113,6 +117,9 @@ class ScoreIdentity(NoiseEstimator):
             raise ValueError(f"nearest must be at least 1, got {self.nearest}")
         if self.size is not None and (self.bandwidth is not None or self.nearest is not None):
             raise ValueError("random references are drawn by class: size goes with no bandwidth or nearest")
+
+    def reference_bytes(self) -> int:
+        return 0 if self.reference is None else self.reference.images.nbytes
 
     def bind(self, batch: Batch, times: Times, generator: Generator | None) -> NoiseEstimator:
         if self.reference is None:
@@ -210,6 +217,9 @@ class Blend(NoiseEstimator):
     def __post_init__(self) -> None:
         if not 0 < self.full_gap <= 1:
             raise ValueError(f"full_gap must lie in (0, 1], got {self.full_gap}")
+
+    def reference_bytes(self) -> int:
+        return self.estimator.reference_bytes()
 
     def bind(self, batch: Batch, times: Times, generator: Generator | None) -> NoiseEstimator:
         gap = 1 - self.schedule.noise_to_signal(times.r) / self.schedule.noise_to_signal(times.t)

@@ -15,7 +15,7 @@ from consistune.core.estimators import NoiseEstimator, OneSample
 from consistune.core.noise import NoiseSchedule, Rescheduled
 from consistune.core.rng import shared_dropout
 from consistune.core.solve import Method, begin_solve
-from consistune.core.times import LogNormal, TimePairs
+from consistune.core.times import LogNormal, Phased, TimePairs
 from consistune.core.types import Batch, Denoiser, Progress, Times, expand
 
 
@@ -139,8 +139,30 @@ class Draws:
         )
 
 
+@dataclass(frozen=True)
+class Sampling:
+    """How the models of an objective are sampled.
+
+    Attributes:
+        objective: "diffusion" where the probability-flow ODE is integrated, any other word for models of
+            few steps; None: unknown.
+        edges: the inner edges of a phased model, as noise-to-signal ratios σ/α.
+    """
+
+    objective: str | None = None
+    edges: tuple[float, ...] = ()
+
+
 class Objective(Protocol):
     """Per-sample loss [B] of a model on a batch at a point of training: first the draws, then the losses."""
+
+    def sampling(self) -> Sampling:
+        """How a model that this objective trains is sampled."""
+        return Sampling()
+
+    def reference_bytes(self) -> int:
+        """The size of the reference images that a step looks at beside its batch."""
+        return 0
 
     def draw(self, batch: Batch, progress: Progress, generator: Generator) -> Draws: ...
 
@@ -164,6 +186,9 @@ class Denoising(Objective):
     law: LogNormal = LogNormal(mean=-1.2, std=1.2)
     weight: Weight = SNRPlus()
     log_variance: Callable[[Tensor], Tensor] | None = None
+
+    def sampling(self) -> Sampling:
+        return Sampling("diffusion")
 
     def draw(self, batch: Batch, progress: Progress, generator: Generator) -> Draws:
         del progress
@@ -200,6 +225,14 @@ class Consistency(Objective):
     weight: Weight = InverseGap()
     steps: int = 1
     method: Method = "euler"
+
+    def sampling(self) -> Sampling:
+        edges = self.pairs.edges if isinstance(self.pairs, Phased) else ()
+        ratios = self.schedule.noise_to_signal(torch.tensor(edges, dtype=torch.float64))
+        return Sampling("consistency", tuple(ratios.tolist()))
+
+    def reference_bytes(self) -> int:
+        return self.estimator.reference_bytes()
 
     def draw(self, batch: Batch, progress: Progress, generator: Generator) -> Draws:
         times = self.pairs.sample(len(batch), progress, generator)
@@ -269,6 +302,12 @@ class Adapted(Objective):
 
     objective: Objective
     schedule: NoiseSchedule
+
+    def sampling(self) -> Sampling:
+        return self.objective.sampling()
+
+    def reference_bytes(self) -> int:
+        return self.objective.reference_bytes()
 
     def draw(self, batch: Batch, progress: Progress, generator: Generator) -> Draws:
         return self.objective.draw(batch, progress, generator)

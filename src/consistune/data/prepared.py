@@ -19,9 +19,8 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass as checked
 
 from consistune.data.prepare import npy
-from consistune.data.prepare.work import hash_file
 from consistune.errors import UserError
-from consistune.system.files import write_atomically
+from consistune.system.files import file_digest, write_atomically
 
 FORMAT = 1
 META, IMAGES, LABELS = "meta.json", "images.npy", "labels.npy"
@@ -145,5 +144,5 @@ def damaged(path: Path, meta: Meta) -> list[str]:
     return [
         name
         for name, sha256 in recorded.items()
-        if not (path / name).is_file() or hash_file(str(path / name)) != sha256
+        if not (path / name).is_file() or file_digest(path / name) != sha256
     ]

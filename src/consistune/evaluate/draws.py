@@ -84,8 +84,7 @@ class Drawing:
 
     def with_eta(self, eta: float) -> "Drawing":
         """The same with another edge-skipping. Raises UserError where the model has no phases."""
-        edges = self.model.meta.get("edges")
-        if not edges:
+        if not self.model.card.edges:
             raise UserError("the model has no phases", "--search eta", "search mid-t or omega instead")
         return replace(self, sampler=default_sampler(self.model, None, eta=eta))
 

@@ -22,16 +22,17 @@ from consistune.evaluate.record import described, facts, summarise
 from consistune.evaluate.request import Wanted
 from consistune.evaluate.search import RANGES, Setting, golden_section
 from consistune.metrics.classifier import ImageClassifier
-from consistune.metrics.features import file_digest, load_extractor
+from consistune.metrics.features import load_extractor
 from consistune.metrics.measure import can_classify, classifier_of, default_features
-from consistune.metrics.moments import process
 from consistune.metrics.sheet import WITHOUT_FILE
 from consistune.metrics.statistics import Reference, build_reference, read_reference, read_samples
 from consistune.metrics.suite import Draw, Outcome, Suite
 from consistune.models import default_sampler, load
 from consistune.nn.precond import Preconditioned
-from consistune.system.files import atomic_file, write_atomically
+from consistune.system.files import atomic_file, file_digest, write_atomically
+from consistune.system.processes import rank_and_count
 from consistune.system.progress import Screen
+from consistune.train.metrics_file import MetricsFile
 
 
 class Job:
@@ -154,7 +155,7 @@ class Job:
                 rows.append(self.row(name, drawing, described(drawing)))
         results = {"rows": rows, "search": search, **facts(self.wanted, self.suite, self.digest, self.began)}
         page = self.wanted.out / "report.html"
-        if process()[0] == 0:
+        if rank_and_count()[0] == 0:
             write_atomically(self.wanted.out / "results.json", json.dumps(results, indent=1))
             write_page(page, results, self.draws, self.data, run_folder_of(self.wanted.model))
         return page
@@ -165,7 +166,7 @@ class Job:
         wanted = self.wanted
         outcomes: list[Outcome] = []
         seeds = []
-        rank, world = process()
+        rank, world = rank_and_count()
         share = len(range(rank, wanted.samples, world))
         for block in range(wanted.blocks):
             start = wanted.first_seed + block * wanted.samples
@@ -268,7 +269,7 @@ def weights_digest(model: Preconditioned) -> str:
 def run_folder_of(path: Path) -> Path | None:
     """The run that a model lies in, with its metrics; None where it lies in none."""
     for folder in (path, path.parent):
-        if (folder / "metrics.jsonl").is_file():
+        if MetricsFile(folder).path.is_file():
             return folder
     return None
 

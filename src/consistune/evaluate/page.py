@@ -1,6 +1,5 @@
 """The pictures and curves of an evaluation's page: samples are drawn again from their seeds."""
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from consistune.metrics.measure import Split
 from consistune.metrics.suite import Draw
 from consistune.pages.evaluation import evaluation_page, search_plot
 from consistune.system.files import write_atomically
+from consistune.train.metrics_file import EVALUATION, MetricsFile
 
 SHOWN = 64
 """The number of samples shown of each row."""
@@ -53,13 +53,9 @@ def _curves(run: Path | None) -> dict[str, tuple[list[float], list[float]]]:
     if run is None:
         return {}
     curves: dict[str, tuple[list[float], list[float]]] = {}
-    for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines():
-        try:
-            record = json.loads(line)
-        except ValueError:
-            continue  # a run that is still going may be writing its last line
+    for record in MetricsFile(run).records():
         for name, value in record.items():
-            if name == "loss" or name.startswith("evaluate/"):
+            if name == "loss" or name.startswith(EVALUATION):
                 xs, ys = curves.setdefault(name, ([], []))
                 xs.append(record["images"] / 1000)
                 ys.append(value)

@@ -9,9 +9,9 @@ from typing import Any
 import consistune
 from consistune.evaluate.draws import Drawing
 from consistune.evaluate.request import Wanted
-from consistune.metrics.moments import process
 from consistune.metrics.suite import Suite
 from consistune.system.host import machine
+from consistune.system.processes import rank_and_count
 
 
 def facts(wanted: Wanted, suite: Suite, model_digest: str, began: float) -> dict[str, Any]:
@@ -39,7 +39,7 @@ def facts(wanted: Wanted, suite: Suite, model_digest: str, began: float) -> dict
         "environment": {
             "consistune": consistune.__version__,
             "command": sys.argv,
-            "processes": process()[1],
+            "processes": rank_and_count()[1],
             "device": str(wanted.device),
             **machine(),
         },

@@ -20,7 +20,7 @@ LICENCES = {
 
 
 def load_checkpoint(path: str | Path) -> "Preconditioned":
-    """The model in a checkpoint file, with `meta["provenance"]`; fp16 weights are widened to fp32.
+    """The model in a checkpoint file, with `card.provenance`; fp16 weights are widened to fp32.
 
     Nothing in the file is executed. Raises UserError for a file that is not a known checkpoint.
     """
@@ -29,7 +29,7 @@ def load_checkpoint(path: str | Path) -> "Preconditioned":
     from consistune.interop.weights import build_model
 
     model = build_model(config, checkpoint)
-    model.meta = {**config.get("meta", {}), "provenance": _provenance(checkpoint, config)}
+    model.card = model.card.updated(provenance=_provenance(checkpoint, config))
     return model
 
 
@@ -64,7 +64,7 @@ def import_checkpoint(checkpoint: str | Path, dest: str | Path) -> str:
 
 def summary(model: "Preconditioned", dest: Path) -> str:
     """What was imported: the network, its file, what was dropped, the licence."""
-    provenance: Any = model.meta["provenance"]
+    provenance: Any = model.card.provenance
     count = sum(p.numel() for p in model.parameters())
     lines = [
         f"{dest}: {model.kind} preconditioning, images {list(model.image_shape)}, "
@@ -73,6 +73,6 @@ def summary(model: "Preconditioned", dest: Path) -> str:
     ]
     if provenance["dropped"]:
         lines.append(f"dropped: {', '.join(provenance['dropped'])}")
-    if model.meta.get("assumed"):
-        lines.append(f"assumed, the file does not say: {json.dumps(model.meta['assumed'])}")
+    if model.card.assumed:
+        lines.append(f"assumed, the file does not say: {json.dumps(model.card.assumed)}")
     return "\n".join([*lines, f"licence: {provenance['licence']}"])

@@ -18,6 +18,7 @@ from consistune.metrics.classifier import ImageClassifier
 from consistune.metrics.efficientnet import FEATURES as EFFICIENTNET_FEATURES
 from consistune.metrics.efficientnet import load_efficientnet, weight_file
 from consistune.metrics.sheet import WITHOUT_FILE, Input, Output, Protocol, checked, read_protocol
+from consistune.system.files import file_digest
 
 BATCH = 128
 EFFICIENTNET_SIZES = {"efficientnet": 224, "efficientnet-64": 64}
@@ -190,12 +191,6 @@ def _python(word: str, device: torch.device) -> Extractor:
         raise UserError("is not a function of a Python file", f"--features {word}")
     network = made.to(device).eval() if isinstance(made, torch.nn.Module) else made
     return Extractor(checked(stated, f"{word}.protocol"), network, file_digest(source), device)
-
-
-def file_digest(path: Path) -> str:
-    """SHA-256 of a file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def image_digest(images: Tensor) -> str:

@@ -10,6 +10,7 @@ from torchmetrics import Metric
 from torchmetrics.utilities.distributed import gather_all_tensors
 
 from consistune.metrics.feature_file import FeatureFile, feature_file
+from consistune.system.processes import rank_and_count
 
 Convention = Literal["unbiased", "biased"]
 """A covariance divided by n − 1 (EDM, EDM2) or by n (ECT)."""
@@ -124,7 +125,7 @@ def gathered_file(own: Path, path: Path, total: int) -> FeatureFile:
     process ever holds all rows.
     """
     rows = FeatureFile(own)
-    _, world = process()
+    _, world = rank_and_count()
     if world == 1:
         return rows
     with feature_file(path, total, rows.shape[1]) as file:
@@ -145,10 +146,3 @@ def gathered(rows: Tensor, places: Tensor, total: int) -> Tensor:
             whole[where] = part
         return whole
     return rows
-
-
-def process() -> tuple[int, int]:
-    """(rank, number of processes)."""
-    if dist.is_available() and dist.is_initialized():
-        return dist.get_rank(), dist.get_world_size()
-    return 0, 1

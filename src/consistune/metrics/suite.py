@@ -21,10 +21,11 @@ from consistune.metrics.features import Extractor, blocks
 from consistune.metrics.kernel import kernel_distance
 from consistune.metrics.measure import Split
 from consistune.metrics.memorisation import nearest_distances
-from consistune.metrics.moments import Convention, InceptionScore, Moments, gathered, gathered_file, process
+from consistune.metrics.moments import Convention, InceptionScore, Moments, gathered, gathered_file
 from consistune.metrics.neighbours import Neighbourhoods, neighbourhoods, radii
 from consistune.metrics.sheet import WITHOUT_FILE
 from consistune.metrics.statistics import KEPT_ROWS, Reference, random_rows
+from consistune.system.processes import rank_and_count
 
 METRICS = ("fd", "fid", "kid", "is", "pr", "memorisation", "accuracy")
 SHOWN = 16
@@ -159,7 +160,7 @@ class Suite:
         """
         if len(seeds) <= 3:
             raise UserError(f"{len(seeds)} samples are too few", "--samples", "give at least 4, better 50000")
-        rank, world = process()
+        rank, world = rank_and_count()
         places = range(rank, len(seeds), world)
         with tempfile.TemporaryDirectory(prefix="consistune-features-") as folder:
             own = Path(folder) / "own.npy" if self.keeps_features else None
@@ -284,7 +285,7 @@ def _extremes(distances: Tensor, rows: Tensor, seeds: range, *, largest: bool) -
 
 def gathered_sum(values: Tensor) -> list[Any]:
     """The sum over all processes, as numbers."""
-    _, world = process()
+    _, world = rank_and_count()
     if world > 1:
         values = values.clone()
         torch.distributed.all_reduce(values)

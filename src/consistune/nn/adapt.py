@@ -1,60 +1,69 @@
-"""A model for other labels than the one it starts from, with the same first output.
+"""A trained model's weights in another form: other labels, options or preconditioning.
 
-Tuning may condition on classes that the teacher did not know, or drop those it knew, and likewise
-augmentation labels. Everything else is copied. What is new begins so that D(x; σ, any label) is the teacher's
-D(x; σ) without a label; what is dropped takes its share with it:
+Tuning may condition on classes that the teacher did not know, or drop the classes that it knew; likewise for
+augmentation labels. All other weights are copied. The adapted model begins with D(x; σ, any label) equal to
+the teacher's D(x; σ) without a label:
 
-- Song adds the class to the noise level's embedding with a bias, which acts without a class too: a dropped
-  bias is folded into the next layer, b₀ ← b₀ + W₀·b.
-- EDM2 mixes noise level and class with fixed shares, and its weights have no size that could begin at 0:
-  a new class begins with share 0, which is learned, and the noise level keeps the share it had.
+- A new embedding of labels begins with zero.
+- Song adds the class to the noise level's embedding with a bias, which acts without a class too. The bias of
+  a dropped class embedding is therefore folded into the next layer: b₀ ← b₀ + W₀·b.
+- EDM2 mixes noise level and class with fixed shares, and normalises its weights, so that they cannot begin
+  with zero. A new class embedding begins with share 0, which is learned; the noise level keeps its share.
 """
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from consistune.errors import UserError
 from consistune.nn import store
 from consistune.nn.edm2 import EDM2UNet
 from consistune.nn.precond import Preconditioned
 
-LABELS = ("map_label", "map_augment", "emb_label")
-
 
 @dataclass(frozen=True)
-class Transfer:
-    """A model, and the names of the parameters that are new in it or were left behind."""
+class Adapted:
+    """An adapted model, and the names of its parameters and buffers that are new or were left behind."""
 
     model: Preconditioned
-    new: list[str] = field(default_factory=list)
-    dropped: list[str] = field(default_factory=list)
+    new: tuple[str, ...] = ()
+    dropped: tuple[str, ...] = ()
 
 
-def transfer(model: Preconditioned, num_classes: int, augment_dim: int = 0) -> Transfer:
-    """The model with so many classes and augmentation labels; itself where it has them already.
+def adapt(model: Preconditioned, precond: dict[str, Any] | None = None, **network: Any) -> Adapted:
+    """The model with other options; the model itself where it has them already.
 
-    Raises ValueError for augmentation labels in a network that knows none.
+    Args:
+        precond: the configuration of another preconditioning, {"kind", …}; None: the model's own.
+        network: the arguments of the network that change, such as num_classes, augment_dim and dropout.
+
+    Raises UserError for an argument that the network does not have; augment_dim may be 0 for any network.
     """
-    if (model.num_classes, getattr(model.network, "augment_dim", 0)) == (num_classes, augment_dim):
-        return Transfer(model)
     config = store.describe(model)
     options: dict[str, Any] = config["network"]
-    options["num_classes"] = num_classes
-    if "augment_dim" in options:
-        options["augment_dim"] = augment_dim
-    elif augment_dim:
-        raise ValueError(f"{type(model.network).__name__} knows no augmentation labels")
-    if isinstance(model.network, EDM2UNet) and num_classes != model.num_classes:
-        options["noise_gain"] = noise_share(model.network)
-        if num_classes:
-            options["label_balance"] = None
-    made = store.build(config).to(next(model.parameters())).train(model.training)
-    found = Transfer(made, *_copy(model.state_dict(), made.state_dict()))
-    _fold_bias(model, made)
-    return found
+    if "augment_dim" not in options and network.get("augment_dim") == 0:
+        del network["augment_dim"]
+    for name in network:
+        if name not in options:
+            raise UserError(f"{type(model.network).__name__} has no such option", name)
+    form = config["precond"] if precond is None else precond
+    if network.items() <= options.items() and form == config["precond"]:
+        return Adapted(model)
+    if (
+        isinstance(model.network, EDM2UNet)
+        and network.get("num_classes", model.num_classes) != model.num_classes
+    ):
+        network["noise_gain"] = noise_share(model.network)
+        if network["num_classes"]:
+            network["label_balance"] = None
+    adapted = store.build({**config, "network": options | network, "precond": form})
+    adapted.to(next(model.parameters())).train(model.training)
+    new, dropped = _copy_weights(model, adapted)
+    _fold_bias(model, adapted)
+    return Adapted(adapted, new, dropped)
 
 
 def noise_share(network: EDM2UNet) -> float:
@@ -66,21 +75,29 @@ def noise_share(network: EDM2UNet) -> float:
 
 
 @torch.no_grad()
-def _copy(old: dict[str, Tensor], own: dict[str, Tensor]) -> tuple[list[str], list[str]]:
-    """Copy what fits; begin the new with zero, EDM2's directions excepted. → (new, dropped)"""
-    fits = {name for name, value in old.items() if name in own and own[name].shape == value.shape}
+def _copy_weights(old: Preconditioned, new: Preconditioned) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Copy what has the same name and shape → the names that are new, and those that were dropped.
+
+    What is new in the network is set to zero, but for EDM2's class embedding, which has a norm of its own.
+    """
+    given: dict[str, Tensor] = {
+        name.replace(f"{old.network_name}.", f"{new.network_name}.", 1): value
+        for name, value in old.state_dict().items()
+    }
+    own = new.state_dict()
+    fitting = {name for name, value in given.items() if name in own and own[name].shape == value.shape}
     for name, value in own.items():
-        if name in fits:
-            value.copy_(old[name])
-        elif "emb_label" not in name:
+        if name in fitting:
+            value.copy_(given[name])
+        elif name.startswith(f"{new.network_name}.") and "emb_label" not in name:
             value.zero_()
-    return [name for name in own if name not in fits], [name for name in old if name not in fits]
+    return tuple(n for n in own if n not in fitting), tuple(n for n in given if n not in fitting)
 
 
 @torch.no_grad()
-def _fold_bias(old: Preconditioned, made: Preconditioned) -> None:
+def _fold_bias(old: Preconditioned, new: Preconditioned) -> None:
     bias = getattr(getattr(old.network, "map_label", None), "bias", None)
-    if bias is None or made.num_classes:
+    if bias is None or new.num_classes:
         return
-    layer: Any = made.network.map_layer0
+    layer: Any = new.network.map_layer0
     layer.bias.copy_(layer.bias.double() + layer.weight.double() @ bias.double())

@@ -2,13 +2,12 @@
 
 import math
 
-import torch
 from torch import Tensor, nn
 from torch.nn.functional import silu
 
 from consistune.nn.blocks import BlockStyle, ResidualBlock
 from consistune.nn.layers import Conv2d, GroupNorm, Init, Linear, PositionalEmbedding
-from consistune.nn.unet import UNet, decoder_places, encoder_places, recorded
+from consistune.nn.unet import UNet, decoder_layout, encoder_layout, recorded
 
 INIT = Init("kaiming_uniform", weight=math.sqrt(1 / 3), bias=math.sqrt(1 / 3))
 ZERO = Init("kaiming_uniform", weight=0.0)
@@ -17,8 +16,8 @@ ZERO = Init("kaiming_uniform", weight=0.0)
 class ADMUNet(UNet):
     """Raw network F: (x, c_noise, one_hot, augment_labels) → [B, out_channels, H, W], see `UNet`.
 
-    The embedding scales and shifts every block's second norm; heads of 64 channels attend in every block of
-    an attention resolution. Arguments are `SongUNet`'s.
+    The embedding scales and shifts the second norm of every block. Every block of an attention resolution has
+    attention, with heads of 64 channels. The arguments are those of `SongUNet`.
     """
 
     def __init__(
@@ -46,16 +45,11 @@ class ADMUNet(UNet):
         normal = Init("kaiming_normal", weight=math.sqrt(num_classes))
         self.map_label = Linear(num_classes, embedding, normal, bias=False) if num_classes else None
         style = BlockStyle(embedding, dropout, init=INIT, init_zero=ZERO, init_attention=INIT)
-        encoder = encoder_places(self.levels, self.levels[0].width, num_blocks, attn_resolutions)
-        decoder = decoder_places(self.levels, encoder, attn_resolutions)
-        self.enc, self.dec = nn.ModuleDict(), nn.ModuleDict()
-        for place in encoder:
-            first = place.role == "conv"
-            self.enc[place.name] = (
-                Conv2d(channels, place.out_channels, 3, INIT) if first else ResidualBlock.at(place, style)
-            )
-        for place in decoder:
-            self.dec[place.name] = ResidualBlock.at(place, style)
+        encoder = encoder_layout(self.levels, self.levels[0].width, num_blocks, attn_resolutions)
+        decoder = decoder_layout(self.levels, encoder, attn_resolutions)
+        self.enc = nn.ModuleDict({encoder[0].name: Conv2d(channels, encoder[0].out_channels, 3, INIT)})
+        self.enc.update({spec.name: ResidualBlock.of(spec, style) for spec in encoder[1:]})
+        self.dec = nn.ModuleDict({spec.name: ResidualBlock.of(spec, style) for spec in decoder})
         self.out_norm = GroupNorm(self.levels[0].width, style.eps)
         self.out_conv = Conv2d(self.levels[0].width, out_channels or channels, 3, ZERO)
 
@@ -67,13 +61,7 @@ class ADMUNet(UNet):
         augment_labels: Tensor | None = None,
     ) -> Tensor:
         embedding = self.embed(c_noise, one_hot, augment_labels)
-        skips = []
-        for module in self.enc.values():
-            x = self.run(module, x, embedding) if isinstance(module, ResidualBlock) else module(x)
-            skips.append(x)
-        for name, module in self.dec.items():
-            joined = torch.cat([x, skips.pop()], dim=1) if "block" in name else x
-            x = self.run(module, joined, embedding)
+        x = self.decode(self.encode(x, embedding), embedding)
         return self.out_conv(silu(self.out_norm(x)))
 
     def embed(self, c_noise: Tensor, one_hot: Tensor | None, augment_labels: Tensor | None) -> Tensor:

@@ -12,7 +12,7 @@ class VPPrecond(Preconditioned):
     """D = x − σ·F(x/√(σ² + 1); (M − 1)·t(σ)).
 
     σ(t) = √(exp(β_d t²/2 + β_min t) − 1) and its inverse t(σ) = (√(β_min² + 2 β_d ln(1 + σ²)) − β_min)/β_d;
-    the model knows σ(epsilon_t) … σ(1).
+    the noise levels are σ(epsilon_t) … σ(1).
     """
 
     kind = "vp"
@@ -30,13 +30,8 @@ class VPPrecond(Preconditioned):
         self.beta_d, self.beta_min, self.M, self.epsilon_t = beta_d, beta_min, M, epsilon_t
         self.sigma_min, self.sigma_max = self.sigma(epsilon_t), self.sigma(1.0)
 
-    @property
-    def options(self) -> dict[str, object]:
-        own = {"beta_d": self.beta_d, "beta_min": self.beta_min, "M": self.M, "epsilon_t": self.epsilon_t}
-        return {**own, **super().options}
-
     def sigma(self, t: float) -> float:
-        """σ(t) in fp32, as official models round it."""
+        """σ(t), computed in fp32 as in official models."""
         u = torch.tensor(t, dtype=torch.float32, device="cpu")
         exponent = 0.5 * self.beta_d * u.square() + self.beta_min * u
         return float((exponent.exp() - 1).sqrt())
@@ -48,7 +43,7 @@ class VPPrecond(Preconditioned):
 
 
 class VEPrecond(Preconditioned):
-    """D = x + σ·F(x; ln(σ/2)); the model knows sigma_min … sigma_max."""
+    """D = x + σ·F(x; ln(σ/2)); the noise levels are sigma_min … sigma_max."""
 
     kind = "ve"
 
@@ -61,10 +56,6 @@ class VEPrecond(Preconditioned):
     ) -> None:
         super().__init__(network, precision)
         self.sigma_min, self.sigma_max = sigma_min, sigma_max
-
-    @property
-    def options(self) -> dict[str, object]:
-        return {"sigma_min": self.sigma_min, "sigma_max": self.sigma_max, **super().options}
 
     def scalings(self, sigma: Tensor) -> Scalings:
         one = torch.ones_like(sigma)
@@ -96,13 +87,8 @@ class IDDPMPrecond(Preconditioned):
         self.register_buffer("u", torch.tensor(levels))
         self.sigma_min, self.sigma_max = levels[M - 1], levels[0]
 
-    @property
-    def options(self) -> dict[str, object]:
-        return {"C_1": self.C_1, "C_2": self.C_2, "M": self.M, **super().options}
-
     def _levels(self) -> list[float]:
-        """u in fp32, as official models round it at every step."""
-
+        """u, computed in fp32 at every step as in official models."""
         j = torch.arange(self.M + 1, dtype=torch.float32, device="cpu")
         alpha_bar = (0.5 * math.pi * j / self.M / (self.C_2 + 1)).sin().square()
         ratio = (alpha_bar[:-1] / alpha_bar[1:]).clamp(min=self.C_1)
@@ -112,7 +98,7 @@ class IDDPMPrecond(Preconditioned):
         return u.tolist()
 
     def index(self, sigma: Tensor) -> Tensor:
-        """The nearest level's number, in sigma's shape; compared in fp32."""
+        """The index of the nearest level, in sigma's shape; compared in fp32."""
         distance = sigma.to(self.u.device, torch.float32)[..., None] - self.u.float()
         return distance.abs().argmin(dim=-1)
 

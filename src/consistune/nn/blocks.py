@@ -1,4 +1,4 @@
-"""The residual block of EDM's U-Nets, one for both architectures."""
+"""The residual block of EDM's two U-Nets, `SongUNet` and `ADMUNet`."""
 
 from dataclasses import dataclass
 
@@ -7,12 +7,12 @@ from torch.nn.functional import silu
 
 from consistune.nn.layers import Conv2d, GroupNorm, Init, Linear, Resample, Resampler, attend, split_heads
 from consistune.nn.lean import Dropout, recomputed
-from consistune.nn.unet import Place
+from consistune.nn.unet import BlockSpec
 
 
 @dataclass(frozen=True)
 class BlockStyle:
-    """What all residual blocks of one network have in common.
+    """The options that all residual blocks of a network share.
 
     Attributes:
         embedding: width of the noise-level and class embedding.
@@ -21,7 +21,7 @@ class BlockStyle:
         skip_scale: the factor after each residual sum; √½ keeps the variance.
         eps: of the group norms.
         adaptive_scale: the embedding scales and shifts the second norm (ADM), or is added before it (Song).
-        resample_proj: the skip of an up or down block is convolved 1 × 1 even where the width stays.
+        resample_proj: the skip of an up or down block has a 1 × 1 convolution even where the width stays.
         heads: attention heads; None: one for every 64 channels.
         taps: of the resampling filter.
     """
@@ -43,7 +43,7 @@ class ResidualBlock(nn.Module):
     """x ← s·(skip(x) + conv₁(dropout(modulated(conv₀(silu(norm₀ x)))))), then x ← s·(x + attention(x)).
 
     x [B, C_in, H, W], embedding [B, E] → [B, C_out, H', W'] in x's dtype (2206.00364; ADM is 2105.05233).
-    Narrower than 64 channels, a block of one head per 64 has no head: it attends to nothing.
+    With one head per 64 channels, a block of fewer channels has no attention.
     """
 
     def __init__(
@@ -77,8 +77,9 @@ class ResidualBlock(nn.Module):
             self.proj = Conv2d(out_channels, out_channels, 1, style.init_zero)
 
     @classmethod
-    def at(cls, place: Place, style: BlockStyle) -> "ResidualBlock":
-        return cls(place.in_channels, place.out_channels, style, place.resample, place.attention)
+    def of(cls, spec: BlockSpec, style: BlockStyle) -> "ResidualBlock":
+        """The block of a U-Net's layout."""
+        return cls(spec.in_channels, spec.out_channels, style, spec.resample, spec.attention)
 
     def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
         h = recomputed(lambda x: self.conv0(silu(self.norm0(x)), x.dtype), x)

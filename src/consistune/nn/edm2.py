@@ -11,12 +11,12 @@ from consistune.nn.layers import BOX, attend, downsample, filter_2d, split_heads
 from consistune.nn.lean import Dropout, clipped
 from consistune.nn.magnitude import MPConv, MPFourier, mp_cat, mp_silu, mp_sum, normalize
 from consistune.nn.precond import EDMPrecond, Precision
-from consistune.nn.unet import Place, UNet, decoder_places, encoder_places, recorded
+from consistune.nn.unet import BlockSpec, UNet, decoder_layout, encoder_layout, recorded
 
 
 @dataclass(frozen=True)
 class BlockOptions:
-    """What all blocks of one network have in common; the U-Net's arguments of the same names."""
+    """The options that all blocks of a network share: the U-Net's arguments of the same names."""
 
     embedding: int
     channels_per_head: int
@@ -35,16 +35,16 @@ class Block(nn.Module):
     normalised q, k and v in the same manner, then a clip to ±clip_act. x [B, C, H, W] in the network's dtype.
     """
 
-    def __init__(self, place: Place, options: BlockOptions, flavor: Literal["enc", "dec"]) -> None:
+    def __init__(self, spec: BlockSpec, options: BlockOptions, flavor: Literal["enc", "dec"]) -> None:
         super().__init__()
-        self.flavor, self.resample, self.options = flavor, place.resample, options
-        in_channels, out_channels = place.in_channels, place.out_channels
-        self.heads = out_channels // options.channels_per_head if place.attention else 0
+        self.flavor, self.resample, self.options = flavor, spec.resample, options
+        in_channels, out_channels = spec.in_channels, spec.out_channels
+        self.heads = out_channels // options.channels_per_head if spec.attention else 0
         inner = out_channels if flavor == "enc" else in_channels
         self.emb_gain = nn.Parameter(torch.zeros([]))
         self.conv_res0 = MPConv(inner, out_channels, (3, 3))
         self.emb_linear = MPConv(options.embedding, out_channels)
-        drops = options.dropout_res is None or place.level.resolution <= options.dropout_res
+        drops = options.dropout_res is None or spec.level.resolution <= options.dropout_res
         self.dropout = Dropout(options.dropout) if drops else None
         self.conv_res1 = MPConv(out_channels, out_channels, (3, 3))
         widens = in_channels != out_channels
@@ -91,11 +91,11 @@ class EDM2UNet(UNet):
         channel_mult_noise, channel_mult_emb: width of the noise level's Fourier features (None: the finest
             level's) and of the embedding (None: the widest level's).
         num_blocks: blocks a level in the encoder; the decoder has one more.
-        attn_resolutions: where every block attends.
+        attn_resolutions: where every block has attention.
         label_balance, concat_balance, res_balance, attn_balance: shares of the class in the embedding, and of
             the skip, the residual branch and attention in their sums. A label_balance of None is learned, and
-            begins at 0: for classes that are new to trained weights (`transfer`).
-        noise_gain: factor of the noise level's embedding; 1 but where `transfer` changed the classes.
+            begins at 0: for classes that are new to trained weights (`adapt`).
+        noise_gain: factor of the noise level's embedding; 1 unless `adapt` changed the classes.
         dropout_res: the finest resolution at which blocks drop out; None: all do (ECT on ImageNet: 16).
         clip_act: activations are clipped to ± this.
     """
@@ -142,29 +142,22 @@ class EDM2UNet(UNet):
             clip_act=clip_act,
             resample_filter=tuple(resample_filter),
         )
-        encoder = encoder_places(self.levels, finest, num_blocks, attn_resolutions)
-        self.enc, self.dec = nn.ModuleDict(), nn.ModuleDict()
-        for place in encoder:
-            first = place.role == "conv"  # of the image and a constant channel, which stands for the biases
-            self.enc[place.name] = (
-                MPConv(channels + 1, finest, (3, 3)) if first else Block(place, options, "enc")
-            )
-        for place in decoder_places(self.levels, encoder, attn_resolutions):
-            self.dec[place.name] = Block(place, options, "dec")
+        encoder = encoder_layout(self.levels, finest, num_blocks, attn_resolutions)
+        decoder = decoder_layout(self.levels, encoder, attn_resolutions)
+        # The input has a further channel, a constant one: no layer has a bias.
+        self.enc = nn.ModuleDict({encoder[0].name: MPConv(channels + 1, finest, (3, 3))})
+        self.enc.update({spec.name: Block(spec, options, "enc") for spec in encoder[1:]})
+        self.dec = nn.ModuleDict({spec.name: Block(spec, options, "dec") for spec in decoder})
         self.out_conv = MPConv(finest, channels, (3, 3))
 
     def forward(self, x: Tensor, c_noise: Tensor, one_hot: Tensor | None = None) -> Tensor:
         embedding = self.embed(c_noise, one_hot)
         x = torch.cat([x, torch.ones_like(x[:, :1])], dim=1)
-        skips = []
-        for module in self.enc.values():
-            x = self.run(module, x, embedding) if isinstance(module, Block) else module(x)
-            skips.append(x)
-        for name, module in self.dec.items():
-            if "block" in name:
-                x = mp_cat(x, skips.pop(), self.concat_balance)
-            x = self.run(module, x, embedding)
+        x = self.decode(self.encode(x, embedding), embedding)
         return self.out_conv(x, gain=self.out_gain)
+
+    def join(self, x: Tensor, skip: Tensor) -> Tensor:
+        return mp_cat(x, skip, self.concat_balance)
 
     def embed(self, c_noise: Tensor, one_hot: Tensor | None) -> Tensor:
         """Noise level [B] and classes → [B, E]."""
@@ -177,10 +170,11 @@ class EDM2UNet(UNet):
 class EDM2Precond(EDMPrecond):
     """EDM's preconditioning around `unet`, with a head that learns the loss's log-variance u(σ).
 
-    u(σ) = W·fourier(ln(σ)/4) weighs the training loss by e^−u (2312.02696); sampling has no use of it.
+    u(σ) = W·fourier(ln(σ)/4); the training loss is weighted by e^−u (2312.02696, eq. 21). Sampling does not
+    use it.
 
     Args:
-        logvar_channels: width of that head; 0: none (ECT's ImageNet models).
+        logvar_channels: width of the head; 0: no head (ECT's ImageNet models).
     """
 
     kind = "edm2"
@@ -198,14 +192,6 @@ class EDM2Precond(EDMPrecond):
         if logvar_channels:
             self.logvar_fourier = MPFourier(logvar_channels)
             self.logvar_linear = MPConv(logvar_channels, 1)
-
-    @property
-    def options(self) -> dict[str, object]:
-        return {
-            "sigma_data": self.sigma_data,
-            "logvar_channels": self.logvar_channels,
-            "precision": self.precision,
-        }
 
     def log_variance(self, sigma: Tensor) -> Tensor:
         """u(σ) for σ [B] → [B, 1, 1, 1] in fp32. Raises ValueError where the model has no such head."""

@@ -1,8 +1,8 @@
 """The layers of EDM's U-Nets (2206.00364): linear, convolution with resampling, group norm, attention.
 
-Parameters stay in their own precision (fp32) and are cast at every call: to their input's, so that an fp16
-input makes the network compute in fp16; or, for the products of convolutions and attention alone, to a
-layer's `product_dtype`. bf16 runs so: its 8 bits are too few for a sum of residuals.
+Parameters stay in their own precision (fp32) and are cast at every call to the dtype of the input, so that an
+fp16 input makes the network compute in fp16. A layer's `product_dtype` casts only the products of
+convolutions and attention; bf16 uses it, because its 8 bits are too few for a sum of residuals.
 """
 
 import math
@@ -27,20 +27,20 @@ BOX = (1, 1)
 
 
 def normal(*shape: int) -> Tensor:
-    """torch.randn; on the meta device nothing, which spares the second that torch's way of it would take."""
+    """torch.randn; without values on the meta device, where torch.randn would take a second."""
     empty = torch.empty(shape)
     return empty if empty.is_meta else empty.normal_()
 
 
 def uniform(*shape: int) -> Tensor:
-    """torch.rand, as `normal`."""
+    """torch.rand, treated as `normal`."""
     empty = torch.empty(shape)
     return empty if empty.is_meta else empty.uniform_()
 
 
 @dataclass(frozen=True)
 class Init:
-    """How a layer's numbers are drawn: a distribution, times a factor for the weight and one for the bias.
+    """The distribution of a layer's fresh parameters, times a factor for the weight and one for the bias.
 
     With fan_in = C_in·k², fan_out = C_out·k²: xavier has variance 2/(fan_in + fan_out), kaiming 1/fan_in.
     """
@@ -51,7 +51,7 @@ class Init:
 
     def draw(self, shape: tuple[int, ...], fan_in: int, fan_out: int, factor: float) -> nn.Parameter:
         empty = torch.empty(shape)
-        if empty.is_meta:  # nothing to draw, and torch's way of doing it there would take a second
+        if empty.is_meta:  # drawing without storage would take a second
             return nn.Parameter(empty)
         if factor == 0:
             return nn.Parameter(empty.zero_())
@@ -62,10 +62,10 @@ class Init:
 
 
 class Product(nn.Module):
-    """A layer whose products may be computed in another dtype than its input's and its output's."""
+    """A layer whose products may be computed in another dtype than that of its input and output."""
 
     product_dtype: torch.dtype | None = None
-    """None: the input's. Set by `Preconditioned.precision`."""
+    """None: the dtype of the input. Set by `Preconditioned.precision`."""
 
     def convolve(
         self, x: Tensor, weight: Tensor, bias: Tensor | None, padding: int, out: torch.dtype | None = None
@@ -96,11 +96,11 @@ class Resampler(Product):
 
     Args:
         taps: the filter's one-dimensional taps; outer(f, f)/(Σf)² is kept in the buffer `resample_filter`,
-            as official files have it. (1, 1) is computed as what it is, means and copies of pixels.
+            as official files have it. (1, 1) is computed as means and copies of pixels.
     """
 
     resample_filter: Tensor
-    """None where nothing is resampled: then it is not in the state."""
+    """None where nothing is resampled; the state then has no such key."""
 
     def __init__(self, resample: Resample, taps: tuple[int, ...] = BOX) -> None:
         super().__init__()
@@ -140,7 +140,7 @@ class Conv2d(Resampler):
     def forward(self, x: Tensor, out: torch.dtype | None = None) -> Tensor:
         if self.resample != "down-after":
             return self.convolve(super().forward(x), self.weight, self.bias, self.padding, out)
-        # The border is padded once, for both, before the convolution; the bias comes last.
+        # The border is padded once, before the convolution, for both filters; the bias is added last.
         padding = self.padding + (self.resample_filter.shape[-1] - 1) // 2
         x = self.convolve(x, self.weight, None, padding, out)
         return depthwise(x, self.resample_filter, 0) + self.bias.to(x.dtype)[:, None, None]
@@ -155,7 +155,7 @@ def filter_2d(taps: tuple[int, ...], device: torch.device | None = None) -> Tens
 
 
 def depthwise(x: Tensor, kernel: Tensor, padding: int) -> Tensor:
-    """Every channel filtered with `kernel` [1, 1, L, L] at stride 2."""
+    """Filter every channel with `kernel` [1, 1, L, L] at stride 2."""
     channels = int(x.shape[1])  # a constant where a graph is traced
     return conv2d(
         x, kernel.to(x.dtype).expand(channels, -1, -1, -1), stride=2, padding=padding, groups=channels
@@ -170,7 +170,7 @@ def downsample(x: Tensor, kernel: Tensor | None) -> Tensor:
 
 
 def upsample(x: Tensor, kernel: Tensor | None) -> Tensor:
-    """x [B, C, H, W] → [B, C, 2H, 2W]: zeros between, 4·kernel over them; kernel None: every pixel twice."""
+    """x [B, C, H, W] → [B, C, 2H, 2W]: zeros between, filtered by 4·kernel; kernel None: copied pixels."""
     if kernel is None:
         return interpolate(x, scale_factor=2, mode="nearest")
     channels, padding = int(x.shape[1]), (kernel.shape[-1] - 1) // 2
@@ -204,7 +204,8 @@ def split_heads(qkv: Tensor, heads: int) -> tuple[Tensor, Tensor, Tensor]:
 def attend(q: Tensor, k: Tensor, v: Tensor, like: Tensor, dtype: torch.dtype | None = None) -> Tensor:
     """softmax(q kᵀ/√d) v for q, k, v [B, heads, H·W, d] → [B, C, H, W] as `like`, channel = head·d + c.
 
-    Computed in `dtype` (None: their own); the kernels accumulate products and softmax in fp32, as EDM asks.
+    Computed in `dtype` (None: that of q); torch's kernels accumulate products and softmax in fp32, as EDM
+    does.
     """
     q, k, v = (part.to(dtype or part.dtype) for part in (q, k, v))
     return scaled_dot_product_attention(q, k, v).transpose(2, 3).reshape(like.shape).to(like.dtype)

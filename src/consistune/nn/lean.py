@@ -1,8 +1,8 @@
-"""Layers that keep little for the backward pass: the same numbers, computed twice or stored small.
+"""Layers that keep few tensors for the backward pass; the numbers are the same.
 
-A training step's memory is what its forward pass keeps. Of a convolution and what is done to its input that
-is the norm's input, the norm's output and the activation's, of which the first alone suffices: norm and
-activation are quickly computed again. So is a weight's rounding to bf16, or its normalisation.
+The memory of a training step is mostly what its forward pass keeps. A norm, an activation and a convolution
+keep the inputs of all three. The input of the norm suffices, because norm and activation are quickly computed
+again; so are the rounding of a weight to bf16 and its normalisation.
 """
 
 from collections.abc import Callable
@@ -14,12 +14,12 @@ from torch.utils.checkpoint import checkpoint
 
 
 def recomputed(function: Callable[..., Tensor], *inputs: Any) -> Tensor:
-    """function(*inputs), of which the backward pass keeps the inputs alone and computes the rest again.
+    """function(*inputs); only the inputs are kept, and the backward pass computes the rest again.
 
-    A convolution or product that comes last is not computed again: the repetition stops where the last tensor
-    is known that a gradient needs, and that is its input. The function must draw nothing at random. Without
-    gradients it is called as it is; and in a compiled network, where the compiler itself decides what to
-    compute again, and would repeat the convolutions of such a region.
+    A convolution or product at the end is not computed again, because the second pass stops at the last
+    tensor that a gradient needs, its input. The function must not draw random numbers. It is called directly
+    without gradients, and in a compiled network: the compiler decides itself what to compute again, and would
+    repeat the convolutions.
     """
     if not torch.is_grad_enabled() or torch.compiler.is_compiling():
         return function(*inputs)
@@ -27,7 +27,7 @@ def recomputed(function: Callable[..., Tensor], *inputs: Any) -> Tensor:
 
 
 def clipped(x: Tensor, limit: float) -> Tensor:
-    """x clamped to ±limit. Keeps its result, which the next layer keeps too, where torch's clamp keeps x."""
+    """x clamped to ±limit. It keeps its result, which the next layer keeps too; torch.clamp keeps x."""
     return _Clipped.apply(x, limit)  # type: ignore[no-untyped-call]
 
 
@@ -46,21 +46,21 @@ class _Clipped(torch.autograd.Function):
 
 
 class Dropout(nn.Dropout):
-    """x·mask/(1 − p) in training, of which the backward pass keeps the mask, a byte an element.
+    """x·mask/(1 − p) in training; the backward pass keeps the mask, one byte an element.
 
-    p is rounded to a multiple of 2⁻¹⁶, and the scale is that one's: on the CPU the mask comes from 16 random
-    bits an element, twice as fast as torch's Bernoulli numbers.
+    p, in the scale too, is rounded to a multiple of 2⁻¹⁶: on the CPU the mask is made of 16 random bits an
+    element, which is twice as fast as torch's Bernoulli numbers.
     """
 
     LEVELS = 1 << 16
 
     @property
     def dropped(self) -> int:
-        """p in LEVELS."""
+        """p·LEVELS, an integer."""
         return round(self.p * self.LEVELS)
 
     def mask(self, like: Tensor) -> Tensor | None:
-        """Which elements stay, bool in the shape and memory format of `like`; None: all do."""
+        """The elements that stay, bool in the shape and memory format of `like`; None: all stay."""
         if not self.training or self.dropped == 0:
             return None
         kept = torch.zeros_like(like, dtype=torch.bool)
@@ -73,7 +73,7 @@ class Dropout(nn.Dropout):
         return drawn if like.is_contiguous() else kept.copy_(drawn)  # the same mask in every memory format
 
     def masked(self, x: Tensor, mask: Tensor | None) -> Tensor:
-        """x with what the mask says, scaled."""
+        """x·mask/(1 − p); mask None: x."""
         if mask is None:
             return x
         return (x * mask).mul_(self.LEVELS / max(self.LEVELS - self.dropped, 1))

@@ -45,15 +45,15 @@ def mp_cat(a: Tensor, b: Tensor, t: float = 0.5) -> Tensor:
 class MPConv(Product):
     """Convolution (or linear layer, with no kernel) by weights of unit magnitude, without a bias.
 
-    x → gain/√fan · normalize(weight) ∗ x in x's dtype; the weight is normalised row by row in fp32, and the
-    gradient passes through it. `gain` may be a scalar parameter.
+    x → gain/√fan · normalize(weight) ∗ x in the dtype of x; the weight is normalised row by row in fp32, and
+    the gradient passes through the normalisation. `gain` may be a scalar parameter.
 
-    Forced weight normalisation: a training pass first overwrites the stored weight by its normalised
-    value, so that its effective learning rate stays. It does so only while gradients are enabled: a target's
-    or teacher's pass under no_grad computes the same function and never rewrites what the student's pass and
-    its backward share (ECT does the same for its teacher). Run the student's pass first, or the target's sees
-    the weights as the optimizer left them, which is the same function up to ε. A compiled pass would lose the
-    write and spoil the gradient, so it leaves the weight alone: the training loop normalises before it.
+    Forced weight normalisation: a training pass first overwrites the stored weight by its normalised value,
+    so that the effective learning rate stays the same. It does so only while gradients are enabled. A pass of
+    the target or the teacher under no_grad computes the same function and does not change the weight, which
+    the student's backward still needs (ECT does the same for its teacher). Before the student's pass, the
+    weight is as the optimizer left it, which is the same function up to ε. A compiled pass would lose the
+    write and give a wrong gradient; it does not write, and the training loop normalises before it.
     """
 
     def __init__(self, in_channels: int, out_channels: int, kernel: tuple[int, ...] = ()) -> None:
@@ -67,8 +67,11 @@ class MPConv(Product):
         before: Callable[..., Tensor] | None = None,
         *inputs: Tensor | None,
     ) -> Tensor:
-        """Of before(x, *inputs), where one is given: that and the weight's factor are computed again for the
-        gradient, so that x, the inputs and the stored weight alone are kept."""
+        """The layer's value at x, or at before(x, *inputs).
+
+        For the gradient only x, the inputs and the stored weight are kept; `before` and the normalisation are
+        computed again.
+        """
         if self.training and torch.is_grad_enabled() and not torch.compiler.is_compiling():
             with torch.no_grad():
                 self.weight.copy_(normalize(self.weight.to(_at_least_fp32(self.weight))))
@@ -83,7 +86,7 @@ class MPConv(Product):
         return recomputed(product, x, self.weight, gain, *inputs)
 
     def _effective(self, weight: Tensor, gain: float | Tensor, dtype: torch.dtype) -> Tensor:
-        """gain/√fan · normalize(weight) in `dtype`, by one factor a row: one pass through memory."""
+        """gain/√fan · normalize(weight) in `dtype`, as one factor a row: one pass through memory."""
         weight = weight.to(_at_least_fp32(weight))
         root = math.sqrt(weight[0].numel())
         norm = torch.linalg.vector_norm(weight, dim=tuple(range(1, weight.ndim)), keepdim=True)
@@ -93,7 +96,7 @@ class MPConv(Product):
 class MPFourier(nn.Module):
     """u [B] → √2·cos(u ⊗ freqs + phases) [B, features] in fp32; freqs = 2π·N(0, bandwidth²), phases = 2π·U.
 
-    Both are drawn once and stored, the factor 2π within.
+    Both are drawn once and stored, with the factor 2π.
     """
 
     freqs: Tensor

@@ -1,8 +1,9 @@
-"""Preconditioning: the scalars around a raw network F that make it a denoiser D.
+"""Preconditioning: the scalars around a raw network F that make it a denoiser D (EDM, 2206.00364, eq. 7).
 
 D(x; σ) = c_skip·x + c_out·F(c_in·x; c_noise)
 """
 
+import inspect
 import math
 from typing import ClassVar, Literal, NamedTuple
 
@@ -10,14 +11,15 @@ import torch
 from torch import Tensor, nn
 
 from consistune.core.types import expand
+from consistune.nn.card import ModelCard
 from consistune.nn.layers import Product
 
 Precision = Literal["fp32", "bf16", "fp16"]
-"""What the network computes in, parameters, embedding and scalings staying fp32.
+"""The precision of the network's computation. Parameters, embedding and scalings stay fp32.
 
-fp32 stands for the parameters' own precision, which may be float64. fp16: everything that is an image's, as
-official models. bf16: convolutions and attention; sums and norms stay fp32, or its 8 bits would cost 1.3 % of
-the output where this costs 0.8 % at most.
+fp32: the precision of the parameters, which may be float64. fp16: all features of the images, as in official
+models. bf16: convolutions and attention; sums and norms stay fp32. So the error of bf16's 8 bits is at most
+0.8 % of the output; with sums and norms in bf16 it would be 1.3 %.
 """
 
 
@@ -36,18 +38,19 @@ class Preconditioned(nn.Module):
     The network is called as network(x, c_noise [B], one_hot [B, num_classes] or None), and with
     augment_labels [B, augment_dim] where some are given. It has the attributes `image_shape` (C, H, W),
     `num_classes` (0: unconditional) and `options` (its constructor's arguments, from which a folder rebuilds
-    it); a network that also computes in bf16 and fp16, in its first argument's dtype, lists its `precisions`,
-    and one that knows augmentation labels has their width as `augment_dim`.
+    it). A network that also computes in bf16 and fp16, in the dtype of its first argument, lists its
+    `precisions`; a network with augmentation labels has their width as `augment_dim`.
 
     Attributes:
-        precision: what the network computes in; may be set.
-        sigma_min, sigma_max: the noise levels that the model knows.
-        meta: what else is known of the model (class names, schedule, training); stored with it.
+        kind: the word for the preconditioning in config.json and recipes.
+        precision: the precision of the network's computation; may be set.
+        sigma_min, sigma_max: the range of noise levels for which the model is meant.
+        card: what else is known of the model (how it is sampled, its training); stored with it.
     """
 
     kind: ClassVar[str]
     network_name: ClassVar[str] = "model"
-    """The attribute that holds the network, so the prefix of its parameters: official weights fix it."""
+    """The attribute that holds the network: official weights have it as the prefix of their names."""
     sigma_min: float = 0.0
     sigma_max: float = math.inf
 
@@ -55,7 +58,7 @@ class Preconditioned(nn.Module):
         super().__init__()
         setattr(self, self.network_name, network)
         self.precision = precision
-        self.meta: dict[str, object] = {}
+        self.card = ModelCard()
 
     @property
     def network(self) -> nn.Module:
@@ -63,8 +66,10 @@ class Preconditioned(nn.Module):
 
     @property
     def options(self) -> dict[str, object]:
-        """The constructor's arguments beside the network."""
-        return {"precision": self.precision}
+        """The constructor's arguments beside the network, as JSON has them; each is an attribute too."""
+        names = list(inspect.signature(type(self)).parameters)[1:]
+        values = {name: getattr(self, name) for name in names}
+        return {name: None if value == math.inf else value for name, value in values.items()}
 
     @property
     def precision(self) -> Precision:
@@ -84,7 +89,7 @@ class Preconditioned(nn.Module):
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of the scalings and the output: fp32, or float64 for a model converted to it."""
+        """The dtype of the scalings and the output: fp32, or float64 for a model that was converted to it."""
         return torch.promote_types(next(self.network.parameters()).dtype, torch.float32)
 
     @property
@@ -99,7 +104,7 @@ class Preconditioned(nn.Module):
         raise NotImplementedError
 
     def one_hot(self, condition: Tensor | None, batch: int, like: Tensor) -> Tensor | None:
-        """Class labels [B] or weights [B, num_classes] → [B, num_classes]; None → zeros ("no class").
+        """Class labels [B] or class weights [B, num_classes] → [B, num_classes]; None → zeros ("no class").
 
         Raises ValueError for labels outside 0 … num_classes − 1, a wrong width, or a condition given to an
         unconditional model.
@@ -116,7 +121,7 @@ class Preconditioned(nn.Module):
                     f"condition has shape {list(condition.shape)}, expected [{batch}, {self.num_classes}]"
                 )
             return condition.to(like)
-        # The check reads values, which a compiled graph cannot; there a wrong label is "no class".
+        # A compiled graph cannot check values; there a wrong label acts as "no class".
         if not torch.compiler.is_compiling() and condition.numel():
             low, high = (int(value) for value in condition.aminmax())
             if low < 0 or high >= self.num_classes:
@@ -125,7 +130,7 @@ class Preconditioned(nn.Module):
         return (condition[:, None] == classes).to(like)
 
     def augmentation(self, labels: Tensor | None, batch: int, like: Tensor) -> Tensor | None:
-        """Augmentation labels [B, augment_dim], checked. Raises ValueError where the model knows none."""
+        """Augmentation labels [B, augment_dim] as `like`. Raises ValueError for any other shape."""
         width = getattr(self.network, "augment_dim", 0)
         if labels is None:
             return None
@@ -137,7 +142,7 @@ class Preconditioned(nn.Module):
         return labels.to(like)
 
     def round_sigma(self, sigma: Tensor | float) -> Tensor:
-        """The nearest noise level that the model knows, in sigma's dtype and shape: here any."""
+        """The nearest noise level for which the model is defined: here sigma itself, as a tensor."""
         return torch.as_tensor(sigma)
 
     def forward(
@@ -147,14 +152,14 @@ class Preconditioned(nn.Module):
         condition: Tensor | None = None,
         augment_labels: Tensor | None = None,
     ) -> Tensor:
-        """x [B, C, H, W], sigma [B] or a scalar, condition as in `one_hot` → x̂_0 [B, C, H, W] in fp32.
+        """x [B, C, H, W], sigma [B] or a scalar, condition as in `one_hot` → x̂_0 [B, C, H, W] in `dtype`.
 
-        Noise levels, scalings and the embedding are fp32 (float64 for a float64 model) whatever the
-        precision; only the network's inside, from c_in·x to F, is not.
+        The noise levels, the scalings and the embedding have `dtype` in every precision; only the network
+        between c_in·x and F computes in `precision`.
         """
         batch, dtype = x.shape[0], self.dtype
         x = x.to(dtype)
-        # Not as_tensor, which would make a traced graph's input a constant.
+        # torch.as_tensor would make the input of a traced graph a constant.
         sigma = (sigma if isinstance(sigma, Tensor) else torch.tensor(sigma)).to(x.device, dtype)
         sigma = sigma.reshape(-1).expand(batch)
         c_skip, c_out, c_in, c_noise = self.scalings(sigma)
@@ -173,7 +178,7 @@ class EDMPrecond(Preconditioned):
     At σ = 0: D(x; 0) = x, the consistency boundary; the logarithm is clamped, its factor c_out is 0.
 
     Args:
-        sigma_min, sigma_max: the noise levels that the model knows; None: unbounded.
+        sigma_min, sigma_max: the range of noise levels; None: unbounded.
         noise_scale: c_noise's factor; 1000 for the networks of consistency_models (2303.01469).
     """
 
@@ -193,16 +198,6 @@ class EDMPrecond(Preconditioned):
         self.sigma_min = sigma_min
         self.sigma_max = math.inf if sigma_max is None else sigma_max
         self.noise_scale = noise_scale
-
-    @property
-    def options(self) -> dict[str, object]:
-        return {
-            "sigma_data": self.sigma_data,
-            "sigma_min": self.sigma_min,
-            "sigma_max": self.sigma_max if math.isfinite(self.sigma_max) else None,
-            "noise_scale": self.noise_scale,
-            **super().options,
-        }
 
     def scalings(self, sigma: Tensor) -> Scalings:
         variance = sigma.square() + self.sigma_data**2
@@ -241,7 +236,7 @@ class CMPrecond(EDMPrecond):
 
 
 class ECTPrecond(EDMPrecond):
-    """ECT's (2406.14548): EDM's scalings in training, whose boundary is σ = 0; CM's shift in evaluation."""
+    """ECT's preconditioning (2406.14548): EDM's in training, CM's with the boundary σ_min in evaluation."""
 
     kind = "ect"
 

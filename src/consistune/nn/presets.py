@@ -1,4 +1,4 @@
-"""The published models' sizes, by name: what their networks and preconditioning are built with."""
+"""The configurations of the published models, by name."""
 
 from typing import Any
 
@@ -45,7 +45,7 @@ PRESETS: dict[str, dict[str, Any]] = {
 
 
 def preset(name: str, **network: Any) -> Preconditioned:
-    """A published model with fresh weights; `network` changes its network's arguments (num_classes=10).
+    """A published model with fresh weights; `network` replaces arguments of its network (num_classes=10).
 
     Raises KeyError for a name that is not in PRESETS.
     """

@@ -1,4 +1,4 @@
-"""Networks that train on a CPU: a residual MLP for the demo's 8×8 digits, a U-Net over patches for 32×32."""
+"""Networks that train on a CPU: a residual MLP for 8×8 digits, and a U-Net over patches for 32×32 images."""
 
 import math
 from itertools import pairwise
@@ -16,15 +16,15 @@ from consistune.nn.unet import recorded
 class SinusoidalEmbedding(nn.Module):
     """u [B] → [cos(2π f u) | sin(2π f u)] [B, features], f spaced geometrically in [f_min, f_max].
 
-    The frequencies stay low: a consistency model needs an embedding whose slope in u is small
-    (iCT, 2310.14189, §3.3).
+    The frequencies are low, because a consistency model needs an embedding with a small slope in u (iCT,
+    2310.14189, §3.3).
     """
 
     frequencies: Tensor
 
     def __init__(self, features: int, f_min: float = 0.125, f_max: float = 4.0) -> None:
         super().__init__()
-        # On the CPU even for a model that is built on the meta device, whose exp takes a second to import.
+        # On the CPU, also for a model on the meta device, where exp would take a second to import.
         grid = torch.linspace(math.log(f_min), math.log(f_max), features // 2, device="cpu")
         frequencies = (2 * math.pi * grid.exp()).to(torch.get_default_device())
         self.register_buffer("frequencies", frequencies, persistent=False)
@@ -35,7 +35,7 @@ class SinusoidalEmbedding(nn.Module):
 
 
 class Embedded(nn.Module):
-    """What both networks are to `Preconditioned`, and their embedding of the noise level and the class."""
+    """The common part of both networks: the attributes of a raw network, and the embedding."""
 
     def __init__(
         self,
@@ -125,21 +125,22 @@ class ResidualMLP(Embedded):
 
 
 INIT, ZERO = Init("kaiming_uniform", weight=math.sqrt(1 / 3)), Init("kaiming_uniform", weight=0.0)
-"""Those of ADM (2105.05233): uniform in ±1/√fan_in; branches that are added begin with 0."""
+"""ADM's (2105.05233): uniform in ±1/√fan_in; the last layer of a residual branch begins with 0."""
 
 
 class PatchUNet(Embedded):
     """Raw network F of a small U-Net whose pixels are patches: (x [B, C, H, W], c_noise [B], one_hot) → as x.
 
     Space to depth turns patch × patch pixels into channels, so that all convolutions run on a grid of
-    H/patch: 32×32 images as 8×8 and 4×4, where a CPU computes them best. Levels are joined by addition.
+    H/patch: 32×32 images become 8×8 and 4×4, which a CPU computes fastest. Levels are joined by addition.
 
     Args:
         image_shape: (C, H, W), both sides multiples of patch·2^(levels − 1).
         num_classes: 0 for an unconditional network.
         patch: side of a patch.
         model_channels, channel_mult: a level is model_channels·mult wide.
-        num_blocks: residual blocks a level, going down and again going up; the coarsest level has them once.
+        num_blocks: residual blocks of a level on the way down, and as many on the way up; the coarsest level
+            has them once.
         embedding: size of the noise-level and class embedding.
         dropout: probability, inside each block.
     """

@@ -18,7 +18,7 @@ from consistune.nn.layers import (
     PositionalEmbedding,
     Resampler,
 )
-from consistune.nn.unet import Place, UNet, decoder_places, encoder_places, recorded
+from consistune.nn.unet import BlockSpec, UNet, decoder_layout, encoder_layout, recorded
 
 INIT = Init("xavier_uniform")
 INIT_ZERO = Init("xavier_uniform", weight=1e-5)
@@ -36,12 +36,13 @@ class SongUNet(UNet):
         out_channels: None: as many as the image has.
         augment_dim: width of the augmentation labels, 0: none.
         model_channels, channel_mult: a level's blocks are model_channels·channel_mult wide.
-        channel_mult_emb, channel_mult_noise: width of the embedding, and of the noise level's before it.
+        channel_mult_emb, channel_mult_noise: widths, over model_channels, of the embedding and of the noise
+            level's features.
         num_blocks: blocks a level in the encoder; the decoder has one more.
-        attn_resolutions: where the encoder's blocks and the decoder's last block attend.
+        attn_resolutions: where the encoder's blocks and the last block of the decoder have attention.
         label_dropout: probability with which a training sample loses its class.
-        encoder_type: skip and residual feed the shrinking image itself into every level.
-        decoder_type: skip lets every level add to a growing output image.
+        encoder_type: with skip and residual the downsampled image is an input of every level.
+        decoder_type: with skip every level adds to the output image.
         fourier_scale: standard deviation of the Fourier frequencies (iCT, 2310.14189: 0.02).
     """
 
@@ -90,8 +91,8 @@ class SongUNet(UNet):
             heads=1,
             taps=tuple(resample_filter),
         )
-        encoder = encoder_places(self.levels, model_channels, num_blocks, attn_resolutions)
-        decoder = decoder_places(self.levels, encoder, attn_resolutions, attend_last_only=True)
+        encoder = encoder_layout(self.levels, model_channels, num_blocks, attn_resolutions)
+        decoder = decoder_layout(self.levels, encoder, attn_resolutions, attend_last_only=True)
         self.enc = _encoder(encoder, channels, encoder_type, style)
         self.dec = _decoder(decoder, out_channels or channels, decoder_type, style)
 
@@ -103,11 +104,10 @@ class SongUNet(UNet):
         augment_labels: Tensor | None = None,
     ) -> Tensor:
         embedding = self.embed(c_noise, one_hot, augment_labels)
-        x, skips = self._encode(x, embedding)
-        return self._decode(x, skips, embedding)
+        return self.decode(self.encode(x, embedding), embedding)
 
     def embed(self, c_noise: Tensor, one_hot: Tensor | None, augment_labels: Tensor | None) -> Tensor:
-        """Noise level [B], classes and augmentation → [B, E]. The noise is embedded as [sin | cos]."""
+        """Noise level [B], classes and augmentation → [B, E]; the noise level's features are [sin | cos]."""
         e = torch.cat(self.map_noise(c_noise).chunk(2, dim=1)[::-1], dim=1)
         if self.map_label is not None and one_hot is not None:
             e = e + self.map_label(self.drop_labels(one_hot) * math.sqrt(self.num_classes))
@@ -115,8 +115,8 @@ class SongUNet(UNet):
             e = e + self.map_augment(augment_labels)
         return silu(self.map_layer1(silu(self.map_layer0(e))))
 
-    def _encode(self, x: Tensor, embedding: Tensor) -> tuple[Tensor, list[Tensor]]:
-        """The coarsest features, and the output of every module on the way there."""
+    def encode(self, x: Tensor, embedding: Tensor) -> list[Tensor]:
+        """As `UNet.encode`; the modules named aux feed the shrinking image into the last skip."""
         image = x
         skips: list[Tensor] = []
         for name, module in self.enc.items():
@@ -127,14 +127,14 @@ class SongUNet(UNet):
             elif name.endswith("aux_residual"):
                 x = skips[-1] = image = (x + module(image)) / math.sqrt(2)
             else:
-                x = self.run(module, x, embedding) if isinstance(module, ResidualBlock) else module(x)
+                x = module(x) if name.endswith("_conv") else self.run(module, x, embedding)
                 skips.append(x)
-        return x, skips
+        return skips
 
-    def _decode(self, x: Tensor, skips: list[Tensor], embedding: Tensor) -> Tensor:
-        """Up again, a skip for every block; the heads (`aux_norm`, `aux_conv`) add to the output image."""
+    def decode(self, skips: list[Tensor], embedding: Tensor) -> Tensor:
+        """As `UNet.decode`; the modules named aux add to the output image, which grows with the levels."""
         output: Tensor | None = None
-        normed = x
+        x = normed = skips[-1]
         for name, module in self.dec.items():
             if name.endswith("aux_up"):
                 output = module(output)
@@ -143,39 +143,40 @@ class SongUNet(UNet):
             elif name.endswith("aux_conv"):
                 output = module(normed) if output is None else output + module(normed)
             else:
-                joined = torch.cat([x, skips.pop()], dim=1) if "block" in name else x
-                x = self.run(module, joined, embedding)
+                x = self.run(module, self.join(x, skips.pop()) if "block" in name else x, embedding)
         assert output is not None
         return output
 
 
-def _encoder(places: list[Place], channels: int, encoder_type: str, style: BlockStyle) -> nn.ModuleDict:
+def _encoder(specs: list[BlockSpec], channels: int, encoder_type: str, style: BlockStyle) -> nn.ModuleDict:
     enc, image = nn.ModuleDict(), channels
-    for place in places:
-        size, width = place.level.name, place.out_channels
-        enc[place.name] = (
-            Conv2d(channels, width, 3, INIT) if place.role == "conv" else ResidualBlock.at(place, style)
+    for spec in specs:
+        size, width = spec.level.name, spec.out_channels
+        enc[spec.name] = (
+            Conv2d(channels, width, 3, INIT) if spec.role == "conv" else ResidualBlock.of(spec, style)
         )
-        if place.role == "down" and encoder_type == "skip":
+        if spec.role == "down" and encoder_type == "skip":
             enc[f"{size}_aux_down"] = Resampler("down", style.taps)
             enc[f"{size}_aux_skip"] = Conv2d(channels, width, 1, INIT)
-        elif place.role == "down" and encoder_type == "residual":
+        elif spec.role == "down" and encoder_type == "residual":
             enc[f"{size}_aux_residual"] = Conv2d(image, width, 3, INIT, "down-after", style.taps)
             image = width
     return enc
 
 
-def _decoder(places: list[Place], out_channels: int, decoder_type: str, style: BlockStyle) -> nn.ModuleDict:
+def _decoder(
+    specs: list[BlockSpec], out_channels: int, decoder_type: str, style: BlockStyle
+) -> nn.ModuleDict:
     dec = nn.ModuleDict()
-    for place, following in pairwise([*places, None]):
-        assert place is not None
-        dec[place.name] = ResidualBlock.at(place, style)
-        level_ends = following is None or following.level is not place.level
+    for spec, following in pairwise([*specs, None]):
+        assert spec is not None
+        dec[spec.name] = ResidualBlock.of(spec, style)
+        level_ends = following is None or following.level is not spec.level
         if not level_ends or (decoder_type == "standard" and following is not None):
             continue
-        size = place.level.name
+        size = spec.level.name
         if any(name.endswith("aux_conv") for name in dec):
             dec[f"{size}_aux_up"] = Resampler("up", style.taps)
-        dec[f"{size}_aux_norm"] = GroupNorm(place.out_channels, EPS)
-        dec[f"{size}_aux_conv"] = Conv2d(place.out_channels, out_channels, 3, INIT_ZERO)
+        dec[f"{size}_aux_norm"] = GroupNorm(spec.out_channels, EPS)
+        dec[f"{size}_aux_conv"] = Conv2d(spec.out_channels, out_channels, 3, INIT_ZERO)
     return dec

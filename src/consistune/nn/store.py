@@ -1,7 +1,7 @@
 """Models on disk: a folder with config.json (what to build) and model.safetensors (its weights).
 
-Nothing in such a folder is ever executed. `format` in config.json is the version of this layout: every
-version that was ever written stays readable.
+Nothing in such a folder is executed. `format` in config.json is the version of this layout; every version
+that was ever written stays readable.
 """
 
 import json
@@ -18,6 +18,7 @@ from torch import nn
 from consistune.errors import UserError
 from consistune.nn.adm import ADMUNet
 from consistune.nn.baselines import IDDPMPrecond, VEPrecond, VPPrecond
+from consistune.nn.card import ModelCard
 from consistune.nn.edm2 import EDM2Precond, EDM2UNet
 from consistune.nn.precond import CMPrecond, ECTPrecond, EDMPrecond, Preconditioned
 from consistune.nn.small import PatchUNet, ResidualMLP
@@ -49,10 +50,16 @@ PRECONDITIONERS: dict[str, type[Preconditioned]] = {
 
 
 def build(config: dict[str, Any], where: str = "model configuration") -> Preconditioned:
-    """A model with fresh weights from {"network": {"kind", …}, "precond": {"kind", …}}."""
+    """A model with fresh weights from {"network": {"kind", …}, "precond": {"kind", …}, "meta": a card}.
+
+    Raises UserError, beginning with `where`, for unknown kinds and arguments.
+    """
     network = _make(NETWORKS, config.get("network"), f"{where}: network")
     model = _make(PRECONDITIONERS, config.get("precond"), f"{where}: precond", network)
-    model.meta = dict(config.get("meta", {}))
+    try:
+        model.card = ModelCard.from_json(config.get("meta", {}))
+    except ValueError as error:
+        raise UserError(str(error), where) from error
     return model
 
 
@@ -68,17 +75,17 @@ def _make(table: dict[str, Any], part: Any, where: str, *args: Any) -> Any:
 
 
 def shapes(config: dict[str, Any], where: str = "model configuration") -> dict[str, tuple[int, ...]]:
-    """Names and shapes of the model's parameters and buffers, found without storage for any of them.
+    """Names and shapes of the parameters and buffers of a configuration's model, without allocating them.
 
-    What a configuration asks for can so be compared with the weights that are there before it is built.
-    Raises UserError where no model can be built.
+    They are compared with the weights in a file before the model is built. Raises UserError where no model
+    can be built.
     """
     try:
         with torch.device("meta"):
             return {name: tuple(value.shape) for name, value in build(config, where).state_dict().items()}
     except UserError:
         raise
-    except Exception as error:  # whatever a constructor does with arguments that nobody would give it
+    except Exception as error:  # a constructor may raise anything for absurd arguments
         raise UserError(
             f"no network can be built from its arguments ({type(error).__name__})", where
         ) from error
@@ -91,12 +98,12 @@ def describe(model: Preconditioned) -> dict[str, Any]:
         "format": FORMAT,
         "network": {"kind": kinds[type(model.network)], **model.network.options},  # type: ignore[dict-item]
         "precond": {"kind": model.kind, **model.options},
-        "meta": model.meta,
+        "meta": model.card.to_json(),
     }
 
 
 def save(model: Preconditioned, folder: str | Path) -> Path:
-    """Write the model folder whole or not at all: into a temporary sibling, then renamed over the old one."""
+    """Write a model folder, whole or not at all: beside the old one, then renamed → its path."""
     folder = Path(folder)
     folder.parent.mkdir(parents=True, exist_ok=True)
     partial = folder.with_name(f".{folder.name}.{os.getpid()}.partial")
@@ -127,31 +134,28 @@ def load(folder: str | Path, device: torch.device | str = "cpu") -> Precondition
     if not (folder / CONFIG).exists() and (folder / "model" / CONFIG).exists():
         folder = folder / "model"
     if not folder.is_dir():
-        raise UserError(
-            "no such model folder", str(folder), "give a folder with config.json and model.safetensors"
-        )
-    paths = [folder / CONFIG, folder / WEIGHTS]
-    for path in paths:
+        raise UserError("no such model folder", str(folder), f"give a folder with {CONFIG} and {WEIGHTS}")
+    config_path, weights_path = folder / CONFIG, folder / WEIGHTS
+    for path in (config_path, weights_path):
         if not path.is_file():
             raise UserError(f"not a model folder: {path.name} is missing", str(folder))
     try:
-        config = json.loads(paths[0].read_text(encoding="utf-8"))
+        config = json.loads(config_path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise UserError(f"not valid JSON: {error}", str(paths[0])) from error
-    if not isinstance(config, dict) or config.get("format") != FORMAT:
-        given = config.get("format") if isinstance(config, dict) else None
-        raise UserError(
-            f"format {given!r} is not known", str(paths[0]), f"this version reads format {FORMAT}"
-        )
-    expected = shapes(config, str(paths[0]))
+        raise UserError(f"not valid JSON: {error}", str(config_path)) from error
+    version = config.get("format") if isinstance(config, dict) else None
+    if version != FORMAT:
+        remedy = f"this version reads format {FORMAT}"
+        raise UserError(f"format {version!r} is not known", str(config_path), remedy)
+    expected = shapes(config, str(config_path))
     try:
-        with safe_open(paths[1], framework="pt") as file:
+        with safe_open(weights_path, framework="pt") as file:
             stored = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
         if stored != expected:
             odd = min(name for name in stored | expected if stored.get(name) != expected.get(name))
-            raise UserError(f"the weights do not fit config.json, beginning with {odd!r}", str(paths[1]))
-        model = build(config, str(paths[0]))
-        model.load_state_dict(load_file(paths[1]), strict=True)
+            raise UserError(f"the weights do not fit config.json, beginning with {odd!r}", str(weights_path))
+        model = build(config, str(config_path))
+        model.load_state_dict(load_file(weights_path), strict=True)
     except (SafetensorError, RuntimeError, OSError) as error:
-        raise UserError(f"the weights cannot be read: {error}", str(paths[1])) from error
+        raise UserError(f"the weights cannot be read: {error}", str(weights_path)) from error
     return model.eval().to(device)

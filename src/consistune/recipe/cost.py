@@ -1,4 +1,4 @@
-"""What a run would cost and write, from one of its steps on one image."""
+"""The dry run: what a training would cost and write, from two of its steps on one image each."""
 
 import time
 from collections.abc import Iterator
@@ -10,23 +10,24 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from consistune.core.estimators import ScoreIdentity
 from consistune.recipe.plan import Plan
 from consistune.train.ema import PowerFunction
 
 HALF_WAY = 0.5
-"""The share of training at which the step is taken: in the beginning some steps have no target to compute."""
+"""The share of training at which the steps are taken: early steps may have no target to compute."""
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """Bytes unless the name says otherwise.
+    """The cost of a training, in bytes unless the name says otherwise.
 
     Attributes:
-        activations: what one image's step keeps for its gradient, and the largest number of images at a time.
-        references: the images that the score identity looks at.
-        seconds: of one step on one image, the second of two.
-        checkpoint: a checkpoint's size on disk.
+        parameters: their number.
+        activations: the tensors that one image's step keeps for its gradient.
+        at_a_time: the number of images of a micro-batch.
+        references: the reference images of the noise estimator.
+        seconds: the time of one step on one image, the second of two.
+        checkpoint: the size of a checkpoint on disk.
     """
 
     parameters: int
@@ -42,13 +43,13 @@ class Estimate:
 
     @property
     def memory(self) -> int:
-        """In all, for one process that keeps everything."""
+        """The sum, for a single process."""
         fixed = self.weights + self.gradients + self.optimizer + self.averages + self.references
         return fixed + self.activations * self.at_a_time
 
 
 def estimate(plan: Plan, device: torch.device | str = "cpu") -> Estimate:
-    """Two steps on one image each, half-way through training: the first is measured, the second timed."""
+    """Take two steps on one image half-way through training: the first is measured, the second timed."""
     options = plan.options
     small = replace(plan, options=replace(options, batch=1, microbatch=None))
     trainer = small.trainer(device)
@@ -59,7 +60,7 @@ def estimate(plan: Plan, device: torch.device | str = "cpu") -> Estimate:
     began = time.perf_counter()
     next(steps)
     seconds = time.perf_counter() - began
-    averages = list(trainer.averages) + ([] if trainer.target_average is None else [trainer.target_average])
+    averages = [*trainer.averages, *filter(None, [trainer.target_average])]
     sizes = {
         "weights": _bytes(trainer.model.state_dict()),
         "optimizer": _bytes(trainer.optimizer.state_dict()),
@@ -70,7 +71,7 @@ def estimate(plan: Plan, device: torch.device | str = "cpu") -> Estimate:
         gradients=sum(p.nbytes for p in trainer.model.parameters() if p.requires_grad),
         activations=kept[0],
         at_a_time=min(options.batch, options.microbatch or options.batch),
-        references=_reference_bytes(plan),
+        references=plan.objective.reference_bytes(),
         seconds=seconds,
         checkpoint=sum(sizes.values()),
         **sizes,
@@ -79,7 +80,7 @@ def estimate(plan: Plan, device: torch.device | str = "cpu") -> Estimate:
 
 @contextmanager
 def kept_for_gradient(model: nn.Module) -> Iterator[list[int]]:
-    """Count the bytes of the storages that autograd keeps in the block, the weights' own excepted."""
+    """Count the bytes of the storages that autograd keeps in the block, without those of the weights."""
     own = {p.untyped_storage().data_ptr() for p in model.parameters()}
     seen: dict[int, int] = {}
     total = [0]
@@ -103,41 +104,34 @@ def _bytes(tree: Any) -> int:
     return sum(_bytes(value) for value in tree) if isinstance(tree, list | tuple) else 0
 
 
-def _reference_bytes(plan: Plan) -> int:
-    """Of the whole training set, where the estimator's references are that."""
-    estimator: Any = getattr(plan.objective, "estimator", None)
-    whole = isinstance(estimator, ScoreIdentity) and estimator.reference is not None
-    return plan.data.train.images.nbytes if whole else 0
-
-
-def report(plan: Plan, found: Estimate, folder: Path) -> list[tuple[str, str]]:
-    """(what, how much) in the order in which they are shown."""
+def report(plan: Plan, cost: Estimate, folder: Path) -> list[tuple[str, str]]:
+    """Rows of (what, how much) for the command's table."""
     options = plan.options
     rows = [
-        ("parameters", f"{found.parameters:,}"),
+        ("parameters", f"{cost.parameters:,}"),
         ("precision", options.precision),
-        ("memory, about", size(found.memory)),
-        ("  weights", size(found.weights)),
-        ("  gradients", size(found.gradients)),
-        ("  optimizer", size(found.optimizer)),
-        (f"  {len(options.ema)} averages", size(found.averages)),
-        (f"  activations of {found.at_a_time} images", size(found.activations * found.at_a_time)),
-        ("  references", size(found.references)),
-        ("one image at a time", f"{1 / found.seconds:,.1f} images/s"),
+        ("memory, about", size(cost.memory)),
+        ("  weights", size(cost.weights)),
+        ("  gradients", size(cost.gradients)),
+        ("  optimizer", size(cost.optimizer)),
+        (f"  {len(options.ema)} averages", size(cost.averages)),
+        (f"  activations of {cost.at_a_time} images", size(cost.activations * cost.at_a_time)),
+        ("  references", size(cost.references)),
+        ("one image at a time", f"{1 / cost.seconds:,.1f} images/s"),
         ("steps", f"{-(-options.images // options.batch):,} of {options.batch} images"),
         (f"{folder}/", "recipe.yaml, environment.json, log.txt, metrics.jsonl"),
-        ("  checkpoints/", f"every {options.checkpoint_images:,} images, {size(found.checkpoint)} each"),
+        ("  checkpoints/", f"every {options.checkpoint_images:,} images, {size(cost.checkpoint)} each"),
         ("  samples/", "a picture with every checkpoint"),
     ]
     if options.snapshots:
         shares = ", ".join(f"{share:.0%}" for share in options.snapshots)
-        rows.append(("  snapshots/", f"at {shares}, {size(found.weights)} each"))
+        rows.append(("  snapshots/", f"at {shares}, {size(cost.weights)} each"))
     if options.ema_snapshot_images is not None:
         kept = sum(isinstance(average, PowerFunction) for average in options.ema)
         half = 2 if options.ema_snapshot_precision == "fp16" else 1
         count = kept * -(-options.images // options.ema_snapshot_images)
-        rows.append(("  ema/", f"{count} files, {size(found.weights // half)} each"))
-    return [*rows, ("  model/", f"the averaged model, {size(found.weights)}")]
+        rows.append(("  ema/", f"{count} files, {size(cost.weights // half)} each"))
+    return [*rows, ("  model/", f"the averaged model, {size(cost.weights)}")]
 
 
 def size(count: float) -> str:

@@ -10,7 +10,7 @@ from consistune.core.estimators import NoiseEstimator
 from consistune.core.noise import EDM, NoiseSchedule, Rescheduled
 from consistune.core.objectives import Adapted, Consistency, Denoising, Objective
 from consistune.core.posterior.bank import place
-from consistune.core.times import Phased, karras_edges
+from consistune.core.times import karras_edges
 from consistune.data.images import DataSplit, load_data
 from consistune.errors import UserError
 from consistune.nn.edm2 import EDM2Precond
@@ -39,13 +39,14 @@ class Plan:
     @property
     def notes(self) -> list[str]:
         """What the run's log should say of the model it starts from."""
-        origin: Any = self.model.meta.get("start_from")
-        if not origin:
+        origin = self.model.card.start_from
+        if origin is None:
             return []
-        changes = [f"{word}: {', '.join(origin[word])}" for word in ("new", "dropped") if origin[word]]
-        source = origin.get("provenance")
+        lists = {"new": origin.new, "dropped": origin.dropped}
+        changes = [f"{word}: {', '.join(names)}" for word, names in lists.items() if names]
+        source = origin.provenance
         known = f" ({source['format']}, sha256 {source['sha256']}; {source['licence']})" if source else ""
-        return [f"started from {origin['path']}{known}", *changes]
+        return [f"started from {origin.path}{known}", *changes]
 
     def trainer(self, device: torch.device | str = "cpu", processes: Processes | None = None) -> Trainer:
         return Trainer(
@@ -95,15 +96,14 @@ def make_plan(recipe: Recipe, device: torch.device | str = "cpu") -> Plan:
             steps=recipe.loss.steps,
             method=recipe.loss.method,
         )
-    model.meta = {
-        **{key: model.meta[key] for key in ("start_from",) if key in model.meta},
-        "objective": recipe.objective,
-        "data": recipe.data,
-        "data_sha256": data.train.fingerprint,
-        "class_names": list(data.train.class_names) if recipe.conditional else [],
-        "edges": _sampling_edges(objective),
-        "mid_t": list(getattr(recipe, "mid_t", ())),
-    }
+    model.card = model.card.updated(
+        objective=recipe.objective,
+        data=recipe.data,
+        data_sha256=data.train.fingerprint,
+        class_names=data.train.class_names if recipe.conditional else (),
+        edges=objective.sampling().edges,
+        mid_t=getattr(recipe, "mid_t", ()),
+    )
     return Plan(
         data=data,
         model=model,
@@ -131,14 +131,6 @@ def _log_variance(model: Preconditioned, schedule: NoiseSchedule) -> Callable[[t
     if not isinstance(model, EDM2Precond):
         raise UserError(f"{model.kind!r} learns no log-variance", "uncertainty", "use precond: {kind: edm2}")
     return lambda t: model.log_variance(schedule.noise_to_signal(t)).flatten()
-
-
-def _sampling_edges(objective: Objective) -> list[float]:
-    """A phased model's edges in EDM's time, in which stored models are sampled."""
-    if not isinstance(objective, Consistency) or not isinstance(objective.pairs, Phased):
-        return []
-    edges = torch.tensor(objective.pairs.edges, dtype=torch.float64)
-    return objective.schedule.noise_to_signal(edges).tolist()
 
 
 def _edges(word: tuple[float, ...] | int, *, schedule: NoiseSchedule, **_: Any) -> tuple[float, ...]:

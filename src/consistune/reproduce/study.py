@@ -35,6 +35,7 @@ from consistune.reproduce.spec import RunSpec, Scale, at_scale, family_of
 from consistune.reproduce.training import curve, named, trained, with_points
 from consistune.system.files import write_atomically
 from consistune.system.progress import Screen
+from consistune.train.metrics_file import MetricsFile
 
 
 @dataclass(frozen=True)
@@ -57,8 +58,7 @@ class Run:
     def minutes(self) -> float:
         """Of training, measuring apart, from the log; its teacher's apart."""
         minutes, then = 0.0, 0
-        for line in (self.folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines():
-            record = json.loads(line)
+        for record in MetricsFile(self.folder).records():
             if "images_per_second" in record:
                 minutes += (record["images"] - then) / record["images_per_second"] / 60
                 then = record["images"]
@@ -246,9 +246,8 @@ def _follow(saved: Path, recipe: Recipe) -> None:
 
 def samplers(model: Preconditioned, etas: tuple[float, ...]) -> dict[str, Sampler]:
     """What a model is measured by: one and two steps, or a phased one by each η."""
-    edges: Any = model.meta.get("edges")
-    if edges:
-        return {f"eta={eta:g}": PhasedSteps(tuple(edges), eta=eta) for eta in etas}
+    if model.card.edges:
+        return {f"eta={eta:g}": PhasedSteps(model.card.edges, eta=eta) for eta in etas}
     return {f"steps={steps}": default_sampler(model, steps) for steps in (1, 2)}
 
 

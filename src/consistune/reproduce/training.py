@@ -16,7 +16,8 @@ from consistune.nn.precond import Preconditioned
 from consistune.recipe import Recipe, to_yaml
 from consistune.recipe.plan import make_plan
 from consistune.system.progress import Screen
-from consistune.train.run import PREFIX, RunFolder
+from consistune.train.metrics_file import EVALUATION, MetricsFile
+from consistune.train.run import RunFolder
 
 
 def with_points(recipe: Recipe, points: int) -> Recipe:
@@ -80,12 +81,11 @@ def named(measures: dict[str, Measures]) -> dict[str, float]:
 def curve(folder: Path) -> list[dict[str, Any]]:
     """A run's measured points, in order: {"images": …, SAMPLER: {MEASURE: …}}; see `named`."""
     points = []
-    for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines():
-        record = json.loads(line)
+    for record in MetricsFile(folder).records():
         point: dict[str, Any] = {"images": record["images"]}
         for key, value in record.items():
-            if key.startswith(PREFIX):
-                sampler, _, measure = key.removeprefix(PREFIX).rpartition("/")
+            if key.startswith(EVALUATION):
+                sampler, _, measure = key.removeprefix(EVALUATION).rpartition("/")
                 point.setdefault(sampler, {})[measure] = value
         if len(point) > 1:
             points.append(point)

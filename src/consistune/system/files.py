@@ -1,5 +1,6 @@
-"""Files that are whole or not there: written beside the destination, then renamed."""
+"""Atomic writing of files (beside the destination, then renamed), and their SHA-256."""
 
+import hashlib
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,7 +10,10 @@ from typing import IO
 
 @contextmanager
 def atomic_file(path: Path) -> Iterator[IO[bytes]]:
-    """A binary file that takes its name only when it is complete and on the disk."""
+    """Open a binary file for writing that gets its name when the block ends, complete and on the disk.
+
+    On an error nothing is left, and a file that had the name before stays.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
@@ -23,7 +27,7 @@ def atomic_file(path: Path) -> Iterator[IO[bytes]]:
 
 
 def sync(path: Path) -> None:
-    """Return when a file, or the names in a folder, are on the disk."""
+    """Wait until a file's data, or a folder's names, are on the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -32,6 +36,12 @@ def sync(path: Path) -> None:
 
 
 def write_atomically(path: Path, data: bytes | str) -> None:
-    """The file is the old one or the new one, never a part."""
+    """Write a file whole, through `atomic_file`."""
     with atomic_file(path) as file:
         file.write(data.encode() if isinstance(data, str) else data)
+
+
+def file_digest(path: str | Path) -> str:
+    """SHA-256 of a file, 64 hexadecimal digits."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

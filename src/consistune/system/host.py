@@ -1,4 +1,4 @@
-"""The host: what a result was made on, the memory that this process held, and environment variables."""
+"""The machine: its description, the peak memory of this process, and environment variables."""
 
 import os
 import platform
@@ -13,7 +13,7 @@ OLD_PREFIX, PREFIX = "SCT_", "CONSISTUNE_"
 
 
 def variable(name: str) -> str | None:
-    """$CONSISTUNE_NAME; where only $SCT_NAME of version 0.1.0 is set, that, with one line of warning."""
+    """The value of $CONSISTUNE_NAME, or with a warning of version 0.1.0's $SCT_NAME; None: unset or empty."""
     value = os.environ.get(PREFIX + name)
     if value or OLD_PREFIX + name not in os.environ:
         return value or None
@@ -36,7 +36,7 @@ def machine() -> dict[str, Any]:
 
 
 def _processor() -> str:
-    """Its name where Linux tells it, else its kind."""
+    """Its name on Linux, elsewhere its kind."""
     lines = Path("/proc/cpuinfo")
     if lines.is_file():
         for line in lines.read_text(encoding="utf-8").splitlines():
@@ -46,15 +46,16 @@ def _processor() -> str:
 
 
 RSS_UNIT = 1 if sys.platform == "darwin" else 1024
-"""Bytes of ru_maxrss's unit."""
+"""Bytes in the unit of ru_maxrss."""
 
 
-def peak_bytes() -> int:
-    """The most memory that this process has held so far.
+def peak_bytes(device: torch.device | None = None) -> int:
+    """The largest memory that this process has held so far: of a CUDA device, or of the host.
 
-    Linux hands ru_maxrss on to the programs that a process starts, so that it may be the parent's; what the
-    kernel says of this program alone stands in /proc.
+    On Linux a started program inherits its parent's ru_maxrss; /proc has the value of the program itself.
     """
+    if device is not None and device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
     status = Path("/proc/self/status")
     if status.is_file():
         for line in status.read_text(encoding="ascii", errors="replace").splitlines():

@@ -1,7 +1,7 @@
 """The processes of a run: one, or as many as torchrun or `accelerate launch` started.
 
-The batch of a step is the same whatever their number. Each process knows all that is random in it
-(`objectives.Draws`), computes a share of its losses, and the gradients are summed.
+A step's batch does not depend on their number. Each process draws all random numbers of the batch
+(`objectives.Draws`) and computes a share of its losses; the gradients are averaged.
 """
 
 import os
@@ -14,15 +14,27 @@ import torch
 from torch import Tensor, distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
-MAY_LIE_IDLE = ("logvar", "map_augment")
-"""Heads that an objective need not use: where there are any, DDP looks for parameters without a gradient."""
-PATIENCE = timedelta(hours=2)
-"""How long processes wait for one another: while the first one measures a model, the others do."""
+OPTIONAL_HEADS = ("logvar", "map_augment")
+"""Parameters that an objective need not use: for a model that has some, DDP looks for unused parameters."""
+TIMEOUT = timedelta(hours=2)
+"""The longest wait of one process for another; all others wait while the first one measures a model."""
+
+
+def launched_processes() -> int:
+    """The number of processes that the launcher started, before they have joined."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def rank_and_count() -> tuple[int, int]:
+    """This process's rank and the number of processes that have joined: (0, 1) outside torch.distributed."""
+    if distributed.is_available() and distributed.is_initialized():
+        return distributed.get_rank(), distributed.get_world_size()
+    return 0, 1
 
 
 @dataclass(frozen=True)
 class Processes:
-    """Which of how many processes this is, and the device it computes on."""
+    """This process's rank among all processes, and the device it computes on."""
 
     device: torch.device
     rank: int = 0
@@ -30,24 +42,24 @@ class Processes:
 
     @classmethod
     def start(cls, device: torch.device) -> "Processes":
-        """Join the other processes, each with a card of its own on `cuda`; alone where there are none.
+        """Join the processes that the launcher started; on `cuda` each gets a card of its own.
 
-        To be called before anything is put on a device: with several cards it decides which is ours.
+        Must be called before anything is put on a device, because it chooses the card.
         """
-        if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        if launched_processes() == 1:
             return cls(device)
-        from accelerate import PartialState  # here: it takes seconds, and one process does without
+        from accelerate import PartialState  # imported here: it takes seconds, and one process needs none
 
-        state = PartialState(cpu=device.type == "cpu", timeout=PATIENCE)
+        state = PartialState(cpu=device.type == "cpu", timeout=TIMEOUT)
         return cls(state.device, state.process_index, state.num_processes)
 
     @property
     def main(self) -> bool:
-        """Whether this is the process that writes and speaks."""
+        """Whether this is the process that writes files and messages."""
         return self.rank == 0
 
     def parts(self, batch: int, most: int | None) -> list[slice]:
-        """The rows of a batch that are this process's share, in pieces of at most `most`."""
+        """The rows of this process's share of a batch, in parts of at most `most` (None: in one part)."""
         share = batch // self.count
         first, step = self.rank * share, min(most or share, share)
         return [slice(i, min(i + step, first + share)) for i in range(first, first + share, step)]
@@ -66,12 +78,12 @@ class Processes:
         return bool(high[0] == -high[1])
 
     def wait(self) -> None:
-        """Until all processes are here."""
+        """Wait until all processes have called this."""
         if self.count > 1:
             distributed.barrier()
 
     def close(self) -> None:
-        """Part from the other processes."""
+        """Leave the other processes."""
         if self.count > 1:
             distributed.destroy_process_group()
 
@@ -79,15 +91,15 @@ class Processes:
         """The module, its gradients averaged over the processes after each backward (DDP)."""
         if self.count == 1:
             return module
-        idle = any(word in name for name, _ in module.named_parameters() for word in MAY_LIE_IDLE)
+        optional = any(head in name for name, _ in module.named_parameters() for head in OPTIONAL_HEADS)
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", FutureWarning)  # newer versions have another word for the same
-            # Buffers are constants, alike in every process.
-            return DistributedDataParallel(module, broadcast_buffers=False, find_unused_parameters=idle)
+            warnings.simplefilter("ignore", FutureWarning)  # newer versions renamed the argument
+            # Buffers are constants, the same in every process.
+            return DistributedDataParallel(module, broadcast_buffers=False, find_unused_parameters=optional)
 
 
 def pending(module: nn.Module, last: bool) -> AbstractContextManager[None]:
-    """Where a backward only adds to the gradients: they are exchanged with the last micro-batch."""
+    """The context of a micro-batch's backward: gradients are exchanged only with the last micro-batch."""
     if last or not isinstance(module, DistributedDataParallel):
         return nullcontext()
     return module.no_sync()

@@ -1,4 +1,4 @@
-"""What a long job needs of whoever shows its progress."""
+"""The interface through which a long job shows its progress."""
 
 from contextlib import AbstractContextManager
 from typing import Protocol

@@ -1,6 +1,6 @@
-"""A ZIP's directory, read in place, one entry at a time: a million members cost no more than their names.
+"""The directory of a ZIP archive, read in place and one entry at a time, for archives of a million members.
 
-Format: PKWARE's APPNOTE 6.3, §4.3. What is done with the entries, and refused, is the callers' matter.
+Format: PKWARE's APPNOTE 6.3, §4.3. The callers decide which entries they refuse.
 """
 
 import encodings.cp437  # noqa: F401 - loaded here, so that no file's names make Python import it
@@ -16,7 +16,7 @@ STORED, DEFLATED, ENCRYPTED, UTF8 = 0, 8, 1, 1 << 11
 
 
 class Entry(NamedTuple):
-    """A member: name, flags, way of compression, checksum, compressed and plain size, place of its header."""
+    """A member: name, flags, compression method, checksum, packed and plain size, offset of its header."""
 
     name: str
     flags: int
@@ -28,7 +28,7 @@ class Entry(NamedTuple):
 
 
 def directory(data: memoryview) -> tuple[int, int, int]:
-    """Start, size and number of entries of the directory. Raises ValueError where the archive has none."""
+    """Start, size and number of entries of the directory. Raises ValueError where there is none."""
     first = max(0, len(data) - MAX_COMMENT - 22)
     at = bytes(data[first:]).rfind(END)
     if at < 0 or at + first + 22 > len(data):

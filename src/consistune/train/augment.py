@@ -12,7 +12,7 @@ import torch
 from torch import Generator, Tensor
 from torch.nn.functional import affine_grid, conv2d, grid_sample, pad
 
-from consistune.core.objectives import Draws, Objective
+from consistune.core.objectives import Draws, Objective, Sampling
 from consistune.core.types import Batch, Denoiser, Progress
 
 LABELS = 9
@@ -49,6 +49,12 @@ class Augmented(Objective):
 
     objective: Objective
     probability: float
+
+    def sampling(self) -> Sampling:
+        return self.objective.sampling()
+
+    def reference_bytes(self) -> int:
+        return self.objective.reference_bytes()
 
     def draw(self, batch: Batch, progress: Progress, generator: Generator) -> Draws:
         x_0, labels = augment(batch.x_0, self.probability, generator)

@@ -1,7 +1,7 @@
-"""Checkpoints: whole, atomic, and verified when read.
+"""Checkpoint files, written atomically and verified when read.
 
-A file's name carries the first 16 hexadecimal digits of its SHA-256: `step-00001200-9f86d081884c7d65.pt`. It
-gets that name by one rename when all of it is on the disk: a checkpoint is there with its hash or not at all.
+The name holds the first 16 hexadecimal digits of the file's SHA-256: `step-00001200-9f86d081884c7d65.pt`. The
+file gets its name by one rename when all of it is on the disk.
 """
 
 import hashlib
@@ -11,13 +11,13 @@ from typing import IO, Any
 
 import torch
 
-from consistune.system.files import atomic_file
+from consistune.system.files import atomic_file, file_digest
 
 NAME = re.compile(r"step-(\d{8,})-([0-9a-f]{16})\.pt")
 
 
-class _Hashing:
-    """A file to write to that hashes what passes through."""
+class _HashingFile:
+    """A file to write to, and the SHA-256 of what was written."""
 
     def __init__(self, file: IO[bytes]) -> None:
         self._file, self._hash = file, hashlib.sha256()
@@ -34,51 +34,49 @@ class _Hashing:
 
 
 def save(folder: Path, state: dict[str, Any], keep: int = 2) -> Path:
-    """Write the state of its `step`, and remove all but the newest `keep`. On an error the old ones stay."""
+    """Write a state with the key `step`, then remove all but the newest `keep` files → its path.
+
+    Raises OSError, for example for a full disk; the older checkpoints then stay.
+    """
     step = int(state["step"])
     unnamed = folder / f".step-{step:08d}"
     with atomic_file(unnamed) as file:
-        hashing = _Hashing(file)
+        hashing = _HashingFile(file)
         try:
             torch.save(state, hashing)  # type: ignore[arg-type]
         except RuntimeError as error:
             if not isinstance(error.__context__, OSError):
                 raise
-            # What really happened, a full disk mostly, is hidden behind the archive that could not be closed.
+            # torch reports an archive that cannot be closed; its cause, mostly a full disk, is the context.
             raise OSError(error.__context__.errno, error.__context__.strerror, str(folder)) from None
     path = folder / f"step-{step:08d}-{hashing.digest()}.pt"
     unnamed.replace(path)
-    for old in found(folder):
+    for old in paths(folder):
         if old != path and step_of(old) == step:
             old.unlink()
-    for old in found(folder)[:-keep]:
+    for old in paths(folder)[:-keep]:
         old.unlink()
     return path
 
 
 def step_of(path: Path) -> int:
-    """The step that a checkpoint's name says."""
+    """The step in a checkpoint's name. Raises ValueError for any other name."""
     match = NAME.fullmatch(path.name)
     if match is None:
         raise ValueError(f"{path.name} is not a checkpoint's name")
     return int(match[1])
 
 
-def found(folder: Path) -> list[Path]:
-    """The checkpoints of a folder, oldest first."""
+def paths(folder: Path) -> list[Path]:
+    """The checkpoint files in a folder, oldest first."""
     return sorted((p for p in folder.glob("step-*.pt") if NAME.fullmatch(p.name)), key=step_of)
 
 
 def load_newest(folder: Path) -> tuple[dict[str, Any] | None, list[Path]]:
-    """The newest sound checkpoint, on the CPU (None: there is none), and the damaged ones passed over."""
+    """The newest sound checkpoint, on the CPU (None: there is none), and the newer ones that are damaged."""
     damaged: list[Path] = []
-    for path in reversed(found(folder)):
-        if path.stem.endswith(_digest(path)):
+    for path in reversed(paths(folder)):
+        if path.stem.endswith(file_digest(path)[:16]):
             return torch.load(path, map_location="cpu", weights_only=True), damaged
         damaged.append(path)
     return None, damaged
-
-
-def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()[:16]

@@ -13,18 +13,18 @@ from consistune.core.types import Progress
 from consistune.train.sharding import local
 
 SnapshotPrecision = Literal["fp32", "fp16"]
-"""fp16 halves the disk, as EDM2 does; its rounding, 2⁻¹¹ of each weight, comes back times Σ|X_i|."""
+"""fp16 halves the file, as in EDM2; `posthoc` multiplies its rounding error, 2⁻¹¹ of a weight, by Σ|X_i|."""
 
 
 class Average(Protocol):
-    """The decay β of one step of `batch` images, when `images` have been seen before it."""
+    """The decay β of a step of `batch` images before which `images` images have been seen."""
 
     def decay(self, images: int, batch: int) -> float: ...
 
 
 @dataclass(frozen=True)
 class PerStep:
-    """A constant β, whatever the batch (ECT on CIFAR-10, 2406.14548: 0.9999 at 128 images a step)."""
+    """A constant β for any batch (ECT on CIFAR-10, 2406.14548: 0.9999 at 128 images a step)."""
 
     beta: float
 
@@ -41,9 +41,9 @@ class HalfLife:
     """β = 0.5^(batch/h), h = min(images, ramp_up·images seen before the step)  (EDM, 2206.00364, app. F.3).
 
     Attributes:
-        images: the half-life, in images, so that its meaning does not depend on the batch.
-        ramp_up: share of the images seen to which the half-life is bounded; None: not bounded. EDM: 0.05,
-            EDM2: 0.09. With it the first step copies the weights, β = 0.
+        images: the half-life in images.
+        ramp_up: the half-life is at most this share of the images seen; None: no bound. EDM: 0.05, EDM2:
+            0.09. With a bound the first step copies the weights, β = 0.
     """
 
     images: int
@@ -64,9 +64,8 @@ class HalfLife:
 class PowerFunction:
     """β = (1 − batch/n)^(γ+1), n the images seen after the step  (EDM2, 2312.02696, eq. 127).
 
-    The average at n images is ∫ p(τ) θ(τ) dτ with p(τ) = (γ+1)·τ^γ/n^(γ+1): its length grows with training,
-    and stays the share `std` of it. From snapshots of two such averages any other can be made afterwards
-    (`posthoc`).
+    The average at n images is ∫ p(τ) θ(τ) dτ with p(τ) = (γ+1)·τ^γ/n^(γ+1). Its length is always the same
+    share of training. From snapshots of two such averages `posthoc` reconstructs others.
 
     Attributes:
         std: p's standard deviation as a share of n, in (0, 0.289).
@@ -87,7 +86,7 @@ def std_of(exponent: float) -> float:
 
 
 LONGEST_STD = std_of(0.0)
-"""s = √(1/12) of γ = 0, the plain mean of all weights: no average is longer."""
+"""s = √(1/12) at γ = 0, the plain mean of all weights, which is the longest average."""
 
 
 def exponent_of(std: float) -> float:
@@ -102,14 +101,14 @@ def exponent_of(std: float) -> float:
     p, q = 16 - k - 49 / 3, 2 * 343 / 27 - 7 * (16 - k) / 3 + 12 - k
     radius = 2 * math.sqrt(-p / 3)
     root = radius * math.cos(math.acos(min(1.0, 3 * q / (p * radius))) / 3) - 7 / 3
-    for _ in range(2):  # Newton's steps take back what the cosine has lost
+    for _ in range(2):  # Newton's steps remove the rounding error of the cosine
         value = ((root + 7) * root + 16 - k) * root + 12 - k
         root -= value / ((3 * root + 14) * root + 16 - k)
     return root
 
 
 def as_average(average: Average | float) -> Average:
-    """A number is the decay of every step. Raises ValueError outside [0, 1)."""
+    """A number becomes a constant decay. Raises ValueError outside [0, 1)."""
     return PerStep(average) if isinstance(average, float | int) else average
 
 
@@ -117,7 +116,7 @@ class EMA:
     """θ̄ ← β·θ̄ + (1 − β)·θ after every optimizer step; buffers are copied.
 
     Attributes:
-        average: says β at each step; a number is a constant β.
+        average: gives β at each step; a number is a constant β.
         model: the averaged model, in evaluation mode.
     """
 
@@ -126,7 +125,7 @@ class EMA:
         self.model: Any = copy.deepcopy(model).eval().requires_grad_(False)
 
     def step(self, model: nn.Module, images: int, batch: int) -> None:
-        """After the step of `batch` images before which `images` had been seen."""
+        """Update after a step of `batch` images before which `images` images had been seen."""
         self.update(model, self.average.decay(images, batch))
 
     @torch.no_grad()
@@ -139,7 +138,7 @@ class EMA:
 
 
 class Target(Protocol):
-    """The decay μ of the target network's average at a point of training; None: it is the online network."""
+    """The decay μ of the target network's average at a point of training; None: no average, θ⁻ = θ."""
 
     def decay(self, progress: Progress) -> float | None: ...
 
@@ -168,7 +167,7 @@ class FixedAverage:
 
 @dataclass(frozen=True)
 class GrowingAverage:
-    """μ(k) = exp(s₀·ln μ₀/(N(k) − 1)), slower as the grid grows (consistency training; CM, 2303.01469)."""
+    """μ(k) = exp(s₀·ln μ₀/(N(k) − 1)), which grows with the grid (consistency training; CM, 2303.01469)."""
 
     total_images: int
     s0: int = 2

@@ -1,33 +1,33 @@
-"""Being asked to stop: SIGINT and SIGTERM end a run after the step, with its state saved."""
+"""SIGINT and SIGTERM end a run after the current step, with its state saved."""
 
 import signal
 from types import FrameType, TracebackType
 
 
 class Interrupted(Exception):
-    """The run was asked to stop; its state is saved.
+    """The run stopped after a signal; its state is saved.
 
     Attributes:
         status: the exit status that shells expect, 128 + the signal's number: 130 or 143.
     """
 
     def __init__(self, number: int | None) -> None:
-        # A process that had no signal itself stops because another had: its launcher's SIGTERM.
+        # A process without a signal of its own stops because another process had one: the launcher's SIGTERM.
         self.status = 128 + (signal.SIGTERM if number is None else number)
         super().__init__("stopped")
 
 
 class StopSignal:
-    """Turns the first SIGINT or SIGTERM into a wish to stop after the step; the second acts as usual.
+    """Records the first SIGINT or SIGTERM while the context is open; the second one acts as usual.
 
     Attributes:
-        number: the signal's, when there was one.
+        number: the signal's number; None before there was one.
     """
 
     def __init__(self) -> None:
         self.number: int | None = None
 
-    def wanted(self) -> bool:
+    def received(self) -> bool:
         return self.number is not None
 
     def __enter__(self) -> "StopSignal":

@@ -1,4 +1,4 @@
-"""One program at a time trains in a run's folder."""
+"""The lock of a run's folder: one program at a time trains in it."""
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -11,7 +11,7 @@ from consistune.errors import UserError
 
 LOCK = ".lock"
 Key = TypeVar("Key")
-Made = TypeVar("Made")
+Result = TypeVar("Result")
 
 
 class Busy(UserError):
@@ -22,36 +22,37 @@ class Busy(UserError):
         self.folder = folder
 
     def wait(self) -> None:
-        """Until the other program is done, or gone."""
+        """Wait until the other program is done or has ended."""
         with FileLock(self.folder / LOCK, poll_interval=1.0):
             pass
 
 
-def shared(jobs: Mapping[Key, Callable[[], Made]], say: Callable[[str], None]) -> dict[Key, Made]:
-    """What each of the jobs gives, in their order; each may raise Busy.
+def shared(jobs: Mapping[Key, Callable[[], Result]], say: Callable[[str], None]) -> dict[Key, Result]:
+    """Do jobs of which each may raise Busy → their results by key, in the order of the jobs.
 
-    What another program is at is left for later, and waited for where nothing else is left: programs that are
-    given the same jobs share the work.
+    A job that another program is doing is tried again later, and waited for when no other job is left. So
+    programs that are given the same jobs share the work.
     """
-    done: dict[Key, Made] = {}
-    while left := [key for key in jobs if key not in done]:
+    done: dict[Key, Result] = {}
+    while open_jobs := [key for key in jobs if key not in done]:
         busy: list[Busy] = []
-        for key in left:
+        for key in open_jobs:
             try:
                 done[key] = jobs[key]()
-            except Busy as elsewhere:
-                busy.append(elsewhere)
-        if len(busy) == len(left):
+            except Busy as error:
+                busy.append(error)
+        if len(busy) == len(open_jobs):
             say(f"waiting for the program that trains in {busy[0].folder}")
             busy[0].wait()
     return {key: done[key] for key in jobs}
 
 
 @contextmanager
-def alone(folder: Path, say: Callable[[str], None]) -> Iterator[None]:
-    """Keeps other programs from training in this folder. Raises Busy where one does.
+def folder_lock(folder: Path, say: Callable[[str], None]) -> Iterator[None]:
+    """Hold the folder's lock, so that no other program trains in it. Raises Busy where one does.
 
-    The lock is the operating system's and goes with the process that holds it, however that ends.
+    It is a lock of the operating system: it is released when the process ends, in whatever way. On a file
+    system without locks, `say` gets a warning and nothing is locked.
     """
     lock = FileLock(folder / LOCK, timeout=0)
     try:

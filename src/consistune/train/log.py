@@ -1,4 +1,4 @@
-"""What is written down of a run every `log_images`: to metrics.jsonl and to the trackers."""
+"""The numbers of a run, written every `log_images` to metrics.jsonl and to the trackers."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -7,8 +7,6 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 from uuid import NAMESPACE_URL, uuid5
-
-import torch
 
 from consistune.errors import UserError
 from consistune.system.host import peak_bytes
@@ -20,17 +18,17 @@ GIB = 2**30
 
 
 class Telemetry:
-    """Loss, rate, gradient, speed, memory, and the loss by noise level since the last line."""
+    """Writes loss, learning rate, gradient norm, speed, memory, and the loss by noise level."""
 
-    def __init__(self, trainer: Trainer, log: Callable[[dict[str, Any]], None], boards: list[Any]) -> None:
-        self.trainer, self.log, self.boards = trainer, log, boards
-        self.began, self.images_then = time.perf_counter(), trainer.images
+    def __init__(self, trainer: Trainer, log: Callable[[dict[str, Any]], None], trackers: list[Any]) -> None:
+        self.trainer, self.log, self.trackers = trainer, log, trackers
+        self.last_time, self.last_images = time.perf_counter(), trainer.images
 
     def write(self, report: StepReport) -> None:
-        """A line; the loss by t begins anew."""
+        """Write a record; speed and loss by noise level are those since the last one."""
         now = time.perf_counter()
-        speed = (report.images - self.images_then) / (now - self.began)
-        self.began, self.images_then = now, report.images
+        speed = (report.images - self.last_images) / (now - self.last_time)
+        self.last_time, self.last_images = now, report.images
         self.record(
             self.trainer,
             {
@@ -39,25 +37,18 @@ class Telemetry:
                 "gradient_norm": report.gradient_norm,
                 "nonfinite_total": report.nonfinite_total,
                 "images_per_second": speed,
-                "peak_memory_gib": peak_memory_gib(self.trainer.device),
+                "peak_memory_gib": peak_bytes(self.trainer.device) / GIB,
                 **{f"loss/{name}": value for name, value in means(self.trainer.by_time).items()},
             },
         )
         self.trainer.by_time.zero_()
 
     def record(self, trainer: Trainer, scalars: dict[str, float]) -> None:
-        """Numbers of this moment of training."""
+        """Write numbers that belong to this point of training."""
         self.log({"images": trainer.images, "step": trainer.step, **scalars})
         named = {name if "/" in name else f"train/{name}": value for name, value in scalars.items()}
-        for board in self.boards:
-            board.log(named, step=trainer.images)
-
-
-def peak_memory_gib(device: torch.device) -> float:
-    """The most that this process ever held: of the card's memory, or on a CPU of the machine's."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device) / GIB
-    return peak_bytes() / GIB
+        for tracker in self.trackers:
+            tracker.log(named, step=trainer.images)
 
 
 EXTRAS = {"wandb": "wandb"}
@@ -76,9 +67,9 @@ def check_trackers(options: TrainOptions) -> None:
 
 @contextmanager
 def opened_trackers(options: TrainOptions, folder: Path, images: int, main: bool) -> Iterator[list[Any]]:
-    """The trackers of a run that has seen so many images; the first process's alone; closed at the end."""
+    """The open trackers of a run that has seen `images` images; none but on the `main` process."""
     check_trackers(options)
-    # Imported here: it takes a second, and only training needs it.
+    # Imported here because it takes a second, and only training needs it.
     from accelerate.tracking import TensorBoardTracker, WandBTracker
 
     trackers: list[Any] = []
@@ -86,7 +77,7 @@ def opened_trackers(options: TrainOptions, folder: Path, images: int, main: bool
         if name == "tensorboard":
             trackers.append(TensorBoardTracker("tensorboard", folder, purge_step=images))
         else:
-            # The folder names the run there too, so that a continued one goes on in the same curves.
+            # The id follows from the folder, so that a continued run continues its curves.
             identity = uuid5(NAMESPACE_URL, folder.resolve().as_uri()).hex
             trackers.append(
                 WandBTracker("consistune", name=folder.name, id=identity, resume="allow", dir=str(folder))

@@ -100,6 +100,7 @@ class Trainer:
         self.model = model.to(self.device).train().requires_grad_(True)
         if options.channels_last:
             self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.model.card = model.card.trained(objective, data, conditional=model.num_classes > 0)
         self.averages = [EMA(self.model, average) for average in options.ema]
         self.target_options = target
         self.target_average = None if target.decay(0) is None else EMA(self.model, 0.0)
@@ -267,7 +268,7 @@ class Trainer:
         rest = {
             "scaler": self.precision.scaler.state_dict(),
             "by_time": self.by_time,
-            "data_sha256": self.model.meta.get("data_sha256"),
+            "data_sha256": self.model.card.data_sha256,
         }
         return {**counters, **sharding.whole(state), **rest}
 
@@ -276,10 +277,10 @@ class Trainer:
 
         Raises UserError where the images are not those that the state was trained on.
         """
-        if state["data_sha256"] != self.model.meta.get("data_sha256"):
+        if state["data_sha256"] not in (None, self.model.card.data_sha256):
             raise UserError(
                 "the training images are not those that this run began with",
-                str(self.model.meta["data"]),
+                str(self.model.card.data),
                 "bring those back, or begin another run",
             )
         for name in self.COUNTERS:

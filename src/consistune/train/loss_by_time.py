@@ -1,4 +1,4 @@
-"""The loss by noise level: where in t a model is still bad, or a run goes wrong."""
+"""The mean loss by noise level, which shows at which t a model is still bad."""
 
 from itertools import pairwise
 
@@ -10,7 +10,7 @@ NAMES = (f"t<{EDGES[0]:g}", *(f"t={low:g}-{high:g}" for low, high in pairwise(ED
 
 
 def loss_by_time(t: Tensor, losses: Tensor) -> Tensor:
-    """Sums of the losses [B] and their number in each bin of t [B] → [2, bins]; t as the recipe has it."""
+    """Losses [B] and times t [B] → their sums and their numbers in each bin of t, [2, bins]."""
     bins = torch.bucketize(t, torch.tensor(EDGES, dtype=t.dtype, device=t.device))
     inside = bins[:, None] == torch.arange(len(NAMES), device=t.device)
     sums = torch.where(inside, losses[:, None], 0).sum(0)
@@ -18,6 +18,6 @@ def loss_by_time(t: Tensor, losses: Tensor) -> Tensor:
 
 
 def means(table: Tensor) -> dict[str, float]:
-    """The mean loss of each bin that has any."""
+    """A table of `loss_by_time` → the mean loss by the bin's name, without empty bins."""
     rows = zip(NAMES, *table.tolist(), strict=True)
     return {name: total / count for name, total, count in rows if count}

@@ -1,8 +1,7 @@
 """Optimizers and learning-rate schedules; every schedule is a function of the images seen.
 
-Gradients are never repaired. The published loops of EDM, EDM2 and ECT replace NaN and infinity in them by
-numbers and step on; here such a step is skipped and counted (`consistune.train.loop`), a deviation that
-matters only where something is wrong.
+The published loops of EDM, EDM2 and ECT replace NaN and infinity in gradients by numbers. Here a step with
+such a gradient is skipped and counted (`consistune.train.loop`).
 """
 
 import math
@@ -15,7 +14,7 @@ from torch import nn
 from consistune.train.radam import RAdam
 
 FUSED = ("cpu", "cuda")
-"""The devices on which torch updates all parameters in one kernel; elsewhere it goes list-wise."""
+"""The devices that have torch's fused kernels; on others the update uses its foreach functions."""
 
 
 class RateSchedule(Protocol):
@@ -26,7 +25,7 @@ class RateSchedule(Protocol):
 
 @dataclass(frozen=True)
 class Constant:
-    """The learning rate stays."""
+    """1: a constant learning rate."""
 
     def factor(self, images: int, total: int) -> float:  # noqa: ARG002 - constant
         return 1.0
@@ -77,7 +76,7 @@ class Optimizer:
     """RAdam, Adam or AdamW, with a learning-rate schedule (ECT and iCT: RAdam, 1e-4, constant).
 
     Attributes:
-        lr_schedule: how the rate goes on; `warmup_images` multiplies it by min(n/warmup_images, 1), n the
+        lr_schedule: the factor of the rate; `warmup_images` multiplies it by min(n/warmup_images, 1), n the
             images seen before the step (EDM and EDM2: 10 million, so that the first step has rate 0).
     """
 
@@ -96,7 +95,7 @@ class Optimizer:
             raise ValueError(f"warmup_images must not be negative, got {self.warmup_images}")
 
     def build(self, model: nn.Module) -> torch.optim.Optimizer:
-        """The optimizer of the parameters that learn; one kernel a step on the devices of `FUSED`."""
+        """The torch optimizer of the parameters that require gradients."""
         cls = {"radam": RAdam, "adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[self.kind]
         parameters = [p for p in model.parameters() if p.requires_grad]
         fused = all(p.device.type in FUSED for p in parameters)
@@ -110,6 +109,6 @@ class Optimizer:
         )
 
     def rate_at(self, images: int, total: int) -> float:
-        """The learning rate of the step before which `images` of `total` have been seen."""
+        """The learning rate of the step before which `images` of `total` images have been seen."""
         warmup = min(images / self.warmup_images, 1.0) if self.warmup_images else 1.0
         return self.lr * warmup * self.lr_schedule.factor(images, total)

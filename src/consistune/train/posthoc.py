@@ -1,10 +1,10 @@
 """Averages of any length, made after training from snapshots of a few (EDM2, 2312.02696, §3.2).
 
 A power-function average taken at t images weighs the weights at τ by p(τ) = (γ+1)·τ^γ/t^(γ+1), τ in [0, t].
-The combination Σ X_i p_i of the snapshots' profiles that is nearest to a wanted profile in L2 solves
-A·X = b, A_ij = ⟨p_i, p_j⟩, b_i = ⟨p_i, p⟩; the same combination of the snapshots is nearly the average that
-training would have kept. How near depends on how many snapshots of how many lengths there are: EDM2 keeps
-two, 0.05 and 0.10, every 8 million images.
+The combination Σ X_i p_i of the snapshots' profiles that is nearest in L2 to a target profile p solves
+A·X = b with A_ij = ⟨p_i, p_j⟩ and b_i = ⟨p_i, p⟩. The same combination of the snapshots approximates the
+average that training would have kept; more snapshots of more lengths make the error smaller. EDM2 keeps two
+lengths, 0.05 and 0.10, every 8 million images.
 
 RUN/ema/config.json             the model that the weights belong to
 RUN/ema/IMAGES-STD.safetensors  a snapshot: parameters and buffers
@@ -59,19 +59,19 @@ def _columns(profiles: Iterable[Profile]) -> tuple[NDArray[np.float64], NDArray[
     return pairs[:, 0], pairs[:, 1]
 
 
-def coefficients(snapshots: list[Profile], wanted: Profile) -> NDArray[np.float64]:
-    """X with A·X = b, divided by its sum, for profiles none of which is later than the wanted one."""
-    solution = np.linalg.solve(overlaps(snapshots, snapshots), overlaps(snapshots, [wanted])[:, 0])
+def coefficients(snapshots: list[Profile], target: Profile) -> NDArray[np.float64]:
+    """X with A·X = b, divided by its sum, float64 [snapshots]; no snapshot may be later than the target."""
+    solution = np.linalg.solve(overlaps(snapshots, snapshots), overlaps(snapshots, [target])[:, 0])
     return solution / solution.sum()
 
 
 # --- snapshots on disk -------------------------------------------------------------------------------
 
 
-def keep(
+def save_snapshot(
     run: Path, average: PowerFunction, model: Preconditioned, images: int, precision: SnapshotPrecision
 ) -> None:
-    """Write a snapshot of a power-function average, the averaged model, into the run's folder."""
+    """Write the averaged model of a power-function average into the run's folder."""
     folder = run / FOLDER
     write_atomically(folder / store.CONFIG, _config(model))
     weights = {name: _stored(value, precision) for name, value in model.state_dict().items()}
@@ -84,7 +84,7 @@ def _config(model: nn.Module) -> str:
 
 
 def _stored(value: Tensor, precision: SnapshotPrecision) -> Tensor:
-    """In half precision where that is asked for and can hold the values."""
+    """The value on the CPU; in half precision where that is asked for and its range suffices."""
     value = value.detach().cpu().contiguous()
     if precision == "fp16" and value.is_floating_point():
         half = value.half()
@@ -92,8 +92,8 @@ def _stored(value: Tensor, precision: SnapshotPrecision) -> Tensor:
     return value
 
 
-def found(run: Path) -> dict[Profile, Path]:
-    """The snapshots of a run's folder, by (images, std)."""
+def snapshots(run: Path) -> dict[Profile, Path]:
+    """The snapshot files of a run by their profiles, in the order of (images, std)."""
     matches = {
         path: re.fullmatch(r"(\d+)-(0?\.\d+)", path.stem) for path in (run / FOLDER).glob("*.safetensors")
     }
@@ -109,26 +109,26 @@ def reconstruct(run: Path, std: float, at: int | None = None) -> Preconditioned:
 
     Raises UserError where there are no snapshots, or none at that point.
     """
-    snapshots = found(run)
-    if not snapshots:
+    stored = snapshots(run)
+    if not stored:
         raise UserError(
             "the run kept no snapshots of power-function averages",
             str(run),
             "train with averages of kind power in train.ema, and train.ema_snapshot_images",
         )
-    times = sorted({int(profile.images) for profile in snapshots})
+    times = sorted({int(profile.images) for profile in stored})
     at = times[-1] if at is None else at
     if at not in times:
         raise UserError(
             f"no snapshot was taken at {at:,} images", "--at", f"there are: {', '.join(map(str, times))}"
         )
     try:
-        wanted = Profile(at, std)
+        target = Profile(at, std)
         exponent_of(std)
     except ValueError as error:
         raise UserError(str(error), "--std") from error
-    used = {profile: path for profile, path in snapshots.items() if profile.images <= at}
-    shares = coefficients(list(used), wanted)
+    used = {profile: path for profile, path in stored.items() if profile.images <= at}
+    shares = coefficients(list(used), target)
     return _combined(run / FOLDER, list(used.values()), shares, {"std": std, "images": at})
 
 
@@ -151,5 +151,5 @@ def _combined(
                 value.copy_(files[-1].get_tensor(name))  # type: ignore[no-untyped-call]
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise UserError(f"the snapshots cannot be read: {error}", str(folder)) from error
-    model.meta["ema"] = origin
+    model.card = model.card.updated(ema=origin)
     return model.eval()

@@ -1,4 +1,4 @@
-"""Rectified Adam in one kernel a step: torch has one for Adam, and RAdam is Adam with its own lr and ε."""
+"""Rectified Adam with torch's fused kernels for Adam: RAdam is Adam with another lr and ε at each step."""
 
 import math
 from typing import Any
@@ -6,7 +6,7 @@ from typing import Any
 import torch
 
 LARGE = 1e12
-"""An ε beside which √v̂ vanishes."""
+"""An ε that is so large that √v̂ + ε rounds to ε."""
 
 
 class RAdam(torch.optim.Adam):
@@ -17,7 +17,7 @@ class RAdam(torch.optim.Adam):
     before. Adam's step lr·m̂/(√v/√(1−β₂ᵗ) + ε) is the first with lr·r_t and ε/√(1−β₂ᵗ), and tends to the
     second, m̂ scaled by lr·E/(√v̂ + E), with a large E. Takes Adam's arguments but amsgrad.
 
-    A group's `steps` counts its steps on the host, so that no step waits for the device.
+    The number of steps is kept on the host, in a group's `steps`, so that no step waits for the device.
     """
 
     def step(self, closure: Any = None) -> Any:

@@ -1,8 +1,8 @@
-"""Weights, gradients, optimizer and averages split over the processes (FSDP2), and whole again.
+"""Weights, gradients, optimizer and averages sharded over the processes (FSDP2), and gathered again.
 
-Each block is gathered when its pass needs it (`torch.distributed.fsdp.fully_shard`, which splits the first
-dimension). Scalars cannot be split: every process holds them, and their gradients are averaged here.
-What is not split passes through all of these unchanged.
+`torch.distributed.fsdp.fully_shard` splits the first dimension and gathers a block when its pass needs it.
+Scalars cannot be split: every process holds them, and their gradients are averaged here. The functions return
+tensors that are not sharded unchanged.
 """
 
 from typing import Any
@@ -18,19 +18,19 @@ from consistune.system.processes import Processes
 
 
 def shard(module: nn.Module, processes: Processes) -> None:
-    """Split a model's parameters in place: each block of its network by itself, then the rest."""
+    """Shard a model's parameters in place: each block of its network by itself, then the rest."""
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
 
     mesh = init_device_mesh(processes.device.type, (processes.count,))
     scalars = {p for p in module.parameters() if p.ndim == 0}
-    # Resharded after a forward too: an average's has no backward, and its parts are to be read.
-    how: dict[str, Any] = {"mesh": mesh, "ignored_params": scalars, "reshard_after_forward": True}
+    # Resharded after the forward, because an average has no backward and its parts are read afterwards.
+    options: dict[str, Any] = {"mesh": mesh, "ignored_params": scalars, "reshard_after_forward": True}
     for part in list(module.modules()):
         if isinstance(part, nn.ModuleDict | nn.ModuleList):
             for block in part.children():
-                fully_shard(block, **how)
-    fully_shard(module, **how)
+                fully_shard(block, **options)
+    fully_shard(module, **options)
 
 
 def local(tensor: Tensor) -> Tensor:
@@ -39,12 +39,12 @@ def local(tensor: Tensor) -> Tensor:
 
 
 def gradients(model: nn.Module) -> list[Tensor]:
-    """This process's parts of the gradients that there are."""
+    """This process's parts of all gradients."""
     return [local(p.grad) for p in model.parameters() if p.grad is not None]
 
 
 def gradient_norm(model: nn.Module, processes: Processes) -> Tensor:
-    """The L2 norm of all gradients. Sharded: scalars' first become their mean over the processes."""
+    """The L2 norm of all gradients. In a sharded model, scalars' gradients are first averaged in place."""
     split = [p.grad for p in model.parameters() if isinstance(p.grad, DTensor)]
     if not split:
         return torch.nn.utils.get_total_norm(gradients(model))
@@ -59,9 +59,9 @@ def gradient_norm(model: nn.Module, processes: Processes) -> Tensor:
 
 @torch.no_grad()
 def force_weight_norms(model: nn.Module) -> None:
-    """EDM2's forced weight normalisation on the rows held here, before a pass that cannot.
+    """EDM2's forced weight normalisation of this process's rows, before a sharded or a compiled pass.
 
-    A gathered weight is a copy, and a compiled pass writes none.
+    Such a pass cannot do it: a gathered weight is a copy, and a compiled pass does not write weights.
     """
     for module in model.modules():
         if isinstance(module, MPConv) and local(module.weight).numel():
@@ -70,7 +70,7 @@ def force_weight_norms(model: nn.Module) -> None:
 
 
 def whole(tree: Any) -> Any:
-    """The tree with every split tensor gathered, on the CPU. All processes have to ask."""
+    """The tree with every sharded tensor gathered on the CPU. All processes have to call this."""
     if isinstance(tree, DTensor):
         return tree.full_tensor().cpu()
     if isinstance(tree, dict):
@@ -81,13 +81,13 @@ def whole(tree: Any) -> Any:
 
 
 def load(model: nn.Module, state: dict[str, Tensor]) -> None:
-    """Whole tensors into a model, each process taking its part."""
+    """Load whole tensors into a model; each process takes its part."""
     own = model.state_dict()
     model.load_state_dict({name: _like(value, own.get(name)) for name, value in state.items()})
 
 
 def load_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
-    """An optimizer's whole state, each process taking its part; how it computes stays as it is."""
+    """Load an optimizer's whole state; each process takes its part. Its choice of kernels does not change."""
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     moments = {
         key: {
@@ -95,9 +95,9 @@ def load_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> N
         }
         for key, entry in state["state"].items()
     }
-    how = ("foreach", "fused")
+    kernels = ("foreach", "fused")
     groups = [
-        {**saved, **{word: own[word] for word in how if word in own}}
+        {**saved, **{key: own[key] for key in kernels if key in own}}
         for saved, own in zip(state["param_groups"], optimizer.param_groups, strict=True)
     ]
     optimizer.load_state_dict({"state": moments, "param_groups": groups})
@@ -111,14 +111,14 @@ def _like(value: Any, model: Tensor | None) -> Any:
 
 
 def _laid_out(value: Any, parameter: Tensor) -> Any:
-    """A moment in its parameter's memory format: a kernel for both reads them as they lie."""
+    """A moment in its parameter's memory format, which fused kernels need."""
     if not isinstance(value, Tensor) or isinstance(value, DTensor) or value.shape != parameter.shape:
         return value
     return torch.empty_like(parameter, requires_grad=False).copy_(value)
 
 
 def gathered(model: Preconditioned) -> Preconditioned:
-    """A whole copy of a split model, in evaluation mode. All processes have to ask."""
+    """A whole copy of a sharded model, in evaluation mode. All processes have to call this."""
     copy = store.build(store.describe(model))
     copy.load_state_dict(whole(model.state_dict()))
     return copy.to(next(model.parameters()).device).eval()

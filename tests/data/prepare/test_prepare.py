@@ -178,7 +178,7 @@ def test_a_killed_command_goes_on(tmp_path: Path) -> None:
     assert not (tmp_path / "dest").exists()
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert "going on after" in done.stderr
+    assert "continuing after" in done.stderr
     meta = prepare(source, tmp_path / "whole", PrepareOptions(images=ImageOptions(size=8)))
     assert meta.parts["train"].images == 1024
     assert contents(tmp_path / "dest") == contents(tmp_path / "whole")

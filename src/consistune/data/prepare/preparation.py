@@ -17,7 +17,7 @@ from consistune.data.prepare import npy
 from consistune.data.prepare.journal import Journal
 from consistune.data.prepare.split import Rows, Split
 from consistune.data.prepare.transform import Transform
-from consistune.data.prepare.work import DIGEST_BYTES, hash_file
+from consistune.data.prepare.work import DIGEST_BYTES
 from consistune.data.prepared import IMAGES, LABELS, META, SIDES, Meta, Part, write_meta
 from consistune.data.sources.base import Source
 from consistune.errors import UserError
@@ -109,7 +109,7 @@ def _finish_side(preparation: Preparation, side: int, name: str, good: np.ndarra
     return Part(
         images=len(labels),
         offsets=tuple(int(k) for k in offsets),
-        sha256={path.name: hash_file(str(path)) for path in (images, label_file)},
+        sha256={path.name: files.file_digest(path) for path in (images, label_file)},
     )
 
 

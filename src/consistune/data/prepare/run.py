@@ -19,7 +19,7 @@ from consistune.data.prepare.journal import Journal
 from consistune.data.prepare.preparation import Preparation, finish
 from consistune.data.prepare.split import Rows, Split, held_out
 from consistune.data.prepare.survey import ImageOptions, choose_transform
-from consistune.data.prepare.work import DIGEST_BYTES, Converter, Piece, hash_file
+from consistune.data.prepare.work import DIGEST_BYTES, Converter, Piece
 from consistune.data.prepared import IMAGES, Meta
 from consistune.data.sources.base import Source, SourceOptions, printable
 from consistune.data.sources.detect import open_source
@@ -162,7 +162,7 @@ def _tasks(preparation: Preparation, journal: Journal) -> Iterator[pool.Task[tup
             yield ("piece", k), converter, Piece(first, task, rows.side[first:last], rows.row[first:last])
     for k, path in enumerate(source.containers):
         if k not in hashed:
-            yield ("file", k), hash_file, str(path)
+            yield ("file", k), files.file_digest, str(path)
 
 
 def _commit(preparation: Preparation, journal: Journal, entries: list[dict[str, Any]]) -> None:

@@ -82,12 +82,6 @@ def _digest(raw: Raw) -> bytes:
     return hashlib.sha256(raw).digest() if isinstance(raw, bytes) else bytes(DIGEST_BYTES)
 
 
-def hash_file(path: str) -> str:
-    """SHA-256 of a file, streamed."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def start_worker() -> None:
     """Leave Ctrl-C to the parent process, and end when the parent is killed."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
