@@ -8,11 +8,11 @@ from accelerate import PartialState
 
 from consistune.cli.common import Screen, parse_integers, parse_times, pick_device
 from consistune.errors import UserError
-from consistune.evaluate.draws import LABEL_RULES
 from consistune.evaluate.job import Job
-from consistune.evaluate.request import Wanted
-from consistune.evaluate.search import Setting
-from consistune.metrics.moments import Convention, process
+from consistune.evaluate.request import Request, Setting
+from consistune.evaluate.sources import LABEL_RULES
+from consistune.metrics.gather import process
+from consistune.metrics.moments import Convention
 
 
 def evaluate(
@@ -53,7 +53,7 @@ def evaluate(
     for name, value, least in (("--samples", samples, 4), ("--seeds", seeds, 1), ("--batch", batch, 1)):
         if value < least:
             raise UserError(f"{value} is too few", name, f"give at least {least}")
-    wanted = Wanted(
+    request = Request(
         model=model,
         out=out,
         data=data,
@@ -81,7 +81,7 @@ def evaluate(
     )
     first = process()[0] == 0
     with Screen(quiet=not first) as screen:
-        page = Job(wanted, screen).run()
+        page = Job(request, screen).run()
     if first:
         print(page)
 

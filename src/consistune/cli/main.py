@@ -8,6 +8,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from consistune.errors import UserError
+from consistune.metrics.table import METRICS
 
 app = typer.Typer(
     name="consistune",
@@ -115,9 +116,7 @@ def evaluate(
             "classifier, or package.module:attribute. Files and modules are programs: they are run."
         ),
     ] = None,
-    metrics: Annotated[
-        str | None, typer.Option(help="Of fd, fid, kid, is, pr, memorisation, accuracy; default: what fits.")
-    ] = None,
+    metrics: Annotated[str | None, typer.Option(help=f"Of {', '.join(METRICS)}; default: what fits.")] = None,
     steps: Annotated[str | None, typer.Option(help="1,2: a row each; default: the model's own.")] = None,
     samples: Annotated[int, typer.Option(help="Images of a block.")] = 50_000,
     seeds: Annotated[int, typer.Option(help="Blocks, each with its own seeds.")] = 1,

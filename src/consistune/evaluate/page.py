@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from consistune.metrics.measure import Split
-from consistune.metrics.suite import Draw
+from consistune.metrics.choose import Split
+from consistune.metrics.suite import SampleSource
 from consistune.pages.evaluation import evaluation_page, search_plot, search_series
 from consistune.pages.plots import lines_png
 from consistune.system.files import write_atomically
@@ -20,7 +20,7 @@ GRID = 64
 def write_page(
     path: Path,
     results: dict[str, Any],
-    draws: Mapping[str, Draw],
+    draws: Mapping[str, SampleSource],
     data: Split | None,
     run: Path | None,
 ) -> None:
@@ -35,7 +35,7 @@ def write_page(
         write_atomically(path.with_name("curve.png"), lines_png(*search_series(results["search"])))
 
 
-def _pictures(row: dict[str, Any], draw: Draw, data: Split | None) -> dict[str, Tensor]:
+def _pictures(row: dict[str, Any], draw: SampleSource, data: Split | None) -> dict[str, Tensor]:
     first, last = row["seeds"][0]
     shown = {"samples": draw(range(first, min(first + GRID, last + 1)))[0]}
     if data is None:

@@ -62,10 +62,3 @@ def train_classifier(images: Tensor, labels: Tensor, seed: int = 0) -> ImageClas
     finally:
         torch.set_rng_state(state)
     return model.eval().requires_grad_(False)
-
-
-@torch.inference_mode()
-def accuracy(model: ImageClassifier, images: Tensor, labels: Tensor, batch: int = 512) -> float:
-    """Share of uint8 images [n, C, H, W] that the classifier gives their label [n]."""
-    pairs = zip(torch.split(images, batch), torch.split(labels, batch), strict=True)
-    return float(sum((model(x).argmax(1) == y).sum().item() for x, y in pairs)) / len(images)

@@ -1,8 +1,8 @@
-"""Samples to be measured: from a model, a seed an image; or from a file of them."""
+"""Where the measured samples come from: a model, which draws an image for each seed, or a file."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import Literal
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -15,19 +15,19 @@ from consistune.models import default_sampler, sample
 from consistune.nn.precond import Preconditioned
 
 LABEL_STREAM = 7
-"""Labels and noise of a seed come from different streams."""
+"""The labels of a seed come from another random stream than its noise."""
 LabelRule = Literal["data", "uniform", "balanced"]
 LABEL_RULES: tuple[LabelRule, ...] = ("data", "uniform", "balanced")
 
 
 @dataclass(frozen=True)
-class Drawing:
+class ModelSource:
     """Seeds → uint8 images [n, C, H, W] and their labels [n]: a function of each seed alone.
 
     Attributes:
-        labels: of the training images; None: unknown.
-        label_rule: "data": the label of a training image drawn by the seed (ECT's protocol); "uniform": each
-            class equally likely (EDM's); "balanced": the seed modulo the classes.
+        labels: of the training images; None: not known.
+        label_rule: "data": the label of a random training image (ECT's protocol); "uniform": each class with
+            the same probability (EDM's); "balanced": the seed modulo the number of classes.
         worse, omega: guidance by a worse model.
     """
 
@@ -53,49 +53,60 @@ class Drawing:
         return images, labels
 
     def labels_of(self, seeds: Sequence[int]) -> Tensor | None:
-        """The labels [n] that the seeds are drawn for; None where the model takes none."""
+        """The label [n] of each seed; None where the model takes no labels."""
         classes = self.model.num_classes
         if classes == 0:
             return None
         if self.label_rule == "balanced":
             return torch.tensor([seed % classes for seed in seeds])
-        chances = [mix_seed(seed, LABEL_STREAM) for seed in seeds]
+        numbers = [mix_seed(seed, LABEL_STREAM) for seed in seeds]
         if self.label_rule == "uniform":
-            return torch.tensor([chance % classes for chance in chances])
+            return torch.tensor([number % classes for number in numbers])
         if self.labels is None:
             raise UserError(
                 "the labels of the training images are not known",
                 "--labels data",
                 "give --data, or --labels uniform",
             )
-        return self.labels[torch.tensor([chance % len(self.labels) for chance in chances])]
+        return self.labels[torch.tensor([number % len(self.labels) for number in numbers])]
 
     @property
     def evaluations(self) -> int:
-        """Network evaluations an image."""
+        """Network evaluations for an image."""
         stops = getattr(self.sampler, "stops", None)
         if stops is not None:
             return len(stops(80.0)) - 1
         return int(self.sampler.evaluations)  # type: ignore[attr-defined]
 
-    def with_mid_t(self, t: float) -> "Drawing":
-        """The same with one intermediate time: two steps."""
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The sampler's settings, for results.json."""
+        return {
+            "kind": type(self.sampler).__name__,
+            **asdict(self.sampler),  # type: ignore[call-overload]
+            "evaluations": self.evaluations,
+            "omega": self.omega,
+            "labels": self.label_rule if self.model.num_classes else None,
+        }
+
+    def with_mid_t(self, t: float) -> "ModelSource":
+        """The same in two steps with this intermediate time."""
         return replace(self, sampler=Multistep((t,)))
 
-    def with_eta(self, eta: float) -> "Drawing":
-        """The same with another edge-skipping. Raises UserError where the model has no phases."""
+    def with_eta(self, eta: float) -> "ModelSource":
+        """The same with another η of edge-skipping. Raises UserError where the model has no phases."""
         edges = self.model.meta.get("edges")
         if not edges:
             raise UserError("the model has no phases", "--search eta", "search mid-t or omega instead")
         return replace(self, sampler=default_sampler(self.model, None, eta=eta))
 
-    def with_omega(self, omega: float) -> "Drawing":
+    def with_omega(self, omega: float) -> "ModelSource":
         return replace(self, omega=omega)
 
 
 @dataclass(frozen=True)
-class Drawn:
-    """Images of a file, row by row, as if the row were the seed."""
+class FileSource:
+    """Row numbers, in the place of seeds → the images of a file, and their labels."""
 
     images: Tensor
     labels: Tensor | None
