@@ -21,8 +21,6 @@ IMAGES = torch.arange(80, dtype=torch.uint8).reshape(20, 1, 2, 2)
 class Brightness(Metric):
     """The mean pixel of the samples."""
 
-    by_default = True
-
     def check(self) -> None:
         if self.setup.convention == "biased":
             raise UserError("knows no biased convention", "--metrics brightness")

@@ -9,8 +9,7 @@ from accelerate import PartialState
 from consistune.cli.common import Screen, parse_integers, parse_times, pick_device
 from consistune.errors import UserError
 from consistune.evaluate.job import Job
-from consistune.evaluate.request import Request, Setting
-from consistune.evaluate.sources import LABEL_RULES
+from consistune.evaluate.request import LABEL_RULES, Request, Setting
 from consistune.metrics.gather import process
 from consistune.metrics.moments import Convention
 

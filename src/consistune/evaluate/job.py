@@ -17,7 +17,7 @@ from consistune.evaluate.record import facts, summarise
 from consistune.evaluate.request import Request
 from consistune.evaluate.search import search_setting
 from consistune.evaluate.setup import build_suite, read_data
-from consistune.evaluate.subject import FileSubject, ModelSubject, run_folder_of
+from consistune.evaluate.sources import FileSource, ModelSource, file_source, model_source
 from consistune.metrics.gather import process
 from consistune.metrics.suite import SampleSource
 from consistune.system.files import atomic_file, write_atomically
@@ -35,28 +35,29 @@ class Job:
         self.request, self.screen = request, screen
         self.began = time.perf_counter()
         self.data = read_data(request.data)
-        self.subject: ModelSubject | FileSubject
+        self.source: ModelSource | FileSource
         if request.model.suffix == ".npz":
-            self.subject = FileSubject(request)
+            self.source = file_source(request)
         else:
             train = None if self.data is None else self.data.train
             labels = None if train is None or len(train.class_names) < 2 else train.labels
-            self.subject = ModelSubject(request, labels)
-        self.suite = build_suite(request, self.data, self.subject.image_shape, self.subject.labelled, screen)
+            self.source = model_source(request, labels)
+        self.suite = build_suite(request, self.data, self.source.image_shape, self.source.labelled, screen)
         self.sources: dict[str, SampleSource] = {}
 
     def run(self) -> Path:
         """All rows and the page; returns the page. Of several processes only the first writes."""
-        request, subject, search = self.request, self.subject, None
-        if isinstance(subject, FileSubject):
-            rows = [self.row("samples", subject.source, {"file": str(request.model)})]
+        request, source, search = self.request, self.source, None
+        if isinstance(source, FileSource):
+            rows = [self.row("samples", source, {"file": str(request.model)})]
         else:
             if request.search is not None:
-                search, sources = search_setting(request, subject, self.suite, self.screen)
+                search, sources = search_setting(request, source, self.suite, self.screen)
             else:
-                sources = {_steps_name(s.evaluations): s for s in map(subject.source, request.steps)}
-            rows = [self.row(name, source, source.settings) for name, source in sources.items()]
-        results = {"rows": rows, "search": search, **facts(request, self.suite, subject.digest, self.began)}
+                drawn = [source.in_steps(steps, request) for steps in request.steps]
+                sources = {_row_name(varied.evaluations): varied for varied in drawn}
+            rows = [self.row(name, varied, varied.settings) for name, varied in sources.items()]
+        results = {"rows": rows, "search": search, **facts(request, self.suite, source.digest, self.began)}
         page = request.out / "report.html"
         if process()[0] == 0:
             write_atomically(request.out / "results.json", json.dumps(results, indent=1))
@@ -87,8 +88,13 @@ class Job:
         }
 
 
-def _steps_name(evaluations: int) -> str:
+def _row_name(evaluations: int) -> str:
     return f"{evaluations} evaluation{'s' if evaluations > 1 else ''}"
+
+
+def run_folder_of(path: Path) -> Path | None:
+    """The folder of the training run that a model lies in, with its metrics; None: there is none."""
+    return next((f for f in (path, path.parent) if (f / "metrics.jsonl").is_file()), None)
 
 
 @contextmanager

@@ -6,9 +6,10 @@ from typing import Literal
 
 import torch
 
-from consistune.evaluate.sources import LabelRule
 from consistune.metrics.moments import Convention
 
+LabelRule = Literal["data", "uniform", "balanced"]
+LABEL_RULES: tuple[LabelRule, ...] = ("data", "uniform", "balanced")
 Setting = Literal["mid-t", "eta", "omega"]
 """The sampler's settings whose best value can be searched."""
 

@@ -6,11 +6,12 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
+from consistune.core.sampling import Multistep
 from consistune.errors import UserError
 from consistune.evaluate.request import Request, Setting
 from consistune.evaluate.sources import ModelSource
-from consistune.evaluate.subject import ModelSubject
 from consistune.metrics.suite import Suite
+from consistune.models import default_sampler
 from consistune.system.progress import Screen
 
 GOLDEN = (math.sqrt(5) - 1) / 2
@@ -69,7 +70,7 @@ def golden_section(
 
 
 def search_setting(
-    request: Request, subject: ModelSubject, suite: Suite, screen: Screen
+    request: Request, model: ModelSource, suite: Suite, screen: Screen
 ) -> tuple[dict[str, Any], dict[str, ModelSource]]:
     """The curve of `request.search` for results.json, and the sources to be measured on all samples.
 
@@ -79,10 +80,16 @@ def search_setting(
     setting = request.search
     if setting is None:
         raise ValueError("no setting is searched")
-    base = subject.source(1 if setting == "mid-t" else request.steps[0])
-    vary = {"mid-t": base.with_mid_t, "eta": base.with_eta, "omega": base.with_omega}[setting]
-    if setting == "omega" and subject.worse is None and not subject.labelled:
+    if setting == "eta" and not model.model.meta.get("edges"):
+        raise UserError("the model has no phases", "--search eta", "search mid-t or omega instead")
+    if setting == "omega" and model.worse is None and not model.labelled:
         raise UserError("needs a worse model to guide by", "--search omega", "give --worse FOLDER")
+    base = model.in_steps(1 if setting == "mid-t" else request.steps[0], request)
+    vary: Callable[[float], ModelSource] = {
+        "mid-t": lambda t: replace(base, sampler=Multistep((t,))),
+        "eta": lambda eta: replace(base, sampler=default_sampler(base.model, None, eta=eta)),
+        "omega": lambda omega: replace(base, omega=omega),
+    }[setting]
     quick = Suite(replace(suite.setup, extrapolate=False), ("fd",), suite.batch)
     metric = suite.setup.extractor.name
     seeds = range(request.first_seed, request.first_seed + request.search_samples)
@@ -96,7 +103,7 @@ def search_setting(
         best, curve = golden_section(loss, RANGES[setting], request.search_evaluations)
     sources = {f"{setting} {best:.4g} (found)": vary(best)}
     with suppress(UserError):  # where the model has no value of its own
-        default = subject.source(2 if setting == "mid-t" else None)
+        default = model.in_steps(2 if setting == "mid-t" else None, request)
         sources = {f"{setting} as the model says": default} | sources
     record = {
         "setting": setting,

@@ -13,8 +13,7 @@ from consistune.metrics.features import Extractor, load_extractor
 from consistune.metrics.metric import Setup
 from consistune.metrics.sheet import WITHOUT_FILE
 from consistune.metrics.statistics import ReferenceStatistics, build_reference, read_reference, read_samples
-from consistune.metrics.suite import Suite
-from consistune.metrics.table import all_metrics, metric_class
+from consistune.metrics.suite import Suite, default_metrics
 from consistune.system.progress import Screen
 
 
@@ -51,8 +50,7 @@ def build_suite(
     if request.save_reference is not None:
         reference.save(request.save_reference)
     setup = Setup(extractor, reference, data, classifier, labelled, request.covariance, request.extrapolate)
-    default = tuple(name for name in all_metrics() if metric_class(name)(setup).by_default)
-    return Suite(setup, request.metrics or default, request.batch)
+    return Suite(setup, request.metrics or default_metrics(setup), request.batch)
 
 
 def _features(request: Request, data: DataSplit | None) -> str:

@@ -1,23 +1,25 @@
 """Where the measured samples come from: a model, which draws an image for each seed, or a file."""
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from consistune.core.rng import mix_seed
-from consistune.core.sampling import Multistep, Sampler
+from consistune.core.sampling import Sampler
 from consistune.core.types import Denoiser
 from consistune.errors import UserError
-from consistune.models import default_sampler, sample
+from consistune.evaluate.request import LabelRule, Request
+from consistune.metrics.features import file_digest
+from consistune.metrics.statistics import read_samples
+from consistune.models import default_sampler, load, sample
 from consistune.nn.precond import Preconditioned
 
 LABEL_STREAM = 7
 """The labels of a seed come from another random stream than its noise."""
-LabelRule = Literal["data", "uniform", "balanced"]
-LABEL_RULES: tuple[LabelRule, ...] = ("data", "uniform", "balanced")
 
 
 @dataclass(frozen=True)
@@ -70,6 +72,14 @@ class ModelSource:
             )
         return self.labels[torch.tensor([number % len(self.labels) for number in numbers])]
 
+    def in_steps(self, steps: int | None, request: Request) -> "ModelSource":
+        """The same in a number of steps. Raises UserError for a number that the model cannot take."""
+        try:
+            sampler = default_sampler(self.model, steps, request.mid_t, request.eta)
+        except ValueError as error:
+            raise UserError(str(error), "--steps") from error
+        return replace(self, sampler=sampler)
+
     @property
     def evaluations(self) -> int:
         """Network evaluations for an image."""
@@ -86,31 +96,70 @@ class ModelSource:
             **asdict(self.sampler),  # type: ignore[call-overload]
             "evaluations": self.evaluations,
             "omega": self.omega,
-            "labels": self.label_rule if self.model.num_classes else None,
+            "labels": self.label_rule if self.labelled else None,
         }
 
-    def with_mid_t(self, t: float) -> "ModelSource":
-        """The same in two steps with this intermediate time."""
-        return replace(self, sampler=Multistep((t,)))
+    @property
+    def labelled(self) -> bool:
+        """The model takes labels."""
+        return self.model.num_classes > 0
 
-    def with_eta(self, eta: float) -> "ModelSource":
-        """The same with another η of edge-skipping. Raises UserError where the model has no phases."""
-        edges = self.model.meta.get("edges")
-        if not edges:
-            raise UserError("the model has no phases", "--search eta", "search mid-t or omega instead")
-        return replace(self, sampler=default_sampler(self.model, None, eta=eta))
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        return self.model.image_shape
 
-    def with_omega(self, omega: float) -> "ModelSource":
-        return replace(self, omega=omega)
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the weights' names, shapes and values: the same in every file format."""
+        sha = hashlib.sha256()
+        for name, value in sorted(self.model.state_dict().items()):
+            sha.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
+            sha.update(value.detach().cpu().contiguous().numpy().tobytes())
+        return sha.hexdigest()
 
 
 @dataclass(frozen=True)
 class FileSource:
-    """Row numbers, in the place of seeds → the images of a file, and their labels."""
+    """Row numbers, in the place of seeds → the images of a file, and their labels.
+
+    Attributes:
+        digest: SHA-256 of the file.
+    """
 
     images: Tensor
     labels: Tensor | None
+    digest: str
 
     def __call__(self, seeds: Sequence[int]) -> tuple[Tensor, Tensor | None]:
         rows = torch.tensor(list(seeds))
         return self.images[rows].contiguous(), None if self.labels is None else self.labels[rows]
+
+    @property
+    def labelled(self) -> bool:
+        return self.labels is not None
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        _, channels, height, width = self.images.shape
+        return channels, height, width
+
+
+def model_source(request: Request, labels: Tensor | None) -> ModelSource:
+    """The model of a request, in its own number of steps; `labels` of the training images."""
+    model = load(request.model, request.device)
+    worse = None if request.worse is None else load(request.worse, request.device)
+    sampler = default_sampler(model, None)
+    return ModelSource(model, sampler, labels, request.label_rule, worse, request.omega, request.batch)
+
+
+def file_source(request: Request) -> FileSource:
+    """The file of a request. Raises UserError for too few samples, and for settings that a file has not."""
+    path = request.model
+    if not path.is_file():
+        raise UserError("no such file of samples", str(path))
+    images, labels = read_samples(path)
+    if request.blocks * request.samples + request.first_seed > len(images):
+        raise UserError(f"holds {len(images)} samples", str(path), "lower --samples or --seeds")
+    if request.search is not None or request.steps != (None,):
+        raise UserError("samples are drawn already", "--search, --steps", "give a model")
+    return FileSource(images, labels, file_digest(path))

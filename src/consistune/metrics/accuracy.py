@@ -23,18 +23,13 @@ def count_correct(
 
 
 class Accuracy(Metric):
-    """Value "accuracy": the share of samples that the classifier gives the label they were drawn for.
-
-    There is no value where samples are drawn for no labels.
-    """
-
-    @property
-    def by_default(self) -> bool:
-        return self.setup.classifier is not None and self.setup.labelled
+    """Value "accuracy": the share of samples that the classifier gives the label they were drawn for."""
 
     def check(self) -> None:
         if self.setup.classifier is None:
             raise UserError("needs a classifier of the data's labels", "--metrics accuracy", "leave it out")
+        if not self.setup.labelled:
+            raise UserError("the samples are drawn for no labels", "--metrics accuracy", "leave it out")
 
     def start(self, block: Block) -> None:
         super().start(block)

@@ -82,8 +82,6 @@ class FrechetDistance(Metric):
     with `Setup.extrapolate` NAME_infinity (`limit`).
     """
 
-    by_default = True
-
     @property
     def stores_features(self) -> bool:
         return self.setup.extrapolate

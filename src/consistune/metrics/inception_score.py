@@ -20,6 +20,7 @@ class InceptionScore(Metric):
     """
 
     uses_probabilities = True
+    by_default = False
     splits = SPLITS
 
     def check(self) -> None:

@@ -38,10 +38,6 @@ class KernelDistance(Metric):
 
     stores_features = True
 
-    @property
-    def by_default(self) -> bool:
-        return self.setup.reference.features is not None
-
     def check(self) -> None:
         self.setup.need_real_features()
 

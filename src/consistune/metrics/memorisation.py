@@ -75,10 +75,6 @@ class Memorisation(Metric):
     def stores_features(self) -> bool:
         return self.setup.reference.features is not None
 
-    @property
-    def by_default(self) -> bool:
-        return self.setup.data is not None
-
     def check(self) -> None:
         if self.setup.data is None:
             raise UserError("needs training images", "--metrics memorisation", "give --data")

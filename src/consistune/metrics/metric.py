@@ -145,6 +145,8 @@ class Metric:
 
     uses_probabilities = False
     """The metric reads `SampleBatch.probabilities`."""
+    by_default = True
+    """The metric is computed where the user names none and `check` allows it."""
 
     def __init__(self, setup: Setup) -> None:
         self.setup = setup
@@ -152,11 +154,6 @@ class Metric:
     @property
     def stores_features(self) -> bool:
         """The metric reads `Block.features`: they are kept on disk until the block ends."""
-        return False
-
-    @property
-    def by_default(self) -> bool:
-        """The metric is computed where the user names none."""
         return False
 
     def check(self) -> None:

@@ -8,10 +8,6 @@ class PrecisionRecall(Metric):
 
     stores_features = True
 
-    @property
-    def by_default(self) -> bool:
-        return self.setup.reference.features is not None
-
     def check(self) -> None:
         self.setup.need_real_features()
 

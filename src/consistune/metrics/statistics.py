@@ -1,7 +1,6 @@
 """Statistics of the real images: computed once and cached, or read from files that others publish."""
 
 import hashlib
-import io
 import json
 import tempfile
 from dataclasses import dataclass, replace
@@ -18,7 +17,7 @@ from consistune.metrics.features import Extractor, blocks, image_digest
 from consistune.metrics.moments import Convention, Moments, moments
 from consistune.metrics.neighbours import NEIGHBOURS, radii
 from consistune.pickles.arrays import read_arrays
-from consistune.system.files import write_atomically
+from consistune.system.files import atomic_file
 from consistune.system.host import variable
 
 KEPT_ROWS = 10_000
@@ -98,16 +97,17 @@ class ReferenceStatistics:
         if file.is_file():
             return torch.from_numpy(np.load(file))
         computed = radii(self.features, NEIGHBOURS, device)
-        write_atomically(file, _npy(computed))
+        with atomic_file(file) as opened:
+            np.save(opened, computed.numpy())
         return computed
 
     def save(self, path: Path) -> None:
         """Write EDM's layout (mu, sigma), with the facts that `check` needs under `consistune`."""
-        write_atomically(path, _npz(self.mean, self.covariance, self._facts()))
-
-    def _facts(self) -> dict[str, Any]:
         names = ("source", "count", "identity", "image_shape", "mirrored", "digest")
-        return {name: getattr(self, name) for name in names} | {"covariance": self.convention}
+        facts = {name: getattr(self, name) for name in names} | {"covariance": self.convention}
+        text = np.array(json.dumps(facts))
+        with atomic_file(path) as file:
+            np.savez(file, mu=self.mean.numpy(), sigma=self.covariance.numpy(), consistune=text)
 
 
 def cache_folder() -> Path:
@@ -259,15 +259,3 @@ def read_samples(path: Path) -> tuple[Tensor, Tensor | None]:
     if pixels.dtype != np.uint8 or pixels.ndim != 4 or pixels.shape[-1] not in (1, 3):
         raise UserError(f"arr_0 is {pixels.dtype} {pixels.shape}, not uint8 [n, H, W, C]", str(path))
     return torch.from_numpy(pixels).permute(0, 3, 1, 2), labels
-
-
-def _npz(mean: Tensor, covariance: Tensor, facts: dict[str, Any]) -> bytes:
-    buffer = io.BytesIO()
-    np.savez(buffer, mu=mean.numpy(), sigma=covariance.numpy(), consistune=np.array(json.dumps(facts)))
-    return buffer.getvalue()
-
-
-def _npy(values: Tensor) -> bytes:
-    buffer = io.BytesIO()
-    np.save(buffer, values.numpy())
-    return buffer.getvalue()

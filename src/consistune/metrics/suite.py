@@ -3,7 +3,7 @@
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -49,6 +49,17 @@ class Stopwatch:
         now = time.perf_counter()
         self.seconds[name] += now - self._last
         self._last = now
+
+
+def default_metrics(setup: Setup) -> tuple[str, ...]:
+    """The metrics that are computed where the user names none: those `by_default` that the setup allows."""
+    names = []
+    for name in all_metrics():
+        metric = metric_class(name)(setup)
+        with suppress(UserError):
+            metric.check()
+            names += [name] * metric.by_default
+    return tuple(names)
 
 
 @dataclass(frozen=True)
