@@ -14,6 +14,7 @@ from consistune.metrics.metric import Setup
 from consistune.metrics.sheet import WITHOUT_FILE
 from consistune.metrics.statistics import ReferenceStatistics, build_reference, read_reference, read_samples
 from consistune.metrics.suite import Suite, default_metrics
+from consistune.metrics.table import metric_class
 from consistune.system.progress import Screen
 
 
@@ -41,6 +42,8 @@ def build_suite(
     if data is not None and tuple(data.train.images.shape[1:]) != image_shape:
         given = list(data.train.images.shape[1:])
         raise UserError(f"the data are {given}, the samples {list(image_shape)}", "--data")
+    for name in request.metrics or ():
+        metric_class(name)  # an unknown name is refused before the work begins
     word = _features(request, data)
     classifier = _classifier(request, data, word, screen)
     extractor = load_extractor(word, request.device, classifier)

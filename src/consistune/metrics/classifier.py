@@ -1,4 +1,4 @@
-"""A small classifier of a data set's own labels, trained on the spot, and its features."""
+"""A small classifier of a data set's own labels, trained when it is needed, and its features."""
 
 from itertools import pairwise
 

@@ -45,7 +45,7 @@ class Extractor:
 
     @property
     def identity(self) -> str:
-        """A hash of the weights and of the protocol: features with another identity are never compared."""
+        """A hash of the weights and of the protocol: only features of one identity are compared."""
         text = json.dumps([self.protocol.model_dump(mode="json"), self.digest], sort_keys=True)
         return f"{self.name}:{hashlib.sha256(text.encode()).hexdigest()[:24]}"
 
@@ -152,7 +152,7 @@ def _efficientnet(word: str, device: torch.device) -> Extractor:
 
 
 def classifier_extractor(model: ImageClassifier, device: torch.device) -> Extractor:
-    """The features of a classifier trained on the spot, under the name fd-classifier."""
+    """The features of a classifier of the data's own labels, under the name fd-classifier."""
     model = model.to(device)
     digest = hashlib.sha256(b"".join(p.cpu().numpy().tobytes() for p in model.state_dict().values()))
     channels = model.image_shape[0]

@@ -6,13 +6,12 @@ import torch
 from torch import Tensor
 
 from consistune.errors import UserError
-from consistune.metrics.choose import Images
 from consistune.metrics.gather import gathered
 from consistune.metrics.metric import Block, Metric, Result, SampleBatch
 from consistune.metrics.statistics import KEPT_ROWS, random_rows
 
 CANDIDATES = 4
-"""Rows that the fp32 search hands to the exact comparison."""
+"""Rows that the fp32 search passes to the exact comparison."""
 EXACT_ROWS = 64
 """Queries of one exact comparison: float64 differences of 64 × 4 images of 32×32×3 are 6 MB."""
 
@@ -43,9 +42,9 @@ def nearest_distances(
 
 
 def _candidates(queries: Tensor, images: Tensor, block: int, device: torch.device | str) -> Tensor:
-    """Rows [n, 4] of the images nearest to queries [n, d] as fp32 sees them, in ascending order."""
+    """Rows [n, 4] of the images nearest to queries [n, d], computed in fp32, in ascending order."""
     q = queries.to(device).float()
-    centre = q.mean()  # without it the norms drown small differences
+    centre = q.mean()  # far from 0 the squared norms would cost digits
     q -= centre
     kept = min(CANDIDATES, len(images))
     values = torch.full((len(q), kept), torch.inf, device=device)
@@ -59,7 +58,7 @@ def _candidates(queries: Tensor, images: Tensor, block: int, device: torch.devic
         near, here = torch.cat([values, near], 1), torch.cat([rows, here + start], 1)
         values, position = near.topk(kept, 1, largest=False)
         rows = here.gather(1, position)
-    return rows.sort(1).values.cpu()  # of equally near images the first counts
+    return rows.sort(1).values.cpu()  # of equally near images the first is taken
 
 
 class Memorisation(Metric):
@@ -123,7 +122,7 @@ class Memorisation(Metric):
     @property
     def _held_out(self) -> Tensor | None:
         """At most KEPT_ROWS of the held-out images."""
-        held_out: Images | None = None if self.setup.data is None else self.setup.data.held_out
+        held_out = None if self.setup.data is None else self.setup.data.held_out
         return None if held_out is None else held_out.images[random_rows(len(held_out))]
 
     @cached_property

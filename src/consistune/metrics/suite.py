@@ -95,7 +95,7 @@ class Suite:
         keep: Callable[[Tensor], None] | None = None,
         progress: Callable[[int], None] | None = None,
     ) -> Outcome:
-        """Draw one image a seed and measure them. Every process draws its share, and all get the outcome.
+        """Draw one image for each seed and measure them. Processes share the work; all get the outcome.
 
         `keep` is called with each batch of this process's images, in order, `progress` with its size. Images
         are dropped after their batch, except those that a metric keeps.
@@ -142,7 +142,7 @@ class Suite:
         return Outcome(
             values={name: value for result in results for name, value in result.values.items()},
             seconds=clock.seconds,
-            # The list of the table's last metric that gives one: distances in pixels come after features.
+            # The last metric's list is kept: Memorisation, by pixels, follows PrecisionRecall, by features.
             worst=next((result.worst for result in reversed(results) if result.worst), []),
             memorised=next((result.memorised for result in reversed(results) if result.memorised), []),
         )
