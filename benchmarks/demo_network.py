@@ -17,12 +17,13 @@ from typing import Any
 
 import torch
 
+from consistune.metrics.scores import scores
 from consistune.models import sample
 from consistune.recipe import read_recipe
 from consistune.recipe.plan import make_plan
 from consistune.system.files import write_atomically
 from consistune.system.host import machine
-from digits_seeds import SAMPLES, digit_measure
+from digits_seeds import SAMPLES, digit_suite
 
 RESULTS = Path(__file__).parent / "results" / "demo_network.json"
 CHOSEN = "mlp 256x3"
@@ -59,7 +60,7 @@ def step_ratios(rounds: int = 7, steps: int = 10) -> dict[str, list[float]]:
 
 def main() -> None:
     torch.set_num_threads(1)
-    measure = digit_measure()
+    suite = digit_suite()
     labels = torch.arange(SAMPLES) % 10
     rows: dict[str, Any] = {}
     for name, ratios in step_ratios().items():
@@ -68,7 +69,7 @@ def main() -> None:
         trainer = plan.trainer()
         for _ in trainer.steps():
             pass
-        found = measure(sample(trainer.averaged, range(SAMPLES), None, labels), labels)
+        found = scores(suite, sample(trainer.averaged, range(SAMPLES), None, labels), labels)
         rows[name] = {
             "parameters": sum(p.numel() for p in plan.model.parameters()),
             "step_ratios": ratios,

@@ -18,7 +18,8 @@ from typing import Any
 
 import torch
 
-from consistune.metrics.measure import Measure
+from consistune.metrics.scores import scores
+from consistune.metrics.suite import Suite
 from consistune.models import sample
 from consistune.recipe import read_recipe
 from consistune.recipe.plan import make_plan
@@ -83,7 +84,7 @@ def keys_of(budget: str, estimator: str, lever: str) -> list[str]:
     ]
 
 
-def run(measure: Measure, start: Path, seed: int, keys: list[str]) -> dict[str, Any]:
+def run(suite: Suite, start: Path, seed: int, keys: list[str]) -> dict[str, Any]:
     """One training, measured at POINTS points for each decay of the averages.
 
     `curve` is the fastest `average`'s, as in digits_seeds.json; `slower` holds the others by their decay.
@@ -101,7 +102,7 @@ def run(measure: Measure, start: Path, seed: int, keys: list[str]) -> dict[str, 
                 drawn = {n: sample(average.model, range(SAMPLES), n, labels) for n in (1, 2)}
                 curve.append(
                     {"images": report.images}
-                    | {f"steps_{n}": asdict(measure(x, labels)) for n, x in drawn.items()}
+                    | {f"steps_{n}": asdict(scores(suite, x, labels)) for n, x in drawn.items()}
                 )
             began = time.process_time()
     fastest, *_ = curves
@@ -117,7 +118,7 @@ def main() -> None:
     parser.add_argument("--lever", choices=[*BOTH, *CLASS_ALONE])
     parser.add_argument("--work", type=Path, default=Path("runs/benchmarks/digits_seeds"))
     arguments = parser.parse_args()
-    measure, results = opened(RESULTS)
+    suite, results = opened(RESULTS)
     done = {(r["budget"], r["estimator"], r["lever"], r["seed"]) for r in results["runs"]}
     for job in jobs(arguments.seeds):
         budget, estimator, lever, seed = job
@@ -125,7 +126,7 @@ def main() -> None:
             continue
         done.add(job)
         keys = keys_of(budget, estimator, lever)
-        outcome = run(measure, teacher(seed, arguments.work), seed, keys)
+        outcome = run(suite, teacher(seed, arguments.work), seed, keys)
         found = {"budget": budget, "estimator": estimator, "lever": lever, "seed": seed, "keys": keys}
         kept(RESULTS, results, found | outcome, f"{budget}, {estimator}, {lever}, seed {seed}")
 

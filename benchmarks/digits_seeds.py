@@ -21,7 +21,8 @@ from typing import Any
 import torch
 
 from consistune.data.images import digits
-from consistune.metrics.measure import Measure, measure_for
+from consistune.metrics.scores import score_suite, scores
+from consistune.metrics.suite import Suite
 from consistune.models import sample
 from consistune.nn import store
 from consistune.recipe import read_recipe
@@ -64,7 +65,7 @@ def teacher(seed: int, folder: Path) -> Path:
     return path
 
 
-def run(measure: Measure, name: str, start: Path, seed: int, keys: list[str]) -> dict[str, Any]:
+def run(suite: Suite, name: str, start: Path, seed: int, keys: list[str]) -> dict[str, Any]:
     """Tune once by a recipe; the distance at POINTS points of the way, and the training's own seconds."""
     recipe = read_recipe(name, [f"start_from={start}", f"train.seed={seed}", *keys])
     trainer = make_plan(recipe).trainer()
@@ -78,22 +79,22 @@ def run(measure: Measure, name: str, start: Path, seed: int, keys: list[str]) ->
             curve.append(
                 {
                     "images": report.images,
-                    **{f"steps_{n}": asdict(measure(x, labels)) for n, x in drawn.items()},
+                    **{f"steps_{n}": asdict(scores(suite, x, labels)) for n, x in drawn.items()},
                 }
             )
             began = time.perf_counter()
     return {"curve": curve, "seconds": seconds, "nonfinite": trainer.nonfinite_total}
 
 
-def digit_measure() -> Measure:
-    return measure_for(digits(), "classifier")
+def digit_suite() -> Suite:
+    return score_suite(digits(), "classifier")
 
 
-def opened(path: Path, threads: int = 1) -> tuple[Measure, dict[str, Any]]:
-    """The measure, and the results so far, of a benchmark on so many threads that goes on after a stop."""
+def opened(path: Path, threads: int = 1) -> tuple[Suite, dict[str, Any]]:
+    """The suite, and the results so far, of a benchmark on so many threads that goes on after a stop."""
     torch.set_num_threads(threads)
     results = json.loads(path.read_text()) if path.exists() else {"runs": []}
-    return digit_measure(), results | {"samples": SAMPLES, "machine": machine()}
+    return digit_suite(), results | {"samples": SAMPLES, "machine": machine()}
 
 
 def kept(path: Path, results: dict[str, Any], run: dict[str, Any], about: str) -> None:
@@ -112,13 +113,13 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--work", type=Path, default=Path("runs/benchmarks/digits_seeds"))
     arguments = parser.parse_args()
-    measure, results = opened(RESULTS, arguments.threads)
+    suite, results = opened(RESULTS, arguments.threads)
     done = {(r["set"], r["estimator"], r["seed"], *r["keys"]) for r in results["runs"]}
     for name, estimator, seed, keys in jobs(arguments.seeds):
         if (name, estimator, seed, *keys) in done:
             continue
         every_key = [ESTIMATORS[estimator], *keys]
-        outcome = run(measure, "digits-sct", teacher(seed, arguments.work), seed, every_key)
+        outcome = run(suite, "digits-sct", teacher(seed, arguments.work), seed, every_key)
         found = {"set": name, "estimator": estimator, "seed": seed, "keys": keys, **outcome}
         kept(RESULTS, results, found, f"{name} {estimator} seed {seed} {' '.join(keys)}")
 

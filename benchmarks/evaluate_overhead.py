@@ -34,8 +34,9 @@ from torch import Tensor, nn
 
 from consistune.data.images import DataSplit, ImageSet
 from consistune.evaluate.job import Job
-from consistune.evaluate.request import Wanted
+from consistune.evaluate.request import Request
 from consistune.metrics.features import Extractor, load_extractor
+from consistune.metrics.metric import Setup
 from consistune.metrics.sheet import INCEPTION
 from consistune.metrics.statistics import build_reference
 from consistune.metrics.suite import Suite
@@ -85,9 +86,9 @@ def large(samples: int) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         reference = build_reference("made", training, extractor, cache=Path(folder))
         began = time.perf_counter()
-        reference.sample_radii(extractor.device)
+        reference.feature_radii(extractor.device)
         radii_seconds = time.perf_counter() - began
-        suite = Suite(extractor, reference, ("fid", "kid", "is", "pr", "memorisation"), data, None)
+        suite = Suite(Setup(extractor, reference, data), ("fid", "kid", "is", "pr", "memorisation"))
         outcome = suite.run(lambda seeds: (images(seeds), None), range(samples))
     return {
         "samples": samples,
@@ -130,7 +131,7 @@ def digits_seconds(model: Path) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         os.environ["CONSISTUNE_CACHE"] = folder
         began = time.perf_counter()
-        Job(Wanted(model, Path(folder) / "out", "digits", samples=10_000, steps=(1,)), Silent()).run()
+        Job(Request(model, Path(folder) / "out", "digits", samples=10_000, steps=(1,)), Silent()).run()
         seconds = time.perf_counter() - began
         row = json.loads((Path(folder) / "out" / "results.json").read_text())["rows"][0]
     return {"seconds": seconds, "parts": row["blocks"][0]["seconds"], "metrics": sorted(row["summary"])}

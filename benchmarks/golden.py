@@ -37,7 +37,7 @@ from consistune.data.prepare.split import Split
 from consistune.data.prepare.survey import ImageOptions
 from consistune.data.sources.base import SourceOptions
 from consistune.evaluate.job import Job
-from consistune.evaluate.request import Wanted as Evaluation
+from consistune.evaluate.request import Request as Evaluation
 from consistune.metrics.sheet import INCEPTION
 from consistune.nn import store
 from consistune.recipe import read_recipe, to_yaml

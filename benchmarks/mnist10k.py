@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from consistune.data.images import load_data
-from consistune.metrics.measure import measure_for
+from consistune.metrics.scores import score_suite, scores
 from consistune.models import load, sample
 from consistune.pages.plots import SampleGrids
 from consistune.recipe import read_recipe
@@ -69,10 +69,10 @@ def main() -> None:
     folder = parser.parse_args().runs
     recipe = read_recipe(str(folder / "mnist10k-edm" / "recipe.yaml"))
     data = load_data(recipe.data)
-    measure = measure_for(data)
+    suite = score_suite(data)
     held_out = data.held_out
     assert held_out is not None
-    real = measure(held_out.images, held_out.labels)
+    real = scores(suite, held_out.images, held_out.labels)
     found: dict[str, Any] = {
         "what": "mnist10k in short, seed 0, one thread",
         "torch": torch.__version__,
@@ -80,7 +80,7 @@ def main() -> None:
         "held_out": {
             "images": len(held_out),
             "frechet": round(real.frechet_train, 3),
-            "accuracy": measure.classifier_accuracy,
+            "accuracy": real.accuracy,
         },
         "runs": {},
     }
@@ -90,7 +90,7 @@ def main() -> None:
         row: dict[str, Any] = {**training(folder / f"mnist10k-{name}"), "measures": {}}
         for steps in (first,) if name == "edm" else (first, 2):
             images = sample(model, range(SAMPLES), steps=steps)
-            measures = measure(images, torch.arange(SAMPLES) % 10)
+            measures = scores(suite, images, torch.arange(SAMPLES) % 10)
             row["measures"][steps] = {
                 "frechet": round(measures.frechet_train, 3),
                 "accuracy": measures.accuracy,

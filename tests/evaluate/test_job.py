@@ -17,14 +17,14 @@ import torch
 from consistune.core.sampling import Multistep
 from consistune.data.images import digits
 from consistune.errors import UserError
-from consistune.evaluate.draws import Drawing
 from consistune.evaluate.job import Job
 from consistune.evaluate.record import summarise
-from consistune.evaluate.request import Wanted
+from consistune.evaluate.request import Request
 from consistune.evaluate.search import RANGES, Range, golden_section
+from consistune.evaluate.sources import ModelSource
 from consistune.evaluate.while_training import training_evaluation
+from consistune.metrics.choose import classifier_of
 from consistune.metrics.classifier import ImageClassifier
-from consistune.metrics.measure import classifier_of
 from consistune.metrics.sheet import INCEPTION
 from consistune.nn import store
 from consistune.nn.card import ModelCard
@@ -57,7 +57,7 @@ def cache(tmp_path_factory):
 @pytest.fixture(autouse=True)
 def one_classifier(monkeypatch: pytest.MonkeyPatch) -> None:
     """The digits' classifier takes five seconds and is the same every time: trained once for these tests."""
-    monkeypatch.setattr("consistune.evaluate.job.classifier_of", lambda images: digit_classifier())
+    monkeypatch.setattr("consistune.evaluate.setup.classifier_of", lambda *_: digit_classifier())
 
 
 @lru_cache(maxsize=1)
@@ -79,7 +79,7 @@ def samples_file(path: Path, images: torch.Tensor) -> Path:
 
 
 def evaluate(tmp_path: Path, model: Path, **wanted) -> dict:
-    page = Job(Wanted(model, tmp_path / "out", **{"data": "digits", **wanted}), Quiet()).run()
+    page = Job(Request(model, tmp_path / "out", **{"data": "digits", **wanted}), Quiet()).run()
     assert page.read_text(encoding="utf-8").startswith("<!doctype html>")
     return json.loads((tmp_path / "out" / "results.json").read_text())
 
@@ -150,7 +150,7 @@ def test_a_model_is_measured_in_several_steps_and_blocks(tmp_path: Path, model_f
 
 
 def test_one_block_of_one_row_is_kept_under_the_name_that_was_given(tmp_path: Path) -> None:
-    wanted = Wanted(tmp_path, tmp_path, "digits", keep=tmp_path / "kept.npz")
+    wanted = Request(tmp_path, tmp_path, "digits", keep=tmp_path / "kept.npz")
     assert wanted.keep_file("1 evaluation", 0, 0, 1) == tmp_path / "kept.npz"
     assert wanted.keep_file("1 evaluation", 0, 1, 2) == tmp_path / "kept_process1.npz"
     both = replace(wanted, steps=(1, 2), blocks=2)
@@ -204,12 +204,12 @@ def test_the_search_is_confirmed_on_all_samples(tmp_path: Path, model_folder: Pa
 
 def test_labels_follow_the_rule_and_the_seed_alone(model_folder: Path) -> None:
     labels = torch.tensor([3] * 90 + [5] * 10)
-    drawing = Drawing(store.load(model_folder), Multistep(), labels)
+    drawing = ModelSource(store.load(model_folder), Multistep(), labels)
     found = drawing.labels_of(range(2000))
     assert torch.equal(found[100:110], drawing.labels_of(range(100, 110)))
     assert set(found.tolist()) == {3, 5}
     assert float((found == 5).double().mean()) == pytest.approx(0.1, abs=0.03)
-    uniform = Drawing(store.load(model_folder), Multistep(), labels, "uniform").labels_of(range(2000))
+    uniform = ModelSource(store.load(model_folder), Multistep(), labels, "uniform").labels_of(range(2000))
     assert torch.bincount(uniform).min() > 140
 
 

@@ -10,11 +10,12 @@ from torch.nn import functional as F
 
 from consistune.data.images import digits
 from consistune.errors import UserError
+from consistune.metrics.choose import default_features
 from consistune.metrics.classifier import train_classifier
-from consistune.metrics.distances import frechet, moments
 from consistune.metrics.efficientnet import load_efficientnet
 from consistune.metrics.features import Extractor, classifier_extractor, load_extractor, prepare
-from consistune.metrics.measure import default_features
+from consistune.metrics.frechet import frechet
+from consistune.metrics.moments import moments
 from consistune.metrics.sheet import Input
 from tests.support.emoji import named_emoji, read_emoji
 from tests.support.inception import write_inception

@@ -9,9 +9,12 @@ from scipy.linalg import sqrtm
 from sklearn.neighbors import NearestNeighbors
 
 from consistune.data.images import digits
-from consistune.metrics.distances import frechet, moments, relative_frechet
-from consistune.metrics.measure import Measure, measure_for
-from consistune.metrics.memorisation import memorisation_ratio, nearest_distances
+from consistune.metrics.frechet import RelativeFrechet, frechet
+from consistune.metrics.memorisation import nearest_distances
+from consistune.metrics.moments import moments
+from consistune.metrics.scores import score_suite, scores
+from consistune.metrics.suite import Suite
+from tests.support.metrics import setup_of, values_of
 
 
 @pytest.mark.parametrize("size", [8, 64])
@@ -40,10 +43,16 @@ def test_moments_are_unbiased() -> None:
     assert np.allclose(mean, x.double().mean(0))
 
 
+def relative_frechet(samples: torch.Tensor, real: torch.Tensor) -> float:
+    return values_of(RelativeFrechet(setup_of(*moments(real))), samples, [len(samples)])["fd-pixels_percent"]
+
+
 def test_relative_frechet_of_scaled_features_is_the_same() -> None:
     generator = torch.Generator().manual_seed(0)
     a, b = torch.randn(200, 5, generator=generator), 1.3 * torch.randn(300, 5, generator=generator)
     assert relative_frechet(10 * a, 10 * b) == pytest.approx(relative_frechet(a, b), rel=1e-6)
+    expected = 100 * frechet(*moments(a), *moments(b)) / np.cov(b.double().numpy().T).trace()
+    assert relative_frechet(a, b) == pytest.approx(expected, rel=1e-9)
 
 
 def test_nearest_neighbours_equal_scikit_learns() -> None:
@@ -58,36 +67,36 @@ def test_nearest_neighbours_equal_scikit_learns() -> None:
 
 
 @pytest.fixture(scope="module")
-def measure() -> Measure:
-    return measure_for(digits())
+def suite() -> Suite:
+    return score_suite(digits())
 
 
-def test_the_classifier_is_good_and_repeatable(measure: Measure) -> None:
-    assert measure.classifier_accuracy >= 0.97
-    again = measure_for(digits())
-    assert again.extractor.identity == measure.extractor.identity
+def test_the_classifier_is_good_and_repeatable(suite: Suite) -> None:
+    held_out = digits().held_out
+    assert scores(suite, held_out.images, held_out.labels).accuracy >= 0.97
+    assert score_suite(digits()).setup.extractor.identity == suite.setup.extractor.identity
 
 
-def test_measures_react_as_they_should(measure: Measure) -> None:
+def test_measures_react_as_they_should(suite: Suite) -> None:
     data = digits()
     generator = torch.Generator().manual_seed(0)
     held_out, labels = data.held_out.images, data.held_out.labels
     noisy = (held_out.float() + 60 * torch.randn(held_out.shape, generator=generator)).clamp(0, 255).byte()
     pure = torch.randint(0, 256, held_out.shape, generator=generator, dtype=torch.uint8)
-    real, worse, worst = (measure(x, labels) for x in (held_out, noisy, pure))
+    real, worse, worst = (scores(suite, x, labels) for x in (held_out, noisy, pure))
     assert real.frechet_train < 2 < worse.frechet_train < worst.frechet_train
     assert real.frechet_held_out == pytest.approx(0, abs=1e-6)
     assert real.memorisation == pytest.approx(1)
     assert worst.accuracy is not None
     assert worst.accuracy < 0.3
-    copies = measure(data.train.images, data.train.labels)
+    copies = scores(suite, data.train.images, data.train.labels)
     assert copies.frechet_train == pytest.approx(0, abs=1e-6)
     assert copies.memorisation == 0
     half = data.train.labels < 5
-    assert measure(data.train.images[half], data.train.labels[half]).frechet_train > 10
+    assert scores(suite, data.train.images[half], data.train.labels[half]).frechet_train > 10
 
 
-def test_memorisation_sees_half_copies() -> None:
+def test_memorisation_sees_half_copies(suite: Suite) -> None:
     data = digits()
-    mixed = torch.cat([data.train.images[:100], data.held_out.images[:100]])
-    assert memorisation_ratio(mixed, data.train.images, data.held_out.images[:100]) == pytest.approx(0.5)
+    mixed = torch.cat([data.train.images[:297], data.held_out.images])
+    assert scores(suite, mixed).memorisation == pytest.approx(0.5)

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from consistune.errors import UserError
-from consistune.metrics.distances import moments
 from consistune.metrics.features import Extractor, load_extractor
+from consistune.metrics.moments import moments
 from consistune.metrics.statistics import build_reference, read_reference, read_samples
 from tests.support.inception import write_inception
 

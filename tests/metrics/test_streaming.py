@@ -7,15 +7,15 @@ from scipy.linalg import sqrtm
 from sklearn.neighbors import KNeighborsClassifier, NearestNeighbors
 from torchmetrics.image.inception import InceptionScore as WholeInceptionScore
 
-from consistune.metrics.distances import finite_sample_bias, frechet, moments
-from consistune.metrics.extrapolate import limit
 from consistune.metrics.feature_file import FeatureFile
 from consistune.metrics.features import Extractor
+from consistune.metrics.frechet import finite_sample_bias, frechet, limit
+from consistune.metrics.inception_score import InceptionScore
 from consistune.metrics.kernel import kernel_distance
-from consistune.metrics.moments import InceptionScore, Moments
+from consistune.metrics.moments import Moments, moments
 from consistune.metrics.neighbours import neighbourhoods, radii
 from consistune.metrics.sheet import Protocol
-from consistune.metrics.statistics import Reference
+from tests.support.metrics import reference_of, setup_of, values_of
 
 
 def features(n: int, d: int, seed: int = 0, shift: float = 0.0) -> torch.Tensor:
@@ -101,10 +101,10 @@ def test_real_against_real_is_the_bias_that_theory_gives() -> None:
 def test_the_limit_of_many_samples_takes_the_bias_away() -> None:
     d = 16
     truth = torch.diag(torch.linspace(0.2, 2, d).double() ** 2)
-    reference = Reference("truth", torch.zeros(d).double(), truth, None, None, None, False)
+    reference = reference_of(torch.zeros(d).double(), truth)
     draws = [features(2000, d, seed) for seed in range(16)]
     plain = np.mean([frechet(*moments(x), reference.mean, reference.covariance) for x in draws])
-    found = np.mean([limit(x, reference, "fd")["fd_infinity"] for x in draws])
+    found = np.mean([limit(x, reference) for x in draws])
     assert abs(found) < plain / 3
 
 
@@ -112,20 +112,19 @@ def test_the_inception_score_equals_torchmetrics_in_one_part() -> None:
     logits = 3 * features(400, 10)
     whole = WholeInceptionScore(feature=torch.nn.Identity(), splits=1)
     whole.features.append(logits)
-    ours = InceptionScore(10, 400, splits=1)
-    for start in range(0, 400, 150):
-        rows = slice(start, min(start + 150, 400))
-        ours.update(logits[rows].softmax(1), torch.arange(400)[rows])
-    assert float(ours.compute()[0]) == pytest.approx(float(whole.compute()[0]), rel=1e-5)
+    ours = InceptionScore(setup_of(torch.zeros(10), torch.eye(10)))
+    ours.splits = 1
+    found = values_of(ours, logits, (150, 150, 100), logits.softmax(1))["is"]
+    assert found == pytest.approx(float(whole.compute()[0]), rel=1e-5)
 
 
 def test_the_inception_score_of_parts_is_taken_part_by_part() -> None:
     probabilities = (2 * features(100, 5)).softmax(1).double()
-    metric = InceptionScore(5, 100)
-    metric.update(probabilities, torch.arange(100))
+    metric = InceptionScore(setup_of(torch.zeros(5), torch.eye(5)))
+    found = values_of(metric, probabilities, (64, 36), probabilities)
     parts = torch.split(probabilities, 10)
     scores = [float((p * (p.log() - p.mean(0).log())).sum(1).mean().exp()) for p in parts]
-    assert [float(x) for x in metric.compute()] == pytest.approx([np.mean(scores), np.std(scores)])
+    assert found == pytest.approx({"is": np.mean(scores), "is_deviation": np.std(scores)})
 
 
 def test_the_kernel_distance_of_the_whole_equals_the_formula() -> None:

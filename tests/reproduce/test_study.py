@@ -13,7 +13,8 @@ import pytest
 
 from consistune.data.images import digits
 from consistune.errors import UserError
-from consistune.metrics.measure import Measure, measure_for
+from consistune.metrics.scores import score_suite
+from consistune.metrics.suite import Suite
 from consistune.models import default_sampler
 from consistune.reproduce import trained
 from consistune.reproduce.results import as_csv, over_seeds
@@ -59,13 +60,13 @@ class Screen:
 
 
 @cache
-def measure() -> Measure:
-    return measure_for(digits(), "classifier")
+def suite() -> Suite:
+    return score_suite(digits(), "classifier")
 
 
 def study_in(out: Path, screen: Screen, seeds: int = 2, **asked) -> Study:
     study = Study(out, "digits", "smoke", screen, seeds=seeds, overrides=TINY, **asked)
-    study.measure = measure()  # the classifier takes longer to train than all the rest
+    study.suite = suite()  # the classifier takes longer to train than all the rest
     return study
 
 

@@ -7,6 +7,7 @@ from typer import Argument, Option
 
 from consistune.cli import options
 from consistune.cli.screen import Screen
+from consistune.metrics.table import METRICS
 
 if TYPE_CHECKING:
     import torch
@@ -28,7 +29,7 @@ def evaluate(
         ),
     ] = None,
     metrics: Annotated[
-        str | None, Option(help="Some of fd,fid,kid,is,pr,memorisation,accuracy; default: all that apply.")
+        str | None, Option(help=f"Some of {','.join(METRICS)}; default: all that apply.")
     ] = None,
     steps: Annotated[
         str | None, Option(help="Numbers of steps, e.g. 1,2, one row each; default: the model's.")
@@ -65,10 +66,8 @@ def evaluate(
     device: options.Device = "auto",
 ) -> None:
     """Measure a model: Fréchet and kernel distance, precision and recall, memorisation."""
-    from consistune.evaluate.draws import LABEL_RULES, LabelRule
     from consistune.evaluate.job import Job
-    from consistune.evaluate.request import Wanted
-    from consistune.evaluate.search import Setting
+    from consistune.evaluate.request import LABEL_RULES, LabelRule, Request, Setting
     from consistune.metrics.moments import Convention
     from consistune.system.processes import rank_and_count
 
@@ -78,7 +77,7 @@ def evaluate(
     options.check_at_least(4, samples, "--samples")
     options.check_at_least(1, seeds, "--seeds")
     options.check_at_least(1, batch, "--batch")
-    request = Wanted(
+    request = Request(
         model=model,
         out=out,
         data=data,

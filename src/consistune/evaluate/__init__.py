@@ -1,1 +1,1 @@
-"""A model assessed: drawn from, measured, searched for its best setting; what `consistune evaluate` does."""
+"""`consistune evaluate`: draw samples from a model, measure them, search the best setting of its sampler."""

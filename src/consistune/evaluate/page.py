@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from consistune.metrics.measure import Split
-from consistune.metrics.suite import Draw
+from consistune.metrics.choose import Split
+from consistune.metrics.suite import SampleSource
 from consistune.pages.evaluation import evaluation_page, search_plot
 from consistune.system.files import write_atomically
 from consistune.train.metrics_file import EVALUATION, MetricsFile
@@ -20,7 +20,7 @@ SHOWN = 64
 def write_page(
     path: Path,
     results: dict[str, Any],
-    draws: Mapping[str, Draw],
+    draws: Mapping[str, SampleSource],
     data: Split | None,
     run: Path | None,
 ) -> None:
@@ -33,7 +33,7 @@ def write_page(
         write_atomically(path.with_name("curve.png"), plot.png())
 
 
-def _pictures(row: dict[str, Any], draw: Draw, data: Split | None) -> dict[str, Tensor]:
+def _pictures(row: dict[str, Any], draw: SampleSource, data: Split | None) -> dict[str, Tensor]:
     """The first samples of a row and, with training data, the suspicious ones with their neighbours."""
     first, last = row["seeds"][0]
     pictures = {"samples": draw(range(first, min(first + SHOWN, last + 1)))[0]}

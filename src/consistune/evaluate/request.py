@@ -1,30 +1,36 @@
-"""What an evaluation is asked for."""
+"""The options of an evaluation."""
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import torch
 
-from consistune.evaluate.draws import LabelRule
-from consistune.evaluate.search import Setting
 from consistune.metrics.moments import Convention
+
+LabelRule = Literal["data", "uniform", "balanced"]
+LABEL_RULES: tuple[LabelRule, ...] = ("data", "uniform", "balanced")
+Setting = Literal["mid-t", "eta", "omega"]
+"""The sampler's settings whose best value can be searched."""
 
 
 @dataclass(frozen=True)
-class Wanted:
-    """What was asked for; `None` means the default that the data or the model decide.
+class Request:
+    """The options of an evaluation; None stands for a default that depends on the data or the model.
 
     Attributes:
         model: a model's or run's folder, a checkpoint, or a .npz of samples (arr_0).
         data: a data set's name, a prepared folder, or a .npz of images (arr_0).
-        reference: a file of moments that stands in for the data's own.
+        reference: a file of moments, in the place of those of the data.
         features: see `load_extractor`.
-        steps: one row of results each; None: the model's own number.
-        blocks: blocks of `samples` consecutive seeds from `first_seed` on.
+        steps: numbers of sampling steps, each a row of the results; None: the model's own number.
+        samples, blocks, first_seed: blocks of `samples` consecutive seeds, from `first_seed` on.
         mid_t, eta, omega, worse: the sampler's settings.
-        search: the setting that is searched, on `search_samples` samples and `search_evaluations` values.
-        covariance: divided by n − 1 (EDM, EDM2) or n (ECT), of the samples and of a reference of ours.
-        x_flip: the reference contains the mirror images too.
+        search: the setting whose best value is searched, with `search_evaluations` values that are measured
+            on `search_samples` samples each.
+        covariance: of the samples and of our own reference: divided by n − 1 (EDM, EDM2) or by n (ECT).
+        x_flip: the reference includes the mirror images.
+        keep: a file for the samples (.npz). save_reference: a file for the reference's moments.
     """
 
     model: Path
@@ -54,7 +60,7 @@ class Wanted:
     device: torch.device = torch.device("cpu")
 
     def keep_file(self, name: str, block: int, rank: int, world: int) -> Path | None:
-        """Where a row's block is kept: under `keep` itself where it is the only one."""
+        """The file for the samples of a row's block; `keep` itself where there is no other block."""
         if self.keep is None:
             return None
         words = [self.keep.stem]

@@ -4,8 +4,9 @@ from collections.abc import Callable
 
 import torch
 
-from consistune.evaluate.draws import Drawing
-from consistune.metrics.measure import Split, measure_for
+from consistune.evaluate.sources import ModelSource
+from consistune.metrics.choose import Split
+from consistune.metrics.scores import score_suite
 from consistune.models import default_sampler
 from consistune.nn.precond import Preconditioned
 
@@ -18,23 +19,18 @@ def training_evaluation(
     features: str | None = None,
     device: torch.device | str = "cpu",
 ) -> Callable[[Preconditioned], dict[str, float]]:
-    """A function model → {metric: number} for curves while training, smallest is best for the first.
+    """A function model → {metric: number} for curves while training; the smallest first value is the best.
 
-    The same seeds every time, so that differences between two calls are the model's. The Fréchet distance to
-    the training images is in % of their variance of features, and named after the extractor; few samples bias
-    it upwards. Raises UserError where no extractor fits the data.
+    The seeds are the same at every call, so that differences between two calls are the model's. The Fréchet
+    distance to the training images is in % of their variance of features, and named after the extractor; few
+    samples bias it upwards. Raises UserError where no extractor fits the data.
     """
-    measure = measure_for(data, features, device)
+    suite = score_suite(data, features, device)
+    names = (f"{suite.setup.extractor.name}_percent", "accuracy", "novelty")
 
     def evaluate(model: Preconditioned) -> dict[str, float]:
-        drawing = Drawing(model, default_sampler(model, None), data.train.labels)
-        images, labels = drawing(range(samples))
-        found = measure(images, labels)
-        values = {f"{measure.name}_percent": found.frechet_train}
-        if found.accuracy is not None:
-            values["accuracy"] = found.accuracy
-        if found.memorisation is not None:
-            values["novelty"] = found.memorisation
-        return values
+        source = ModelSource(model, default_sampler(model, None), data.train.labels)
+        values = suite.measure(*source(range(samples))).values
+        return {name: values[name] for name in names if name in values}
 
     return evaluate

@@ -1,4 +1,4 @@
-"""A small classifier of a data set's own labels, trained on the spot, and its features."""
+"""A small classifier of a data set's own labels, trained when it is needed, and its features."""
 
 from itertools import pairwise
 
@@ -62,10 +62,3 @@ def train_classifier(images: Tensor, labels: Tensor, seed: int = 0) -> ImageClas
     finally:
         torch.set_rng_state(state)
     return model.eval().requires_grad_(False)
-
-
-@torch.inference_mode()
-def accuracy(model: ImageClassifier, images: Tensor, labels: Tensor, batch: int = 512) -> float:
-    """Share of uint8 images [n, C, H, W] that the classifier gives their label [n]."""
-    pairs = zip(torch.split(images, batch), torch.split(labels, batch), strict=True)
-    return float(sum((model(x).argmax(1) == y).sum().item() for x, y in pairs)) / len(images)

@@ -110,7 +110,7 @@ def weight_file() -> Path:
 
 
 def load_efficientnet() -> EfficientNetLite0:
-    """The pretrained network in evaluation mode; every weight of the file has its place, and none is left."""
+    """The pretrained network in evaluation mode. Its weights and those of the file must be the same set."""
     network = EfficientNetLite0()
     network.load_state_dict(torch.load(weight_file(), map_location="cpu", weights_only=True), strict=True)
     return network.eval().requires_grad_(False)

@@ -1,4 +1,4 @@
-"""Features by the row, on disk where they are more than memory should hold."""
+"""Features that are read by rows from a file, where there are too many for memory."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,42 +20,42 @@ class Rows(Protocol):
 
 
 class FeatureFile:
-    """The first `count` rows (None: all) of fp32 features in a .npy file; only those asked for are in memory.
+    """The first `count` rows (None: all) of fp32 features in a .npy file; a row is read when it is indexed.
 
-    They are read, not mapped: around each row that is touched a map makes 64 kB resident.
+    The file is not memory-mapped: a map makes 64 kB resident around each row that is read.
     """
 
     def __init__(self, path: Path, count: int | None = None) -> None:
         self.path = path
         with path.open("rb") as file:
             np.lib.format.read_magic(file)
-            (there, dim), _, dtype = np.lib.format.read_array_header_1_0(file)
+            (stored, dim), _, dtype = np.lib.format.read_array_header_1_0(file)
             self.offset = file.tell()
         if dtype != np.dtype("<f4"):
             raise ValueError(f"{path} holds {dtype}, not fp32")
-        self.shape = torch.Size((there if count is None else min(there, count), dim))
+        self.shape = torch.Size((stored if count is None else min(stored, count), dim))
 
     def __len__(self) -> int:
         return self.shape[0]
 
     def __getitem__(self, rows: slice | Tensor) -> Tensor:
-        """A run of rows, or the rows [n] named. Raises ValueError where the file has been cut short."""
+        """A run of rows, or rows by index [n]. Raises ValueError where the file ends before them."""
         dim = self.shape[1]
         if isinstance(rows, slice):
             start, stop, _ = rows.indices(len(self))
             runs = [(start, max(stop - start, 0))]
         else:
             runs = [(row, 1) for row in rows.tolist()]
-        found = np.empty((sum(length for _, length in runs), dim), dtype="<f4")
+        values = np.empty((sum(length for _, length in runs), dim), dtype="<f4")
         filled = 0
         with self.path.open("rb", buffering=0) as file:
             for start, length in runs:
-                part = found[filled : filled + length]
+                part = values[filled : filled + length]
                 file.seek(self.offset + start * 4 * dim)
                 if file.readinto(part.data) != part.nbytes:
                     raise ValueError(f"{self.path} ends before its last row")
                 filled += length
-        return torch.from_numpy(found)
+        return torch.from_numpy(values)
 
 
 class FeatureWriter:
@@ -76,6 +76,6 @@ class FeatureWriter:
 
 @contextmanager
 def feature_file(path: Path, count: int, dim: int) -> Iterator[FeatureWriter]:
-    """A .npy file for features [count, dim], written from first to last: a map would stay resident whole."""
+    """A .npy file for features [count, dim], written in order and not memory-mapped."""
     with path.open("wb") as file:
         yield FeatureWriter(file, count, dim)

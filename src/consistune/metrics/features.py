@@ -1,4 +1,4 @@
-"""Feature extractors: files the user points at, and two that need none."""
+"""Feature extractors: from files that the user names, and two that need no file."""
 
 import hashlib
 import importlib
@@ -46,7 +46,7 @@ class Extractor:
 
     @property
     def identity(self) -> str:
-        """A hash of the weights and of the protocol: features with another identity are never compared."""
+        """A hash of the weights and of the protocol: only features of one identity are compared."""
         text = json.dumps([self.protocol.model_dump(mode="json"), self.digest], sort_keys=True)
         return f"{self.name}:{hashlib.sha256(text.encode()).hexdigest()[:24]}"
 
@@ -56,11 +56,10 @@ class Extractor:
 
     def __call__(self, images: Tensor) -> Tensor:
         """Features [n, D], batch by batch. Raises UserError where the network's answer is not that."""
-        found = self._run(images, self.protocol.output)
-        wanted = self.protocol.dim
-        if wanted is not None and found.shape[1] != wanted:
-            raise UserError(f"{found.shape[1]} features came out, its protocol says {wanted}", self.name)
-        return found
+        features, dim = self._run(images, self.protocol.output), self.protocol.dim
+        if dim is not None and features.shape[1] != dim:
+            raise UserError(f"{features.shape[1]} features came out, its protocol says {dim}", self.name)
+        return features
 
     def probabilities(self, images: Tensor) -> Tensor:
         """Class probabilities [n, K]. Raises UserError where the extractor has none."""
@@ -74,7 +73,7 @@ class Extractor:
         size = self.protocol.batch or BATCH
         for part in torch.split(images, size):
             prepared = prepare(part.to(self.device), self.protocol.input)
-            if self.protocol.batch:  # the last batch is filled up with copies, which are dropped again
+            if self.protocol.batch:  # fill the last batch with copies of its last image
                 prepared = prepared[torch.arange(size, device=self.device).clamp(max=len(part) - 1)]
             answer = self.network(prepared, **output.call)
             values = answer if output.name is None else answer[output.name]
@@ -86,7 +85,10 @@ class Extractor:
 
 
 def prepare(images: Tensor, rule: Input) -> Tensor:
-    """uint8 images [n, C, H, W] as the rule wants them. Raises UserError where grey is asked of colour."""
+    """uint8 images [n, C, H, W] in the form that the rule describes.
+
+    Raises UserError for colour images where the extractor takes grey ones, or for a wrong size.
+    """
     channels = images.shape[1]
     if channels == 1 and rule.channels == 3:
         images = images.expand(-1, 3, -1, -1)
@@ -114,32 +116,32 @@ def prepare(images: Tensor, rule: Input) -> Tensor:
 def load_extractor(
     word: str,
     device: torch.device | str = "cpu",
-    classifier: Callable[[], ImageClassifier] | None = None,
+    classifier: ImageClassifier | None = None,
 ) -> Extractor:
     """The extractor that `word` names.
 
     Args:
         word: "efficientnet" (224 px), "efficientnet-64" (64 px), "classifier", "package.module:attribute", or
             a file: TorchScript (.pt, .ts, .torchscript) or `torch.export` (.pt2), with its YAML beside it.
-        classifier: makes the classifier of the data's own labels.
+        classifier: of the data's own labels, for "classifier".
 
     A TorchScript file, an exported program and a Python path are programs: they run with the user's rights.
     Raises UserError for anything else, or where the classifier is not available.
     """
-    place = torch.device(device)
+    device = torch.device(device)
     if word in EFFICIENTNET_SIZES:
-        return _efficientnet(word, place)
+        return _efficientnet(word, device)
     if word == "classifier":
         if classifier is None:
             raise UserError(
                 "the data have no labels to train a classifier on", "--features classifier", WITHOUT_FILE
             )
-        return classifier_extractor(classifier(), place)
+        return classifier_extractor(classifier, device)
     path = Path(word)
     if path.is_file():
-        return _file(path, place)
+        return _file(path, device)
     if ":" in word and not path.suffix:
-        return _python(word, place)
+        return _python(word, device)
     raise UserError(f"{word!r} is neither a file nor a known extractor", "--features", WITHOUT_FILE)
 
 
@@ -151,7 +153,7 @@ def _efficientnet(word: str, device: torch.device) -> Extractor:
 
 
 def classifier_extractor(model: ImageClassifier, device: torch.device) -> Extractor:
-    """The features of a classifier trained on the spot, under the name fd-classifier."""
+    """The features of a classifier of the data's own labels, under the name fd-classifier."""
     model = model.to(device)
     digest = hashlib.sha256(b"".join(p.cpu().numpy().tobytes() for p in model.state_dict().values()))
     channels = model.image_shape[0]
@@ -202,6 +204,6 @@ def image_digest(images: Tensor) -> str:
 
 
 def blocks(images: Tensor, size: int = 1024) -> Iterator[Tensor]:
-    """Consecutive rows, so that a memory map is never read whole."""
+    """The images in runs of `size` rows: a memory map is read run by run."""
     for start in range(0, len(images), size):
         yield images[start : start + size]

@@ -1,4 +1,4 @@
-"""What nearest neighbours in feature space tell: precision and recall, and who lies next to whom."""
+"""Nearest neighbours in feature space: precision and recall, and the real image next to each sample."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ NEIGHBOURS = 3
 QUERY_ROWS, OTHER_ROWS = 1024, 4096
 """Rows of a block of distances: 16 MB, whatever the sets' sizes."""
 SIDE = 2048
-"""The same where both sides are one set: a block serves its mirror image too."""
+"""Rows of a block of distances within one set, which is symmetric: a block serves its transpose too."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class Neighbourhoods:
 
 
 def radii(features: Rows, k: int = NEIGHBOURS, device: torch.device | str = "cpu") -> Tensor:
-    """Distance of each row to its k-th neighbour in the same set, itself not counted [n], fp32."""
+    """Distance of each row to its k-th nearest other row of the same set [n], fp32."""
     if len(features) <= k:
         raise ValueError(f"{k} neighbours need more than {k} rows, got {len(features)}")
     centre = _centre(features).to(device)
@@ -48,7 +48,7 @@ def radii(features: Rows, k: int = NEIGHBOURS, device: torch.device | str = "cpu
 
 
 def _take_nearest(nearest: Tensor, distances: Tensor) -> None:
-    """Brings the smallest of each row [n, k] up to date, in place, with more distances [n, m]."""
+    """Updates in place the k smallest distances of each row [n, k] with more distances [n, m]."""
     k = nearest.shape[1]
     new = distances.topk(min(k, distances.shape[1]), 1, largest=False).values
     nearest.copy_(torch.cat([nearest, new], 1).topk(k, 1, largest=False).values)

@@ -19,12 +19,12 @@ class Input(_Strict):
     """From uint8 images [n, C, H, W] to what the network is called with.
 
     Attributes:
-        dtype: "uint8" hands the images on as they are; "float32" scales them as the other keys say.
+        dtype: "uint8" passes the images unchanged; "float32" scales them as the other keys say.
         size: side in pixels after resizing; None: the images' own.
-        resize, antialias: torch's interpolation rule; after bicubic nothing is clamped.
-        range: what 0 and 255 become (float32 only).
-        mean, std: a channel's, subtracted and divided after the range (float32 only).
-        channels: 3 repeats grey images; 1 asks for grey images.
+        resize, antialias: torch's interpolation rule; the result of bicubic is not clamped.
+        range: values to which 0 and 255 are mapped (float32 only).
+        mean, std: of each channel; subtracted, and divided by, after the range (float32 only).
+        channels: 3: grey images are repeated three times; 1: only grey images are taken.
     """
 
     dtype: Literal["uint8", "float32"] = "float32"
@@ -38,12 +38,12 @@ class Input(_Strict):
 
 
 class Output(_Strict):
-    """How the network is called and what is taken of its answer.
+    """How the network is called, and which part of its answer is used.
 
     Attributes:
         call: keyword arguments of the call.
-        name: the key or place of the tensor where the answer is a dictionary or a tuple; None: the answer.
-        softmax: the tensor holds logits and probabilities are wanted.
+        name: key or index of the tensor in a dictionary or tuple; None: the answer is the tensor.
+        softmax: the tensor holds logits, and the softmax turns them into probabilities.
     """
 
     call: dict[str, bool | int | float | str] = Field(default_factory=dict)
@@ -57,7 +57,7 @@ class Protocol(_Strict):
     Attributes:
         name: what distances on its features are called, in full: "fid" for the Inception of 2015-12-05
             alone, "fd-…" for any other.
-        dim: number of features, where it should be checked.
+        dim: number of features, which is then checked; None: any.
         batch: the only batch size that the file takes (some exported programs); None: any.
         probabilities: where class probabilities come from, for the Inception Score; None: there are none.
     """

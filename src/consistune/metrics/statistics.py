@@ -1,7 +1,6 @@
-"""Reference statistics: computed once and kept, or read from the files that others publish."""
+"""Statistics of the real images: computed once and cached, or read from files that others publish."""
 
 import hashlib
-import io
 import json
 import tempfile
 from dataclasses import dataclass, replace
@@ -15,32 +14,34 @@ from torch import Tensor
 from consistune.errors import UserError
 from consistune.metrics.feature_file import FeatureFile, Rows, feature_file
 from consistune.metrics.features import Extractor, blocks, image_digest
-from consistune.metrics.moments import Convention, Moments
+from consistune.metrics.moments import Convention, Moments, moments
 from consistune.metrics.neighbours import NEIGHBOURS, radii
 from consistune.pickles.arrays import read_arrays
-from consistune.system.files import write_atomically
+from consistune.system.files import atomic_file
 from consistune.system.host import variable
 
 KEPT_ROWS = 10_000
-"""Rows of a side that what needs pairs of features looks at (neighbours, kernel distance): work and memory
-grow with their square. The moments take every image."""
+"""Rows of each side in metrics of pairs (neighbours, kernel distance): work and memory grow with the square
+of their number. The moments take every image."""
 STATISTICS, FEATURES, RADII = "statistics.npz", "features.npy", "radii.npy"
 FACTS = ("consistune", "sct")
-"""Under the first name a file says what it must be compared with; version 0.1.0 wrote the second."""
+"""The array of a file that holds the facts about the statistics; version 0.1.0 wrote the second name."""
 
 
 @dataclass(frozen=True)
-class Reference:
-    """Moments of the reference features, float64, and the features where they are ours.
+class ReferenceStatistics:
+    """Mean [D] and covariance [D, D] of the real images' features, float64, and perhaps the features.
 
     Attributes:
-        count: images behind the moments; None where a foreign file does not say.
-        identity: the extractor's; None where a foreign file does not say: then it is the user's word.
-        image_shape: (C, H, W) of the images; None where a foreign file does not say.
-        mirrored: the mirror images are in it too.
-        features: rows of it [m, D]; rows[i] is the image that row i shows.
-        folder: where the cache keeps it.
-        convention: of the covariance; None where a foreign file does not say.
+        count: number of images, mirror images included.
+        identity: of the extractor. A foreign file has none; then the user says which extractor it was.
+        image_shape: (C, H, W) of the images.
+        mirrored: the mirror images are included.
+        features: of at most KEPT_ROWS images [m, D]; rows[i] is the image of row i.
+        folder: of the cache's entry.
+        convention: of the covariance.
+
+    What a foreign file does not say is None.
     """
 
     source: str
@@ -73,36 +74,40 @@ class Reference:
             with_or_without = "with" if self.mirrored else "without"
             raise UserError(f"was made {with_or_without} mirror images", self.source, "see --x-flip")
 
-    def in_convention(self, wanted: Convention) -> "Reference":
-        """With the covariance divided so; a foreign file's, which does not say how it is, stays as it is."""
-        if self.convention in (None, wanted):
+    def in_convention(self, convention: Convention) -> "ReferenceStatistics":
+        """The same with the covariance in a convention; a covariance of unknown convention stays as it is.
+
+        Raises UserError where the number of images is not known.
+        """
+        if self.convention in (None, convention):
             return self
         if self.count is None:
             raise UserError(
                 f"is {self.convention} and does not count its images", self.source, "--covariance"
             )
-        kept = (self.count - 1) / self.count
-        scale = kept if wanted == "biased" else 1 / kept
-        return replace(self, covariance=self.covariance * scale, convention=wanted)
+        ratio = (self.count - 1) / self.count
+        scale = ratio if convention == "biased" else 1 / ratio
+        return replace(self, covariance=self.covariance * scale, convention=convention)
 
-    def sample_radii(self, device: torch.device) -> Tensor:
-        """`radii` of the kept features, computed once."""
+    def feature_radii(self, device: torch.device) -> Tensor:
+        """`radii` of the features [m], from the cache where they were computed before."""
         if self.features is None or self.folder is None:
             raise UserError("has no features, only their moments", self.source, "give --data with images")
         file = self.folder / RADII
         if file.is_file():
             return torch.from_numpy(np.load(file))
-        found = radii(self.features, NEIGHBOURS, device)
-        write_atomically(file, _npy(found))
-        return found
+        computed = radii(self.features, NEIGHBOURS, device)
+        with atomic_file(file) as opened:
+            np.save(opened, computed.numpy())
+        return computed
 
     def save(self, path: Path) -> None:
-        """EDM's layout (mu, sigma), with what it must be compared with under `consistune`."""
-        write_atomically(path, _npz(self.mean, self.covariance, self._facts()))
-
-    def _facts(self) -> dict[str, Any]:
+        """Write EDM's layout (mu, sigma), with the facts that `check` needs under `consistune`."""
         names = ("source", "count", "identity", "image_shape", "mirrored", "digest")
-        return {name: getattr(self, name) for name in names} | {"covariance": self.convention}
+        facts = {name: getattr(self, name) for name in names} | {"covariance": self.convention}
+        text = np.array(json.dumps(facts))
+        with atomic_file(path) as file:
+            np.savez(file, mu=self.mean.numpy(), sigma=self.covariance.numpy(), consistune=text)
 
 
 def cache_folder() -> Path:
@@ -112,11 +117,11 @@ def cache_folder() -> Path:
 
 def build_reference(
     name: str, images: Tensor, extractor: Extractor, mirrored: bool = False, cache: Path | None = None
-) -> Reference:
-    """The reference of uint8 images [n, C, H, W], from the cache where it was made before.
+) -> ReferenceStatistics:
+    """Statistics of uint8 images [n, C, H, W], from the cache where they were computed before.
 
-    The key is the hash of the images' pixels, the extractor's identity and `mirrored`. An entry is made under
-    another name and renamed, so a broken-off pass leaves nothing that could be taken for one.
+    The key is the hash of the images' pixels, the extractor's identity and `mirrored`. An entry is written
+    under another name and renamed at the end, so an interrupted pass leaves no incomplete entry.
     """
     digest = image_digest(images)
     key = hashlib.sha256(f"1 {digest} {extractor.identity} {mirrored} {KEPT_ROWS}".encode()).hexdigest()[:32]
@@ -130,13 +135,26 @@ def build_reference(
             except OSError:  # another process was first
                 if not (folder / STATISTICS).is_file():
                     raise
-    found = _from_arrays(dict(np.load(folder / STATISTICS)), name)
+    stored = _from_arrays(dict(np.load(folder / STATISTICS)), name)
     features = FeatureFile(folder / FEATURES)
-    return replace(found, source=name, features=features, rows=random_rows(len(images)), folder=folder)
+    return replace(stored, source=name, features=features, rows=random_rows(len(images)), folder=folder)
+
+
+def statistics_in_memory(name: str, images: Tensor, extractor: Extractor) -> ReferenceStatistics:
+    """Statistics of uint8 images [n, C, H, W], not cached. All features are in memory at once."""
+    mean, covariance = moments(extractor(images))
+    _, channels, height, width = images.shape
+    shape = (channels, height, width)
+    return ReferenceStatistics(
+        name, mean, covariance, len(images), extractor.identity, shape, False, convention="unbiased"
+    )
 
 
 def random_rows(count: int) -> Tensor:
-    """All rows, or KEPT_ROWS random ones, the same every time, in order: sets are grouped by class."""
+    """All rows, or KEPT_ROWS random ones in ascending order, the same every time.
+
+    They are random because sets of images are grouped by class.
+    """
     if count <= KEPT_ROWS:
         return torch.arange(count)
     return torch.randperm(count, generator=torch.Generator().manual_seed(0))[:KEPT_ROWS].sort().values
@@ -151,19 +169,19 @@ def _compute(
     kept = torch.zeros(len(images), dtype=torch.bool)
     kept[random_rows(len(images))] = True
     dim = extractor.protocol.dim or extractor(images[:1]).shape[1]
-    moments = Moments(dim, everywhere=True)
+    accumulated = Moments(dim)
     start = 0
     with feature_file(folder / FEATURES, int(kept.sum()), dim) as file:
         for part in blocks(images):
-            found = extractor(part)
-            moments.update(found)
-            file.append(found[kept[start : start + len(part)]])
+            features = extractor(part)
+            accumulated.update(features)
+            file.append(features[kept[start : start + len(part)]])
             start += len(part)
             if mirrored:
-                moments.update(extractor(part.flip(-1)))
-    mean, covariance = moments.compute()
+                accumulated.update(extractor(part.flip(-1)))
+    mean, covariance = accumulated.compute()
     _, channels, height, width = images.shape
-    made = Reference(
+    statistics = ReferenceStatistics(
         source=name,
         mean=mean,
         covariance=covariance,
@@ -174,23 +192,25 @@ def _compute(
         digest=digest,
         convention="unbiased",
     )
-    made.save(folder / STATISTICS)
+    statistics.save(folder / STATISTICS)
 
 
-def read_reference(path: Path, extractor: Extractor) -> Reference:
+def read_reference(path: Path, extractor: Extractor) -> ReferenceStatistics:
     """Statistics from a file: ours, EDM's .npz (mu, sigma), or EDM2's .pkl ({metric: {mu, sigma}}).
 
-    Only ours says by which extractor it was made; for the others that is the user's word, and a published
-    file has no flips and unbiased covariances. Pickles are read as data, nothing in them is executed.
-    Raises UserError for anything else, with what was found.
+    Only our files name their extractor; of the others the user must know it. Published files have unbiased
+    covariances and no mirror images. Pickles are read as data, nothing in them is executed.
+    Raises UserError for anything else, and says what the file holds.
     """
     if path.suffix == ".pkl":
         table = read_arrays(path.read_bytes(), str(path))
-        wanted = extractor.name.replace("-", "_")
-        if not isinstance(table, dict) or not isinstance(table.get(wanted), dict):
-            found = ", ".join(str(key) for key in table) if isinstance(table, dict) else type(table).__name__
-            raise UserError(f"has no statistics {wanted!r}, only {found}", str(path))
-        arrays = {**table[wanted], "count": table.get("num_images")}
+        key = extractor.name.replace("-", "_")
+        if not isinstance(table, dict) or not isinstance(table.get(key), dict):
+            given = (
+                ", ".join(str(name) for name in table) if isinstance(table, dict) else type(table).__name__
+            )
+            raise UserError(f"has no statistics {key!r}, only {given}", str(path))
+        arrays = {**table[key], "count": table.get("num_images")}
     else:
         try:
             with np.load(path, allow_pickle=False) as archive:
@@ -200,7 +220,7 @@ def read_reference(path: Path, extractor: Extractor) -> Reference:
     return _from_arrays(arrays, str(path))
 
 
-def _from_arrays(arrays: dict[str, Any], where: str) -> Reference:
+def _from_arrays(arrays: dict[str, Any], where: str) -> ReferenceStatistics:
     if not {"mu", "sigma"} <= set(arrays):
         raise UserError("has no mu and sigma", where, "an image batch (arr_0) is given as --data")
     mean, covariance = (torch.from_numpy(np.array(arrays[key], dtype=np.float64)) for key in ("mu", "sigma"))
@@ -208,10 +228,9 @@ def _from_arrays(arrays: dict[str, Any], where: str) -> Reference:
         raise UserError(f"mu is {tuple(mean.shape)} and sigma {tuple(covariance.shape)}", where)
     if not (mean.isfinite().all() and covariance.isfinite().all()):
         raise UserError("holds numbers that are not finite", where)
-    known = next((arrays[key] for key in FACTS if key in arrays), "{}")
-    facts = json.loads(str(known))
+    facts = json.loads(str(next((arrays[key] for key in FACTS if key in arrays), "{}")))
     shape = facts.get("image_shape")
-    return Reference(
+    return ReferenceStatistics(
         source=facts.get("source", where),
         mean=mean,
         covariance=covariance,
@@ -225,7 +244,7 @@ def _from_arrays(arrays: dict[str, Any], where: str) -> Reference:
 
 
 def read_samples(path: Path) -> tuple[Tensor, Tensor | None]:
-    """The original consistency models' sample batch: arr_0 uint8 [n, H, W, C], and perhaps labels arr_1.
+    """A sample batch of the original consistency models: arr_0 uint8 [n, H, W, C], and perhaps labels arr_1.
 
     Returns uint8 images [n, C, H, W] and labels [n] or None. Raises UserError for anything else.
     """
@@ -240,15 +259,3 @@ def read_samples(path: Path) -> tuple[Tensor, Tensor | None]:
     if pixels.dtype != np.uint8 or pixels.ndim != 4 or pixels.shape[-1] not in (1, 3):
         raise UserError(f"arr_0 is {pixels.dtype} {pixels.shape}, not uint8 [n, H, W, C]", str(path))
     return torch.from_numpy(pixels).permute(0, 3, 1, 2), labels
-
-
-def _npz(mean: Tensor, covariance: Tensor, facts: dict[str, Any]) -> bytes:
-    buffer = io.BytesIO()
-    np.savez(buffer, mu=mean.numpy(), sigma=covariance.numpy(), consistune=np.array(json.dumps(facts)))
-    return buffer.getvalue()
-
-
-def _npy(values: Tensor) -> bytes:
-    buffer = io.BytesIO()
-    np.save(buffer, values.numpy())
-    return buffer.getvalue()

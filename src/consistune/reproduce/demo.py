@@ -14,7 +14,8 @@ import torch
 
 from consistune.analyze import target_variance
 from consistune.data.images import DataSplit, digits
-from consistune.metrics.measure import Measure, measure_for
+from consistune.metrics.scores import score_suite, scores
+from consistune.metrics.suite import Suite
 from consistune.models import default_sampler, draw_sheet, sample
 from consistune.nn import store
 from consistune.nn.precond import Preconditioned
@@ -55,49 +56,45 @@ class Demo:
         self.labels = torch.arange(SAMPLES) % len(self.data.train.class_names)
         out.mkdir(parents=True, exist_ok=True)
 
-    def measure(self) -> Measure:
-        """The classifier, trained anew (a few seconds; the same for the same data)."""
-        measure = measure_for(self.data, "classifier")
-        self.screen.say(f"classifier: {measure.classifier_accuracy:.1%} of the held-out digits right")
-        return measure
-
-    def train(self, name: str, recipe_name: str, measure: Measure | None, *keys: str) -> Path:
-        """A run in the folder `name`; with a measure its curve has CURVE_POINTS points."""
+    def train(self, name: str, recipe_name: str, suite: Suite | None, *keys: str) -> Path:
+        """A run in the folder `name`; with a suite its curve has CURVE_POINTS points."""
         recipe = read_recipe(recipe_name, [*keys, f"train.seed={self.seed}", *self.overrides])
-        if measure is not None:
+        if suite is not None:
             recipe = with_points(recipe, CURVE_POINTS)
 
-        def evaluate(model: Preconditioned, measure: Measure) -> dict[str, float]:
+        def evaluate(model: Preconditioned, suite: Suite) -> dict[str, float]:
             drawn = {f"steps_{n}": sample(model, range(SAMPLES), n, self.labels) for n in (1, 2)}
-            return named({key: measure(images, self.labels) for key, images in drawn.items()})
+            return named({key: scores(suite, images, self.labels) for key, images in drawn.items()})
 
         return trained(
             self.out / name,
             recipe,
             self.screen,
             name=name,
-            evaluate=None if measure is None else partial(evaluate, measure=measure),
+            evaluate=None if suite is None else partial(evaluate, suite=suite),
             draw=draw_sheet,
         )
 
-    def row(self, measure: Measure, name: str, model: Preconditioned, steps: int) -> Row:
+    def row(self, suite: Suite, name: str, model: Preconditioned, steps: int) -> Row:
         """Draw, time and measure SAMPLES images, the same noise for every row."""
         sampler = default_sampler(model, steps)
         began = time.perf_counter()
         images = sample(model, range(SAMPLES), condition=self.labels, sampler=sampler)
         seconds = (time.perf_counter() - began) / SAMPLES
         evaluations = int(sampler.evaluations)  # type: ignore[attr-defined]
-        return Row(name, evaluations, seconds, **asdict(measure(images, self.labels)))
+        return Row(name, evaluations, seconds, **asdict(scores(suite, images, self.labels)))
 
     def run(self) -> Path:
         """All stages, then the page. Raises train.run.Interrupted after a signal, when the state is saved."""
         began = time.perf_counter()
         fresh = not (self.out / "teacher").exists()
-        measure = self.measure()
         held_out = self.data.need_held_out("the demo")
+        suite = score_suite(self.data, "classifier")
+        real = scores(suite, held_out.images, held_out.labels)
+        self.screen.say(f"classifier: {real.accuracy:.1%} of the held-out digits right")
         teacher_folder = self.train("teacher", "digits-edm", None)
         folders = {
-            key: self.train(key, f"digits-{key}", measure, f"start_from={teacher_folder / 'model'}")
+            key: self.train(key, f"digits-{key}", suite, f"start_from={teacher_folder / 'model'}")
             for key in METHODS
         }
         models = {key: store.load(folder) for key, folder in folders.items()}
@@ -107,7 +104,7 @@ class Demo:
         rows, pictures = [], {}
         with self.screen.bar("measuring", len(jobs) * SAMPLES) as bar:
             for name, model, steps in jobs:
-                row = self.row(measure, name, model, steps)
+                row = self.row(suite, name, model, steps)
                 rows.append(asdict(row))
                 key = f"{name}, {row.evaluations} evaluation{'s' if row.evaluations > 1 else ''}"
                 pictures[key] = sample(model, range(SHOWN), steps, self.labels[:SHOWN])
@@ -116,8 +113,8 @@ class Demo:
             "seed": self.seed,
             "folder": str(self.out),
             "samples": SAMPLES,
-            "classifier_accuracy": measure.classifier_accuracy,
-            "real": asdict(measure(held_out.images, held_out.labels)),
+            "classifier_accuracy": real.accuracy,
+            "real": asdict(real),
             "rows": rows,
             "curves": {key: curve(folder) for key, folder in folders.items()},
             "target_variance": self.target_variance(),

@@ -25,7 +25,8 @@ from torch import Tensor
 
 from consistune.core.sampling import PhasedSteps, Sampler
 from consistune.data.images import DataSplit, load_data
-from consistune.metrics.measure import Measure, Measures, measure_for
+from consistune.metrics.scores import Scores, score_suite, scores
+from consistune.metrics.suite import Suite
 from consistune.models import default_sampler, sample
 from consistune.nn import store
 from consistune.nn.precond import Preconditioned
@@ -137,21 +138,22 @@ class Study:
         return load_data(self.data_name)
 
     @cached_property
-    def measure(self) -> Measure:
-        """Trained or loaded once; the reference's statistics with it."""
+    def suite(self) -> Suite:
+        """Made once, with the statistics of the training images."""
         self.screen.say("measuring the reference images")
-        return measure_for(self.data, self.family.features, self.device)
+        return score_suite(self.data, self.family.features, self.device)
 
     @cached_property
     def labels(self) -> Tensor:
         """Of the samples that are measured: the classes in turn."""
         return torch.arange(self.budget.samples) % len(self.data.train.class_names)
 
-    def judge(self, model: Preconditioned, sampler: Sampler, **options: Any) -> Measures:
-        """Measures of samples by a sampler, the same noise for every model; `options` as for `sample`."""
+    def judge(self, model: Preconditioned, sampler: Sampler, **options: Any) -> Scores:
+        """Scores of samples by a sampler, the same noise for every model; `options` as for `sample`."""
         labels = self.labels if model.num_classes else None
         seeds = range(self.budget.samples)
-        return self.measure(sample(model, seeds, condition=labels, sampler=sampler, **options), labels)
+        images = sample(model, seeds, condition=labels, sampler=sampler, **options)
+        return scores(self.suite, images, labels)
 
     def check(self, spec: RunSpec) -> None:
         """Raises UserError for a run that cannot be trained, before its teacher or any other is."""
@@ -192,7 +194,7 @@ class Study:
         recipe = self._recipe(self.family.recipes[spec.recipe], budget, spec.set, seed)
         return recipe if spec.phases is None else _phased(recipe, spec.phases)
 
-    def measured(self, run: Run, question: str, measure: Callable[[], Measures]) -> dict[str, Any]:
+    def measured(self, run: Run, question: str, measure: Callable[[], Scores]) -> dict[str, Any]:
         """What was measured on a finished run, asked once for each question."""
         path = run.folder / "measured.json"
         known = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}

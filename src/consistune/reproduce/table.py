@@ -57,10 +57,10 @@ def _runs(study: Study, spec: Table) -> dict[tuple[int, int], Run]:
 
 
 def _ours(study: Study, published: Published, run: Run) -> Row:
-    found = run.curve[-1][f"steps={published.evaluations}"]
-    distance = found["frechet_train"] * study.measure.train_variance / 100
+    found, setup = run.curve[-1][f"steps={published.evaluations}"], study.suite.setup
+    distance = found["frechet_train"] * float(setup.reference.covariance.trace()) / 100
     hours = {"gpu_hours" if str(study.device).startswith("cuda") else "cpu_hours": run.minutes / 60}
-    return {"ours": distance, "measure": study.measure.name, "images": run.images, **hours}
+    return {"ours": distance, "measure": setup.extractor.name, "images": run.images, **hours}
 
 
 def _elsewhere(study: Study) -> list[Row]:

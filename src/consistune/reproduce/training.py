@@ -10,7 +10,7 @@ import torch
 
 from consistune.data.images import load_data
 from consistune.errors import UserError
-from consistune.metrics.measure import Measures
+from consistune.metrics.scores import Scores
 from consistune.nn import store
 from consistune.nn.precond import Preconditioned
 from consistune.recipe import Recipe, to_yaml
@@ -68,7 +68,7 @@ def _same_images(folder: Path, recipe: Recipe) -> None:
         )
 
 
-def named(measures: dict[str, Measures]) -> dict[str, float]:
+def named(measures: dict[str, Scores]) -> dict[str, float]:
     """Measures of several samplers as one line of a log: "SAMPLER/MEASURE" → number."""
     return {
         f"{sampler}/{key}": value

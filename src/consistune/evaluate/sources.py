@@ -1,0 +1,165 @@
+"""Where the measured samples come from: a model, which draws an image for each seed, or a file."""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from consistune.core.rng import mix_seed
+from consistune.core.sampling import Sampler
+from consistune.core.types import Denoiser
+from consistune.errors import UserError
+from consistune.evaluate.request import LabelRule, Request
+from consistune.metrics.statistics import read_samples
+from consistune.models import default_sampler, load, sample
+from consistune.nn.precond import Preconditioned
+from consistune.system.files import file_digest
+
+LABEL_STREAM = 7
+"""The labels of a seed come from another random stream than its noise."""
+
+
+@dataclass(frozen=True)
+class ModelSource:
+    """Seeds → uint8 images [n, C, H, W] and their labels [n]: a function of each seed alone.
+
+    Attributes:
+        labels: of the training images; None: not known.
+        label_rule: "data": the label of a random training image (ECT's protocol); "uniform": each class with
+            the same probability (EDM's); "balanced": the seed modulo the number of classes.
+        worse, omega: guidance by a worse model.
+    """
+
+    model: Preconditioned
+    sampler: Sampler
+    labels: Tensor | None = None
+    label_rule: LabelRule = "data"
+    worse: Denoiser | None = None
+    omega: float = 1.0
+    batch: int = 256
+
+    def __call__(self, seeds: Sequence[int]) -> tuple[Tensor, Tensor | None]:
+        labels = self.labels_of(seeds)
+        images = sample(
+            self.model,
+            seeds,
+            condition=labels,
+            sampler=self.sampler,
+            guidance=self.omega,
+            worse=self.worse,
+            batch=self.batch,
+        )
+        return images, labels
+
+    def labels_of(self, seeds: Sequence[int]) -> Tensor | None:
+        """The label [n] of each seed; None where the model takes no labels."""
+        classes = self.model.num_classes
+        if classes == 0:
+            return None
+        if self.label_rule == "balanced":
+            return torch.tensor([seed % classes for seed in seeds])
+        numbers = [mix_seed(seed, LABEL_STREAM) for seed in seeds]
+        if self.label_rule == "uniform":
+            return torch.tensor([number % classes for number in numbers])
+        if self.labels is None:
+            raise UserError(
+                "the labels of the training images are not known",
+                "--labels data",
+                "give --data, or --labels uniform",
+            )
+        return self.labels[torch.tensor([number % len(self.labels) for number in numbers])]
+
+    def in_steps(self, steps: int | None, request: Request) -> "ModelSource":
+        """The same in a number of steps. Raises UserError for a number that the model cannot take."""
+        try:
+            sampler = default_sampler(self.model, steps, request.mid_t, request.eta)
+        except ValueError as error:
+            raise UserError(str(error), "--steps") from error
+        return replace(self, sampler=sampler)
+
+    @property
+    def evaluations(self) -> int:
+        """Network evaluations for an image."""
+        stops = getattr(self.sampler, "stops", None)
+        if stops is not None:
+            return len(stops(80.0)) - 1
+        return int(self.sampler.evaluations)  # type: ignore[attr-defined]
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The sampler's settings, for results.json."""
+        return {
+            "kind": type(self.sampler).__name__,
+            **asdict(self.sampler),  # type: ignore[call-overload]
+            "evaluations": self.evaluations,
+            "omega": self.omega,
+            "labels": self.label_rule if self.labelled else None,
+        }
+
+    @property
+    def labelled(self) -> bool:
+        """The model takes labels."""
+        return self.model.num_classes > 0
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        return self.model.image_shape
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the weights' names, shapes and values: the same in every file format."""
+        sha = hashlib.sha256()
+        for name, value in sorted(self.model.state_dict().items()):
+            sha.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
+            sha.update(value.detach().cpu().contiguous().numpy().tobytes())
+        return sha.hexdigest()
+
+
+@dataclass(frozen=True)
+class FileSource:
+    """Row numbers, in the place of seeds → the images of a file, and their labels.
+
+    Attributes:
+        digest: SHA-256 of the file.
+    """
+
+    images: Tensor
+    labels: Tensor | None
+    digest: str
+
+    def __call__(self, seeds: Sequence[int]) -> tuple[Tensor, Tensor | None]:
+        rows = torch.tensor(list(seeds))
+        return self.images[rows].contiguous(), None if self.labels is None else self.labels[rows]
+
+    @property
+    def labelled(self) -> bool:
+        return self.labels is not None
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        _, channels, height, width = self.images.shape
+        return channels, height, width
+
+
+def model_source(request: Request, labels: Tensor | None) -> ModelSource:
+    """The model of a request, in its own number of steps; `labels` of the training images."""
+    model = load(request.model, request.device)
+    worse = None if request.worse is None else load(request.worse, request.device)
+    sampler = default_sampler(model, None)
+    return ModelSource(model, sampler, labels, request.label_rule, worse, request.omega, request.batch)
+
+
+def file_source(request: Request) -> FileSource:
+    """The file of a request. Raises UserError for too few samples, and for settings that a file has not."""
+    path = request.model
+    if not path.is_file():
+        raise UserError("no such file of samples", str(path))
+    images, labels = read_samples(path)
+    if request.blocks * request.samples + request.first_seed > len(images):
+        raise UserError(f"holds {len(images)} samples", str(path), "lower --samples or --seeds")
+    if request.search is not None or request.steps != (None,):
+        raise UserError("samples are drawn already", "--search, --steps", "give a model")
+    return FileSource(images, labels, file_digest(path))

@@ -1,0 +1,149 @@
+"""The Fréchet distance between sets of features, and the metrics that report it."""
+
+from functools import cached_property
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from consistune.errors import UserError
+from consistune.metrics.feature_file import Rows
+from consistune.metrics.metric import Block, Metric, Result, SampleBatch
+from consistune.metrics.moments import Convention, Moments, moments
+from consistune.metrics.sheet import WITHOUT_FILE
+from consistune.metrics.statistics import ReferenceStatistics
+
+LIMIT_SIZES = 6
+"""Numbers of samples through which the line to infinitely many is laid."""
+
+
+def _factor(matrix: Tensor) -> Tensor:
+    """V·√λ of a covariance V·λ·Vᵀ; eigenvalues that are rounding noise around zero count as zero."""
+    values, vectors = torch.linalg.eigh(matrix)
+    noise = len(values) * torch.finfo(values.dtype).eps * values[-1]
+    return vectors * torch.where(values > noise, values, 0.0).clamp(min=0).sqrt()
+
+
+def frechet(mean_a: Tensor, covariance_a: Tensor, mean_b: Tensor, covariance_b: Tensor) -> float:
+    """‖μ_a − μ_b‖² + tr(Σ_a + Σ_b − 2(Σ_a Σ_b)^{1/2}), in float64  (FID, 1706.08500, eq. 6).
+
+    With Σ = F Fᵀ from symmetric eigenproblems, tr (Σ_a Σ_b)^{1/2} is the sum of the singular values of
+    F_aᵀ F_b; no root is taken of a product, so a singular covariance costs no accuracy.
+    Means [D], covariances [D, D].
+    """
+    mean_a, covariance_a, mean_b, covariance_b = (
+        u.double() for u in (mean_a, covariance_a, mean_b, covariance_b)
+    )
+    between = torch.linalg.svdvals(_factor(covariance_a).T @ _factor(covariance_b)).sum()
+    shift = (mean_a - mean_b).square().sum()
+    return float(shift + covariance_a.trace() + covariance_b.trace() - 2 * between)
+
+
+def finite_sample_bias(covariance: Tensor, samples: int) -> float:
+    """The mean distance of n samples of a Gaussian to the Gaussian itself, with Σ [D, D], to order 1/n.
+
+    (tr Σ + ½ Σ_ij λ_i λ_j (1 + δ_ij)/(λ_i + λ_j))/n: the mean's share, and the second-order perturbation of
+    the Bures distance by the Wishart covariance E|E_ij|² = λ_i λ_j (1 + δ_ij)/n. Valid for n ≫ D; another
+    finite set of m on the other side adds the same with m.
+    """
+    values = torch.linalg.eigvalsh(covariance.double()).clamp(min=0)
+    total = values[:, None] + values
+    pairs = torch.where(total > 0, values[:, None] * values / total, 0.0)
+    return float(values.sum() + 0.5 * (pairs.sum() + pairs.trace())) / samples
+
+
+def limit(
+    features: Rows, reference: ReferenceStatistics, convention: Convention = "unbiased", seed: int = 0
+) -> float:
+    """FD_∞: the intercept of a straight line through FD at N samples against 1/N  (1911.07023, §4.1).
+
+    LIMIT_SIZES sizes, evenly in 1/N from an eighth of the samples [n, D] to all, each a random subset.
+    It has no standard error: the subsets share samples, so the residuals of the line do not estimate its
+    spread. Blocks of other seeds do.
+    """
+    n = len(features)
+    generator = torch.Generator().manual_seed(seed)
+    inverse = np.linspace(8 / n, 1 / n, LIMIT_SIZES)
+    values = []
+    for size in np.round(1 / inverse).astype(int):
+        rows = torch.randperm(n, generator=generator)[: int(size)]
+        subset = Moments(features.shape[1], convention)
+        for part in torch.split(rows, 1024):
+            subset.update(features[part])
+        values.append(frechet(*subset.compute(), reference.mean, reference.covariance))
+    _, intercept = np.polyfit(inverse, np.array(values), 1)
+    return float(intercept)
+
+
+class FrechetDistance(Metric):
+    """The Fréchet distance to the reference, under the extractor's name NAME.
+
+    Values: NAME; NAME_bias, the part of it that the finite number of samples causes (`finite_sample_bias`);
+    with `Setup.extrapolate` NAME_infinity (`limit`).
+    """
+
+    @property
+    def stores_features(self) -> bool:
+        return self.setup.extrapolate
+
+    def start(self, block: Block) -> None:
+        super().start(block)
+        dim = len(self.setup.reference.mean)
+        self.moments = Moments(dim, self.setup.convention, merged=block.world > 1)
+
+    def accumulate(self, batch: SampleBatch) -> None:
+        self.moments.update(batch.features)
+
+    def result(self) -> Result:
+        name, reference = self.setup.extractor.name, self.setup.reference
+        distance = frechet(*self.moments.compute(), reference.mean, reference.covariance)
+        values = {name: distance, f"{name}_bias": self._bias / self.block.total}
+        if self.setup.extrapolate:
+            values[f"{name}_infinity"] = limit(self.block.need_features(), reference, self.setup.convention)
+        return Result(values)
+
+    @cached_property
+    def _bias(self) -> float:
+        """Of one sample."""
+        return finite_sample_bias(self.setup.reference.covariance, 1)
+
+
+class FrechetInceptionDistance(FrechetDistance):
+    """FID: the Fréchet distance on the official Inception, and refused on any other extractor."""
+
+    by_default = False
+
+    def check(self) -> None:
+        name = self.setup.extractor.name
+        if name != "fid":
+            raise UserError(f"{name} is not FID", "--metrics fid", f"write fd, or {WITHOUT_FILE}")
+
+
+class RelativeFrechet(FrechetDistance):
+    """100·FD/tr Σ: the Fréchet distance in % of the variance of the real features.
+
+    It keeps its meaning when the feature extractor is trained anew. Values: NAME_percent against the
+    reference; NAME_percent_held_out against the held-out images, in % of their own variance.
+    """
+
+    by_default = False
+    stores_features = False
+
+    def result(self) -> Result:
+        name, reference, samples = self.setup.extractor.name, self.setup.reference, self.moments.compute()
+        values = {f"{name}_percent": _percent(samples, (reference.mean, reference.covariance))}
+        if self._held_out is not None:
+            values[f"{name}_percent_held_out"] = _percent(samples, self._held_out)
+        return Result(values)
+
+    @cached_property
+    def _held_out(self) -> tuple[Tensor, Tensor] | None:
+        """Mean [D] and covariance [D, D] of the held-out images' features."""
+        data = self.setup.data
+        if data is None or data.held_out is None:
+            return None
+        return moments(self.setup.extractor(data.held_out.images))
+
+
+def _percent(samples: tuple[Tensor, Tensor], reference: tuple[Tensor, Tensor]) -> float:
+    return 100 * frechet(*samples, *reference) / float(reference[1].trace())
