@@ -67,7 +67,8 @@ class Preconditioned(nn.Module):
     @property
     def options(self) -> dict[str, object]:
         """The constructor's arguments beside the network, as JSON has them; each is an attribute too."""
-        names = list(inspect.signature(type(self)).parameters)[1:]
+        # Of __init__, because a sharded model's class has a __new__ with other arguments.
+        names = list(inspect.signature(type(self).__init__).parameters)[2:]
         values = {name: getattr(self, name) for name in names}
         return {name: None if value == math.inf else value for name, value in values.items()}
 
