@@ -27,7 +27,7 @@ import torch
 from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-import sct as package
+import consistune as package
 from tests.support import makers
 from tests.support.inception import write_inception
 

@@ -6,7 +6,7 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
-import sct as package
+import consistune as package
 import torch
 from torch import Tensor
 
