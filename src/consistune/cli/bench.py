@@ -1,11 +1,12 @@
 """consistune bench"""
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
 
-from consistune.bench.report import as_json, in_columns, lines
+from consistune.bench.report import in_columns, lines
 from consistune.cli.common import Screen
 from consistune.errors import UserError
 from consistune.system.files import write_atomically
@@ -27,4 +28,6 @@ def run(out: Path | None, threads: int | None) -> None:
     print(in_columns(found))
     print(", ".join(f"{name} {value}" for name, value in about.items() if value))
     if out is not None:
-        write_atomically(out, json.dumps({"machine": about, "lines": as_json(found)}, indent=1) + "\n")
+        write_atomically(
+            out, json.dumps({"machine": about, "lines": [asdict(line) for line in found]}, indent=1) + "\n"
+        )
