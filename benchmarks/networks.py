@@ -5,8 +5,8 @@
 throughput: images a second and peak memory of a consistency step of each network, in fp32 and bf16, each case
   in a process of its own. A step has two evaluations (one with gradients), the optimizer and one average. The
   trainer stands half-way through training, where the target is evaluated.
-ddpmpp: a forward and backward pass of CIFAR-10's DDPM++ against a stack of torch's nn.Conv2d of the same sizes,
-  on inputs of the same sizes, without anything else: what the convolutions alone cost.
+ddpmpp: a forward and backward pass of CIFAR-10's DDPM++ against a stack of torch's nn.Conv2d alone, of the
+  same sizes, on inputs of the same sizes: what the convolutions cost.
 """
 
 import copy
