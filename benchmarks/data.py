@@ -7,11 +7,12 @@ The disk is freed at the end.
 prepare: `consistune data prepare` as a user runs it, of three sources made here in the official layouts from
   noise over smooth pictures. cifar: an archive of 60,000 images 3×32×32 in six Python-2 pickles. imagenet64:
   131,072 images 3×64×64 in ten npz batches, a tenth of the full set. zip: 1,281,167 members, as many as
-  ImageNet has, each a tiny PNG, for the cost of the names. Memory is sampled 20 times a second over the tree of
-  processes: the sum of anonymous memory (which the system cannot take back), and of resident memory.
-feeding: images a second of what the training loop calls, rows of a fresh permutation and `ImageSet.batch` over
-  the memory map (uint8 to fp32 in [−1, 1], labels, rows), with the file in the page cache (warm) or not (cold,
-  read at random as in a first epoch); against ECT steps of the smallest network and of DDPM++. One thread.
+  ImageNet has, each a tiny PNG, for the cost of the names. Memory is sampled 20 times a second over the tree
+  of processes: the sum of anonymous memory (which the system cannot take back), and of resident memory.
+feeding: images a second of what the training loop calls, rows of a fresh permutation and `ImageSet.batch`
+  over the memory map (uint8 to fp32 in [−1, 1], labels, rows), with the file in the page cache (warm) or not
+  (cold, read at random as in a first epoch); against ECT steps of the smallest network and of DDPM++. One
+  thread.
 """
 
 import json

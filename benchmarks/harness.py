@@ -47,6 +47,7 @@ class Section:
         path = given.out / self.file
         record = json.loads(path.read_text()) if path.exists() else {}
         for part in [part for part in self.parts if part in (given.only or self.parts)] or [None]:
+            given.record = record
             measured = self.measure(given) if part is None else self.measure(given, part)
             for key, value in measured.items():
                 record[key] = {**record.get(key, {}), **value} if isinstance(value, dict) else value
@@ -74,7 +75,10 @@ class Benchmark:
         threads: int = 1,
         tables: Tables | None = None,
     ) -> Callable[[Callable[..., Record]], Callable[..., Record]]:
-        """Register `measure(options)` or, with parts, `measure(options, part)`, which returns entries."""
+        """Register `measure(options)` or, with parts, `measure(options, part)`, which returns entries.
+
+        `options.record` is the file's content so far.
+        """
 
         def register(measure: Callable[..., Record]) -> Callable[..., Record]:
             name = measure.__name__.replace("_", "-")

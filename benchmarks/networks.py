@@ -10,7 +10,6 @@ ddpmpp: a forward and backward pass of CIFAR-10's DDPM++ against a stack of torc
 """
 
 import copy
-import json
 import time
 from argparse import Namespace
 from collections.abc import Callable
@@ -35,7 +34,7 @@ from consistune.system.host import machine, peak_bytes
 from consistune.train.loop import Trainer
 from consistune.train.optim import Optimizer
 from consistune.train.options import TrainOptions
-from harness import RESULTS, Benchmark, Record, table
+from harness import Benchmark, Record, table
 
 benchmark = Benchmark(__doc__)
 benchmark.parser.add_argument("--batch", type=int, default=16, help="of ddpmpp")
@@ -117,25 +116,19 @@ def throughput_table(record: Record) -> str:
     return f"{table(header, rows)}\n\n{about}"
 
 
-@benchmark.section("throughput.json", tables={("recipes.md", "throughput"): throughput_table})
-def throughput(given: Namespace) -> Record:
-    """The networks of --only, or all; the other networks' recorded cases are kept."""
-    recorded = json.loads((RESULTS / "throughput.json").read_text())["cases"]
-    cases = {(row["network"], row["precision"]): row for row in recorded}
-    for name in given.only or (("digits-edm",) if given.quick else CASES):
-        for precision in ("fp32",) if name == "digits-edm" else ("fp32", "bf16"):
-            steps = given.rounds if given.quick else CASES[name][2]
-            cases[name, precision] = in_own_process(case, name, precision, steps)
-            print(cases[name, precision], flush=True)
-    host = machine()
+@benchmark.section("throughput.json", CASES, tables={("recipes.md", "throughput"): throughput_table})
+def throughput(given: Namespace, part: str) -> Record:
+    cases = {(row["network"], row["precision"]): row for row in given.record.get("cases", [])}
+    for precision in ("fp32",) if part == "digits-edm" else ("fp32", "bf16"):
+        steps = given.rounds if given.quick else CASES[part][2]
+        cases[part, precision] = in_own_process(case, part, precision, steps)
+    order, host = list(CASES), machine()
     return {
         "what": "training steps of a consistency model, data random, one process",
         "cpu": host["processor"],
         "threads": 1,
         "torch": host["torch"],
-        "cases": sorted(
-            cases.values(), key=lambda row: (list(CASES).index(row["network"]), row["precision"])
-        ),
+        "cases": sorted(cases.values(), key=lambda row: (order.index(row["network"]), row["precision"])),
     }
 
 
