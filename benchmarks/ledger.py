@@ -68,8 +68,8 @@ def benchmark(path: Path) -> Row:
     trained = path.stem in TRAINED and isinstance(runs, list)
     row = {
         "result": path.relative_to(ROOT).as_posix(),
-        "what": ast.get_docstring(ast.parse(script.read_text(encoding="utf-8"))).split("\n")[0].rstrip(".:"),
-        # type: ignore[union-attr] "command": f"python benchmarks/{script.name}",
+        "what": ast.get_docstring(ast.parse(script.read_text(encoding="utf-8"))).split("\n")[0].rstrip(".:"),  # type: ignore[union-attr]
+        "command": f"python benchmarks/{script.name}",
         "recipes": {},
         "code": recorded(path),
         "hardware": machine_of(data),
