@@ -59,11 +59,11 @@ def batch_of(images: Tensor, size: int) -> tuple[Batch, Tensor, Tensor]:
     return Batch(dequantise(images[rows]), rows * CLASSES // len(images), rows), x_t, t
 
 
-def steps(images: Tensor, rounds: int) -> Record:
+def steps(images: Tensor, rounds: int, size: int = STEP_BATCH) -> Record:
     """Whole steps with each estimator: the same network, batch, times and noise."""
     model = preset("edm-cifar10-ddpmpp", dropout=0.2).requires_grad_(True)
     optimizer = torch.optim.RAdam(model.parameters(), lr=1e-4)
-    batch, _, _ = batch_of(images, STEP_BATCH)
+    batch, _, _ = batch_of(images, size)
 
     def unconditional(x_t: Tensor, t: Tensor, _: Tensor | None = None) -> Tensor:
         return model(x_t, t)  # the labels are the estimator's; the network has none
@@ -195,7 +195,9 @@ def scaling_table(record: Record) -> str:
     },
 )  # fmt: skip
 def cost(given, part: str) -> Record:
-    measured = COST[part](pictures(2_000 if given.quick else CLASSES * PER_CLASS), given.rounds)
+    images = pictures(2_000 if given.quick else CLASSES * PER_CLASS)
+    size = {"size": 1} if given.quick and part == "steps" else {}
+    measured = COST[part](images, given.rounds, **size)
     return {
         "what": "DDPM++ CIFAR-10, fp32; CPU seconds of one thread: median, least, most",
         "rounds": given.rounds,
