@@ -22,16 +22,16 @@ class Conv(nn.Sequential):
 
 
 def tower(inputs: int, *layers: tuple[int, tuple[int, int]], stride: int = 1) -> nn.Sequential:
-    """Convolutions (outputs, kernel) one after another; the last one has the stride."""
+    """Convolutions (outputs, kernel) one after another; the last has the stride."""
     parts: list[nn.Module] = []
-    for place, (outputs, kernel) in enumerate(layers):
-        parts.append(Conv(inputs, outputs, kernel, stride if place == len(layers) - 1 else 1))
+    for index, (outputs, kernel) in enumerate(layers):
+        parts.append(Conv(inputs, outputs, kernel, stride if index == len(layers) - 1 else 1))
         inputs = outputs
     return nn.Sequential(*parts)
 
 
 class Branches(nn.Module):
-    """Towers side by side, their outputs one after another in the channels."""
+    """Towers on the same input, their outputs concatenated in the channels."""
 
     def __init__(self, *towers: nn.Module) -> None:
         super().__init__()
@@ -39,8 +39,8 @@ class Branches(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         parts: list[Tensor] = []
-        for one in self.towers:
-            parts.append(one(x))  # noqa: PERF401 (TorchScript reads no comprehension over modules)
+        for tower in self.towers:
+            parts.append(tower(x))  # noqa: PERF401 (TorchScript has no comprehension over modules)
         return torch.cat(parts, 1)
 
 

@@ -9,6 +9,7 @@ where the curve stands. What a benchmark did not write down is null. Run it afte
 
 import ast
 import json
+import re
 import subprocess
 from collections import defaultdict
 from pathlib import Path
@@ -133,11 +134,12 @@ def figures(name: str, runs: list[Row]) -> Row:
 
 
 def made_by(path: Path) -> Path:
-    """The script that writes a result: the one of its name, or the only one that names the file."""
+    """The script of the result's name, or the one with a section that writes the file."""
     same = HERE / f"{path.stem}.py"
     if same.exists():
         return same
-    found = [p for p in sorted(HERE.glob("*.py")) if f'"{path.name}"' in p.read_text(encoding="utf-8")]
+    writes = re.compile(rf'section\(\s*"{re.escape(path.name)}"')
+    found = [p for p in sorted(HERE.glob("*.py")) if writes.search(p.read_text(encoding="utf-8"))]
     if len(found) != 1:
         raise ValueError(f"{path.name} is written by {[p.name for p in found] or 'no script'}")
     return found[0]

@@ -5,7 +5,7 @@ import torch
 
 from consistune.bench.plain import PlainLoop, losses
 from consistune.bench.training import compare
-from consistune.bench.workload import Draw, lively
+from consistune.bench.workload import StepInputs, redraw_weights
 from consistune.core.types import Times
 from consistune.nn import store
 
@@ -32,35 +32,35 @@ EDM2 = {
 
 def build(network):
     model = store.build({"network": network, "precond": {"kind": "edm"}})
-    lively(model, 0)
+    redraw_weights(model, 0)
     return model.train()
 
 
 @pytest.mark.parametrize("network", [SONG, EDM2], ids=lambda n: n["kind"])
 def test_losses_and_gradients_are_those_of_the_parts(network) -> None:
     model = build(network)
-    errors = compare(model, Draw.of(model, 4))
+    errors = compare(model, StepInputs.of(model, 4))
     assert errors.loss < 1e-5
     assert errors.gradient < 1e-4
     model.precision = "bf16"
-    rounded = compare(model, Draw.of(model, 4))
+    rounded = compare(model, StepInputs.of(model, 4))
     assert errors.gradient < rounded.gradient < 0.1
 
 
 def test_a_wrong_step_is_noticed() -> None:
     """The comparison compares: with dropout in one of the two it finds a difference."""
     model = build({**SONG, "dropout": 0.5})
-    assert compare(model, Draw.of(model, 4)).gradient > 0.1
+    assert compare(model, StepInputs.of(model, 4)).gradient > 0.1
 
 
 def test_the_plain_loop_learns() -> None:
     model = build(SONG)
     loop = PlainLoop(model, lr=1e-3, decay=0.5)
-    draw = Draw.of(model, 4)
+    draw = StepInputs.of(model, 4)
     with torch.no_grad():
         before = losses(model, draw.x_0, draw.times, draw.noise, None).mean()
     for _ in range(12):
-        loop.step(draw.x_0, draw.times, draw.noise, None)
+        loop.step(draw)
     with torch.no_grad():
         after = losses(model, draw.x_0, draw.times, draw.noise, None).mean()
         average = losses(loop.average, draw.x_0, draw.times, draw.noise, None).mean()
@@ -71,7 +71,7 @@ def test_the_plain_loop_learns() -> None:
 def test_the_plain_target_is_the_model_at_r() -> None:
     """As r comes near t the two passes agree: the loss tends to a slope, not to infinity."""
     model = build(SONG)
-    draw = Draw.of(model, 4)
+    draw = StepInputs.of(model, 4)
     near = Times(draw.times.t, draw.times.t * (1 - 1e-3), draw.times.s)
     nearer = Times(draw.times.t, draw.times.t * (1 - 5e-4), draw.times.s)
     with torch.no_grad():

@@ -2,12 +2,13 @@
 
 import subprocess
 import sys
+from dataclasses import asdict
 
 import pytest
 import torch
 
 from consistune.bench import sampling
-from consistune.bench.report import NOT_RUN, Line, Settings, as_json, in_columns, lines
+from consistune.bench.report import NOT_RUN, Line, Settings, in_columns, lines
 from consistune.bench.timing import Timing, alternate, ratio
 from consistune.bench.training import checked
 from consistune.bench.workload import Workload
@@ -41,7 +42,7 @@ def test_every_section_has_its_lines_and_the_card_says_that_there_is_none(monkey
         "training step", "target", "sampling", "card",
     ]  # fmt: skip
     assert all(line.value == NOT_RUN for line in table if line.section == "card")
-    assert {"section", "what", "value", "against"} == set(as_json(table)[0])
+    assert {"section", "what", "value", "against"} == set(asdict(table[0]))
 
 
 def test_the_table_names_each_section_once_in_columns_of_one_width() -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from consistune.bench.workload import lively
+from consistune.bench.workload import redraw_weights
 from consistune.errors import UserError
 from consistune.interop import onnx as interop_onnx
 from consistune.interop.export import export_model
@@ -26,7 +26,7 @@ CASES = {
 def saved(folder: Path, case: str) -> Path:
     network, precond = CASES[case]
     model = store.build({"network": {"image_shape": (3, 8, 8), **network}, "precond": precond})
-    lively(model, 0)
+    redraw_weights(model, 0)
     store.save(model, folder / "model")
     return folder / "model"
 

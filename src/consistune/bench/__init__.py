@@ -1,1 +1,1 @@
-"""Measurements against peers: `consistune bench` on the user's machine, `benchmarks/` for the documents."""
+"""Measurements against peers: `consistune bench` on the user's machine, and the parts of `benchmarks/`."""

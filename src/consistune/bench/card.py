@@ -1,4 +1,4 @@
-"""What is measured on a CUDA device alone: the compiled step, its share of the matrix rate, CUDA graphs."""
+"""What needs a CUDA device: the compiled step, its share of the matrix rate, CUDA graphs."""
 
 import copy
 from collections.abc import Callable, Iterator
@@ -7,33 +7,32 @@ from functools import partial
 import torch
 
 from consistune.bench import sampling, training
-from consistune.bench.timing import alternate, ratio
+from consistune.bench.timing import alternate, times_as_fast
 from consistune.bench.workload import Workload
 
 BATCH = 128
 WARMUP = 11
-"""Steps before the clock: compilation, and choosing among kernels."""
+"""Turns before the clock starts, for compilation and for the choice among kernels."""
 SIDE = 8192
-Measured = Iterator[tuple[str, str, str]]
-"""What, how much, against what."""
+Rows = Iterator[tuple[str, str, str]]
+"""What is measured, its value, and what it is compared with."""
 
 
 def matrix_rate(dtype: torch.dtype = torch.bfloat16, repeats: int = 20) -> float:
-    """Floating-point operations a second of a product of two SIDE × SIDE matrices on this card."""
+    """Floating-point operations per second of a product of two SIDE × SIDE matrices on this device."""
     a, b = (torch.randn(SIDE, SIDE, device="cuda", dtype=dtype) for _ in range(2))
     timing = alternate({"product": lambda: a @ b}, rounds=5, warmup=2, inner=repeats)["product"]
     return 2 * SIDE**3 / timing.median
 
 
 def step_flops(workload: Workload) -> int:
-    """Of a consistency step at this batch: two forward passes and a backward of two."""
+    """Operations of a consistency step: two forward passes, and a backward pass that counts as two."""
     model = workload.model().eval()
-    x = torch.randn(1, *model.image_shape)
-    return 4 * workload.batch * sampling.flops(model, x, torch.ones(1))
+    return 4 * workload.batch * sampling.flops(model, torch.randn(1, *model.image_shape), torch.ones(1))
 
 
-def training_step(workload: Workload, rounds: int) -> Measured:
-    """Eager and compiled bf16 steps against the plain loop, and the share of the card's matrix rate."""
+def training_step(workload: Workload, rounds: int) -> Rows:
+    """Eager and compiled bf16 steps against the plain loop, and the share of the device's matrix rate."""
     runs = {
         "plain": training.plain_step(workload, "cuda"),
         "bf16": training.our_step(workload, "bf16", device="cuda"),
@@ -45,12 +44,11 @@ def training_step(workload: Workload, rounds: int) -> Measured:
     for name, timing in times.items():
         share = operations / timing.median / rate
         value = f"{workload.batch / timing.median:.0f} images/s, {share:.1%} of the rate"
-        against = "" if name == "plain" else f"{ratio(times['plain'], timing)} times as fast as plain"
-        yield f"training step: {name}, batch {workload.batch}", value, against
+        yield f"training step: {name}, batch {workload.batch}", value, times_as_fast(times, name, "plain")
 
 
-def captured(workload: Workload, rounds: int) -> Measured:
-    """The latency of one image's network pass: eager, compiled, and as a CUDA graph."""
+def one_image(workload: Workload, rounds: int) -> Rows:
+    """The latency of the network's pass on one image: eager, compiled, and as a CUDA graph."""
     model = workload.model().eval().requires_grad_(False).cuda()
     model.precision = "bf16"
     model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -58,16 +56,15 @@ def captured(workload: Workload, rounds: int) -> Measured:
     fused, graph = copy.deepcopy(model), copy.deepcopy(model)
     fused.network.compile(dynamic=False)
     torch.cuda.make_graphed_callables(graph, (x, sigma))  # replaces its forward
-    forms = {"eager": model, "compiled": fused, "CUDA graph": graph}
     with torch.no_grad():
+        forms = {"eager": model, "compiled": fused, "CUDA graph": graph}
         runs = {name: partial(form, x, sigma) for name, form in forms.items()}
         times = alternate(runs, rounds, warmup=WARMUP, inner=20)
     for name, timing in times.items():
-        against = "" if name == "eager" else f"{ratio(times['eager'], timing)} times as fast as eager"
-        yield f"one image: {name}", f"{timing.median * 1000:.2f} ms", against
+        yield f"one image: {name}", f"{timing.median * 1000:.2f} ms", times_as_fast(times, name, "eager")
 
 
-ITEMS: dict[str, Callable[[Workload, int], Measured]] = {
+ITEMS: dict[str, Callable[[Workload, int], Rows]] = {
     "training step: bf16, compiled, share of the matrix rate": training_step,
-    "one image: compiled, CUDA graph": captured,
+    "one image: compiled, CUDA graph": one_image,
 }

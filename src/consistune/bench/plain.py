@@ -1,8 +1,8 @@
-"""The other side of the comparison: the same training step, written plainly.
+"""The baseline of the comparison: the same training step as a direct transcription of the equations.
 
-fp32, one operation after another, images contiguous in memory, attention through its whole matrix, two
-forward passes and a backward, RAdam and the average parameter by parameter: a direct transcription of the
-equations does. It reads the very modules that it is compared with, so both compute one function.
+It computes in fp32 on contiguous images, one operation after another. Attention computes the whole matrix.
+RAdam and the average of the weights go parameter by parameter. It reads the weights of the modules that it is
+compared with, so both compute the same function.
 """
 
 import copy
@@ -11,16 +11,9 @@ from typing import cast
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import (
-    avg_pool2d,
-    conv2d,
-    dropout,
-    group_norm,
-    interpolate,
-    linear,
-    silu,
-)
+from torch.nn.functional import avg_pool2d, conv2d, dropout, group_norm, interpolate, linear, silu
 
+from consistune.bench.workload import StepInputs
 from consistune.core.rng import shared_dropout
 from consistune.core.types import Times, expand
 from consistune.nn.blocks import ResidualBlock
@@ -48,7 +41,7 @@ def denoise(model: Preconditioned, x: Tensor, sigma: Tensor, condition: Tensor |
 
 
 def losses(model: Preconditioned, x_0: Tensor, times: Times, noise: Tensor, labels: Tensor | None) -> Tensor:
-    """ECT's: ‖D(x_t, t) − sg D(x_r, r)‖/(t − r) [B], both passes with one dropout mask."""
+    """ECT's loss ‖D(x_t, t) − sg D(x_r, r)‖/(t − r), [B]; both passes use the same dropout mask."""
     t, r = times.t, times.r
     with shared_dropout(x_0.device) as mask:
         f_t = denoise(model, x_0 + expand(t, x_0) * noise, t, labels)
@@ -58,17 +51,17 @@ def losses(model: Preconditioned, x_0: Tensor, times: Times, noise: Tensor, labe
 
 
 class PlainLoop:
-    """Model, RAdam and average of the plain loop."""
+    """The plain loop: a model, RAdam and the exponential average of the weights."""
 
     def __init__(self, model: Preconditioned, lr: float = 1e-4, decay: float = 0.9999) -> None:
         self.model, self.decay = model.train(), decay
         self.average = copy.deepcopy(model).requires_grad_(False)
         self.optimizer = torch.optim.RAdam(model.parameters(), lr=lr, foreach=False)
 
-    def step(self, x_0: Tensor, times: Times, noise: Tensor, labels: Tensor | None) -> float:
-        """One step; the loss."""
+    def step(self, inputs: StepInputs) -> float:
+        """Take one step and return its loss."""
         self.optimizer.zero_grad()
-        loss = losses(self.model, x_0, times, noise, labels).mean()
+        loss = losses(self.model, inputs.x_0, inputs.times, inputs.noise, inputs.labels).mean()
         loss.backward()  # type: ignore[no-untyped-call]
         self.optimizer.step()
         with torch.no_grad():
@@ -111,7 +104,7 @@ def _song(network: SongUNet, x: Tensor, embedding: Tensor) -> Tensor:
         elif isinstance(module, Conv2d):
             x = _conv(module, x)
         else:
-            raise ValueError("the plain form knows DDPM++ only, whose encoder is standard")
+            raise ValueError("the plain form exists for DDPM++ alone, whose encoder is standard")
         skips.append(x)
     for name, module in network.dec.items():
         if name.endswith("aux_norm"):

@@ -1,16 +1,16 @@
-"""`consistune bench`: the short form of all measurements, as lines of a table. Correctness comes first."""
+"""`consistune bench`: the short form of all measurements, as lines of a table."""
 
 import tempfile
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
 
 import torch
 
-from consistune.bench import card, memory, sampling, startup, training
-from consistune.bench.timing import alternate, ratio
+from consistune.bench import card, sampling, startup, training
+from consistune.bench.card import Rows
+from consistune.bench.timing import alternate, ratio, times_as_fast
 from consistune.bench.workload import Workload, pictures
 from consistune.core.estimators import ScoreIdentity
 from consistune.core.noise import EDM
@@ -21,7 +21,7 @@ NOT_RUN = "not run: no CUDA device"
 
 @dataclass(frozen=True)
 class Line:
-    """One line of the table: what, how much, against what."""
+    """One line of the table: what is measured, its value, and what it is compared with."""
 
     section: str
     what: str
@@ -31,13 +31,13 @@ class Line:
 
 @dataclass(frozen=True)
 class Settings:
-    """How much is run: the defaults are meant for a few minutes on two cores.
+    """How much is measured; the defaults take a few minutes on two cores.
 
     Attributes:
-        preset, batch: of the training step.
-        references: of the score identity's target.
-        batches: of sampling.
-        memory_batch, startup_rounds: None: memory, or start-up, is not measured.
+        preset, batch: the network and the batch of the training step.
+        references: the number of references of the score identity.
+        batches: the batch sizes of sampling.
+        memory_batch, startup_rounds: None leaves out memory, or start-up.
     """
 
     preset: str = "edm-cifar10-ddpmpp"
@@ -50,20 +50,13 @@ class Settings:
 
 
 def lines(settings: Settings = Settings()) -> Iterator[Line]:
-    """The table, a line as soon as it is known."""
-    sections: tuple[Callable[[Settings], Iterator[Line]], ...] = (
-        _steps, _target, _sampling, _memory, _startup, _card,
-    )  # fmt: skip
-    for section in sections:
-        yield from section(settings)
-
-
-def as_json(table: list[Line]) -> list[dict[str, Any]]:
-    return [asdict(line) for line in table]
+    """The table's lines, each as soon as it is measured."""
+    for section, rows in SECTIONS.items():
+        yield from (Line(section, *row) for row in rows(settings))
 
 
 def in_columns(table: list[Line]) -> str:
-    """The table as text: columns as wide as their longest entry, a section's name where it begins."""
+    """The table as text with aligned columns; a section's name stands on its first line alone."""
     rows = [[line.section, line.what, line.value, line.against] for line in table]
     for row, before in zip(rows[:0:-1], rows[-2::-1], strict=True):
         row[0] = "" if row[0] == before[0] else row[0]
@@ -73,21 +66,16 @@ def in_columns(table: list[Line]) -> str:
     )
 
 
-def _steps(settings: Settings) -> Iterator[Line]:
-    workload = Workload(settings.preset, settings.batch)
-    for word in training.ROOM:
-        errors = training.checked(workload, word)  # type: ignore[arg-type]
-        error = f"{errors.gradient:.1e}"
-        yield Line("training step", f"{word}: error of the gradient", error, "plain fp32 step")
-    runs = {word: training.our_step(workload, word) for word in training.ROOM}  # type: ignore[arg-type]
-    times = alternate(runs | {"plain": training.plain_step(workload)}, settings.rounds)
-    for word, timing in times.items():
-        faster = "" if word == "plain" else f"{ratio(times['plain'], timing)} times as fast as plain"
+def _training_step(settings: Settings) -> Rows:
+    errors, times = training.against_plain(Workload(settings.preset, settings.batch), settings.rounds)
+    for word, error in errors.items():
+        yield f"{word}: error of the gradient", f"{error.gradient:.1e}", "plain fp32 step"
+    for name, timing in times.items():
         speed = f"{settings.batch / timing.median:.2f} images/s"
-        yield Line("training step", f"{word}, batch {settings.batch}", speed, faster)
+        yield f"{name}, batch {settings.batch}", speed, times_as_fast(times, name, "plain")
 
 
-def _target(settings: Settings) -> Iterator[Line]:
+def _target(settings: Settings) -> Rows:
     workload = Workload(settings.preset, settings.batch)
     reference = Reference.whole(pictures(settings.references, workload.image_shape))
     runs = {
@@ -95,61 +83,69 @@ def _target(settings: Settings) -> Iterator[Line]:
         "score identity": training.our_step(workload, "bf16", estimator=ScoreIdentity(EDM(), reference)),
     }
     times = alternate(runs, settings.rounds)
-    yield Line(
-        "target",
-        f"a step with {settings.references:,} references, batch {settings.batch}",
-        f"{ratio(times['score identity'], times['one sample'])}",
+    what = f"a step with {settings.references:,} references, batch {settings.batch}"
+    yield (
+        what,
+        str(ratio(times["score identity"], times["one sample"])),
         "times a step's time with none (ECT)",
     )
 
 
-def _sampling(settings: Settings) -> Iterator[Line]:
+def _sampling(settings: Settings) -> Rows:
     model = Workload(settings.preset, 1).model().eval()
     forms = {"fp32": sampling.ours(model, "fp32"), "bf16": sampling.ours(model, "bf16")}
-    extras: dict[str, sampling.Draw] = {}
+    peers: dict[str, sampling.DrawImages] = {}
     if find_spec("onnx") and find_spec("onnxruntime"):
         forms["ONNX Runtime"] = sampling.onnx_runtime(model)
     else:
-        yield Line("sampling", "ONNX Runtime", 'not run: pip install "consistune[onnx]"')
+        yield "ONNX Runtime", 'not run: pip install "consistune[onnx]"', ""
     if find_spec("diffusers"):
-        extras[sampling.PEER] = sampling.peer(model.image_shape[-1])[0]
+        peers[sampling.PEER] = sampling.peer(model.image_shape[-1])[0]
     else:
-        yield Line("sampling", sampling.PEER, 'not run: pip install "consistune[bench]"')
-    for name, off in sampling.checked(forms).items():
-        yield Line("sampling", f"{name}: distance of its images", f"{off:.0f} levels of 255", "fp32")
+        yield sampling.PEER, 'not run: pip install "consistune[bench]"', ""
+    for name, levels in sampling.checked(forms).items():
+        yield f"{name}: distance of its images", f"{levels:.0f} levels of 255", "fp32"
     for batch in settings.batches:
-        times = sampling.timed({**forms, **extras}, batch, settings.rounds)
+        times = sampling.timed({**forms, **peers}, batch, settings.rounds)
         for name, timing in times.items():
-            against = ""
-            if extras and name not in extras:
-                against = f"{ratio(times[sampling.PEER], timing)} times as fast as {sampling.PEER}"
             value = f"{batch / timing.median:.2f} images/s, {timing.median * 1000:.0f} ms"
-            yield Line("sampling", f"{name}, batch {batch}", value, against)
+            against = times_as_fast(times, name, sampling.PEER) if peers else ""
+            yield f"{name}, batch {batch}", value, against
 
 
-def _memory(settings: Settings) -> Iterator[Line]:
+def _memory(settings: Settings) -> Rows:
     if settings.memory_batch is None:
         return
-    peaks = memory.against_plain(Workload(settings.preset, settings.memory_batch), ("bf16",))
+    peaks = training.peaks(Workload(settings.preset, settings.memory_batch), ("bf16",))
     for name, size in peaks["bytes"].items():
         share = peaks["share of the plain loop's"].get(name)
         against = "" if share is None else f"{share:.2f} of the plain loop's"
-        yield Line("memory", f"{name}, batch {settings.memory_batch}", f"{size / 2**30:.2f} GiB", against)
+        yield f"{name}, batch {settings.memory_batch}", f"{size / 2**30:.2f} GiB", against
 
 
-def _startup(settings: Settings) -> Iterator[Line]:
+def _startup(settings: Settings) -> Rows:
     if settings.startup_rounds is None:
         return
     with tempfile.TemporaryDirectory() as folder:
-        times = startup.measured(Path(folder), settings.startup_rounds)["times"]
+        times = startup.timed(startup.commands(Path(folder)), settings.startup_rounds)
     for name, timing in times.items():
-        yield Line("start-up", name, f"{timing['median']:.2f} s")
+        yield name, f"{timing.median:.2f} s", ""
 
 
-def _card(settings: Settings) -> Iterator[Line]:
+def _card(settings: Settings) -> Rows:
     for item, measure in card.ITEMS.items():
-        if not torch.cuda.is_available():
-            yield Line("card", item, NOT_RUN)
-            continue
-        for what, value, against in measure(Workload(settings.preset, card.BATCH), settings.rounds):
-            yield Line("card", what, value, against)
+        if torch.cuda.is_available():
+            yield from measure(Workload(settings.preset, card.BATCH), settings.rounds)
+        else:
+            yield item, NOT_RUN, ""
+
+
+SECTIONS: dict[str, Callable[[Settings], Rows]] = {
+    "training step": _training_step,
+    "target": _target,
+    "sampling": _sampling,
+    "memory": _memory,
+    "start-up": _startup,
+    "card": _card,
+}
+"""The table's sections in order, and what measures each."""

@@ -1,20 +1,22 @@
-"""Time and memory, measured so that a disturbance meets all sides alike."""
+"""Time measured in turns, so that other work on the machine slows all candidates alike."""
 
+import multiprocessing
 import os
 import statistics
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Mapping
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
+
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
 class Timing:
-    """Seconds of one thing, a number a round."""
+    """Seconds of one candidate, one number per round."""
 
     seconds: tuple[float, ...]
 
@@ -22,14 +24,18 @@ class Timing:
     def median(self) -> float:
         return statistics.median(self.seconds)
 
-    def record(self) -> dict[str, Any]:
-        """For JSON: the median, and all rounds."""
-        return {"median": round(self.median, 6), "seconds": [round(s, 6) for s in self.seconds]}
+    def record(self, images: int | None = None) -> dict[str, Any]:
+        """For JSON: the median, all rounds, and images per second where a call makes `images`."""
+        record: dict[str, Any] = {
+            "median": round(self.median, 6),
+            "seconds": [round(s, 6) for s in self.seconds],
+        }
+        return record if images is None else record | {"images a second": round(images / self.median, 3)}
 
 
 @dataclass(frozen=True)
 class Ratio:
-    """How many times as long (or large) one thing is as another: the median over rounds, and its range."""
+    """A quotient of two timings: the median over rounds, and its range."""
 
     median: float
     low: float
@@ -43,9 +49,14 @@ class Ratio:
 
 
 def ratio(numerator: Timing, denominator: Timing) -> Ratio:
-    """The quotient of each round's times, which ran one after the other."""
+    """The quotient within each round, whose two runs followed each other."""
     each = [a / b for a, b in zip(numerator.seconds, denominator.seconds, strict=True)]
     return Ratio(statistics.median(each), min(each), max(each))
+
+
+def times_as_fast(times: Mapping[str, Timing], name: str, base: str) -> str:
+    """`name`'s speed over that of `base`, as words; nothing for `base` itself."""
+    return "" if name == base else f"{ratio(times[base], times[name])} times as fast as {base}"
 
 
 def alternate(
@@ -54,40 +65,46 @@ def alternate(
     warmup: int = 1,
     inner: int = 1,
     clock: Callable[[], float] = time.perf_counter,
+    before: Callable[[], object] = lambda: None,
 ) -> dict[str, Timing]:
-    """Seconds of each run, in turns; `inner` calls a turn, of which the mean counts.
+    """Seconds of each run, in turns; a turn calls it `inner` times and records the mean.
 
-    The first `warmup` turns do not count. On a card the clock stops when its work is done. Where other work
-    shares the machine, `time.process_time` is the fairer clock of what runs on one thread.
+    The first `warmup` turns are not recorded. `before` is called ahead of each turn, outside the clock. The
+    clock stops when the CUDA device has finished. Where other work shares the machine, `time.process_time`
+    measures a run on one thread more fairly than the wall clock.
     """
     seconds: dict[str, list[float]] = {name: [] for name in runs}
     for turn in range(-warmup, rounds):
         for name, run in runs.items():
-            wait()
+            before()
+            _synchronize()
             start = clock()
             for _ in range(inner):
                 run()
-            wait()
+            _synchronize()
             if turn >= 0:
                 seconds[name].append((clock() - start) / inner)
     return {name: Timing(tuple(values)) for name, values in seconds.items()}
 
 
-def wait() -> None:
-    """Until the card, if there is one, has done all it was asked."""
+def _synchronize() -> None:
     if torch.cuda.is_available():
         torch.cuda.synchronize()
 
 
-def in_a_process(module: str, *arguments: str, environment: Mapping[str, str] | None = None) -> str:
-    """What `python -m module arguments` prints; memory and start-up are measured in processes of their own.
+def in_own_process(
+    function: Callable[..., Result], *arguments: object, environment: Mapping[str, str] | None = None
+) -> Result:
+    """`function(*arguments)` in a fresh process, because peak memory belongs to a process.
 
-    `environment` is added to this process's. Raises RuntimeError with its last line of errors where it fails.
+    Function, arguments and result must be picklable. `environment` is added to the child's environment
+    variables. An exception of the child is raised here.
     """
-    command = [sys.executable, "-m", module, *arguments]
-    variables = {**os.environ, **(environment or {})}
-    done = subprocess.run(command, capture_output=True, text=True, check=False, env=variables)
-    if done.returncode:
-        last = (done.stderr.strip() or "no message").splitlines()[-1]
-        raise RuntimeError(f"{' '.join(command[1:])}: {last}")
-    return done.stdout
+    before = dict(os.environ)
+    os.environ.update(environment or {})
+    try:
+        with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+            return pool.submit(function, *arguments).result()
+    finally:
+        os.environ.clear()
+        os.environ.update(before)

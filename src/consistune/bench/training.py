@@ -1,49 +1,64 @@
-"""A training step of ours against the plain loop's: the same function first, then images a second."""
+"""A training step of ours against the plain loop's: one function first, then times and memory."""
 
 import itertools
-from collections.abc import Callable
-from dataclasses import dataclass
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 
 from consistune.bench.plain import PlainLoop, losses
-from consistune.bench.timing import Timing
-from consistune.bench.workload import Draw, Workload, objective, pictures
+from consistune.bench.timing import Timing, alternate, in_own_process
+from consistune.bench.workload import StepInputs, Workload, objective, pictures
 from consistune.core.estimators import NoiseEstimator, OneSample
 from consistune.core.types import Batch
 from consistune.data.images import ImageSet
 from consistune.nn.precond import Preconditioned
+from consistune.system.host import peak_bytes
 from consistune.system.processes import Processes
 from consistune.train.loop import Trainer
 from consistune.train.optim import Optimizer
 from consistune.train.options import TrainOptions
 from consistune.train.precision import Word
 
-ROOM = {"fp32": (1e-5, 1e-4), "bf16": (0.02, 0.05)}
-"""By precision: how far loss and gradient may lie from the plain step's, relative to their length."""
-FOREVER = 1 << 40
+TOLERANCE: dict[Word, tuple[float, float]] = {"fp32": (1e-5, 1e-4), "bf16": (0.02, 0.05)}
+"""The largest relative error of losses and of gradients against the plain step, by precision."""
+NEVER_DONE = 1 << 40
+MEMORY_STEPS = 2
+"""The optimizer's state exists from the second step on."""
+PLAIN = "plain"
+FORMS: dict[str, dict[str, Any]] = {
+    "fp32": {"precision": "fp32"},
+    "bf16": {"precision": "bf16"},
+    "fp32, checkpointing": {"precision": "fp32", "checkpointing": True},
+    "bf16, checkpointing": {"precision": "bf16", "checkpointing": True},
+}
+"""Options of `trainer_of` whose peak memory is compared with the plain loop's."""
+FREED_AT_ONCE = {"MALLOC_MMAP_THRESHOLD_": str(1 << 20)}
+"""With this environment variable glibc returns a tensor's memory to the system as soon as it is freed.
+Without it glibc keeps freed blocks for later use, and they count in the peak."""
 
 
 @dataclass(frozen=True)
 class Errors:
-    """Distance of our losses and gradients from the plain step's, over the latter's length."""
+    """‖ours − plain‖/‖plain‖ of the losses and of all gradients together."""
 
     loss: float
     gradient: float
 
 
-def compare(model: Preconditioned, draw: Draw) -> Errors:
-    """Both steps' losses and gradients on one draw, by the parts as they stand (precision, memory format)."""
+def compare(model: Preconditioned, inputs: StepInputs) -> Errors:
+    """Both steps' losses and gradients on the same inputs, in the model's own precision and memory format."""
     model.train().zero_grad()
     weights = {name: value.clone() for name, value in model.state_dict().items()}
-    batch = Batch(draw.x_0, draw.labels, torch.arange(len(draw.x_0)))
-    ours = objective().at(model, model, batch, draw.times, draw.noise)
+    batch = Batch(inputs.x_0, inputs.labels, torch.arange(len(inputs.x_0)))
+    ours = objective().at(model, model, batch, inputs.times, inputs.noise)
     ours.mean().backward()  # type: ignore[no-untyped-call]
     gradients = [p.grad for p in model.parameters()]
     model.zero_grad()
-    model.load_state_dict(weights)  # EDM2's pass rewrites them
-    plain = losses(model, draw.x_0, draw.times, draw.noise, draw.labels)
+    model.load_state_dict(weights)  # a forward pass of EDM2 in training normalises them in place
+    plain = losses(model, inputs.x_0, inputs.times, inputs.noise, inputs.labels)
     plain.mean().backward()  # type: ignore[no-untyped-call]
     pairs = [
         (a, p.grad)
@@ -53,19 +68,29 @@ def compare(model: Preconditioned, draw: Draw) -> Errors:
     error = sum(float((a - b).double().square().sum()) for a, b in pairs) ** 0.5
     length = sum(float(b.double().square().sum()) for _, b in pairs) ** 0.5
     model.zero_grad()
-    off = torch.linalg.vector_norm(ours.detach() - plain.detach()) / torch.linalg.vector_norm(plain.detach())
-    return Errors(float(off), error / length)
+    difference = torch.linalg.vector_norm(ours.detach() - plain.detach())
+    return Errors(float(difference / torch.linalg.vector_norm(plain.detach())), error / length)
 
 
 def checked(workload: Workload, precision: Word) -> Errors:
-    """`compare` at two images without dropout. Raises RuntimeError where the two steps differ beyond ROOM."""
-    model = workload.without_dropout(2).model()
+    """`compare` at two images without dropout. Raises RuntimeError where an error exceeds TOLERANCE."""
+    model = replace(workload, batch=2, dropout=0.0).model()
     model.precision = "bf16" if precision == "bf16" else "fp32"
-    errors = compare(model.to(memory_format=torch.channels_last), Draw.of(model, 2))  # type: ignore[call-overload]
-    loss, gradient = ROOM[precision]
+    model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    errors = compare(model, StepInputs.of(model, 2))
+    loss, gradient = TOLERANCE[precision]
     if not (errors.loss < loss and errors.gradient < gradient):
         raise RuntimeError(f"{workload.preset}, {precision}: not the plain step's function, {errors}")
     return errors
+
+
+def against_plain(
+    workload: Workload, rounds: int, clock: Callable[[], float] = time.perf_counter
+) -> tuple[dict[Word, Errors], dict[str, Timing]]:
+    """The errors in each precision, and the times of each precision and of the plain loop ("plain")."""
+    errors = {word: checked(workload, word) for word in TOLERANCE}
+    runs: dict[str, Callable[[], object]] = {word: our_step(workload, word) for word in TOLERANCE}
+    return errors, alternate(runs | {"plain": plain_step(workload)}, rounds, clock=clock)
 
 
 def trainer_of(
@@ -78,21 +103,21 @@ def trainer_of(
     processes: Processes | None = None,
     **options: Any,
 ) -> Trainer:
-    """A Trainer of the workload's network, over random pictures where no data are given."""
+    """A Trainer of the workload's network that never ends; without `data` it trains on random pictures."""
     model = workload.model()
     if data is None:
-        images = pictures(4 * workload.batch, model.image_shape)
-        labels = torch.arange(len(images)) % max(model.num_classes, 1)
-        names = tuple(str(i) for i in range(max(model.num_classes, 1)))
-        data = ImageSet.of("pictures", images, labels, names)
+        images, classes = pictures(4 * workload.batch, model.image_shape), max(model.num_classes, 1)
+        data = ImageSet.of(
+            "pictures", images, torch.arange(len(images)) % classes, tuple(map(str, range(classes)))
+        )
     settings = TrainOptions(
-        images=FOREVER, batch=workload.batch, precision=precision, channels_last=channels_last, **options
+        images=NEVER_DONE, batch=workload.batch, precision=precision, channels_last=channels_last, **options
     )
     return Trainer(model, objective(estimator), data, Optimizer(), settings, device, processes=processes)
 
 
 def our_step(workload: Workload, precision: Word = "bf16", **options: Any) -> Callable[[], object]:
-    """A call that takes the next step of `trainer_of`: the whole of it, from the images to the average."""
+    """A call that takes the next whole step of `trainer_of`, from the images to the averages."""
     steps = trainer_of(workload, precision, **options).steps()
     return lambda: next(steps)
 
@@ -101,14 +126,25 @@ def plain_step(workload: Workload, device: str = "cpu") -> Callable[[], object]:
     """A call that takes the plain loop's next step."""
     loop = PlainLoop(workload.model().to(device))
     seeds = itertools.count()
-
-    def step() -> float:
-        draw = Draw.of(loop.model, workload.batch, next(seeds)).to(device)
-        return loop.step(draw.x_0, draw.times, draw.noise, draw.labels)
-
-    return step
+    return lambda: loop.step(StepInputs.of(loop.model, workload.batch, next(seeds)).to(device))
 
 
-def speed(timing: Timing, batch: int) -> dict[str, Any]:
-    """Seconds and images a second, for JSON."""
-    return {**timing.record(), "images a second": round(batch / timing.median, 3)}
+def peaks(
+    workload: Workload, forms: Iterable[str] = ("fp32", "bf16"), environment: Mapping[str, str] | None = None
+) -> dict[str, Any]:
+    """Peak bytes of the plain loop and of ours in these FORMS, above what the process held before."""
+    peaks = {
+        form: in_own_process(extra_bytes, workload, form, environment=environment) for form in (PLAIN, *forms)
+    }
+    ratios = {form: round(peaks[form] / peaks[PLAIN], 4) for form in forms}
+    return {"batch": workload.batch, "bytes": peaks, "share of the plain loop's": ratios}
+
+
+def extra_bytes(workload: Workload, form: str) -> int:
+    """This process's peak after MEMORY_STEPS steps on one thread, minus its peak before."""
+    torch.set_num_threads(1)
+    before = peak_bytes()
+    step = plain_step(workload) if form == PLAIN else our_step(workload, **FORMS[form])
+    for _ in range(MEMORY_STEPS):
+        step()
+    return peak_bytes() - before

@@ -1,7 +1,7 @@
-"""What is run: published networks at their image size, on smooth random pictures, no weight near zero."""
+"""What the benchmarks run: published networks at their image size, on smooth random pictures."""
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -17,7 +17,7 @@ from consistune.nn.precond import Preconditioned
 from consistune.nn.presets import PRESETS, preset
 
 PAIRS = LogNormalPairs(gap=ConstGap(q=2))
-"""ECT's law of t with r = t/2: r > 0 for every sample, so both passes are needed."""
+"""ECT's distribution of t with r = t/2: r > 0 for every sample, so that both passes are needed."""
 
 
 @dataclass(frozen=True)
@@ -25,8 +25,8 @@ class Workload:
     """A published network with a batch size.
 
     Attributes:
-        preset: its name in `consistune.nn.presets`.
-        dropout: None: the preset's own.
+        preset: the network's name in `consistune.nn.presets`.
+        dropout: the dropout probability; None keeps the preset's own.
     """
 
     preset: str
@@ -34,11 +34,10 @@ class Workload:
     dropout: float | None = None
 
     def model(self, seed: int = 0) -> Preconditioned:
-        """The network with `lively` weights: the same ones for the same seed."""
+        """The network with weights from `redraw_weights`, a function of the seed."""
         torch.manual_seed(seed)
-        options = {} if self.dropout is None else {"dropout": self.dropout}
-        model = preset(self.preset, **options)
-        lively(model, seed)
+        model = preset(self.preset, **({} if self.dropout is None else {"dropout": self.dropout}))
+        redraw_weights(model, seed)
         return model
 
     @property
@@ -46,13 +45,10 @@ class Workload:
         channels, height, width = PRESETS[self.preset]["network"]["image_shape"]
         return channels, height, width
 
-    def without_dropout(self, batch: int) -> "Workload":
-        return replace(self, batch=batch, dropout=0.0)
-
 
 @torch.no_grad()
-def lively(model: Preconditioned, seed: int) -> None:
-    """Redraw all weights at ordinary scale: a fresh U-Net's branches begin at zero and compute zeros."""
+def redraw_weights(model: Preconditioned, seed: int) -> None:
+    """Draw all weights at the scale of trained ones; in a fresh U-Net many are 0, and so are its branches."""
     generator = torch.Generator().manual_seed(mix_seed(seed, 1))
     for name, parameter in model.named_parameters():
         noise = torch.randn(parameter.shape, generator=generator)
@@ -74,13 +70,13 @@ def pictures(count: int, shape: tuple[int, int, int], seed: int = 0) -> Tensor:
 
 
 def objective(estimator: NoiseEstimator = OneSample()) -> Consistency:
-    """ECT's objective, or with another estimator SCT's: all else equal."""
+    """ECT's objective; with the score identity as the estimator it is SCT's."""
     return Consistency(EDM(), PAIRS, estimator)
 
 
 @dataclass(frozen=True)
-class Draw:
-    """All that is random in a step: images [B, C, H, W] in [−1, 1], times, noise, labels or None."""
+class StepInputs:
+    """Everything random in a step: images [B, C, H, W] in [−1, 1], times, noise, and labels or None."""
 
     x_0: Tensor
     times: Times
@@ -88,16 +84,15 @@ class Draw:
     labels: Tensor | None
 
     @classmethod
-    def of(cls, model: Preconditioned, batch: int, seed: int = 0) -> "Draw":
+    def of(cls, model: Preconditioned, batch: int, seed: int = 0) -> "StepInputs":
         generator = torch.Generator().manual_seed(mix_seed(seed, 2))
         x_0 = dequantise(pictures(batch, model.image_shape, seed))
-        labels = None
-        if model.num_classes:
-            labels = torch.randint(model.num_classes, (batch,), generator=generator)
+        classes = model.num_classes
+        labels = torch.randint(classes, (batch,), generator=generator) if classes else None
         noise = torch.randn(x_0.shape, generator=generator)
         return cls(x_0, PAIRS.sample(batch, 0, generator), noise, labels)
 
-    def to(self, device: str) -> "Draw":
+    def to(self, device: str) -> "StepInputs":
         t, r, s = (u.to(device) for u in (self.times.t, self.times.r, self.times.s))
         labels = None if self.labels is None else self.labels.to(device)
-        return Draw(self.x_0.to(device), Times(t, r, s), self.noise.to(device), labels)
+        return StepInputs(self.x_0.to(device), Times(t, r, s), self.noise.to(device), labels)

@@ -1,6 +1,7 @@
 """`consistune bench`: measure speed and memory on this machine."""
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
@@ -19,7 +20,7 @@ def bench(
     """Measure how fast this machine trains and samples, against a plain loop and diffusers; some minutes."""
     import torch
 
-    from consistune.bench.report import as_json, in_columns, lines
+    from consistune.bench.report import in_columns, lines
     from consistune.system.files import write_atomically
     from consistune.system.host import machine
 
@@ -35,6 +36,5 @@ def bench(
     print(in_columns(measured))
     print(", ".join(f"{name} {value}" for name, value in host.items() if value))
     if json_file is not None:
-        write_atomically(
-            json_file, json.dumps({"machine": host, "lines": as_json(measured)}, indent=1) + "\n"
-        )
+        table = {"machine": host, "lines": [asdict(line) for line in measured]}
+        write_atomically(json_file, json.dumps(table, indent=1) + "\n")

@@ -1,4 +1,4 @@
-"""benchmarks/two_processes.py: what is made of both processes' times."""
+"""benchmarks/training.py: how the times of two processes are put together."""
 
 from pathlib import Path
 
@@ -10,9 +10,9 @@ BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
 @pytest.fixture
 def benchmark(monkeypatch):
     monkeypatch.syspath_prepend(str(BENCHMARKS))
-    import two_processes
+    import training
 
-    return two_processes
+    return training
 
 
 def test_the_slower_process_counts_in_each_round(benchmark) -> None:
@@ -22,6 +22,6 @@ def test_the_slower_process_counts_in_each_round(benchmark) -> None:
     assert found["seconds"]["side by side"]["seconds"] == [5.0, 2.5]
     assert found["efficiency"]["side by side"] == {"median": 0.8, "low": 0.8, "high": 0.8}
     assert found["efficiency"]["together"] == {"median": 0.525, "low": 0.25, "high": 0.8}
-    table = benchmark.markdown({"batch a process": 4, **found})
+    table = benchmark.efficiency_table({"batch a process": 4, **found})
     assert "| alone | 3.00 | 1.33 | 1 |" in table
     assert "| together | 6.50 | 1.23 | **0.53** (0.25 to 0.80) |" in table

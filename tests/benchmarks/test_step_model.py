@@ -1,10 +1,14 @@
 """The prediction's arithmetic, on steps that are lines and on cases known in closed form."""
 
+import sys
+from pathlib import Path
+
 import pytest
 
-from consistune.bench.predict import Measured, StepModel, state_bytes
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "benchmarks"))
+from step_model import MeasuredStep, StepModel, state_bytes
 
-STEPS = [Measured(b, 0.5 + 0.25 * b, 1000 + 100 * b) for b in (2, 4, 8)]
+STEPS = [MeasuredStep(b, 0.5 + 0.25 * b, 1000 + 100 * b) for b in (2, 4, 8)]
 MODEL = StepModel.fitted(10, STEPS)
 
 
