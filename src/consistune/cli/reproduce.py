@@ -7,8 +7,8 @@ import torch
 
 from consistune.cli.common import Screen, pick_device
 from consistune.errors import UserError
-from consistune.reproduce.run import reproduce
-from consistune.reproduce.spec import Scale, names, read_experiment
+from consistune.reproduce.run import names, read_experiment, reproduce
+from consistune.reproduce.spec import Scale
 from consistune.reproduce.study import Study
 from consistune.train.run import Interrupted
 
