@@ -2,8 +2,8 @@
 
     python benchmarks/bootstrap_error.py         minutes on one core; continues after a stop
 
-Trains the long runs of digits_seeds.py (384,000 images, no cap) on one seed and keeps the averaged model
-after stages 3, 4, 5 and 6. On the training set as the data the flow is known exactly (the score identity over
+Trains the long runs of digits_seeds (384,000 images, no cap) on one seed and keeps the averaged model after
+stages 3, 4, 5 and 6. On the training set as the data the flow is known exactly (the score identity over
 a class's images), so at a fixed x_t the TD error f(x_t, t) − f(x_r, r) falls into three parts, as root mean
 squares:
 
@@ -35,14 +35,12 @@ from consistune.recipe import read_recipe
 from consistune.recipe.plan import make_plan
 from consistune.system.files import write_atomically
 from consistune.system.host import machine
-from digits_seeds import ESTIMATORS, teacher
+from digits import read_study, teacher
 
 RESULTS = Path(__file__).parent / "results" / "bootstrap_error.json"
 LONG = ["optimizer.lr=5e-4", "train.images=384_000", "pairs.gap.every_images=64_000"]
-RUNS = {
-    "class": [ESTIMATORS["class"]],
-    "one-sample": [ESTIMATORS["one-sample"]],
-}
+ESTIMATORS = read_study("digits_seeds").factors["estimator"]
+RUNS = {name: ESTIMATORS[name] for name in ("class", "one-sample")}
 STAGES = (3, 4, 5, 6)
 TIMES = (0.2, 0.4, 0.8, 1.5, 3.0, 10.0, 80.0)
 GAPS = (1 / 4, 1 / 8, 1 / 16, 1 / 32, 1 / 64)
@@ -103,7 +101,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--work", type=Path, default=Path("runs/benchmarks/digits_seeds"))
+    parser.add_argument("--work", type=Path, default=Path("runs/benchmarks"))
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     results: dict[str, Any] = {

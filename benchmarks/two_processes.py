@@ -30,8 +30,7 @@ from consistune.system.files import write_atomically
 from consistune.system.host import machine
 from consistune.system.processes import Processes
 from consistune.train.loop import Trainer
-from pages import fill
-from performance_page import span
+from tables import fill, span
 
 RESULT = Path(__file__).parent / "results" / "two_processes.json"
 COUNT = 2

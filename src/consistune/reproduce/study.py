@@ -122,7 +122,7 @@ class Study:
         images = recipe.train.images
         teacher = self.teacher(spec, seed)
         if teacher is not None:
-            recipe = _with_teacher(recipe, str(teacher.folder / "model"))
+            recipe = with_teacher(recipe, str(teacher.folder / "model"))
         evaluate = None
         if _is_student(recipe):
             recipe = with_points(recipe, self.settings.points)
@@ -234,7 +234,7 @@ def _distils(recipe: Any) -> bool:
     return _is_student(recipe) and getattr(recipe.estimator, "model", None) == recipe.start_from
 
 
-def _with_teacher(recipe: Any, path: str) -> Any:
+def with_teacher(recipe: Any, path: str) -> Any:
     """The recipe with its teacher's weights at `path`."""
     update: dict[str, Any] = {"start_from": path}
     if _distils(recipe):
@@ -249,7 +249,7 @@ def _update_teacher_path(saved: Path, recipe: Recipe) -> None:
     text = saved.read_text(encoding="utf-8")
     before = yaml.safe_load(text)["start_from"]
     same_name = Path(before).parts[-2:] == Path(recipe.start_from).parts[-2:]
-    if same_name and text == to_yaml(_with_teacher(recipe, before)):
+    if same_name and text == to_yaml(with_teacher(recipe, before)):
         write_atomically(saved, to_yaml(recipe))
 
 
