@@ -10,7 +10,6 @@ are added to benchmarks/results/STUDY.json after each run; a run that is recorde
 import argparse
 import itertools
 import json
-import time
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -20,6 +19,7 @@ from typing import Any
 import torch
 from pydantic import TypeAdapter
 
+from consistune.bench.timing import alternate
 from consistune.cli.common import Screen
 from consistune.models import default_sampler, sample
 from consistune.pages.plots import panels
@@ -124,7 +124,10 @@ def rows_of(study: StudyFile, seeds: list[int]) -> Iterator[tuple[Row, Line]]:
 
 
 def result_of(harness: Study, spec: RunSpec, run: Run, line: Line) -> Row:
-    """What is recorded of a run: the curve of the first average, the others by their decay; seconds; ends."""
+    """What is recorded of a run: images, seconds, the curve of each average, measures at the end.
+
+    "curve" is of the first average, "slower" holds the others by their decay.
+    """
     row: Row = {"images": run.images, "seconds": 60 * run.minutes}
     decays = [f"{decay:g}" for decay in harness.recipe(spec, 0).train.ema] if spec.all_averages else ["first"]
     curves: dict[str, list[Row]] = {decay: [] for decay in decays}
@@ -161,18 +164,11 @@ def step_ratios(study: StudyFile, harness: Study) -> dict[str, list[float]]:
         if teacher is not None:
             recipe = with_teacher(recipe, str(teacher.folder / "model"))
         trainers[word] = make_plan(recipe).trainer().steps()
-    ratios: dict[str, list[float]] = {word: [] for word in trainers}
-    for number in range(ask.rounds + 1):
-        seconds = {}
-        for word, reports in trainers.items():
-            began = time.perf_counter()
-            for _ in range(ask.steps):
-                next(reports)
-            seconds[word] = time.perf_counter() - began
-        if number > 0:  # the first round warms up
-            for word, taken in seconds.items():
-                ratios[word].append(taken / seconds[ask.base])
-    return ratios
+    times = alternate(
+        {word: partial(next, reports) for word, reports in trainers.items()}, ask.rounds, inner=ask.steps
+    )
+    base = times[ask.base].seconds
+    return {word: [a / b for a, b in zip(time.seconds, base, strict=True)] for word, time in times.items()}
 
 
 def teacher(seed: int, work: Path = WORK) -> Path:

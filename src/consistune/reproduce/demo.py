@@ -8,13 +8,12 @@ import time
 from dataclasses import asdict
 from pathlib import Path
 
-import torch
 from torch import Tensor
 
 from consistune.analyze import target_variance
 from consistune.core.sampling import Sampler
 from consistune.data.images import DataSplit, digits
-from consistune.models import default_sampler, draw_sheet, sample
+from consistune.models import default_sampler, draw_sheet
 from consistune.nn import store
 from consistune.nn.precond import Preconditioned
 from consistune.pages.demo import demo_page
@@ -23,13 +22,12 @@ from consistune.recipe import read_recipe
 from consistune.reproduce.judge import Judge
 from consistune.reproduce.results import Row
 from consistune.reproduce.runs import read_curve, train_run, with_points
+from consistune.reproduce.trained import VARIANCE_TIMES
 from consistune.system.files import write_atomically
 from consistune.system.progress import Screen
 
 SAMPLES = 5000
 CURVE_POINTS = 8
-VARIANCE_TIMES = (0.2, 0.3, 0.5, 0.8, 1.2, 2.0, 3.0, 5.0, 10.0, 20.0, 80.0)
-"""Below 0.2 the posterior of a digit is one image, and every target is that image."""
 SHOWN = 60
 METHODS = {"ect": "ECT", "sct": "SCT"}
 
@@ -100,13 +98,13 @@ class Demo:
         with self.screen.bar("measuring", len(jobs) * SAMPLES) as bar:
             for name, key, steps in jobs:
                 sampler = default_sampler(models[key], steps)
-                measures, seconds = self.judge.timed(models[key], sampler)
+                began = time.perf_counter()
+                images = self.judge.draw(models[key], sampler)
+                seconds = (time.perf_counter() - began) / SAMPLES
                 evaluations = int(sampler.evaluations)  # type: ignore[attr-defined]
-                rows.append(
-                    {"name": name, "evaluations": evaluations, "seconds_an_image": seconds} | measures
-                )
+                row = {"name": name, "evaluations": evaluations, "seconds_an_image": seconds}
+                rows.append(row | self.judge.of_images(images, self.judge.labels))
                 title = f"{name}, {evaluations} evaluation{'s' if evaluations > 1 else ''}"
-                labels = torch.arange(SHOWN) % len(self.data.train.class_names)
-                pictures[title] = sample(models[key], range(SHOWN), steps, labels)
+                pictures[title] = images[:SHOWN]
                 bar.advance(SAMPLES, name)
         return rows, pictures

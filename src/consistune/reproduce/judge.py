@@ -1,6 +1,5 @@
 """How good a model's samples are. The demo, the experiments and the benchmarks all measure here."""
 
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from functools import cached_property
@@ -51,19 +50,15 @@ class Judge:
         """MEASURES of uint8 images [n, C, H, W] and the labels [n] that they were drawn for."""
         return asdict(self.measure(images, labels))
 
+    def draw(self, model: Preconditioned, sampler: Sampler, **options: Any) -> Tensor:
+        """uint8 samples [samples, C, H, W]; `options` as for `models.sample`."""
+        labels = self.labels if model.num_classes else None
+        return sample(model, range(self.samples), condition=labels, sampler=sampler, **options)
+
     def __call__(self, model: Preconditioned, sampler: Sampler, **options: Any) -> dict[str, float | None]:
         """MEASURES of a model's samples; `options` as for `models.sample`."""
-        return self.timed(model, sampler, **options)[0]
-
-    def timed(
-        self, model: Preconditioned, sampler: Sampler, **options: Any
-    ) -> tuple[dict[str, float | None], float]:
-        """MEASURES of a model's samples, and the seconds that one image took to draw."""
         labels = self.labels if model.num_classes else None
-        began = time.perf_counter()
-        images = sample(model, range(self.samples), condition=labels, sampler=sampler, **options)
-        seconds = (time.perf_counter() - began) / self.samples
-        return self.of_images(images, labels), seconds
+        return self.of_images(self.draw(model, sampler, **options), labels)
 
     def for_log(
         self, samplers: Callable[[Preconditioned], Mapping[str, Sampler]]

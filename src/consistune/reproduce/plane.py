@@ -211,16 +211,17 @@ def _phased_model(teacher: Net, bank: Tensor, number: int, steps: int, seed: int
     return train(net, objective, bank, steps, 1e-3, seed)[0]
 
 
-class Recorder:
-    """A denoiser that records the points at which it is evaluated."""
+def _follow(
+    model: Denoiser, sampler: PhasedSteps, noise: Tensor
+) -> tuple[Tensor, list[tuple[Tensor, float]]]:
+    """The ends of the paths from the noise, and every (x_t, t) at which the model was evaluated."""
+    points = []
 
-    def __init__(self, model: Denoiser) -> None:
-        self.model = model
-        self.points: list[tuple[Tensor, float]] = []
+    def recorded(x_t: Tensor, t: Tensor, condition: Tensor | None = None) -> Tensor:
+        points.append((x_t, float(t[0])))
+        return model(x_t, t, condition)
 
-    def __call__(self, x_t: Tensor, t: Tensor, condition: Tensor | None = None) -> Tensor:
-        self.points.append((x_t, float(t[0])))
-        return self.model(x_t, t, condition)
+    return sampler(recorded, SCHEDULE, lambda *_, **__: noise, noise.shape[1:]), points
 
 
 def _noise(number: int) -> Tensor:
@@ -237,20 +238,18 @@ def _exact(number: int) -> tuple[Tensor, Tensor]:
 
 def _ends(model: Denoiser, sampler: PhasedSteps, number: int = FRESH) -> Row:
     """Evaluations; root mean square error of the ends; energy distance of the ends to fresh data."""
-    recorder, noise = Recorder(model), _noise(number)
-    ends = sampler(recorder, SCHEDULE, lambda *_, **__: noise, noise.shape[1:])
+    ends, points = _follow(model, sampler, _noise(number))
     exact, fresh = _exact(number)
     return {
-        "evaluations": len(recorder.points),
+        "evaluations": len(points),
         "error": float((ends - exact).square().sum((1, 2, 3)).mean().sqrt()),
         "energy": energy_distance(ends, fresh),
     }
 
 
 def _paths(model: Net, sampler: PhasedSteps, number: int, title: str) -> Panel:
-    noise, recorder = _noise(number), Recorder(model)
-    ends = sampler(recorder, SCHEDULE, lambda *_, **__: noise, noise.shape[1:])
-    stops = [_xy(x / math.sqrt(1 + t * t)) for x, t in [*recorder.points, (ends, 0.0)]]
+    ends, points = _follow(model, sampler, _noise(number))
+    stops = [_xy(x / math.sqrt(1 + t * t)) for x, t in [*points, (ends, 0.0)]]
     paths: Sequence[Any] = [[stop[i] for stop in stops] for i in range(number)]
     data = _xy(MIXTURE.sample(300, torch.Generator().manual_seed(3))[0])
     return Panel(title, {"data": data}, {"paths": paths})

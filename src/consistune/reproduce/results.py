@@ -52,13 +52,13 @@ class Outcome:
     @classmethod
     def of_runs(cls, runs: Sequence[Run], rows: list[Row], summary: list[Row]) -> "Outcome":
         """An outcome with the recipes, images and minutes of its runs and their teachers."""
-        teachers = [run.teacher for run in runs if run.teacher is not None]
+        teachers = [run.teacher for run in runs if run.teacher]
         return cls(
             rows,
             summary,
             recipes={run.name: run.digest for run in runs},
             images=max(run.images for run in runs),
-            teacher_images=max(run.teacher_images for run in runs),
+            teacher_images=max((teacher.images for teacher in teachers), default=0),
             minutes=sum({run.folder: run.minutes for run in [*runs, *teachers]}.values()),
         )
 

@@ -46,10 +46,6 @@ class Run:
         return minutes
 
     @property
-    def teacher_images(self) -> int:
-        return 0 if self.teacher is None else self.teacher.images
-
-    @property
     def curve(self) -> list[dict[str, Any]]:
         """See `read_curve`."""
         return read_curve(self.folder)
@@ -91,10 +87,10 @@ def train_run(
         return folder
     trainer = make_plan(recipe, device).trainer(device)  # first: a recipe that has no plan leaves no folder
 
-    def evaluate_all(model: Preconditioned) -> dict[str, float]:
+    def measure(model: Preconditioned) -> dict[str, float]:
         assert evaluate is not None
         values = evaluate(model)
-        for number, average in enumerate(trainer.averages[1:], 1):
+        for number, average in enumerate(trainer.averages[1:] if all_averages else (), 1):
             other = evaluate(trainer.averaged_by(average))
             values |= {f"average {number}, {key}": value for key, value in other.items()}
         return values
@@ -102,8 +98,7 @@ def train_run(
     resume = (
         saved.exists()
     )  # asked after planning, which takes seconds: another program may have begun the run
-    measure = evaluate_all if evaluate is not None and all_averages else evaluate
-    run = RunFolder(folder, text, resume=resume, draw=draw, evaluate=measure)
+    run = RunFolder(folder, text, resume=resume, draw=draw, evaluate=evaluate and measure)
     if resume:
         run.resume(trainer)
     with screen.bar(folder.name, trainer.options.images, trainer.images) as bar:

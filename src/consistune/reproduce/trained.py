@@ -1,7 +1,7 @@
 """The experiments that train models on images: figures 3 to 6, and the samples."""
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from typing import Any, Literal
 
@@ -26,6 +26,24 @@ VARIANCE_TIMES = (0.2, 0.3, 0.5, 0.8, 1.2, 2.0, 3.0, 5.0, 10.0, 20.0, 80.0)
 """Where there is variance to reduce: below 0.2 the posterior is one image."""
 
 
+def over_runs(
+    study: Study, specs: dict[str, RunSpec], measure: Callable[[Run], Iterable[Row]], by: Sequence[str]
+) -> tuple[Outcome, list[Run]]:
+    """Train the runs of every seed and measure rows on each; the summary has a line for each run and `by`."""
+    runs = study.runs(specs)
+    rows = [{"run": run.name, "seed": run.seed} | row for run in runs for row in measure(run)]
+    return Outcome.of_runs(runs, rows, over_seeds(rows, ("run", *by), MEASURES)), runs
+
+
+def curve_rows(run: Run) -> Iterator[Row]:
+    """A row for each measured point and sampler."""
+    for point in run.curve:
+        images = point["images"]
+        for sampler, measures in point.items():
+            if sampler != "images":
+                yield {"images": images, "thousands": images / 1000, "sampler": sampler} | measures
+
+
 class Curves(Experiment):
     """Figures 3 and 4: distance against images seen, in one and two steps; ratios to the run `baseline`.
 
@@ -38,17 +56,23 @@ class Curves(Experiment):
     variance: bool = False
 
     def make(self, study: Study) -> Outcome:
-        runs = study.runs(self.runs)
-        rows = curve_rows(runs)
-        over = over_seeds(rows, ("run", "sampler", "images", "thousands"), MEASURES)
-        outcome = Outcome.of_runs(runs, rows, _with_ratios(over, self.baseline))
+        outcome, _ = over_runs(study, self.runs, curve_rows, ("sampler", "images"))
+        over = outcome.summary
         for steps in (1, 2):
             for key, word in (("frechet_train", "training"), ("frechet_held_out", "held-out")):
                 if not all(key in line for line in over):  # a set without held-out images
                     continue
-                lines = series(over, "run", "thousands", key, sampler=f"steps={steps}")
                 title = f"{_steps(steps)}, to {word} images"
+                of_images = series(over, "run", "images", key, sampler=f"steps={steps}")
+                lines = {
+                    name: ([x / 1000 for x in xs], ys, errors) for name, (xs, ys, errors) in of_images.items()
+                }
                 outcome.plots[f"{word}-{steps}"] = Plot(lines, IMAGES, DISTANCE, title)
+        base = {(line["sampler"], line["images"]): line for line in over if line["run"] == self.baseline}
+        for line in over:
+            for key in ("frechet_train", "frechet_held_out"):
+                if key in line:
+                    line[f"{key}_ratio"] = line[key] / base[line["sampler"], line["images"]][key]
         if self.variance:
             self._add_variance(study, outcome)
         return outcome
@@ -80,22 +104,23 @@ class EdgeSkipping(Experiment):
     runs: dict[str, RunSpec]
 
     def make(self, study: Study) -> Outcome:
-        runs = study.runs(self.runs)
-        rows = curve_rows(runs)
-        for row in rows:
-            row["eta"] = float(row.pop("sampler").removeprefix("eta="))
-        over = over_seeds(rows, ("run", "images", "thousands", "eta"), MEASURES)
-        outcome = Outcome.of_runs(runs, rows, [_without_thousands(line) for line in over])
-        axis = Axis("η")
-        ends = [line for line in over if line["images"] == max(row["images"] for row in rows)]
+        def by_eta(run: Run) -> Iterator[Row]:
+            for row in curve_rows(run):
+                eta = float(row.pop("sampler").removeprefix("eta="))
+                yield row | {"eta": eta}
+
+        outcome, _ = over_runs(study, self.runs, by_eta, ("images", "eta"))
+        over, axis = outcome.summary, Axis("η")
+        last = max(line["images"] for line in over)
+        ends = [line for line in over if line["images"] == last]
         lines = series(ends, "run", "eta", "frechet_train")
         outcome.plots["eta"] = Plot(lines, axis, DISTANCE, "At the end")
         best = []
         for name in self.runs:
             title = f"{name}: over training (thousand images seen)"
-            during = series(over, "thousands", "eta", "frechet_train", run=name)
+            during = series(over, "images", "eta", "frechet_train", run=name)
             quarters = list(during)[-1 :: -max(len(during) // 4, 1)][::-1]
-            shown = {f"{float(key):.0f}": during[key] for key in quarters}
+            shown = {f"{int(images) / 1000:.0f}": during[images] for images in quarters}
             outcome.plots[f"eta-{name.replace(' ', '-')}"] = Plot(shown, axis, DISTANCE, title)
             line = min((x for x in ends if x["run"] == name), key=lambda x: x["frechet_train"])
             best.append(f"{name} at η = {line['eta']:g} ({line['frechet_train']:.3g})")
@@ -113,16 +138,13 @@ class Guidance(Experiment):
     steps: tuple[Literal[1, 2], ...]
 
     def make(self, study: Study) -> Outcome:
-        runs = study.runs(self.runs)
-        rows = [row for run in runs for row in self._measure(study, run)]
-        over = over_seeds(rows, ("run", "snapshot", "steps", "omega"), MEASURES)
-        outcome = Outcome.of_runs(runs, rows, over)
-        labelled = [line | {"label": f"{line['run']}, {line['snapshot']}"} for line in over]
+        by = ("snapshot", "steps", "omega")
+        outcome, _ = over_runs(study, self.runs, partial(self._measure, study), by)
+        labelled = [line | {"label": f"{line['run']}, {line['snapshot']}"} for line in outcome.summary]
         for steps in self.steps:
             lines = series(labelled, "label", "omega", "frechet_train", steps=steps)
-            outcome.plots[f"omega-{steps}"] = Plot(
-                lines, Axis("ω"), DISTANCE, f"{_steps(steps)}, by snapshot"
-            )
+            title = f"{_steps(steps)}, by snapshot"
+            outcome.plots[f"omega-{steps}"] = Plot(lines, Axis("ω"), DISTANCE, title)
         return outcome
 
     def _measure(self, study: Study, run: Run) -> Iterator[Row]:
@@ -134,8 +156,7 @@ class Guidance(Experiment):
             # ω = 1 is no guidance: one question for all snapshots
             by = "" if omega == 1 else f" by {share}"
             measures = study.measured(run, f"steps={steps}, omega={omega:g}{by}", measure)
-            row = {"run": run.name, "seed": run.seed, "snapshot": share, "steps": steps, "omega": omega}
-            yield row | measures
+            yield {"snapshot": share, "steps": steps, "omega": omega} | measures
 
 
 class Samples(Experiment):
@@ -147,12 +168,11 @@ class Samples(Experiment):
     columns: Positive
 
     def make(self, study: Study) -> Outcome:
-        runs = study.runs(self.runs)
-        rows: list[Row] = []
-        for run in runs:
+        def at_the_end(run: Run) -> list[Row]:
             last = run.curve[-1]
-            rows.append({"run": run.name, "seed": run.seed, "images": last["images"], **last["steps=1"]})
-        outcome = Outcome.of_runs(runs, rows, over_seeds(rows, ("run", "images"), MEASURES))
+            return [{"images": last["images"], **last["steps=1"]}]
+
+        outcome, runs = over_runs(study, self.runs, at_the_end, ("images",))
         outcome.columns = self.columns
         train = study.data.train
         labels = torch.arange(min(len(train.class_names), self.rows)).repeat_interleave(self.columns)
@@ -165,36 +185,6 @@ class Samples(Experiment):
                 images = sample(model, range(len(labels)), condition=condition, sampler=Multistep(()))
                 outcome.pictures[f"{run.name}, one step, seeds 0 to {len(labels) - 1}"] = images
         return outcome
-
-
-def curve_rows(runs: list[Run]) -> list[Row]:
-    """One row for each run, measured point and sampler."""
-    return [
-        {"run": run.name, "seed": run.seed, "images": point["images"], "thousands": point["images"] / 1000}
-        | {"sampler": sampler}
-        | measures
-        for run in runs
-        for point in run.curve
-        for sampler, measures in point.items()
-        if sampler != "images"
-    ]
-
-
-def _with_ratios(summary: list[Row], baseline: str) -> list[Row]:
-    """Each line, with its mean over the baseline's at the same point."""
-    base = {(r["sampler"], r["images"]): r for r in summary if r["run"] == baseline}
-    lines = []
-    for row in summary:
-        line = _without_thousands(row)
-        for key in ("frechet_train", "frechet_held_out"):
-            if key in row:
-                line[f"{key}_ratio"] = row[key] / base[row["sampler"], row["images"]][key]
-        lines.append(line)
-    return lines
-
-
-def _without_thousands(row: Row) -> Row:
-    return {key: value for key, value in row.items() if key != "thousands"}
 
 
 def _steps(number: int) -> str:
