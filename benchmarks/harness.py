@@ -21,7 +21,7 @@ import torch.distributed as dist
 from torch.multiprocessing import spawn
 
 from consistune.system.files import write_atomically
-from pages import fill
+from tables import fill
 
 RESULTS = Path(__file__).parent / "results"
 Record = dict[str, Any]

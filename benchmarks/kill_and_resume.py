@@ -37,7 +37,7 @@ from consistune.recipe.plan import make_plan
 from consistune.system.files import write_atomically
 from consistune.train import checkpoint
 from consistune.train.run import RunFolder
-from pages import fill
+from tables import fill
 
 RESULTS = Path(__file__).parent / "results" / "kill_and_resume.json"
 RECIPES = ("digits-sct", "digits-cm")

@@ -7,7 +7,7 @@ import pytest
 
 from consistune.cli.reproduce import reproduce
 from consistune.errors import UserError
-from consistune.reproduce.spec import names
+from consistune.reproduce.run import names
 
 
 def run(out: Path, name: str | None = None, **changed) -> None:

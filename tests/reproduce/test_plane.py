@@ -8,7 +8,7 @@ import torch
 from consistune.core.sampling import PhasedSteps
 from consistune.core.types import Batch
 from consistune.reproduce import plane, toy
-from consistune.reproduce.spec import Unify, read_experiment
+from consistune.reproduce.run import read_experiment
 
 
 def exact(x_t, t, condition=None):
@@ -16,14 +16,12 @@ def exact(x_t, t, condition=None):
     return toy.MIXTURE.consistency(x_t, t.double(), toy.SCHEDULE, 1e-6)
 
 
-def test_the_exact_model_ends_where_the_trajectory_does(monkeypatch) -> None:
-    monkeypatch.setattr(plane, "FRESH", 300)
-    truth: dict = {}
-    found = plane._judged(exact, PhasedSteps(), truth)
-    assert found["evaluations"] == 1
-    assert found["error"] < 1e-4
-    assert abs(found["energy"]) < 0.02
-    assert plane._judged(lambda x, t, c=None: 0 * x, PhasedSteps(), truth)["energy"] > 0.1
+def test_the_exact_model_ends_where_the_trajectory_does() -> None:
+    row = plane._ends(exact, PhasedSteps(), 300)
+    assert row["evaluations"] == 1
+    assert row["error"] < 1e-4
+    assert abs(row["energy"]) < 0.02
+    assert plane._ends(lambda x, t, c=None: 0 * x, PhasedSteps(), 300)["energy"] > 0.1
 
 
 def test_a_drawn_trajectory_runs_into_the_exact_end() -> None:
@@ -37,7 +35,7 @@ def test_a_drawn_trajectory_runs_into_the_exact_end() -> None:
 
 def test_more_references_scatter_less_about_the_exact_mean() -> None:
     experiment = read_experiment("unify")
-    assert isinstance(experiment, Unify)
+    assert isinstance(experiment, plane.Unify)
     t, draws = 1.5, 60
     generator = torch.Generator().manual_seed(0)
     x_t = torch.tensor([0.5, -0.8], dtype=torch.float64).expand(draws, 1, 1, 2)

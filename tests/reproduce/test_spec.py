@@ -5,17 +5,10 @@ from pathlib import Path
 import pytest
 
 from consistune.errors import UserError
-from consistune.reproduce import spec
-from consistune.reproduce.spec import (
-    Curves,
-    EdgeSkipping,
-    Guidance,
-    RunSpec,
-    Samples,
-    read_experiment,
-    read_families,
-)
+from consistune.reproduce.run import names, read_experiment
+from consistune.reproduce.spec import RunSpec, read_data_sets
 from consistune.reproduce.study import Study
+from consistune.reproduce.trained import Curves, EdgeSkipping, Guidance, Samples
 
 PAPER = {
     "unify": "figure 1",
@@ -29,21 +22,21 @@ PAPER = {
     "samples": "the sample figures",
     "mdp": "table 1 and section 3",
 }
-FAMILIES = read_families()
+DATA_SETS = read_data_sets()
 
 
-def study(family: str, scale: str, tmp_path: Path, **options) -> Study:
-    return Study(tmp_path, f"data/{family}" if family != "digits" else family, scale, None, **options)
+def study(data: str, scale: str, tmp_path: Path, **options) -> Study:
+    return Study(tmp_path, f"data/{data}" if data != "digits" else data, scale, None, **options)
 
 
 def test_every_figure_and_table_of_the_paper_has_its_experiment() -> None:
-    assert {name: read_experiment(name).paper.figure for name in spec.names()} == PAPER
+    assert {name: read_experiment(name).paper.figure for name in names()} == PAPER
 
 
-@pytest.mark.parametrize(("family", "scale"), [(f, s) for f in FAMILIES for s in FAMILIES[f].scales])
-def test_the_recipes_of_every_run_can_be_made(family: str, scale: str, tmp_path: Path) -> None:
-    here = study(family, scale, tmp_path)
-    for name in spec.names():
+@pytest.mark.parametrize(("data", "scale"), [(d, s) for d in DATA_SETS for s in DATA_SETS[d].scales])
+def test_the_recipes_of_every_run_can_be_made(data: str, scale: str, tmp_path: Path) -> None:
+    here = study(data, scale, tmp_path)
+    for name in names():
         experiment = read_experiment(name)
         if not isinstance(experiment, Curves | EdgeSkipping | Guidance | Samples):
             continue
@@ -59,9 +52,9 @@ def test_the_recipes_of_every_run_can_be_made(family: str, scale: str, tmp_path:
         assert len(budgets) == 1, "methods that are compared have the same budget"
 
 
-@pytest.mark.parametrize("family", ["digits", "mnist10k"])
-def test_without_labels_the_references_are_all_images(family: str, tmp_path: Path) -> None:
-    plain, unlabelled = study(family, "cpu", tmp_path), study(family, "cpu", tmp_path, unconditional=True)
+@pytest.mark.parametrize("data", ["digits", "mnist10k"])
+def test_without_labels_the_references_are_all_images(data: str, tmp_path: Path) -> None:
+    plain, unlabelled = study(data, "cpu", tmp_path), study(data, "cpu", tmp_path, unconditional=True)
     blend = "estimator={kind: blend, full_gap: 0.25, estimator: {kind: score-identity, reference: class}}"
     for run in (RunSpec(recipe="ect"), RunSpec(recipe="sct"), RunSpec(recipe="sct", set=(blend,))):
         recipe = unlabelled.recipe(run, 0)
@@ -80,18 +73,18 @@ def test_a_baseline_is_one_of_the_runs() -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "telling"),
+    ("text", "complaint"),
     [
         ("digits: {recipes: {}, scales: {night: {}}}", "night"),
         ("digits: {recipes: {}, scales: {cpu: {seeds: 0, samples: 10, points: 1}}}", "seeds"),
         ("digits: {recipes: {}, scales: {}, colour: red}", "colour"),
     ],
 )
-def test_a_mistake_is_named_with_its_key(text: str, telling: str, tmp_path: Path) -> None:
-    path = tmp_path / "budgets.yaml"
+def test_a_mistake_is_named_with_its_key(text: str, complaint: str, tmp_path: Path) -> None:
+    path = tmp_path / "scales.yaml"
     path.write_text(text)
-    with pytest.raises(UserError, match=telling):
-        read_families(path)
+    with pytest.raises(UserError, match=complaint):
+        read_data_sets(path)
 
 
 @pytest.mark.parametrize(

@@ -16,10 +16,9 @@ from consistune.errors import UserError
 from consistune.metrics.scores import score_suite
 from consistune.metrics.suite import Suite
 from consistune.models import default_sampler
-from consistune.reproduce import trained
 from consistune.reproduce.results import as_csv, over_seeds
-from consistune.reproduce.run import reproduce
-from consistune.reproduce.spec import RunSpec, read_experiment
+from consistune.reproduce.run import read_experiment, reproduce
+from consistune.reproduce.spec import RunSpec
 from consistune.reproduce.study import Study, samplers
 from consistune.train.lock import Busy, folder_lock
 
@@ -66,7 +65,7 @@ def suite() -> Suite:
 
 def study_in(out: Path, screen: Screen, seeds: int = 2, **asked) -> Study:
     study = Study(out, "digits", "smoke", screen, seeds=seeds, overrides=TINY, **asked)
-    study.suite = suite()  # the classifier takes longer to train than all the rest
+    study.judge.suite = suite()  # the classifier takes longer to train than all the rest
     return study
 
 
@@ -198,16 +197,16 @@ def test_an_experiment_shares_what_another_has_trained(whole: Path) -> None:
 
 def test_guidance_asks_each_question_once_and_omega_one_is_the_plain_model(whole: Path) -> None:
     spec = read_experiment("guidance").model_copy(update={"omegas": (1.0, 1.5), "snapshots": ("25%", "75%")})
-    found = trained.guidance(study_in(whole.parent, Screen(), seeds=1), spec)
+    outcome = spec.make(study_in(whole.parent, Screen(), seeds=1))
     with (whole / "convergence" / "data.csv").open() as file:
         plain = [row for row in csv.DictReader(file) if (row["seed"], row["images"]) == ("0", "768")]
     ends = {(row["run"], row["sampler"]): float(row["frechet_train"]) for row in plain}
-    for row in found.rows:
+    for row in outcome.rows:
         end = ends[row["run"], f"steps={row['steps']}"]
         assert (row["frechet_train"] == pytest.approx(end, rel=1e-9)) == (row["omega"] == 1.0)
     asked = json.loads(next(whole.glob("runs/score-identity*-0/measured.json")).read_text())
     assert len(asked) == 2 * (1 + 2)
-    assert found.rows == trained.guidance(study_in(whole.parent, Screen(), seeds=1), spec).rows
+    assert outcome.rows == spec.make(study_in(whole.parent, Screen(), seeds=1)).rows
 
 
 def test_a_phased_run_is_cut_at_its_edges_and_sampled_by_eta(tmp_path: Path) -> None:

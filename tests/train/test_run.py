@@ -22,7 +22,7 @@ from consistune.nn import store
 from consistune.nn.precond import Preconditioned
 from consistune.recipe import read_recipe, to_yaml
 from consistune.recipe.plan import make_plan
-from consistune.reproduce.training import trained
+from consistune.reproduce.runs import train_run
 from consistune.train import checkpoint, log
 from consistune.train.lock import Busy
 from consistune.train.loop import Trainer, TrainingDiverged
@@ -133,10 +133,10 @@ def test_what_other_images_gave_is_not_taken_for_finished(
 ) -> None:
     recipe = read_recipe("digits-edm", [*KEYS, f"data={two_sets(0)}"])
     for _ in range(2):
-        trained(tmp_path / "run", recipe, Screen(quiet=True), name="teacher")
+        train_run(tmp_path / "run", recipe, Screen(quiet=True))
     two_sets(1)
     with pytest.raises(UserError, match="was trained on other images"):
-        trained(tmp_path / "run", recipe, Screen(quiet=True), name="teacher")
+        train_run(tmp_path / "run", recipe, Screen(quiet=True))
 
 
 def test_samples_are_drawn_with_every_checkpoint_and_disturb_nothing(tmp_path: Path) -> None:

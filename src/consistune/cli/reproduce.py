@@ -38,8 +38,9 @@ def reproduce(
     """
     import torch
 
+    from consistune.reproduce.run import names, read_experiment
     from consistune.reproduce.run import reproduce as make
-    from consistune.reproduce.spec import Scale, names, read_experiment
+    from consistune.reproduce.spec import Scale
     from consistune.reproduce.study import Study
 
     if listed:

@@ -4,7 +4,8 @@ import copy
 import itertools
 import math
 from collections.abc import Sequence
-from typing import Any
+from functools import cache
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -21,7 +22,7 @@ from consistune.core.times import LogNormalPairs, Phased, SigmoidGap, karras_edg
 from consistune.core.types import Batch, Denoiser
 from consistune.pages.plots import Axis, Panel, PanelGrid, Plot
 from consistune.reproduce.results import Outcome, Row, over_seeds, series
-from consistune.reproduce.spec import Phases, Unify, at_scale
+from consistune.reproduce.spec import Experiment, Positive, Scale, Share, Strict, at_scale
 from consistune.reproduce.study import Study
 from consistune.reproduce.toy import (
     BATCH,
@@ -37,79 +38,98 @@ from consistune.reproduce.toy import (
 STAGES = 6
 WORLD = Mixture(MIXTURE, SCHEDULE)
 FRESH = 2000
-"""Samples that end errors and energy distances are over."""
+"""Number of samples whose end errors and energy distance are measured."""
 
 
-def unify(study: Study, spec: Unify) -> Outcome:
-    """Where each estimate says the next point is: pictures of the first seed, bias and variance of all."""
-    budget = at_scale(spec.scales, study.scale, "unify")
-    rows: list[Row] = []
-    panels: list[Panel] = []
-    for seed in study.seeds_of(budget.seeds):
-        with study.screen.bar(f"unify, seed {seed}", 1) as bar:
-            teacher = diffusion_model(bank_of(seed), 2 * budget.steps, seed)
-            rows += _moments(spec, teacher, seed)
-            bar.advance(1)
-        if not panels:
-            panels = [_targets(spec, teacher, t, seed) for t in spec.times]
-    summary = over_seeds(rows, ("t", "estimate"), ("squared_bias", "variance"))
-    found = Outcome(rows, summary, teacher_images=2 * budget.steps * BATCH)
-    found.plots["targets"] = PanelGrid(panels, len(panels), "The next point x_r, by each estimate")
-    found.plots["variance"] = Plot(
-        series([r for r in summary if r["variance"] > ROUNDING], "estimate", "t", "variance"),
-        Axis("t", log=True), Axis("variance of x̂₀ given x_t", log=True), "Scatter",
-    )  # fmt: skip
-    return found
+class PlaneScale(Strict):
+    """A training in the plane: steps of the consistency model (its teacher has twice as many), and seeds."""
+
+    steps: Positive
+    seeds: Positive
 
 
-def _moments(spec: Unify, teacher: Net, seed: int) -> list[Row]:
-    """Bias and variance of each estimate of x̂_0; as many references as the batch is large."""
-    found = []
-    for number in spec.references:
-        estimators: dict[str, NoiseEstimator] = {f"score identity, {number}": ScoreIdentity(SCHEDULE)}
-        if number == spec.references[0]:
-            estimators |= {"CD": Teacher(teacher), "one sample": OneSample()}
-        batches = max(4, 512 // number)
-        found += target_moments(
-            WORLD, estimators, spec.times, SCHEDULE, batch_size=number, batches=batches, repeats=24, seed=seed
-        )
-    return [
-        {
-            "seed": seed,
-            "t": m.t,
-            "estimate": m.estimator,
-            "squared_bias": m.squared_bias,
-            "variance": m.variance,
+class Unify(Experiment):
+    """Figure 1: where each estimate says the next point is; bias and variance of the estimates."""
+
+    tunes: ClassVar[bool] = False
+    on_data: ClassVar[bool] = False
+
+    kind: Literal["unify"]
+    times: tuple[float, ...]
+    gap: Share
+    references: tuple[Positive, ...]
+    draws: Positive
+    scales: dict[Scale, PlaneScale]
+
+    def make(self, study: Study) -> Outcome:
+        scale: PlaneScale = at_scale(self.scales, study.scale, "unify")
+        rows: list[Row] = []
+        panels: list[Panel] = []
+        for seed in study.seeds_of(scale.seeds):
+            with study.screen.bar(f"unify, seed {seed}", 1) as bar:
+                teacher = diffusion_model(bank_of(seed), 2 * scale.steps, seed)
+                rows += self._moments(teacher, seed)
+                bar.advance(1)
+            if not panels:
+                panels = [self._targets(teacher, t, seed) for t in self.times]
+        summary = over_seeds(rows, ("t", "estimate"), ("squared_bias", "variance"))
+        outcome = Outcome(rows, summary, teacher_images=2 * scale.steps * BATCH)
+        outcome.plots["targets"] = PanelGrid(panels, len(panels), "The next point x_r, by each estimate")
+        outcome.plots["variance"] = Plot(
+            series([r for r in summary if r["variance"] > ROUNDING], "estimate", "t", "variance"),
+            Axis("t", log=True), Axis("variance of x̂₀ given x_t", log=True), "Scatter",
+        )  # fmt: skip
+        return outcome
+
+    def _moments(self, teacher: Net, seed: int) -> list[Row]:
+        """Bias and variance of each estimate of x̂_0; a batch is as large as the number of references."""
+        rows: list[Row] = []
+        for number in self.references:
+            estimators: dict[str, NoiseEstimator] = {f"score identity, {number}": ScoreIdentity(SCHEDULE)}
+            if number == self.references[0]:
+                estimators |= {"CD": Teacher(teacher), "one sample": OneSample()}
+            moments = target_moments(
+                WORLD,
+                estimators,
+                self.times,
+                SCHEDULE,
+                batch_size=number,
+                batches=max(4, 512 // number),
+                repeats=24,
+                seed=seed,
+            )
+            rows += [
+                {"seed": seed, "t": m.t, "estimate": m.estimator}
+                | {"squared_bias": m.squared_bias, "variance": m.variance}
+                for m in moments
+            ]
+        return rows
+
+    def _targets(self, teacher: Net, t: float, seed: int) -> Panel:
+        """The draws of x_r from one x_t at time t, and the exact trajectory through it."""
+        generator = torch.Generator().manual_seed(seed + 1)
+        x_0 = MIXTURE.sample(1, generator)[0]
+        noise = torch.randn(x_0.shape, generator=generator, dtype=x_0.dtype)
+        x_t = (x_0 + t * noise).expand(self.draws, -1, -1, -1)
+        times = torch.full((self.draws,), t, dtype=torch.float64)
+        own = WORLD.redraws(x_t, times, Batch(x_t))(generator).x_0
+        estimates = {"one sample": own}
+        for number in self.references:
+            estimates[f"score identity, {number}"] = _by_references(x_t, times, own, number, generator)
+        estimates["CD"] = teacher(x_t[:1], times[:1])
+        r = times * (1 - self.gap)
+        points = {
+            name: _xy(SCHEDULE.step(x_t[: len(x0_hat)], x0_hat, times[: len(x0_hat)], r[: len(x0_hat)]))
+            for name, x0_hat in estimates.items()
         }
-        for m in found
-    ]
-
-
-def _targets(spec: Unify, teacher: Net, t: float, seed: int) -> Panel:
-    """The draws of x_r from one x_t at time t, and the exact trajectory through it."""
-    generator = torch.Generator().manual_seed(seed + 1)
-    x_0 = MIXTURE.sample(1, generator)[0]
-    noise = torch.randn(x_0.shape, generator=generator, dtype=x_0.dtype)
-    x_t = (x_0 + t * noise).expand(spec.draws, -1, -1, -1)
-    times = torch.full((spec.draws,), t, dtype=torch.float64)
-    own = WORLD.redraws(x_t, times, Batch(x_t))(generator).x_0
-    estimates = {
-        "one sample": own,
-        **{f"score identity, {n}": _by_references(x_t, times, own, n, generator) for n in spec.references},
-        "CD": teacher(x_t[:1], times[:1]),
-    }
-    r = t * (1 - spec.gap)
-    points = {
-        name: _xy(SCHEDULE.step(x_t[: len(x)], x, times[: len(x)], r + 0 * times[: len(x)]))
-        for name, x in estimates.items()
-    }
-    return Panel(f"t = {t:g}, r = {r:g}", points, {"exact trajectory": [_trajectory(x_t[:1], t)]})
+        title = f"t = {t:g}, r = {t * (1 - self.gap):g}"
+        return Panel(title, points, {"exact trajectory": [_trajectory(x_t[:1], t)]})
 
 
 def _by_references(
     x_t: Tensor, times: Tensor, own: Tensor, number: int, generator: torch.Generator
 ) -> Tensor:
-    """x̂_0 [draws, ...], each over its own image and number − 1 others, drawn for it alone."""
+    """x̂_0 [draws, ...]: each is the mean over its own image and number − 1 others, drawn for it alone."""
     means = []
     for i in range(len(x_t)):
         others = MIXTURE.sample(number - 1, generator)[0]
@@ -133,34 +153,49 @@ def _xy(x: Tensor) -> list[list[float]]:
     return [[float(value) for value in row] for row in x.flatten(1)]
 
 
-def phases(study: Study, spec: Phases) -> Outcome:
-    """The paths that phased models take, and where they end."""
-    budget = at_scale(spec.scales, study.scale, "phases")
-    rows: list[Row] = []
-    panels: list[Panel] = []
-    truth: dict[str, Tensor] = {}
-    for seed in study.seeds_of(budget.seeds):
-        bank = bank_of(seed)
-        teacher = diffusion_model(bank, 2 * budget.steps, seed)
-        for number in spec.phases:
-            with study.screen.bar(f"{number} phases, seed {seed}", 1) as bar:
-                model = _phased_model(teacher, bank, number, budget.steps, seed)
-                for eta in spec.etas if number > 1 else (1.0,):
-                    sampler = PhasedSteps(_edges(number), eta=eta)
-                    rows.append({"seed": seed, "phases": number, "eta": eta} | _judged(model, sampler, truth))
-                    if seed == 0 and eta in (spec.etas[0], spec.etas[len(spec.etas) // 2]):
-                        panels.append(_paths(model, sampler, spec.paths, f"{_word(number)}, η = {eta:g}"))
-                bar.advance(1)
-    summary = over_seeds(rows, ("phases", "eta", "evaluations"), ("error", "energy"))
-    found = Outcome(rows, summary, images=budget.steps * BATCH, teacher_images=2 * budget.steps * BATCH)
-    found.plots["paths"] = PanelGrid(panels, min(len(panels), 3), "From noise to data, divided by √(1 + t²)")
-    for key, word in (("error", "error of the end"), ("energy", "energy distance")):
-        lines = series([r | {"name": _word(r["phases"])} for r in summary], "name", "eta", key)
-        found.plots[key] = Plot(lines, Axis("η"), Axis(word), "Phased models")
-    return found
+class Phases(Experiment):
+    """Figure 2: the paths that phased models take, and where they end."""
+
+    tunes: ClassVar[bool] = False
+    on_data: ClassVar[bool] = False
+
+    kind: Literal["phases"]
+    phases: tuple[Positive, ...]
+    etas: tuple[Share, ...]
+    paths: Positive
+    scales: dict[Scale, PlaneScale]
+
+    def make(self, study: Study) -> Outcome:
+        scale: PlaneScale = at_scale(self.scales, study.scale, "phases")
+        rows: list[Row] = []
+        panels: list[Panel] = []
+        drawn = (self.etas[0], self.etas[len(self.etas) // 2])
+        for seed in study.seeds_of(scale.seeds):
+            bank = bank_of(seed)
+            teacher = diffusion_model(bank, 2 * scale.steps, seed)
+            for number in self.phases:
+                with study.screen.bar(f"{number} phases, seed {seed}", 1) as bar:
+                    model = _phased_model(teacher, bank, number, scale.steps, seed)
+                    for eta in self.etas if number > 1 else (1.0,):
+                        sampler = PhasedSteps(_edges(number), eta=eta)
+                        rows.append({"seed": seed, "phases": number, "eta": eta} | _ends(model, sampler))
+                        if seed == 0 and eta in drawn:
+                            title = f"{_phases(number)}, η = {eta:g}"
+                            panels.append(_paths(model, sampler, self.paths, title))
+                    bar.advance(1)
+        summary = over_seeds(rows, ("phases", "eta", "evaluations"), ("error", "energy"))
+        images = scale.steps * BATCH
+        outcome = Outcome(rows, summary, images=images, teacher_images=2 * images)
+        title = "From noise to data, divided by √(1 + t²)"
+        outcome.plots["paths"] = PanelGrid(panels, min(len(panels), 3), title)
+        labelled = [row | {"label": _phases(row["phases"])} for row in summary]
+        for key, word in (("error", "error of the end"), ("energy", "energy distance")):
+            lines = series(labelled, "label", "eta", key)
+            outcome.plots[key] = Plot(lines, Axis("η"), Axis(word), "Phased models")
+        return outcome
 
 
-def _word(number: int) -> str:
+def _phases(number: int) -> str:
     return f"{number} phase{'s' * (number > 1)}"
 
 
@@ -176,42 +211,45 @@ def _phased_model(teacher: Net, bank: Tensor, number: int, steps: int, seed: int
     return train(net, objective, bank, steps, 1e-3, seed)[0]
 
 
-class Recorder:
-    """A denoiser that keeps the points at which it is asked."""
+def _follow(
+    model: Denoiser, sampler: PhasedSteps, noise: Tensor
+) -> tuple[Tensor, list[tuple[Tensor, float]]]:
+    """The ends of the paths from the noise, and every (x_t, t) at which the model was evaluated."""
+    points = []
 
-    def __init__(self, model: Denoiser) -> None:
-        self.model = model
-        self.asked: list[tuple[Tensor, float]] = []
+    def recorded(x_t: Tensor, t: Tensor, condition: Tensor | None = None) -> Tensor:
+        points.append((x_t, float(t[0])))
+        return model(x_t, t, condition)
 
-    def __call__(self, x_t: Tensor, t: Tensor, condition: Tensor | None = None) -> Tensor:
-        self.asked.append((x_t, float(t[0])))
-        return self.model(x_t, t, condition)
+    return sampler(recorded, SCHEDULE, lambda *_, **__: noise, noise.shape[1:]), points
 
 
 def _noise(number: int) -> Tensor:
     return torch.randn(number, 1, 1, 2, generator=torch.Generator().manual_seed(7))
 
 
-def _judged(model: Net, sampler: PhasedSteps, truth: dict[str, Tensor]) -> Row:
-    """End error and energy distance; the exact ends are found once and kept in `truth`."""
-    noise = _noise(FRESH)
-    if not truth:
-        high = torch.full((FRESH,), SCHEDULE.t_max, dtype=torch.float64)
-        truth["ends"] = MIXTURE.consistency(SCHEDULE.t_max * noise.double(), high, SCHEDULE, 1e-5)
-        truth["fresh"] = MIXTURE.sample(FRESH, torch.Generator().manual_seed(9))[0]
-    asked = Recorder(model)
-    ends = sampler(asked, SCHEDULE, lambda *_, **__: noise, noise.shape[1:])
+@cache
+def _exact(number: int) -> tuple[Tensor, Tensor]:
+    """The exact ends of the trajectories through the noise, and fresh samples of the data."""
+    high = torch.full((number,), SCHEDULE.t_max, dtype=torch.float64)
+    ends = MIXTURE.consistency(SCHEDULE.t_max * _noise(number).double(), high, SCHEDULE, 1e-5)
+    return ends, MIXTURE.sample(number, torch.Generator().manual_seed(9))[0]
+
+
+def _ends(model: Denoiser, sampler: PhasedSteps, number: int = FRESH) -> Row:
+    """Evaluations; root mean square error of the ends; energy distance of the ends to fresh data."""
+    ends, points = _follow(model, sampler, _noise(number))
+    exact, fresh = _exact(number)
     return {
-        "evaluations": len(asked.asked),
-        "error": float((ends - truth["ends"]).square().sum((1, 2, 3)).mean().sqrt()),
-        "energy": energy_distance(ends, truth["fresh"]),
+        "evaluations": len(points),
+        "error": float((ends - exact).square().sum((1, 2, 3)).mean().sqrt()),
+        "energy": energy_distance(ends, fresh),
     }
 
 
 def _paths(model: Net, sampler: PhasedSteps, number: int, title: str) -> Panel:
-    noise, asked = _noise(number), Recorder(model)
-    ends = sampler(asked, SCHEDULE, lambda *_, **__: noise, noise.shape[1:])
-    stops = [_xy(x / math.sqrt(1 + t * t)) for x, t in [*asked.asked, (ends, 0.0)]]
+    ends, points = _follow(model, sampler, _noise(number))
+    stops = [_xy(x / math.sqrt(1 + t * t)) for x, t in [*points, (ends, 0.0)]]
     paths: Sequence[Any] = [[stop[i] for stop in stops] for i in range(number)]
     data = _xy(MIXTURE.sample(300, torch.Generator().manual_seed(3))[0])
     return Panel(title, {"data": data}, {"paths": paths})

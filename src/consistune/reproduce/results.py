@@ -1,4 +1,4 @@
-"""What an experiment found, and how it is written down: CSV, JSON, plots, a page."""
+"""What an experiment gives, and how it is written: CSV, JSON, plots, a page."""
 
 import csv
 import hashlib
@@ -16,6 +16,7 @@ import consistune
 from consistune.pages.experiment import experiment_page
 from consistune.pages.pictures import SMALLEST_SIDE, grid, png_bytes
 from consistune.pages.plots import Figure
+from consistune.reproduce.runs import Run
 from consistune.reproduce.spec import Experiment
 from consistune.system.files import write_atomically
 from consistune.system.host import machine
@@ -25,13 +26,15 @@ Row = dict[str, Any]
 
 @dataclass
 class Outcome:
-    """What an experiment found.
+    """The result of an experiment.
 
     Attributes:
-        rows: data.csv, one a seed and setting. summary: the same over seeds.
-        plots: by file name. pictures: uint8 images [n, C, H, W] by title, so many columns wide.
-        recipes: run → digest of its recipe. images: the most that a run saw, its teacher's apart.
-        minutes: of training, teachers too; None where nothing is kept between calls: then the call's own.
+        rows: of data.csv, one for each seed and setting.
+        summary: the rows over seeds, of data.json and of the page.
+        plots: by file name. pictures: uint8 images [n, C, H, W] by title, drawn in `columns` columns.
+        recipes: run → digest of its recipe.
+        images: the most training images that a run saw. teacher_images: those that its teacher saw.
+        minutes: of training, teachers included; None where no run is kept: the time of the call is reported.
         notes: what a reader should know beside the figures.
     """
 
@@ -46,11 +49,24 @@ class Outcome:
     minutes: float | None = None
     notes: list[str] = field(default_factory=list)
 
+    @classmethod
+    def of_runs(cls, runs: Sequence[Run], rows: list[Row], summary: list[Row]) -> "Outcome":
+        """An outcome with the recipes, images and minutes of its runs and their teachers."""
+        teachers = [run.teacher for run in runs if run.teacher]
+        return cls(
+            rows,
+            summary,
+            recipes={run.name: run.digest for run in runs},
+            images=max(run.images for run in runs),
+            teacher_images=max((teacher.images for teacher in teachers), default=0),
+            minutes=sum({run.folder: run.minutes for run in [*runs, *teachers]}.values()),
+        )
+
 
 def over_seeds(rows: Sequence[Row], by: Sequence[str], values: Sequence[str]) -> list[Row]:
-    """Rows with the same `by`, together: mean, standard deviation and number of seeds of each value.
+    """One line for the rows with the same `by`: mean, standard deviation (_std) and number of seeds.
 
-    A value that a row lacks is left out; the deviation of one seed is None.
+    A value that no row has is left out; the deviation of one seed is None.
     """
     groups: dict[tuple[Any, ...], list[Row]] = {}
     for row in rows:
@@ -59,10 +75,10 @@ def over_seeds(rows: Sequence[Row], by: Sequence[str], values: Sequence[str]) ->
     for key, members in groups.items():
         line: Row = dict(zip(by, key, strict=True)) | {"seeds": len(members)}
         for value in values:
-            found = [float(m[value]) for m in members if m.get(value) is not None]
-            if found:
-                line[value] = mean(found)
-                line[f"{value}_std"] = stdev(found) if len(found) > 1 else None
+            numbers = [float(m[value]) for m in members if m.get(value) is not None]
+            if numbers:
+                line[value] = mean(numbers)
+                line[f"{value}_std"] = stdev(numbers) if len(numbers) > 1 else None
         summary.append(line)
     return summary
 
@@ -70,21 +86,21 @@ def over_seeds(rows: Sequence[Row], by: Sequence[str], values: Sequence[str]) ->
 def series(
     summary: Sequence[Row], name: str, x: str, y: str, **chosen: Any
 ) -> dict[str, tuple[list[float], list[float], list[float]]]:
-    """Lines with error bars out of a summary: one a `name`, of rows with the `chosen` values."""
-    found: dict[str, tuple[list[float], list[float], list[float]]] = {}
+    """Lines with error bars from the rows of a summary with the `chosen` values: a line for each `name`."""
+    lines: dict[str, tuple[list[float], list[float], list[float]]] = {}
     for row in summary:
         if all(row[key] == value for key, value in chosen.items()):
-            xs, ys, errors = found.setdefault(str(row[name]), ([], [], []))
+            xs, ys, errors = lines.setdefault(str(row[name]), ([], [], []))
             xs.append(float(row[x]))
             ys.append(row[y])
-            errors.append(row[f"{y}_std"] or 0.0)
-    return found
+            errors.append(row.get(f"{y}_std") or 0.0)
+    return lines
 
 
 def write(
     folder: Path, name: str, experiment: Experiment, outcome: Outcome, facts: Mapping[str, Any]
 ) -> Path:
-    """data.csv, data.json, SVG and PNG of each plot, PNG of each picture, and the page, whose path it is."""
+    """Write data.csv, data.json, plots (SVG and PNG), pictures (PNG) and the page, whose path is returned."""
     write_atomically(folder / "data.csv", as_csv(outcome.rows))
     record = {
         "experiment": name,
@@ -115,7 +131,7 @@ def write(
 
 
 def as_csv(rows: Sequence[Row]) -> str:
-    """A table with the columns of all rows; numbers in full."""
+    """A CSV table with the columns of all rows, and numbers in full precision."""
     columns = list(dict.fromkeys(key for row in rows for key in row))
     text = io.StringIO()
     table = csv.DictWriter(text, columns, lineterminator="\n")
@@ -125,7 +141,7 @@ def as_csv(rows: Sequence[Row]) -> str:
 
 
 def code_version() -> str:
-    """The package's version and a hash of its source: what made a result."""
+    """The package's version and a hash of its source, to say what code made a result."""
     root = Path(consistune.__file__).parent
     total = hashlib.sha256()
     for path in sorted(root.rglob("*")):

@@ -1,64 +1,57 @@
-"""One experiment, or all of them, from the YAML to the page."""
+"""One experiment, from its YAML to its page."""
 
 import time
 from pathlib import Path
+from typing import Annotated
+
+from pydantic import Field, TypeAdapter
 
 from consistune.errors import UserError
-from consistune.reproduce import mdp, plane, table, trained
-from consistune.reproduce.results import Outcome, write
-from consistune.reproduce.spec import (
-    Curves,
-    EdgeSkipping,
-    Experiment,
-    Guidance,
-    Mdp,
-    Phases,
-    Samples,
-    Table,
-    Unify,
-    read_experiment,
-)
+from consistune.reproduce.mdp import Mdp
+from consistune.reproduce.plane import Phases, Unify
+from consistune.reproduce.results import write
+from consistune.reproduce.spec import Experiment, checked
 from consistune.reproduce.study import Study
+from consistune.reproduce.table import Table
+from consistune.reproduce.trained import Curves, EdgeSkipping, Guidance, Samples
+
+SHIPPED = Path(__file__).parents[1] / "experiments"
+Kinds = Curves | EdgeSkipping | Guidance | Samples | Mdp | Unify | Phases | Table
+"""Every kind of experiment. A new kind is a class in a file of its own, and a word here."""
+_KINDS: TypeAdapter[Kinds] = TypeAdapter(Annotated[Kinds, Field(discriminator="kind")])
+
+
+def names() -> list[str]:
+    """Of the experiments that come with the package."""
+    return sorted(path.stem for path in SHIPPED.glob("*.yaml"))
+
+
+def read_experiment(name: str) -> Experiment:
+    """Raises UserError for an unknown name, and with the key for a mistake in the file."""
+    path = SHIPPED / f"{name}.yaml"
+    if not path.is_file():
+        raise UserError(f"no such experiment: {name!r}", "NAME", f"give one of: {', '.join(names())}")
+    experiment: Experiment = checked(_KINDS, path)
+    return experiment
 
 
 def reproduce(name: str, study: Study) -> Path:
-    """Make one experiment; its page's path. What is there already is taken, what was stopped goes on.
+    """Make one experiment; returns the path of its page. Finished runs are taken, stopped runs continued.
 
-    Raises UserError for an unknown name, what the data do not have, or keys for an experiment that tunes no
-    model; train.run.Interrupted after a signal.
+    Raises UserError for an unknown name, for what the data do not have, and for --set where no model is
+    tuned; train.run.Interrupted after a signal.
     """
     experiment = read_experiment(name)
-    if study.student and isinstance(experiment, Unify | Phases | Mdp):
+    if study.student and not experiment.tunes:
         raise UserError(f"{name} tunes no model on data", "--set", "leave it out")
     study.screen.say(f"{name}: {experiment.title}")
     began = time.perf_counter()
-    outcome = found(study, experiment)
+    outcome = experiment.make(study)
     facts = {
         "command": f"consistune reproduce {name} {study.command}",
-        "data": "mixture" if isinstance(experiment, Unify | Phases) else study.title,
+        "data": study.title if experiment.on_data else "mixture",
         "scale": study.scale,
-        "samples": study.budget.samples,
+        "samples": study.settings.samples,
         "minutes": (time.perf_counter() - began) / 60 if outcome.minutes is None else outcome.minutes,
     }
     return write(study.results(name), name, experiment, outcome, facts)
-
-
-def found(study: Study, experiment: Experiment) -> Outcome:
-    """Whatever the kind of experiment says is done."""
-    match experiment:
-        case Curves():
-            return trained.curves(study, experiment)
-        case EdgeSkipping():
-            return trained.edge_skipping(study, experiment)
-        case Guidance():
-            return trained.guidance(study, experiment)
-        case Samples():
-            return trained.samples(study, experiment)
-        case Mdp():
-            return mdp.along_t(study, experiment)
-        case Unify():
-            return plane.unify(study, experiment)
-        case Phases():
-            return plane.phases(study, experiment)
-        case Table():
-            return table.beside_published(study, experiment)

@@ -1,16 +1,19 @@
-"""What an experiment's YAML says, checked strictly; and what a scale means on each data set."""
+"""What an experiment's YAML, and scales.yaml, may say, checked strictly."""
 
 import json
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from consistune.errors import UserError
 from consistune.recipe import parse_yaml
 
-SHIPPED = Path(__file__).parents[1] / "experiments"
-BUDGETS = Path(__file__).parent / "budgets.yaml"
+if TYPE_CHECKING:
+    from consistune.reproduce.results import Outcome
+    from consistune.reproduce.study import Study
+
+SCALES = Path(__file__).parent / "scales.yaml"
 Scale = Literal["smoke", "cpu", "gpu", "paper"]
 Positive = Annotated[int, Field(ge=1)]
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -27,129 +30,47 @@ class Paper(Strict):
     claim: str
 
 
-class Common(Strict):
+class Experiment(Strict):
+    """One kind of experiment: what its YAML says, and the function that makes it.
+
+    Attributes:
+        tunes: whether it tunes consistency models on the study's data, so that --set has an effect.
+        on_data: whether it uses the study's data at all.
+    """
+
+    tunes: ClassVar[bool] = True
+    on_data: ClassVar[bool] = True
+
     title: str
     paper: Paper
     about: str
 
+    def make(self, study: "Study") -> "Outcome":
+        """Train, or take what is there, and measure. Raises train.run.Interrupted after a signal."""
+        raise NotImplementedError
+
 
 class RunSpec(Strict):
-    """A training: the role of its recipe (`Family.recipes`), and what is changed in it.
+    """A training: its recipe, and what is changed in it.
 
     Attributes:
+        recipe: a role of the data set (`DataSettings.recipes`), or a recipe's name.
         set: overrides, key=value.
-        phases: the recipe's pairs are cut into so many phases, spaced on EDM's grid.
-        etas: edge-skipping factors with which a phased model is sampled; a plain one is in 1 and 2 steps.
+        phases: number of phases, spaced on EDM's grid, that the recipe's time pairs are cut into.
+        etas: edge-skipping factors that a phased model is sampled with; without them any model is sampled in
+            1 and 2 steps.
+        all_averages: measure every average of `train.ema`, not the first alone.
     """
 
     recipe: str
     set: tuple[str, ...] = ()
     phases: Positive | None = None
     etas: tuple[Share, ...] = ()
+    all_averages: bool = False
 
 
-class Curves(Common):
-    """Distance against images seen; `baseline` is the run that ratios are taken to."""
-
-    kind: Literal["curves"]
-    runs: dict[str, RunSpec]
-    baseline: str
-    variance: bool = False
-
-
-class EdgeSkipping(Common):
-    kind: Literal["edge-skipping"]
-    runs: dict[str, RunSpec]
-
-
-class Guidance(Common):
-    """f_bad is the averaged model at these shares of the same training."""
-
-    kind: Literal["guidance"]
-    runs: dict[str, RunSpec]
-    omegas: tuple[float, ...]
-    snapshots: tuple[Literal["25%", "50%", "75%"], ...]
-    steps: tuple[Literal[1, 2], ...]
-
-
-class Samples(Common):
-    """So many images of each class, of at most so many classes, the first ones."""
-
-    kind: Literal["samples"]
-    runs: dict[str, RunSpec]
-    rows: Positive
-    columns: Positive
-
-
-class MdpBudget(Strict):
-    """Steps of the mixture's diffusion model; batches of four x_t and repeats of all else at each; seeds."""
-
-    steps: Positive
-    batches: Positive
-    repeats: Annotated[int, Field(ge=2)]
-    seeds: Positive
-
-
-class Mdp(Common):
-    """Errors of the reward estimates along t."""
-
-    kind: Literal["mdp"]
-    times: tuple[float, ...]
-    teacher: str
-    scales: dict[Scale, MdpBudget]
-
-
-class PlaneBudget(Strict):
-    """A 2-D training: steps of the consistency model (its teacher has twice as many), and seeds."""
-
-    steps: Positive
-    seeds: Positive
-
-
-class Unify(Common):
-    kind: Literal["unify"]
-    times: tuple[float, ...]
-    gap: Share
-    references: tuple[Positive, ...]
-    draws: Positive
-    scales: dict[Scale, PlaneBudget]
-
-
-class Phases(Common):
-    kind: Literal["phases"]
-    phases: tuple[Positive, ...]
-    etas: tuple[Share, ...]
-    paths: Positive
-    scales: dict[Scale, PlaneBudget]
-
-
-class Published(Strict):
-    """A row of the paper's table, or of another's, with its source; `recipe` makes ours."""
-
-    method: str
-    evaluations: Positive
-    value: float
-    source: str
-    iterations: Positive | None = None
-    recipe: str | None = None
-    set: tuple[str, ...] = ()
-
-
-class Table(Common):
-    """Published figures beside ours; `family` is the data set that the figures are of."""
-
-    kind: Literal["table"]
-    family: str
-    needs: str
-    rows: tuple[Published, ...]
-
-
-Experiment = Curves | EdgeSkipping | Guidance | Samples | Mdp | Unify | Phases | Table
-_EXPERIMENT: TypeAdapter[Experiment] = TypeAdapter(Annotated[Experiment, Field(discriminator="kind")])
-
-
-class Budget(Strict):
-    """What a scale means on a data set: seeds, samples a measure, points of a curve, overrides."""
+class ScaleSettings(Strict):
+    """A scale on a data set: seeds, samples of a measurement, points of a curve, overrides of the recipes."""
 
     seeds: Positive
     samples: Annotated[int, Field(ge=2)]
@@ -158,42 +79,30 @@ class Budget(Strict):
     student: tuple[str, ...] = ()
 
 
-class Family(Strict):
-    """A data set: the recipes that stand for each role, the features it is measured by, its scales."""
+class DataSettings(Strict):
+    """A data set: the recipe for each role, the features that samples are measured by, the scales."""
 
     recipes: dict[str, str]
     features: str | None = None
-    scales: dict[Scale, Budget]
+    scales: dict[Scale, ScaleSettings]
 
 
-_FAMILIES: TypeAdapter[dict[str, Family]] = TypeAdapter(dict[str, Family])
+_DATA_SETS: TypeAdapter[dict[str, DataSettings]] = TypeAdapter(dict[str, DataSettings])
 
 
-def names() -> list[str]:
-    """Of the experiments that come with the package."""
-    return sorted(path.stem for path in SHIPPED.glob("*.yaml"))
+def read_data_sets(path: Path = SCALES) -> dict[str, DataSettings]:
+    """Raises UserError with the key for a mistake in the file."""
+    return checked(_DATA_SETS, path)
 
 
-def read_experiment(name: str) -> Experiment:
-    """Raises UserError for an unknown name, and with the key for a mistake in the file."""
-    path = SHIPPED / f"{name}.yaml"
-    if not path.is_file():
-        raise UserError(f"no such experiment: {name!r}", "NAME", f"give one of: {', '.join(names())}")
-    return _checked(_EXPERIMENT, path)
-
-
-def read_families(path: Path = BUDGETS) -> dict[str, Family]:
-    return _checked(_FAMILIES, path)
-
-
-def family_of(data: str) -> tuple[str, Family]:
-    """The settings for a data set, known by its name or its folder's. Raises UserError for others."""
-    families = read_families()
+def settings_of(data: str) -> tuple[str, DataSettings]:
+    """The name and settings of a data set, given by its name or its folder. Raises UserError for others."""
+    known = read_data_sets()
     name = Path(data).name
-    if name not in families:
-        known = ", ".join(families)
-        raise UserError(f"no experiment knows {name!r}", "--data", f"name the folder as one of: {known}")
-    return name, families[name]
+    if name not in known:
+        remedy = f"name the folder as one of: {', '.join(known)}"
+        raise UserError(f"no experiment knows {name!r}", "--data", remedy)
+    return name, known[name]
 
 
 def at_scale(scales: dict[Any, Any], scale: str, where: str) -> Any:
@@ -203,9 +112,10 @@ def at_scale(scales: dict[Any, Any], scale: str, where: str) -> Any:
     return scales[scale]
 
 
-def _checked(adapter: TypeAdapter[Any], path: Path) -> Any:
+def checked(adapter: TypeAdapter[Any], path: Path) -> Any:
+    """A YAML file as an adapter's type. Raises UserError with the key for a mistake."""
     try:
-        # Through JSON, where a list may stand for a tuple without strictness being given up.
+        # Through JSON, where a list may stand for a tuple although the models are strict.
         return adapter.validate_json(json.dumps(parse_yaml(path.read_text(encoding="utf-8"), str(path))))
     except ValidationError as error:
         first = error.errors(include_url=False)[0]

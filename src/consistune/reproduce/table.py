@@ -1,69 +1,79 @@
 """Tables 2 and 3: published figures, each with its source, beside ours."""
 
 import json
-from functools import partial
+from typing import Literal
 
 from consistune.reproduce.results import Outcome, Row
-from consistune.reproduce.spec import Published, RunSpec, Table
-from consistune.reproduce.study import Run, Study
-from consistune.train.lock import shared
+from consistune.reproduce.runs import Run
+from consistune.reproduce.spec import Experiment, Positive, RunSpec, Strict
+from consistune.reproduce.study import Study
 
 
-def beside_published(study: Study, spec: Table) -> Outcome:
-    """The table. Ours are trained where the study's data are the table's; elsewhere the rows stay open.
+class Published(Strict):
+    """A row of the paper's table or of another paper's, with its source; `recipe` makes ours."""
 
-    What the study's own data gave in `convergence` is listed below, named by its data: for the comparison of
-    methods, not with the published figures.
+    method: str
+    evaluations: Positive
+    value: float
+    source: str
+    iterations: Positive | None = None
+    recipe: str | None = None
+    set: tuple[str, ...] = ()
+
+
+class Table(Experiment):
+    """Published figures beside ours. `data` names the data set of the figures, `needs` what ours need.
+
+    Ours are trained where the study's data are the table's; elsewhere those rows stay open. What the study's
+    own data gave in `convergence` is listed below, named by its data: it compares the methods, and is not to
+    be compared with the published figures.
     """
-    here = study.name == spec.family
-    runs = _runs(study, spec) if here else {}
-    rows: list[Row] = []
-    digests: dict[str, str] = {}
-    images = 0
-    for place, published in enumerate(spec.rows):
-        row: Row = {
-            "method": published.method,
-            "evaluations": published.evaluations,
-            "iterations": published.iterations,
-            "published": published.value,
-            "source": published.source,
+
+    kind: Literal["table"]
+    data: str
+    needs: str
+    rows: tuple[Published, ...]
+
+    def make(self, study: Study) -> Outcome:
+        specs = {
+            str(number): RunSpec(recipe=published.recipe, set=published.set)
+            for number, published in enumerate(self.rows)
+            if published.recipe is not None and study.name == self.data
         }
-        ours = [run for (number, _), run in runs.items() if number == place]
-        for run in ours:
-            rows.append(row | {"seed": run.seed, "state": "made here"} | _ours(study, published, run))
-            digests[published.method], images = run.digest, max(images, run.images)
-        if not ours:
-            rows.append(row | {"state": "open" if published.recipe else "published only"})
-    rows += _elsewhere(study)
-    notes = [] if here else [f"Open rows need: {spec.needs}."]
-    return Outcome(rows, rows, recipes=digests, images=images, notes=notes)
-
-
-def _runs(study: Study, spec: Table) -> dict[tuple[int, int], Run]:
-    """Those of every seed that a row's recipe asks for, by the row's place and the seed."""
-    specs = {
-        place: RunSpec(recipe=published.recipe, set=published.set)
-        for place, published in enumerate(spec.rows)
-        if published.recipe is not None
-    }
-    for wanted in specs.values():
-        study.check(wanted)
-    jobs = {
-        (place, seed): partial(study.run, spec.rows[place].method, wanted, seed)
-        for place, wanted in specs.items()
-        for seed in study.seeds
-    }
-    return shared(jobs, study.screen.say)
+        runs = study.runs(specs)
+        outcome = Outcome([], [])
+        for number, published in enumerate(self.rows):
+            row: Row = {
+                "method": published.method,
+                "evaluations": published.evaluations,
+                "iterations": published.iterations,
+                "published": published.value,
+                "source": published.source,
+            }
+            ours = [run for run in runs if run.name == str(number)]
+            for run in ours:
+                measures = _ours(study, published, run)
+                outcome.rows.append(row | {"seed": run.seed, "state": "made here"} | measures)
+                outcome.recipes[published.method] = run.digest
+                outcome.images = max(outcome.images, run.images)
+            if not ours:
+                outcome.rows.append(row | {"state": "open" if published.recipe else "published only"})
+        outcome.rows += _on_this_data(study)
+        outcome.summary = outcome.rows
+        if study.name != self.data:
+            outcome.notes.append(f"Open rows need: {self.needs}.")
+        return outcome
 
 
 def _ours(study: Study, published: Published, run: Run) -> Row:
-    found, setup = run.curve[-1][f"steps={published.evaluations}"], study.suite.setup
-    distance = found["frechet_train"] * float(setup.reference.covariance.trace()) / 100
+    setup = study.judge.suite.setup
+    relative = run.curve[-1][f"steps={published.evaluations}"]["frechet_train"]
     hours = {"gpu_hours" if str(study.device).startswith("cuda") else "cpu_hours": run.minutes / 60}
+    distance = relative * float(setup.reference.covariance.trace()) / 100
     return {"ours": distance, "measure": setup.extractor.name, "images": run.images, **hours}
 
 
-def _elsewhere(study: Study) -> list[Row]:
+def _on_this_data(study: Study) -> list[Row]:
     """The ends of this study's convergence, if that was made."""
     path = study.results("convergence") / "data.json"
     if not path.exists():

@@ -1,4 +1,4 @@
-"""Eight Gaussians on a ring in the plane: what is exact there, and a small network that learns it."""
+"""Eight Gaussians on a ring in the plane, and a small network that learns them."""
 
 import copy
 import math
@@ -44,7 +44,7 @@ def bank_of(seed: int) -> Tensor:
 
 
 def diffusion_model(bank: Tensor, steps: int, seed: int) -> Net:
-    """The teacher that a seed's methods start from."""
+    """The diffusion model that all methods of a seed start from."""
     torch.manual_seed(seed)
     return train(Net(), Denoising(SCHEDULE), bank, steps, 2e-3, seed)[0]
 
@@ -58,7 +58,7 @@ def train(
     seed: int,
     ema_target: bool = False,
 ) -> tuple[Net, float]:
-    """RAdam, the rate falling to 0 over the second half; the averaged network, seconds a step."""
+    """The averaged network, and the seconds of a step. RAdam; the rate falls to 0 over the second half."""
     average, target = copy.deepcopy(net), copy.deepcopy(net) if ema_target else net
     optimizer = torch.optim.RAdam(net.parameters(), lr=lr)
     generator = torch.Generator().manual_seed(seed)
@@ -71,11 +71,11 @@ def train(
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
         with torch.no_grad():
-            for mine, new in zip(average.parameters(), net.parameters(), strict=True):
-                mine.lerp_(new, 1 - 0.998)
+            for kept, new in zip(average.parameters(), net.parameters(), strict=True):
+                kept.lerp_(new, 1 - 0.998)
             if ema_target:
-                for mine, new in zip(target.parameters(), net.parameters(), strict=True):
-                    mine.lerp_(new, 1 - 0.95)
+                for kept, new in zip(target.parameters(), net.parameters(), strict=True):
+                    kept.lerp_(new, 1 - 0.95)
     return average.requires_grad_(False), (time.perf_counter() - start) / steps
 
 

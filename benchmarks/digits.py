@@ -1,0 +1,248 @@
+"""Training studies on small data, each a file of benchmarks/studies.
+
+    python benchmarks/digits.py digits_seeds                  an hour on one core; continues after a stop
+    python benchmarks/digits.py digits_levers --seeds 0 --only budget=short --only "lever=2 solver steps"
+
+The runs are kept under --work, known by the hash of their recipes, and start from one teacher a seed. Results
+are added to benchmarks/results/STUDY.json after each run; a run that is recorded there is not made again.
+"""
+
+import argparse
+import itertools
+import json
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+from consistune.cli.common import Screen
+from pydantic import TypeAdapter
+
+from consistune.bench.timing import alternate
+from consistune.models import default_sampler, sample
+from consistune.pages.plots import SampleGrids
+from consistune.recipe import read_recipe
+from consistune.recipe.plan import make_plan
+from consistune.reproduce.runs import Run
+from consistune.reproduce.spec import RunSpec, ScaleSettings, Strict, checked
+from consistune.reproduce.study import Study, with_teacher
+from consistune.system.files import write_atomically
+from consistune.system.host import machine
+from tables import DOCS, HERE, Row
+
+WORK = Path("runs/benchmarks")
+
+
+class Line(Strict):
+    """Runs: every combination of the words of `of` (factor → word, or words), and for every seed.
+
+    At the end they are measured in each number of `steps` too.
+    """
+
+    of: dict[str, str | tuple[str, ...]]
+    steps: tuple[int, ...] = ()
+
+
+class StepRatios(Strict):
+    """Time a training step of each word of a factor over that of the `base` word, in turns, round by round.
+
+    With `recipe` and `set`, the steps are those of that recipe instead of the study's.
+    """
+
+    factor: str
+    base: str
+    rounds: int
+    steps: int
+    recipe: str | None = None
+    set: tuple[str, ...] = ()
+
+
+class StudyFile(Strict):
+    """A study. Factors name what is varied: factor → word → overrides of the recipe.
+
+    Attributes:
+        recipe: a recipe's name; "{FACTOR}" in it is that factor's word.
+        set: overrides of every run, before the factors' own.
+        all_averages: measure every average of `train.ema`.
+        equal_cost: train as many images as cost as much as so many of the base word of `step_ratios`.
+        picture: a file under docs/, and its panels: title → (word of the first factor, steps).
+    """
+
+    title: str
+    about: str
+    data: str
+    recipe: str
+    scale: ScaleSettings
+    set: tuple[str, ...] = ()
+    factors: dict[str, dict[str, tuple[str, ...]]]
+    runs: tuple[Line, ...]
+    all_averages: bool = False
+    step_ratios: StepRatios | None = None
+    equal_cost: int | None = None
+    picture: tuple[str, dict[str, tuple[str, int]]] | None = None
+
+
+def read_study(name: str) -> StudyFile:
+    study: StudyFile = checked(TypeAdapter(StudyFile), HERE / "studies" / f"{name}.yaml")
+    return study
+
+
+def overrides_of(study: StudyFile, row: Row) -> tuple[str, ...]:
+    """Every override of a run with these labels."""
+    of_factors = [keys[row[factor]] for factor, keys in study.factors.items() if row.get(factor) in keys]
+    return (*study.set, *itertools.chain.from_iterable(of_factors))
+
+
+def recipe_of(study: StudyFile, row: Row) -> Any:
+    """The recipe of a recorded run: its recorded overrides, before which old records lack the estimator."""
+    if "keys" in row:
+        overrides = (*study.factors.get("estimator", {}).get(row.get("estimator", ""), ()), *row["keys"])
+    else:
+        overrides = overrides_of(study, row)
+    return read_recipe(study.recipe.format(**row), overrides)
+
+
+def identity(study: StudyFile, row: Row) -> tuple[Any, ...]:
+    """Recipe, seed and overrides: equal for a run and its record, though old records lack some keys."""
+    keys = {*row.get("keys", ()), *overrides_of(study, row)}
+    return study.recipe.format(**row), row["seed"], frozenset(keys)
+
+
+def rows_of(study: StudyFile, seeds: list[int]) -> Iterator[tuple[Row, Line]]:
+    """The labels, seed and overrides of every run, in the order of the file; each once."""
+    known = set()
+    for line in study.runs:
+        words = [[word] if isinstance(word, str) else word for word in line.of.values()]
+        for seed, *chosen in itertools.product(seeds, *words):
+            row: Row = dict(zip(line.of, chosen, strict=True)) | {"seed": seed}
+            row["keys"] = list(overrides_of(study, row))
+            if identity(study, row) not in known:
+                known.add(identity(study, row))
+                yield row, line
+
+
+def result_of(harness: Study, spec: RunSpec, run: Run, line: Line) -> Row:
+    """What is recorded of a run: images, seconds, the curve of each average, measures at the end.
+
+    "curve" is of the first average, "slower" holds the others by their decay.
+    """
+    row: Row = {"images": run.images, "seconds": 60 * run.minutes}
+    decays = [f"{decay:g}" for decay in harness.recipe(spec, 0).train.ema] if spec.all_averages else ["first"]
+    curves: dict[str, list[Row]] = {decay: [] for decay in decays}
+    for point in run.curve:
+        for number, curve in enumerate(curves.values()):
+            start = f"average {number}, " if number else ""
+            measures = {f"steps_{n}": point[f"{start}steps={n}"] for n in (1, 2)}
+            curve.append({"images": point["images"]} | measures)
+    first, *others = curves
+    row["curve"] = curves[first]
+    if spec.all_averages:
+        row |= {"average": first, "slower": {decay: curves[decay] for decay in others}}
+    if line.steps:
+        model = run.model()
+        row["parameters"] = sum(parameter.numel() for parameter in model.parameters())
+        row["ends"] = {
+            str(n): harness.measured(
+                run, f"steps={n}", partial(harness.judge, model, default_sampler(model, n))
+            )
+            for n in line.steps
+        }
+    return row
+
+
+def step_ratios(study: StudyFile, harness: Study) -> dict[str, list[float]]:
+    """Time of some training steps of each word over the base word's, round by round."""
+    ask = study.step_ratios
+    assert ask is not None
+    trainers = {}
+    for word, keys in study.factors[ask.factor].items():
+        name = (ask.recipe or study.recipe).format(**{ask.factor: word})
+        spec = RunSpec(recipe=name, set=(*keys, *ask.set))
+        recipe, teacher = harness.recipe(spec, 0), harness.teacher(spec, 0)
+        if teacher is not None:
+            recipe = with_teacher(recipe, str(teacher.folder / "model"))
+        trainers[word] = make_plan(recipe).trainer().steps()
+    times = alternate(
+        {word: partial(next, reports) for word, reports in trainers.items()}, ask.rounds, inner=ask.steps
+    )
+    base = times[ask.base].seconds
+    return {word: [a / b for a, b in zip(time.seconds, base, strict=True)] for word, time in times.items()}
+
+
+def teacher(seed: int, work: Path = WORK) -> Path:
+    """The folder of the digits' diffusion model of a seed, trained if it is not there."""
+    harness = Study(work, "digits", "cpu", Screen(quiet=True))
+    return harness.run("teacher", RunSpec(recipe="digits-edm"), seed).folder / "model"
+
+
+def make(study: StudyFile, harness: Study, path: Path, seeds: list[int], only: dict[str, str]) -> None:
+    """Make the runs of a study that are not recorded at `path`, and record each there."""
+    results: Row = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    if not isinstance(results.get("runs"), list):  # no record, or one of an earlier form
+        results = {"runs": []}
+    results |= {"samples": study.scale.samples, "machine": machine()}
+    if study.step_ratios is not None and "step_ratios" not in results:
+        results["step_ratios"] = step_ratios(study, harness)
+    recorded = {identity(study, row) for row in results["runs"]}
+    for row, line in rows_of(study, seeds):
+        chosen = all(row.get(factor) == word for factor, word in only.items())
+        if not chosen or identity(study, row) in recorded:
+            continue
+        spec, label = spec_of(study, row, results), ", ".join(map(str, list(row.values())[:-1]))
+        run = harness.run(label, spec, row["seed"])
+        results["runs"].append(row | result_of(harness, spec, run, line))
+        write_atomically(path, json.dumps(results, indent=1) + "\n")
+        last = results["runs"][-1]
+        harness.screen.say(f"{label}: {last.get('ends') or last['curve'][-1]}")
+    if study.picture is not None:
+        results["held_out"] = draw(study, harness)
+    write_atomically(path, json.dumps(results, indent=1) + "\n")
+
+
+def spec_of(study: StudyFile, row: Row, results: Row) -> RunSpec:
+    """A row's training; with `equal_cost`, as many images as its measured cost of a step allows."""
+    keys = list(row["keys"])
+    if study.equal_cost is not None and study.step_ratios is not None:
+        images = study.equal_cost / median(results["step_ratios"][row[study.step_ratios.factor]])
+        keys.append(f"train.images={int(images) // 256 * 256}")
+    return RunSpec(recipe=study.recipe.format(**row), set=tuple(keys), all_averages=study.all_averages)
+
+
+def draw(study: StudyFile, harness: Study) -> Row:
+    """Draw the study's picture from the runs of seed 0. Returns the number of held-out images, measured."""
+    assert study.picture is not None
+    file, titles = study.picture
+    (factor, *_), shown = study.factors, {}
+    for title, (word, steps) in titles.items():
+        row = {factor: word, "seed": 0}
+        spec = spec_of(study, row | {"keys": overrides_of(study, row)}, {})
+        shown[title] = sample(harness.run(word, spec, 0).model(), range(60), steps)
+    write_atomically(DOCS / file, SampleGrids(shown, columns=10).png())
+    held_out = harness.data.need_held_out(file)
+    return {"images": len(held_out)} | harness.judge.of_images(held_out.images, held_out.labels)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    names = sorted(path.stem for path in (HERE / "studies").glob("*.yaml"))
+    parser.add_argument("study", choices=names)
+    parser.add_argument("--seeds", type=int, nargs="+", help="instead of the study's")
+    parser.add_argument("--only", action="append", default=[], metavar="FACTOR=WORD")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--work", type=Path, default=WORK)
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    study = read_study(arguments.study)
+    only = dict(each.split("=", 1) for each in arguments.only)
+    with Screen() as screen:
+        harness = Study(arguments.work, study.data, "cpu", screen, settings=study.scale)
+        path = HERE / "results" / f"{arguments.study}.json"
+        make(study, harness, path, arguments.seeds or list(range(study.scale.seeds)), only)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,113 @@
+"""The training studies of benchmarks/digits.py: their files, their records, and a small one."""
+
+import json
+from functools import cache
+from pathlib import Path
+
+import pytest
+from consistune.cli.common import Screen
+from consistune.metrics.measure import Measure, measure_for
+
+from consistune.data.images import digits as digits_data
+from consistune.reproduce.spec import ScaleSettings
+from consistune.reproduce.study import Study
+
+BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
+STUDIES = sorted(path.stem for path in (BENCHMARKS / "studies").glob("*.yaml"))
+TINY = ("train.images=512", "train.batch=128", "train.checkpoint_images=256", "train.log_images=256")
+
+
+@cache
+def measure() -> Measure:
+    """The classifier takes longer to train than the runs."""
+    return measure_for(digits_data(), "classifier")
+
+
+@pytest.fixture
+def script(monkeypatch):
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    import digits
+
+    return digits
+
+
+@pytest.mark.parametrize("name", STUDIES)
+def test_the_recipe_of_every_run_resolves(name: str, script) -> None:
+    study = script.read_study(name)
+    rows = [row for row, _ in script.rows_of(study, [0])]
+    digests = {script.recipe_of(study, row).model_dump_json() for row in rows}
+    assert len(digests) == len(rows), "two runs of a study are the same training"
+
+
+@pytest.mark.parametrize("name", ["digits_levers", "digits_seeds", "methods_digits"])
+def test_recorded_runs_are_recognised(name: str, script) -> None:
+    study = script.read_study(name)
+    recorded = json.loads((BENCHMARKS / "results" / f"{name}.json").read_text(encoding="utf-8"))["runs"]
+    known = {script.identity(study, row) for row, _ in script.rows_of(study, [0, 1, 2])}
+    assert {script.identity(study, row) for row in recorded} <= known
+
+
+def test_a_study_records_each_run_once_and_every_average(script, tmp_path: Path) -> None:
+    levers = script.read_study("digits_levers")
+    scale = ScaleSettings(seeds=1, samples=100, points=2)
+    study = levers.model_copy(update={"scale": scale})
+    harness = Study(tmp_path, "digits", "cpu", Screen(quiet=True), settings=scale, overrides=TINY)
+    harness.judge.measure = measure()
+    only = {"budget": "short", "lever": "none"}
+    path = tmp_path / "levers.json"
+    script.make(study, harness, path, [0], only)
+    first = path.read_text()
+    runs = json.loads(first)["runs"]
+    assert [run["estimator"] for run in runs] == ["class", "one-sample"]
+    for run in runs:
+        assert (run["average"], list(run["slower"])) == ("0.998", ["0.999"])
+        curves = [run["curve"], run["slower"]["0.999"]]
+        assert [[point["images"] for point in curve] for curve in curves] == [[256, 512]] * 2
+        assert curves[0][-1]["steps_1"] != curves[1][-1]["steps_1"]
+        assert run["seconds"] > 0
+    script.make(study, harness, path, [0], only)
+    assert path.read_text() == first
+
+
+def test_a_distillation_gets_its_own_teacher_and_costs_are_measured_in_turns(script, tmp_path: Path) -> None:
+    methods = script.read_study("methods_digits")
+    ratios = methods.step_ratios.model_copy(update={"rounds": 2, "steps": 1})
+    factors = {"method": {"ect": (), "cd": ()}}
+    study = methods.model_copy(update={"step_ratios": ratios, "factors": factors})
+    harness = Study(tmp_path, "digits", "cpu", Screen(quiet=True), settings=study.scale, overrides=TINY)
+    measured = script.step_ratios(study, harness)
+    assert measured["ect"] == [1.0, 1.0]
+    assert len(measured["cd"]) == 2
+    assert [path.name.split("-")[0] for path in tmp_path.glob("*/runs/*")] == ["diffusion"]
+
+
+def test_equal_cost_gives_a_dearer_network_fewer_images(script) -> None:
+    study = script.read_study("demo_network")
+    row = next(row for row, _ in script.rows_of(study, [0]) if row["network"] == "unet 32")
+    spec = script.spec_of(study, row, {"step_ratios": {"unet 32": [4.0, 2.0, 1.0]}})
+    assert spec.set[-1] == "train.images=384000"
+
+
+def test_runs_that_are_measured_at_the_end_fill_their_table_and_picture(
+    script, tmp_path: Path, monkeypatch
+) -> None:
+    import tables
+
+    scale = ScaleSettings(seeds=1, samples=100, points=1)
+    changes = {"data": "digits", "recipe": "digits-{run}", "scale": scale}
+    study = script.read_study("mnist10k").model_copy(update=changes)
+    harness = Study(tmp_path, "digits", "cpu", Screen(quiet=True), settings=scale, overrides=TINY)
+    harness.judge.measure = measure()
+    monkeypatch.setattr(script, "DOCS", tmp_path)
+    script.make(study, harness, tmp_path / "result.json", [0], {})
+    result = json.loads((tmp_path / "result.json").read_text())
+    ends = {run["run"]: run["ends"] for run in result["runs"]}
+    assert {name: list(steps) for name, steps in ends.items()} == {
+        "edm": ["18"], "ect": ["1", "2"], "sct": ["1", "2"],
+    }  # fmt: skip
+    assert result["held_out"]["images"] == len(digits_data().held_out)
+    assert (tmp_path / "mnist10k.png").stat().st_size > 1000
+    monkeypatch.setattr(tables, "read", lambda name: result)
+    text = tables.mnist10k()
+    assert f"| 35 | {ends['edm']['18']['frechet_train']:.2f} |" in text
+    assert text.count("`mnist10k-") == 5
