@@ -27,10 +27,10 @@ import torch
 from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-import sct as package
 from tests.support import makers
 from tests.support.inception import write_inception
 
+import consistune as package
 from consistune.data.images import digits
 from consistune.data.prepare.run import Options, prepare
 from consistune.data.prepare.split import Split

@@ -6,10 +6,10 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
-import sct as package
 import torch
 from torch import Tensor
 
+import consistune as package
 from consistune.core import estimators as E
 from consistune.core import noise as N
 from consistune.core import objectives as O
