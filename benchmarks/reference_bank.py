@@ -93,7 +93,7 @@ def one_process(path: Path, classes: int, repeats: int) -> dict[str, dict]:
         bank = place(images, "cpu", where)  # type: ignore[arg-type]
 
         def call(bank: Reference = bank) -> Tensor:
-            return bank.begin(x_t, t, EDM(), group)()
+            return bank.mean(x_t, t, EDM(), group)
 
         answers.append(call())  # and ‖x‖² is known from now on
         found[where] = {"seconds": timed(call, repeats), "cold": timed(call, repeats, drop)}
@@ -113,7 +113,7 @@ def _process(rank: int, folder: str, path: str, classes: int, repeats: int) -> N
         bank = place(reference, "cpu", where)  # type: ignore[arg-type]
 
         def call(bank: Reference = bank) -> Tensor:
-            return bank.begin(x_t[half], t[half], EDM(), group[half])()
+            return bank.mean(x_t[half], t[half], EDM(), group[half])
 
         answers[where] = call()
         seconds[where] = timed(call, repeats, dist.barrier)

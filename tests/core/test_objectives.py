@@ -21,7 +21,7 @@ from consistune.core.objectives import (
     SquaredL2,
     Uniform,
 )
-from consistune.core.posterior.mean import Reference, dequantise, quantise
+from consistune.core.posterior.mean import Reference, dequantise
 from consistune.core.times import LogNormal, LogNormalPairs, Phased, SigmoidGap
 from consistune.core.types import Batch, Times
 from tests.core.posterior.test_mean import pixels
@@ -207,32 +207,6 @@ def test_at_r_zero_the_target_is_the_estimate_and_the_target_network_is_not_call
     expected = (model(x_t, t) - estimator.clean(x_t, t, Batch(x_0))).flatten(1).norm(dim=1)
     torch.testing.assert_close(loss, expected, rtol=1e-6, atol=0)
     assert target.times == []
-
-
-@pytest.mark.parametrize(("steps", "method"), [(1, "euler"), (3, "euler"), (1, "heun")])
-def test_the_estimate_is_asked_for_before_the_students_pass_and_taken_after(steps, method) -> None:
-    """Other processes then answer while the network runs; the loss is the same."""
-    events: list[str] = []
-
-    class Slow(Reference):
-        def begin(self, *args, **kwargs):
-            events.append("asked")
-            wait = super().begin(*args, **kwargs)
-            return lambda: (events.append("taken"), wait())[1]
-
-    def student(x_t, t, condition=None):
-        events.append("student")
-        return 0.5 * x_t
-
-    x_0 = images(8)
-    losses = []
-    for kind in (Slow, Reference):
-        estimator = ScoreIdentity(EDM(), kind(quantise(x_0), (0, 8)))
-        objective = Consistency(EDM(), PAIRS, estimator, steps=steps, method=method)
-        generator = torch.Generator().manual_seed(0)
-        losses.append(objective(student, lambda x, t, c=None: 0.5 * x, Batch(x_0), 0, generator))
-    assert events[:3] == ["asked", "student", "taken"]
-    assert torch.equal(*losses)
 
 
 @pytest.mark.parametrize("stage", [0, 3, 7])

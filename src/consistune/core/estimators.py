@@ -4,7 +4,6 @@ Each estimator gives x̂_0; the noise is ε̂ = (x_t − α_t x̂_0)/σ_t. In x�
 divides by α_t.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import ClassVar, Protocol
 
@@ -28,11 +27,6 @@ class NoiseEstimator(Protocol):
     local: ClassVar[bool] = False
 
     def clean(self, x_t: Tensor, t: Tensor, batch: Batch) -> Tensor: ...
-
-    def begin(self, x_t: Tensor, t: Tensor, batch: Batch) -> Callable[[], Tensor]:
-        """`clean`, asked for now and taken later, so that other processes can answer in the meantime."""
-        x0_hat = self.clean(x_t, t, batch)
-        return lambda: x0_hat
 
     def bind(self, batch: Batch, times: Times, generator: Generator | None) -> "NoiseEstimator":
         """This estimator with all that is random, or depends on r, settled for one training step.
@@ -131,21 +125,21 @@ class ScoreIdentity(NoiseEstimator):
         return _Subset(replace(self, reference=subset, size=None), prior)
 
     def clean(self, x_t: Tensor, t: Tensor, batch: Batch) -> Tensor:
-        return self.begin(x_t, t, batch)()
+        return self.posterior_mean(x_t, t, batch)
 
-    def begin(
-        self, x_t: Tensor, t: Tensor, batch: Batch, prior: LogPrior | None = None
-    ) -> Callable[[], Tensor]:
-        """The posterior mean, its references weighed by `prior` or by their conditions."""
+    def posterior_mean(
+        self, x_t: Tensor, t: Tensor, batch: Batch, log_prior: LogPrior | None = None
+    ) -> Tensor:
+        """x̂_0 with the references weighted by `log_prior`; None: by their conditions."""
         if self.size is not None:
             raise ValueError("random references are drawn by bind(): call that first")
         if self.reference is None:
             reference, group = self._mini_batch(batch)
         else:
             reference, group = self.reference, self._group(self.reference, batch)
-        if prior is None:
-            prior = self._condition_prior(reference, batch)
-        return reference.begin(x_t, t, self.schedule, group, log_prior=prior, mirrored=self.mirrored)
+        if log_prior is None:
+            log_prior = self._condition_prior(reference, batch)
+        return reference.mean(x_t, t, self.schedule, group, log_prior=log_prior, mirrored=self.mirrored)
 
     def _condition_prior(self, reference: Reference, batch: Batch) -> LogPrior | None:
         if self.bandwidth is None and self.nearest is None:
@@ -178,18 +172,18 @@ class _Subset(NoiseEstimator):
     """The score identity over the random references of one step."""
 
     identity: ScoreIdentity
-    prior: LogPrior
+    log_prior: LogPrior
 
     def rows(self, part: slice) -> NoiseEstimator:
         first_query = part.start
 
         def log_prior(queries: Tensor, first: int, last: int) -> Tensor:
-            return self.prior(queries + first_query, first, last)
+            return self.log_prior(queries + first_query, first, last)
 
         return _Subset(self.identity, log_prior)
 
     def clean(self, x_t: Tensor, t: Tensor, batch: Batch) -> Tensor:
-        return self.identity.begin(x_t, t, batch, self.prior)()
+        return self.identity.posterior_mean(x_t, t, batch, self.log_prior)
 
 
 @dataclass(frozen=True)
@@ -230,8 +224,5 @@ class _Blended(NoiseEstimator):
         return _Blended(self.estimator.rows(part), self.rho[part])
 
     def clean(self, x_t: Tensor, t: Tensor, batch: Batch) -> Tensor:
-        return self.begin(x_t, t, batch)()
-
-    def begin(self, x_t: Tensor, t: Tensor, batch: Batch) -> Callable[[], Tensor]:
-        other = self.estimator.begin(x_t, t, batch)
-        return lambda: batch.x_0 + expand(self.rho, x_t) * (other() - batch.x_0)
+        x0_hat = self.estimator.clean(x_t, t, batch)
+        return batch.x_0 + expand(self.rho, x_t) * (x0_hat - batch.x_0)

@@ -14,7 +14,7 @@ from torch import Generator, Tensor
 from consistune.core.estimators import NoiseEstimator, OneSample
 from consistune.core.noise import NoiseSchedule, Rescheduled
 from consistune.core.rng import shared_dropout
-from consistune.core.solve import Method, begin_solve
+from consistune.core.solve import Method, solve
 from consistune.core.times import LogNormal, TimePairs
 from consistune.core.types import Batch, Denoiser, Progress, Times, expand
 
@@ -231,11 +231,10 @@ class Consistency(Objective):
         t, r, s = times.t, times.r, times.s
         x_t = self.schedule.diffuse(batch.x_0, draws.noise, t)
         with torch.no_grad():
-            reward = begin_solve(self.schedule, draws.estimator, x_t, t, r, batch, self.steps, self.method)
+            x_r = solve(self.schedule, draws.estimator, x_t, t, r, batch, self.steps, self.method)
         with shared_dropout(x_t.device) as mask:
             f_t = self.jump(model, x_t, t, s, batch.condition)
-            with torch.no_grad():
-                f_r = x_r = reward()
+            f_r = x_r
             if draws.bootstraps:
                 bootstrap = r > s
                 with torch.no_grad(), mask.again():

@@ -118,7 +118,7 @@ def ask(case: tuple[Reference, dict], reference: Reference, rows: slice) -> Tens
     schedule = case[1].get("schedule", EDM())
     t = schedule.time_at(t)
     labels = None if len(reference.offsets) == 2 else group[rows]
-    return reference.begin(x_t[rows], t[rows], schedule, labels, mirrored="mirrored" in case[1])()
+    return reference.mean(x_t[rows], t[rows], schedule, labels, mirrored="mirrored" in case[1])
 
 
 def _one_process(rank: int, folder: str) -> None:
@@ -167,7 +167,7 @@ def test_a_sharded_bank_refuses_what_it_cannot_do() -> None:
     with pytest.raises(ValueError, match="every image"):
         share.take(torch.tensor([0]))
     with pytest.raises(ValueError, match="weighted"):
-        share.begin(torch.zeros(1, 3, 8, 8), torch.ones(1), EDM(), None, log_prior=lambda *_: torch.zeros(1))
+        share.mean(torch.zeros(1, 3, 8, 8), torch.ones(1), EDM(), None, log_prior=lambda *_: torch.zeros(1))
 
 
 # Memory ---------------------------------------------------------------------------------------------------

@@ -8,7 +8,7 @@ whole on one process, otherwise to the rounding of one more addition in fp32.
 """
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
@@ -175,7 +175,7 @@ class ShardedReference(Reference):
     def take(self, rows: Tensor) -> Tensor:  # noqa: ARG002 - says why not
         raise ValueError("random references need every image, and this process has its share of them only")
 
-    def begin(
+    def mean(
         self,
         x_t: Tensor,
         t: Tensor,
@@ -184,8 +184,11 @@ class ShardedReference(Reference):
         *,
         log_prior: LogPrior | None = None,
         mirrored: bool = False,
-    ) -> Callable[[], Tensor]:
-        """All queries to all processes; each sums over its rows; the sums go back while the caller works."""
+    ) -> Tensor:
+        """All queries go to all processes, each sums over its rows, and the sums go back to be merged.
+
+        x_t, t, group as in `posterior` → x̂_0 [B, C, H, W]. Raises ValueError where there is a log-prior.
+        """
         if log_prior is not None:
             raise ValueError("a sharded bank takes no weighted references")
         x_t, batch = x_t.detach(), len(x_t)
@@ -200,15 +203,10 @@ class ShardedReference(Reference):
         asked = [
             [i for i, value in enumerate(own) if self._shares(value, r)] for r in range(len(self.cuts) - 1)
         ]
-        returned = _returned(sums, [i // batch for i in mine], [len(queries) for queries in asked])
-
-        def wait() -> Tensor:
-            whole = Stream.empty(batch, sums.total.shape[1], sums.total.dtype, x_t.device)
-            for queries, part in zip(asked, returned(), strict=True):
-                whole.merge(_index(queries, x_t), part)
-            return answer(whole, x_t, self).mean
-
-        return wait
+        merged = Stream.empty(batch, sums.total.shape[1], sums.total.dtype, x_t.device)
+        for queries, part in zip(asked, _returned(sums, [i // batch for i in mine], asked), strict=True):
+            merged.merge(_index(queries, x_t), part)
+        return answer(merged, x_t, self).mean
 
     def _shares(self, group: int, rank: int) -> bool:
         """Whether a process has images of a group. Raises ValueError for a group that nobody has."""
@@ -227,22 +225,17 @@ def _gathered(values: list[Tensor], processes: int) -> list[Tensor]:
     return _unpacked(everyone, values)
 
 
-def _returned(sums: Stream, owners: list[int], expected: list[int]) -> Callable[[], list[Stream]]:
-    """Sums [k] to the processes that own the queries (in order) → a function that waits for ours.
+def _returned(sums: Stream, owners: list[int], asked: list[list[int]]) -> list[Stream]:
+    """Send the sums [k] to the processes that own the queries (in order); receive those for our queries.
 
-    expected: how many come from each process.
+    owners: the process that each sum belongs to. asked: which of our queries each process answers.
     """
     parts = [sums.maximum, sums.weight, sums.square, sums.total]
     send = _packed(parts)
+    expected = [len(queries) for queries in asked]
     receive = send.new_empty(sum(expected), send.shape[1])
-    given = [owners.count(r) for r in range(len(expected))]
-    work = dist.all_to_all_single(receive, send, expected, given, async_op=True)
-
-    def wait() -> list[Stream]:
-        work.wait()
-        return [Stream(*_unpacked(rows, parts)) for rows in torch.split(receive, expected)]
-
-    return wait
+    dist.all_to_all_single(receive, send, expected, [owners.count(r) for r in range(len(asked))])
+    return [Stream(*_unpacked(rows, parts)) for rows in torch.split(receive, expected)]
 
 
 def _index(rows: list[int], like: Tensor) -> Tensor:

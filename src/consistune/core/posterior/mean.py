@@ -100,7 +100,7 @@ class Reference:
         """The images of these rows [k], where the queries are."""
         return self.images[rows]
 
-    def begin(
+    def mean(
         self,
         x_t: Tensor,
         t: Tensor,
@@ -109,10 +109,9 @@ class Reference:
         *,
         log_prior: LogPrior | None = None,
         mirrored: bool = False,
-    ) -> Callable[[], Tensor]:
-        """The posterior mean, asked for now and taken by calling what is returned; see `posterior`."""
-        mean = posterior(x_t, t, schedule, self, group, log_prior=log_prior, mirrored=mirrored).mean
-        return lambda: mean
+    ) -> Tensor:
+        """The posterior mean x̂_0 at x_t [B, C, H, W]; see `posterior`."""
+        return posterior(x_t, t, schedule, self, group, log_prior=log_prior, mirrored=mirrored).mean
 
     def blocks(self, spans: Sequence[Span]) -> Iterator[tuple[Tensor, Tensor]]:
         """Rows [m, C, H, W] of each span in turn, where the queries are, and their ‖x‖² (`squares`)."""
