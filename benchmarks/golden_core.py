@@ -64,7 +64,7 @@ ROWS = torch.tensor([0, 5, 9, 14, 20, 22])
 
 def batch_of(grouped: bool = True, conditions: Tensor | None = None) -> tuple[Reference, Batch]:
     """References, and a batch of six of their images with its rows among them."""
-    reference = Reference.grouped(PIXELS, LABELS) if grouped else Reference.whole(PIXELS)
+    reference = Reference.grouped(PIXELS, LABELS) if grouped else Reference.ungrouped(PIXELS)
     labels = LABELS[torch.argsort(LABELS, stable=True)][ROWS]
     if conditions is not None:
         reference = Reference(PIXELS, (0, len(PIXELS)), conditions)

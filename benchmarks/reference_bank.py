@@ -29,7 +29,7 @@ from torch import Tensor
 from torch.multiprocessing import spawn
 
 from consistune.core.noise import EDM
-from consistune.core.posterior.bank import place
+from consistune.core.posterior.bank import make_bank
 from consistune.core.posterior.mean import Reference, dequantise, quantise
 from consistune.core.times import LogNormal
 from pages import fill
@@ -90,7 +90,7 @@ def one_process(path: Path, classes: int, repeats: int) -> dict[str, dict]:
     found: dict[str, dict] = {}
     answers = []
     for where in ("device", "host"):
-        bank = place(images, "cpu", where)  # type: ignore[arg-type]
+        bank = make_bank(images, "cpu", where)  # type: ignore[arg-type]
 
         def call(bank: Reference = bank) -> Tensor:
             return bank.mean(x_t, t, EDM(), group)
@@ -110,7 +110,7 @@ def _process(rank: int, folder: str, path: str, classes: int, repeats: int) -> N
     half = slice(rank * QUERIES // 2, (rank + 1) * QUERIES // 2)
     seconds, answers = {}, {}
     for where in ("device", "sharded"):
-        bank = place(reference, "cpu", where)  # type: ignore[arg-type]
+        bank = make_bank(reference, "cpu", where)  # type: ignore[arg-type]
 
         def call(bank: Reference = bank) -> Tensor:
             return bank.mean(x_t[half], t[half], EDM(), group[half])

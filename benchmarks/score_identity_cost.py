@@ -75,7 +75,7 @@ def estimators(images: Tensor) -> dict[str, NoiseEstimator]:
     return {
         "one-sample (ECT)": OneSample(),
         "score identity, the class's 5,000": ScoreIdentity(EDM(), Reference(images, offsets)),
-        "score identity, all 50,000": ScoreIdentity(EDM(), Reference.whole(images)),
+        "score identity, all 50,000": ScoreIdentity(EDM(), Reference.ungrouped(images)),
     }
 
 
@@ -145,7 +145,7 @@ def exact(x_t: Tensor, t: Tensor, images: Tensor) -> Tensor:
 def against_naive(images: Tensor, repeats: int) -> dict[str, object]:
     """Time and memory of both forms at the same queries; the naive one whole where memory allows."""
     images = images[:PER_CLASS]
-    whole, matrix = Reference.whole(images), dequantise(images).flatten(1)
+    whole, matrix = Reference.ungrouped(images), dequantise(images).flatten(1)
     _, x_t, t = batch_of(images, BATCH)
     needed = 1.05 * BATCH * matrix.numel() * 4 / 1e9
     rows = BATCH if available_gb() > needed + 2 and needed < FEWEST_FREE_GB else BATCH // 4

@@ -42,7 +42,7 @@ def named_estimators(
     }
     if labels is not None:
         estimators["class"] = ScoreIdentity(schedule, Reference.grouped(images, labels), mirrored)
-    estimators["all"] = ScoreIdentity(schedule, Reference.whole(images), mirrored)
+    estimators["all"] = ScoreIdentity(schedule, Reference.ungrouped(images), mirrored)
     return estimators
 
 

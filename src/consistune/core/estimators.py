@@ -159,7 +159,7 @@ class ScoreIdentity(NoiseEstimator):
 
     def _mini_batch(self, batch: Batch) -> tuple[Reference, Tensor | None]:
         if batch.condition is None:
-            return Reference.whole(batch.x_0), None
+            return Reference.ungrouped(batch.x_0), None
         if not batch.condition.is_floating_point():
             return Reference.grouped(batch.x_0, batch.condition), batch.condition
         if self.bandwidth is None and self.nearest is None:

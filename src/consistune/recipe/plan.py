@@ -9,7 +9,7 @@ import torch
 from consistune.core.estimators import NoiseEstimator
 from consistune.core.noise import EDM, NoiseSchedule, Rescheduled
 from consistune.core.objectives import Adapted, Consistency, Denoising, Objective
-from consistune.core.posterior.bank import place
+from consistune.core.posterior.bank import make_bank
 from consistune.core.times import Phased, karras_edges
 from consistune.data.images import DataSplit, load_data
 from consistune.errors import UserError
@@ -177,7 +177,7 @@ def _reference(
         )
     images = data.train.reference(by_class=word == "class")
     try:
-        return place(images, device, section.bank, may_shard=section.size is None)
+        return make_bank(images, device, section.bank, may_shard=section.size is None)
     except ValueError as error:
         raise UserError(str(error), f"estimator.bank={section.bank}") from error
 

@@ -14,7 +14,7 @@ from typing import Annotated, Any, ClassVar, Literal, Union, cast, get_args, get
 from pydantic import BaseModel, ConfigDict, Field, create_model
 
 from consistune.core import estimators, noise, objectives, times
-from consistune.core.posterior.bank import Place
+from consistune.core.posterior.bank import BankKind
 from consistune.errors import UserError
 from consistune.nn import store
 from consistune.nn.precond import Preconditioned
@@ -78,7 +78,7 @@ PARTS: dict[Any, dict[str, Callable[..., Any]]] = {
 
 WORDS: dict[tuple[Any, str], tuple[Any, Any]] = {
     (estimators.ScoreIdentity, "reference"): (Literal["batch", "class", "all"], ...),
-    (estimators.ScoreIdentity, "bank"): (Place, "auto"),
+    (estimators.ScoreIdentity, "bank"): (BankKind, "auto"),
     (estimators.Teacher, "model"): (str, ...),
     (times.Phased, "edges"): (tuple[float, ...] | Annotated[int, Field(ge=1)], ...),
 }

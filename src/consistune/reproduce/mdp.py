@@ -51,7 +51,7 @@ def _on_mixture(budget: MdpBudget, seed: int) -> dict[str, NoiseEstimator]:
     return {
         "one-sample": OneSample(),
         "batch": ScoreIdentity(SCHEDULE),
-        f"{BANK} others": ScoreIdentity(SCHEDULE, Reference.whole(bank_of(seed + 1000))),
+        f"{BANK} others": ScoreIdentity(SCHEDULE, Reference.ungrouped(bank_of(seed + 1000))),
         "CD": Teacher(diffusion_model(bank, budget.steps, seed)),
     }
 

@@ -113,7 +113,7 @@ def _by_references(
     means = []
     for i in range(len(x_t)):
         others = MIXTURE.sample(number - 1, generator)[0]
-        reference = Reference.whole(torch.cat([own[i : i + 1], others]).float())
+        reference = Reference.ungrouped(torch.cat([own[i : i + 1], others]).float())
         means.append(posterior(x_t[i : i + 1].float(), times[i : i + 1].float(), SCHEDULE, reference).mean)
     return torch.cat(means).double()
 
@@ -171,7 +171,7 @@ def _edges(number: int) -> tuple[float, ...]:
 def _phased_model(teacher: Net, bank: Tensor, number: int, steps: int, seed: int) -> Net:
     gap = SigmoidGap(every_images=steps * BATCH // STAGES)
     pairs = Phased(LogNormalPairs(gap), _edges(number))
-    objective = Consistency(SCHEDULE, pairs, ScoreIdentity(SCHEDULE, Reference.whole(bank)))
+    objective = Consistency(SCHEDULE, pairs, ScoreIdentity(SCHEDULE, Reference.ungrouped(bank)))
     net = copy.deepcopy(teacher).requires_grad_(True)
     return train(net, objective, bank, steps, 1e-3, seed)[0]
 

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-LEVELS = 127.5
+HALF_RANGE = 127.5
 """Pixel levels p = 0 … 255 stand for x = p/127.5 − 1."""
 CENTRE = 128
 """Levels are counted from here, so that they fit a signed byte."""
@@ -23,7 +23,7 @@ def fast_bytes(device: torch.device) -> bool:
     return device.type == "cpu" and hasattr(torch, "_int_mm") and torch.cpu._is_vnni_supported()
 
 
-def whole_products(q: Tensor, x: Tensor) -> Tensor:
+def exact_products(q: Tensor, x: Tensor) -> Tensor:
     """q @ x without rounding: signed bytes [b, k], [k, m] → whole numbers [b, m], int32 or float64."""
     # Rows of one byte come out wrong from the CPU's byte product.
     if fast_bytes(q.device) and 32 <= q.shape[1] <= INT32_TERMS:
@@ -55,6 +55,6 @@ def signed_digits(value: Tensor, count: int) -> Tensor:
     return digits
 
 
-def levels(pixels: Tensor) -> Tensor:
+def signed_pixels(pixels: Tensor) -> Tensor:
     """uint8 pixels → pixels − 128 as signed bytes."""
     return (pixels ^ CENTRE).view(torch.int8)

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from consistune.core.noise import NoiseSchedule
-from consistune.core.posterior.integers import LEVELS
+from consistune.core.posterior.integers import HALF_RANGE
 from consistune.core.posterior.streaming import FloatQuery, LevelQuery, Stream
 from consistune.core.types import expand
 
@@ -32,12 +32,12 @@ LogPrior: TypeAlias = Callable[[Tensor, int, int], Tensor]
 
 def dequantise(pixels: Tensor) -> Tensor:
     """uint8 0 … 255 → fp32 in [−1, 1]."""
-    return pixels.float() / LEVELS - 1
+    return pixels.float() / HALF_RANGE - 1
 
 
 def quantise(x: Tensor) -> Tensor:
     """Images in [−1, 1] → uint8: x·127.5 + 128, truncated, clipped (EDM's convention, 2206.00364)."""
-    return (x.float() * LEVELS + 128).clamp(0, 255).to(torch.uint8)
+    return (x.float() * HALF_RANGE + 128).clamp(0, 255).to(torch.uint8)
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ class Reference:
             raise ValueError("reference images contain NaN or infinity")
 
     @classmethod
-    def whole(cls, images: Tensor) -> "Reference":
+    def ungrouped(cls, images: Tensor) -> "Reference":
         """One group: every image is a reference for every query."""
         return cls(images, (0, len(images)))
 
@@ -200,7 +200,7 @@ def posterior(
         ValueError: shapes or devices that do not fit, groups that are unknown or empty, σ(t) = 0.
 
     Accuracy: within 1e-5 relative of float64 for uint8 references, all t from 0.002 to 80; floating-point
-    references are computed in float64. Where bytes multiply fast (`whole.fast_bytes`), a query's mean is
+    references are computed in float64. Where bytes multiply fast (`integers.fast_bytes`), a query's mean is
     the same to the bit whatever other queries it is asked with. Source: METHOD §2; STF, 2302.00670.
     """
     sums = stream(x_t, t, schedule, reference, group, log_prior=log_prior, mirrored=mirrored, block=block)
@@ -298,7 +298,7 @@ def posterior_exact(
 
     x_t [B, ...], t [B], images [n, ...] (uint8 or floating), log_prior [B, n] or None → float64 [B, ...].
     """
-    x = (images.double() / LEVELS - 1) if images.dtype == torch.uint8 else images.double()
+    x = (images.double() / HALF_RANGE - 1) if images.dtype == torch.uint8 else images.double()
     t = t.double()
     shift = x_t.double()[:, None] - expand(schedule.alpha(t), x[None]) * x[None]
     logits = -shift.square().flatten(2).sum(2) / (2 * schedule.sigma(t).square())[:, None]

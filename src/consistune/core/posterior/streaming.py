@@ -30,17 +30,17 @@ from consistune.core.posterior.integers import (
     BASE,
     CENTRE,
     EXACT_TERMS,
-    LEVELS,
+    HALF_RANGE,
+    exact_products,
     fast_bytes,
-    levels,
     signed_digits,
-    whole_products,
+    signed_pixels,
 )
 
 DIGITS, WEIGHT_DIGITS = 3, 4
 NEGLIGIBLE = 50.0
 """Weights below e⁻⁵⁰ = 2·10⁻²² of the largest are left out: 10⁹ of them would not show in fp32."""
-FEW = 1 / 16
+SPARSE_SHARE = 1 / 16
 """Queries with a smaller share of a block near them are answered apart from the others."""
 
 
@@ -117,7 +117,7 @@ def weighted_sums(weights: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
     digits = signed_digits(weights.mul_(127), WEIGHT_DIGITS).flatten(0, 1)
     ones = values.new_ones(len(values), 8)
     sums = [
-        whole_products(digits, x).reshape(WEIGHT_DIGITS, len(weights), -1).to(weights.dtype)
+        exact_products(digits, x).reshape(WEIGHT_DIGITS, len(weights), -1).to(weights.dtype)
         for x in (ones, values)
     ]
     weight, total = (_meet(s) / 127 for s in sums)
@@ -146,7 +146,7 @@ class LevelQuery(NamedTuple):
 
     @classmethod
     def of(cls, y: Tensor, s: Tensor) -> "LevelQuery":
-        y = y.double() * LEVELS + (LEVELS - CENTRE)
+        y = y.double() * HALF_RANGE + (HALF_RANGE - CENTRE)
         scale = (y.abs().amax(1) / 127).clamp(min=1e-30)
         digits = signed_digits(y / scale[:, None], DIGITS)
         first = digits[0].double() * scale[:, None]
@@ -156,7 +156,7 @@ class LevelQuery(NamedTuple):
             (y - first).norm(dim=1),
             first.square().sum(1),
             y.square().sum(1),
-            s.double() * LEVELS,
+            s.double() * HALF_RANGE,
         )
 
     def rows(self, rows: Tensor) -> "LevelQuery":
@@ -166,8 +166,8 @@ class LevelQuery(NamedTuple):
         self, stream: Stream, queries: Tensor, keys: Tensor, squares: Tensor, log_prior: Tensor | None
     ) -> None:
         """Add keys [m, d] with ‖x‖² [m] to the stream's rows `queries` [b], which these queries are."""
-        x = levels(keys)
-        products = whole_products(self.digits[0], x.T)
+        x = signed_pixels(keys)
+        products = exact_products(self.digits[0], x.T)
         if x.device.type != "cpu":  # choosing would wait for the device
             stream.add(queries, self._logits(products, x, squares, log_prior), x)
             return
@@ -182,7 +182,7 @@ class LevelQuery(NamedTuple):
     def _logits(self, products: Tensor, x: Tensor, squares: Tensor, log_prior: Tensor | None) -> Tensor:
         """l [b, m] in float64, from the first digit's products [b, m] and x [m, d]."""
         if fast_bytes(x.device):
-            others = whole_products(self.digits[1:].flatten(0, 1), x.T)
+            others = exact_products(self.digits[1:].flatten(0, 1), x.T)
             dots = _meet(torch.cat([products, others]).view(DIGITS, *products.shape).double())
         else:  # what the first digit leaves is small enough for fp32
             rest = _meet(self.digits[1:].float())
@@ -212,7 +212,7 @@ class LevelQuery(NamedTuple):
     @staticmethod
     def squares(keys: Tensor) -> Tensor:
         """‖x‖² of keys [m, d] in levels, without rounding, float64 [m]."""
-        squares = levels(keys).float().square_()
+        squares = signed_pixels(keys).float().square_()
         return torch.stack([part.sum(1) for part in torch.split(squares, EXACT_TERMS, 1)]).sum(
             0, dtype=torch.float64
         )
@@ -223,13 +223,13 @@ class LevelQuery(NamedTuple):
 
     @staticmethod
     def to_image(mean: Tensor) -> Tensor:
-        return (mean + (CENTRE - LEVELS)) / LEVELS
+        return (mean + (CENTRE - HALF_RANGE)) / HALF_RANGE
 
 
 def _near_parts(near: Tensor) -> Iterator[tuple[Tensor, Tensor | slice]]:
     """Rows and columns that cover what is near [b, m]: rows with few apart from the others."""
     count = near.sum(1)
-    few = count <= FEW * near.shape[1]
+    few = count <= SPARSE_SHARE * near.shape[1]
     for chosen in (few & (count > 0), ~few):
         rows = chosen.nonzero()[:, 0]
         columns = near[rows].any(0).nonzero()[:, 0]
