@@ -78,7 +78,7 @@ def test_blocks_come_in_order_and_a_failure_on_the_way_is_raised() -> None:
     [(100, 1, "device"), (99, 1, "host"), (99, 2, "sharded"), (49, 2, "host"), (100, 8, "device")],
 )
 def test_auto_takes_half_of_the_free_memory_at_the_most(free, processes, expected) -> None:
-    assert bank._fitting(50, processes, free) == expected
+    assert bank._fitting_kind(50, processes, free) == expected
 
 
 def test_auto_asks_the_device(mapped, monkeypatch) -> None:
