@@ -9,6 +9,7 @@ from torch import Tensor
 
 from consistune.core.guidance import Guided
 from consistune.core.noise import EDM, NoiseSchedule
+from consistune.core.objectives import learned
 from consistune.core.posterior.mean import quantise
 from consistune.core.rng import ImageNoise
 from consistune.core.sampling import ODE, Multistep, PhasedSteps, Sampler
@@ -44,7 +45,7 @@ def default_sampler(
     Raises ValueError where the steps and the model do not fit.
     """
     meta = model.meta
-    if meta.get("objective") == "diffusion":
+    if learned(meta) == "denoiser":
         return ODE(steps=DIFFUSION_STEPS if steps is None else steps)
     edges = tuple(float(edge) for edge in _list(meta.get("edges")))
     if edges:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from consistune.core.types import Denoiser, expand
+from consistune.core.types import Conditioning, Denoiser, expand
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,7 @@ class Guided:
     low: float = 0.0
     high: float = float("inf")
 
-    def __call__(self, x_t: Tensor, t: Tensor, condition: Tensor | None = None) -> Tensor:
+    def __call__(self, x_t: Tensor, t: Tensor, condition: Conditioning = None) -> Tensor:
         better = self.model(x_t, t, condition)
         if self.omega == 1.0:
             return better

@@ -9,7 +9,7 @@ from typing import ClassVar, Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from consistune.core.types import expand
+from consistune.core.types import Condition, Conditioning, expand
 from consistune.nn.layers import Product
 
 Precision = Literal["fp32", "bf16", "fp16"]
@@ -144,11 +144,11 @@ class Preconditioned(nn.Module):
         self,
         x: Tensor,
         sigma: Tensor | float,
-        condition: Tensor | None = None,
-        augment_labels: Tensor | None = None,
+        condition: Conditioning = None,
     ) -> Tensor:
-        """x [B, C, H, W], sigma [B] or a scalar, condition as in `one_hot` → x̂_0 [B, C, H, W] in fp32.
+        """x [B, C, H, W], sigma [B] or a scalar, condition → x̂_0 [B, C, H, W] in fp32.
 
+        condition: labels as in `one_hot`, or a `Condition`: a hidden label is a one-hot vector of zeros.
         Noise levels, scalings and the embedding are fp32 (float64 for a float64 model) whatever the
         precision; only the network's inside, from c_in·x to F, is not.
         """
@@ -158,8 +158,11 @@ class Preconditioned(nn.Module):
         sigma = (sigma if isinstance(sigma, Tensor) else torch.tensor(sigma)).to(x.device, dtype)
         sigma = sigma.reshape(-1).expand(batch)
         c_skip, c_out, c_in, c_noise = self.scalings(sigma)
-        one_hot = self.one_hot(condition, batch, c_noise)
-        augment_labels = self.augmentation(augment_labels, batch, c_noise)
+        given = condition if isinstance(condition, Condition) else Condition(condition)
+        one_hot = self.one_hot(given.label, batch, c_noise)
+        if given.hidden is not None and one_hot is not None:
+            one_hot = one_hot.masked_fill(given.hidden[:, None], 0.0)
+        augment_labels = self.augmentation(given.augment, batch, c_noise)
         extra = () if augment_labels is None else (augment_labels,)
         trunk = torch.float16 if self.precision == "fp16" else dtype
         raw = self.network((expand(c_in, x) * x).to(trunk), c_noise, one_hot, *extra).to(dtype)

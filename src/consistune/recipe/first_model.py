@@ -11,7 +11,7 @@ from consistune.models import load
 from consistune.nn import store
 from consistune.nn.adapt import transfer
 from consistune.nn.precond import EDMPrecond, Preconditioned
-from consistune.recipe import DiffusionRecipe, Recipe, build
+from consistune.recipe import Recipe, build
 from consistune.train.augment import LABELS
 
 SOURCES = {
@@ -48,7 +48,7 @@ def _tuned(recipe: Recipe, path: str, data: DataSplit, classes: int) -> Precondi
     if made != wanted:
         raise UserError(f"the model makes images {made}, the data are {wanted}", "start_from")
     # Where training gives no augmentation labels, an embedding of them would be weights that nothing uses.
-    told = isinstance(recipe, DiffusionRecipe) and recipe.augment > 0
+    told = getattr(recipe, "augment", 0) > 0
     found = transfer(teacher, classes, augment_dim=LABELS if told else 0)
     model = _changed(recipe, _formed(recipe, found.model.network) or found.model)
     kept = model.state_dict()
@@ -92,9 +92,7 @@ def _changed(recipe: Recipe, model: Preconditioned) -> Preconditioned:
             raise UserError(f"{type(model.network).__name__} has no such option", key)
     network = {key: value for key, value in given.items() if value is not None}
     precond: dict[str, Any] = {}
-    if "logvar_channels" in config["precond"] and not (
-        isinstance(recipe, DiffusionRecipe) and recipe.uncertainty
-    ):
+    if "logvar_channels" in config["precond"] and not getattr(recipe, "uncertainty", False):
         precond["logvar_channels"] = 0
     if network.items() <= config["network"].items() and precond.items() <= config["precond"].items():
         return model

@@ -18,7 +18,7 @@ from consistune.core.posterior.mean import Reference, posterior
 from consistune.core.sampling import PhasedSteps
 from consistune.core.solve import solve
 from consistune.core.times import LogNormalPairs, Phased, SigmoidGap, karras_edges
-from consistune.core.types import Batch, Denoiser
+from consistune.core.types import Batch, Conditioning, Denoiser
 from consistune.pages.plots import Axis, Panel, Planes, Plot
 from consistune.reproduce.results import Outcome, Row, over_seeds, series
 from consistune.reproduce.spec import Phases, Unify, at_scale
@@ -183,7 +183,7 @@ class Recorder:
         self.model = model
         self.asked: list[tuple[Tensor, float]] = []
 
-    def __call__(self, x_t: Tensor, t: Tensor, condition: Tensor | None = None) -> Tensor:
+    def __call__(self, x_t: Tensor, t: Tensor, condition: Conditioning = None) -> Tensor:
         self.asked.append((x_t, float(t[0])))
         return self.model(x_t, t, condition)
 

@@ -13,7 +13,7 @@ from consistune.core.noise import EDM
 from consistune.core.sampling import Multistep
 from consistune.models import default_sampler, sample
 from consistune.pages.plots import Axis, Plot
-from consistune.recipe import ConsistencyRecipe, build
+from consistune.recipe import Recipe, build
 from consistune.reproduce.results import Outcome, Row, over_seeds, series
 from consistune.reproduce.spec import Curves, EdgeSkipping, Guidance, RunSpec, Samples
 from consistune.reproduce.study import Run, Study
@@ -122,7 +122,7 @@ def _variance(study: Study, spec: Curves, found: Outcome) -> Plot:
     return Plot(lines, Axis("t", log=True), Axis("error of the target, over one-sample's"), "The targets")
 
 
-def _estimator(study: Study, recipe: ConsistencyRecipe) -> NoiseEstimator:
+def _estimator(study: Study, recipe: Recipe) -> NoiseEstimator:
     by_class = recipe.conditional
 
     def reference(word: str, **_: Any) -> Any:
