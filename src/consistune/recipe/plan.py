@@ -6,7 +6,7 @@ from typing import Any
 import torch
 
 from consistune.core.noise import NoiseSchedule, rescheduled
-from consistune.core.objectives import Objective
+from consistune.core.objectives import Objective, learned
 from consistune.core.posterior.bank import make_bank
 from consistune.core.times import karras_edges
 from consistune.data.images import DataSplit, load_data
@@ -73,13 +73,14 @@ def make_plan(recipe: Recipe, device: torch.device | str = "cpu") -> Plan:
     model.meta = {
         **{key: model.meta[key] for key in ("start_from",) if key in model.meta},
         "objective": recipe.objective,
-        "learns": objective.learns,
         "data": recipe.data,
         "data_sha256": data.train.fingerprint,
         "class_names": list(data.train.class_names) if recipe.conditional else [],
         "edges": _sampling_edges(objective),
         "mid_t": list(getattr(recipe, "mid_t", ())),
     }
+    if learned(model.meta) != objective.learns:  # the word `objective` alone would be read otherwise
+        model.meta["learns"] = objective.learns
     return Plan(
         data=data,
         model=model,

@@ -33,9 +33,9 @@ __all__ = [
 
 
 def learned(meta: Mapping[str, object]) -> Learns:
-    """What the model with this meta learned: its key `learns`.
+    """What the model with this meta learned: its key `learns`; without one, what `objective` says.
 
-    Models that were stored without that key (version 0.1.0, published checkpoints) name their `objective`.
+    A word other than "diffusion" stands for a flow map.
     """
     by_objective = "denoiser" if meta.get("objective") == "diffusion" else "flow-map"
     return cast(Learns, meta.get("learns", by_objective))
