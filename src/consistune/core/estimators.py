@@ -1,7 +1,7 @@
 """How the noise in x_t is estimated: the choice that separates the methods (METHOD §1, §2).
 
-Each estimator gives x̂_0; the noise is ε̂ = (x_t − α_t x̂_0)/σ_t. In x̂_0 all of them are natural and nothing
-divides by α_t.
+Each estimator gives x̂_0; the noise is ε̂ = (x_t − α_t x̂_0)/σ_t. No estimator in
+this form divides by α_t.
 """
 
 from dataclasses import dataclass, replace
@@ -21,7 +21,7 @@ class NoiseEstimator(Protocol):
     """x̂_0 at the noisy images x_t [B, C, H, W] of a batch at times t [B].
 
     Attributes:
-        local: the estimate holds only at the x_t that x_0 made, so for one Euler step and no more.
+        local: the estimate is valid only at the x_t that was made from x_0, hence for a single Euler step.
     """
 
     local: ClassVar[bool] = False
@@ -29,32 +29,32 @@ class NoiseEstimator(Protocol):
     def clean(self, x_t: Tensor, t: Tensor, batch: Batch) -> Tensor: ...
 
     def bind(self, batch: Batch, times: Times, generator: Generator | None) -> "NoiseEstimator":
-        """This estimator with all that is random, or depends on r, settled for one training step.
+        """This estimator for one training step: its random choices made, what depends on r computed.
 
-        The solver then asks the same estimate at each of its points.
+        The solver then calls the result at each of its points.
         """
         del batch, times, generator
         return self
 
     def rows(self, part: slice) -> "NoiseEstimator":
-        """The bound estimator for these rows of its batch: a process's share, or a micro-batch."""
+        """The bound estimator for some rows of its batch: a process's share, or a micro-batch."""
         del part
         return self
 
 
 @dataclass(frozen=True)
 class OneSample(NoiseEstimator):
-    """x̂_0 = x_0, the very image that made x_t: unbiased, large variance (CT, iCT, ECT)."""
+    """x̂_0 = x_0, the image that x_t was made from: unbiased, large variance (CT, iCT, ECT)."""
 
     local: ClassVar[bool] = True
 
-    def clean(self, x_t: Tensor, t: Tensor, batch: Batch) -> Tensor:  # noqa: ARG002 - the definition
+    def clean(self, x_t: Tensor, t: Tensor, batch: Batch) -> Tensor:  # noqa: ARG002 - not needed
         return batch.x_0
 
 
 @dataclass(frozen=True)
 class Teacher(NoiseEstimator):
-    """x̂_0 = D_φ(x_t, t): a frozen diffusion model (CD, 2303.01469). Biased as the teacher is, no variance.
+    """x̂_0 = D_φ(x_t, t): a frozen diffusion model (CD, 2303.01469). It has the model's bias and no variance.
 
     `guidance` ω ≠ 1 distils D(x, ∅) + ω·(D(x, c) − D(x, ∅)), classifier-free guidance (2207.12598).
     """
@@ -71,20 +71,22 @@ class Teacher(NoiseEstimator):
 class ScoreIdentity(NoiseEstimator):
     """x̂_0 = Σ_i w_i x⁽ⁱ⁾, the posterior mean over reference images: SCT's target (2410.18958, §4.1).
 
-    Its variance falls with the number of references; its bias vanishes with it. References share the
-    query's condition. The image that made x_t is always among them.
+    Its variance and its bias fall as the number of references grows. References share the query's condition.
+    The image that x_t was made from is always among them.
 
     Attributes:
         reference: the images of the training set, grouped by class (or one group); None takes the
             images of the mini-batch with the same condition.
-        mirrored: references count as they are and flipped, as x-flip augmentation makes them.
-        size: so many random references a step (and a class), the own image one of them; None for all.
+        mirrored: each reference counts twice, as it is and flipped, as under x-flip augmentation.
+        size: the number of random references per step and class, the query's own image among them; None: all.
             Needs `reference` and the batch's `index`. 1 is the one-sample estimate.
         bandwidth: for continuous conditions c [B, K], of which the reference holds one an image: references
             weigh exp(−‖c − c_i‖²/2h²). Biased towards the mean over neighbouring conditions, by O(h²)
             where the data change smoothly with c; h → 0 leaves the own image (variance), h → ∞ ignores c.
-        nearest: for continuous conditions, only the so many nearest references (and ties) count; the same
-            trade with an h that adapts to how dense the conditions lie (both are our choice).
+        nearest: for continuous conditions, only this number of nearest references (and ties) count: the same
+            trade, with an h that follows the density of the conditions (both are our choice).
+
+    Recipes have no key for bandwidth and nearest, because no data set of theirs has continuous conditions.
     """
 
     schedule: NoiseSchedule
@@ -100,7 +102,7 @@ class ScoreIdentity(NoiseEstimator):
         if self.size is not None and self.reference is None:
             raise ValueError("size needs a reference set: a mini-batch is its own random subset")
         if self.bandwidth is not None and self.nearest is not None:
-            raise ValueError("bandwidth and nearest are two answers to one question: give one")
+            raise ValueError("give bandwidth or nearest, not both")
         if self.bandwidth is not None and not self.bandwidth > 0:
             raise ValueError(f"bandwidth must be positive, got {self.bandwidth}")
         if self.nearest is not None and self.nearest < 1:
@@ -110,7 +112,7 @@ class ScoreIdentity(NoiseEstimator):
 
     def bind(self, batch: Batch, times: Times, generator: Generator | None) -> NoiseEstimator:
         if self.reference is None:
-            # Rows of the batch then still have the whole of it as references.
+            # Taken here, so that `rows` keeps the whole batch as references.
             return replace(self, reference=self._mini_batch(batch)[0])
         if self.size is None:
             return self
@@ -191,8 +193,8 @@ class Blend(NoiseEstimator):
     """x̂_0 = ρ·(another estimator's) + (1 − ρ)·x_0, with ρ = min(1, (1 − s_r/s_t)/full_gap)  (our choice).
 
     s = σ/α, so (t − r)/t under EDM's schedule. While the relative gap is at least `full_gap` this is the
-    other estimator; as r → t the one-sample noise comes back, which smooths the bootstrap at x_r where the
-    schedule's end is delicate (METHOD §3).
+    other estimator; as r → t the one-sample noise returns and smooths the bootstrap at x_r, where training
+    is prone to diverge (METHOD §3).
     """
 
     schedule: NoiseSchedule
@@ -209,7 +211,7 @@ class Blend(NoiseEstimator):
         gap = 1 - self.schedule.noise_to_signal(times.r) / self.schedule.noise_to_signal(times.t)
         return _Blended(self.estimator.bind(batch, times, generator), (gap / self.full_gap).clamp(max=1))
 
-    def clean(self, x_t: Tensor, t: Tensor, batch: Batch) -> Tensor:  # noqa: ARG002 - says what to do
+    def clean(self, x_t: Tensor, t: Tensor, batch: Batch) -> Tensor:  # noqa: ARG002 - always refused
         raise ValueError("a blend depends on r: bind() it to a step first")
 
 

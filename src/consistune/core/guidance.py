@@ -1,4 +1,4 @@
-"""A worse model steers a better one (METHOD §5)."""
+"""Guidance: extrapolation from a worse model through a better one (METHOD §5)."""
 
 from dataclasses import dataclass
 
@@ -14,7 +14,7 @@ class Guided:
 
     `worse` is an earlier snapshot of the same run (2410.18958, §4.4; autoguidance, 2406.02507), another
     model, or None for the unconditional branch of the model itself (classifier-free guidance). ω = 1 costs
-    nothing: the worse model is not called. Guidance acts where low < t ≤ high, elsewhere f stands.
+    nothing: the worse model is not called. Guidance acts where low < t ≤ high; elsewhere the result is f.
     """
 
     model: Denoiser

@@ -118,7 +118,7 @@ class Trainer:
         self.by_time = torch.zeros(2, len(NAMES), device=self.device)
 
     def _prepare(self) -> None:
-        """The networks that a step runs, made ready as the options say; their parameters keep their names."""
+        """Prepare the networks of a step as the options say; their parameters keep their names."""
         networks = [self.model]
         if self.target_average is not None:
             networks.append(self.target_average.model.train())  # it draws the student's dropout mask
@@ -137,7 +137,7 @@ class Trainer:
     def averaged(self) -> Preconditioned:
         """The model that is sampled and stored: the first average, in evaluation mode.
 
-        Sharded weights are gathered for it: every process has to ask, and all have the whole of it.
+        Sharded weights are gathered for it: every process must read it, and each gets the full model.
         """
         return self.averaged_by(self.averages[0])
 
@@ -148,7 +148,7 @@ class Trainer:
     def steps(self, stop: Callable[[], bool] = lambda: False) -> Iterator[StepReport]:
         """Take steps until `options.images` are seen, and report each after the optimizer's update.
 
-        `stop` is asked once a step; the reports of all processes say so in the same step.
+        `stop` is called once a step; all processes report a stop in the same step.
         Raises TrainingDiverged after `options.max_nonfinite` non-finite steps in a row.
         """
         while self.images < self.options.images:
@@ -167,7 +167,7 @@ class Trainer:
         self.optimizer.zero_grad(set_to_none=True)
         draws = self._draw()
         losses = [self._backward(draws, part) for part in self._parts()]
-        loss, by_time, stopping = self._together(torch.cat(losses), draws.times.t, stop)
+        loss, by_time, stopping = self._reduced(torch.cat(losses), draws.times.t, stop)
         self.precision.scaler.unscale_(self.optimizer)
         norm = sharding.gradient_norm(self.model, self.processes)
         # The step's one wait for a card: whether to take the step, and what to report, in a single reading.
@@ -225,7 +225,7 @@ class Trainer:
                 self.precision.scaler.scale(mean).backward()  # type: ignore[no-untyped-call]
         return losses.detach()
 
-    def _together(self, losses: Tensor, t: Tensor, stop: bool) -> tuple[Tensor, Tensor, Tensor]:
+    def _reduced(self, losses: Tensor, t: Tensor, stop: bool) -> tuple[Tensor, Tensor, Tensor]:
         """Over all processes, in one exchange: the mean loss, the losses by t, and whether any must stop."""
         parts = self._parts()
         table = loss_by_time(t[parts[0].start : parts[-1].stop], losses)
@@ -245,7 +245,7 @@ class Trainer:
             self.target_average.update(self.model, decay)
 
     def _seed(self, stream: Stream, row: int = 0) -> int:
-        """Of one source of randomness in this step; returns to a checkpoint go on with other seeds."""
+        """The seed of one stream in this step. After a return to a checkpoint the seeds are others."""
         extra = (self.rollbacks, row) if self.rollbacks or row else ()
         return mix_seed(self.options.seed, self.step, stream, *extra)
 
@@ -255,9 +255,9 @@ class Trainer:
     COUNTERS = ("step", "images", "nonfinite_total", "nonfinite_in_a_row", "rollbacks")
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything that the rest of the run depends on; whole tensors, however they are held.
+        """Everything that the rest of the run depends on, as full tensors also where they are sharded.
 
-        Sharded weights are gathered for it on the CPU: every process has to ask.
+        Sharded weights are gathered for it on the CPU: every process must call it.
         """
         state = {
             "model": self.model.state_dict(),

@@ -18,7 +18,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from consistune.core.noise import NoiseSchedule
-from consistune.core.posterior.mean import LogPrior, Reference, Span, answer, stream
+from consistune.core.posterior.mean import LogPrior, Reference, Span, posterior_from, stream
 from consistune.core.posterior.streaming import Stream
 
 BankKind: TypeAlias = Literal["auto", "device", "host", "sharded"]
@@ -206,7 +206,7 @@ class ShardedReference(Reference):
         merged = Stream.empty(batch, sums.total.shape[1], sums.total.dtype, x_t.device)
         for queries, part in zip(asked, _returned(sums, [i // batch for i in mine], asked), strict=True):
             merged.merge(_index(queries, x_t), part)
-        return answer(merged, x_t, self).mean
+        return posterior_from(merged, x_t, self).mean
 
     def _shares(self, group: int, rank: int) -> bool:
         """Whether a process has images of a group. Raises ValueError where no process has any."""

@@ -1,4 +1,4 @@
-"""Products of whole numbers without rounding: of bytes where those are fast, else in short sums in fp32."""
+"""Exact products of integer matrices: of bytes where those are fast, else in short sums in fp32."""
 
 import torch
 from torch import Tensor
@@ -7,13 +7,13 @@ from torch.nn.functional import pad
 HALF_RANGE = 127.5
 """Pixel levels p = 0 … 255 stand for x = p/127.5 − 1."""
 CENTRE = 128
-"""Levels are counted from here, so that they fit a signed byte."""
+"""Subtracted from pixel levels, so that they fit a signed byte."""
 BASE = 254
-"""Of signed digits."""
+"""The base of the signed digits."""
 EXACT_TERMS = 1024
 """2¹⁰ products of two whole numbers up to 2⁷ sum to at most 2²⁴, which fp32 holds exactly."""
 INT32_TERMS = 2**17
-"""So many products of a digit (up to 127) and a level (up to 128) sum to less than 2³¹."""
+"""This many products of a digit (up to 127) and a pixel (up to 128) sum to less than 2³¹."""
 
 
 def fast_bytes(device: torch.device) -> bool:
