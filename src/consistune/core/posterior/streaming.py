@@ -12,8 +12,8 @@ one scale a query,
 
 within 8·10⁻⁶·S. Each q·x is a sum of products of integers, which integer arithmetic gives without
 rounding, and so do fp32 products of at most 1024 of them (TF32 too). The digits are combined in float64. The
-weights e^{l − max l} ≤ 1 are four such digits, within 3·10⁻¹⁰ of the largest in the block, where bytes multiply
-fast.
+weights e^{l − max l} ≤ 1 are four such digits, within 3·10⁻¹⁰ of the largest in the block, where bytes
+multiply fast.
 
 Speed. Bytes multiply several times faster than floats, and images stay bytes throughout. The first
 digit alone bounds every distance, ‖y − x‖ = ‖S·q⁰ − x‖ ± ‖y − S·q⁰‖. Pairs that cannot reach e⁻⁵⁰ of the
