@@ -17,10 +17,10 @@ from statistics import median
 from typing import Any
 
 import torch
-from consistune.cli.common import Screen
 from pydantic import TypeAdapter
 
 from consistune.bench.timing import alternate
+from consistune.cli.screen import Screen
 from consistune.models import default_sampler, sample
 from consistune.pages.plots import SampleGrids
 from consistune.recipe import read_recipe

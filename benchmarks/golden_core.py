@@ -3,7 +3,6 @@
 import itertools
 from collections.abc import Iterator
 from dataclasses import replace
-from functools import partial
 from typing import Any
 
 import torch
@@ -65,7 +64,7 @@ ROWS = torch.tensor([0, 5, 9, 14, 20, 22])
 
 def batch_of(grouped: bool = True, conditions: Tensor | None = None) -> tuple[Reference, Batch]:
     """References, and a batch of six of their images with its rows among them."""
-    reference = Reference.grouped(PIXELS, LABELS) if grouped else Reference.whole(PIXELS)
+    reference = Reference.grouped(PIXELS, LABELS) if grouped else Reference.ungrouped(PIXELS)
     labels = LABELS[torch.argsort(LABELS, stable=True)][ROWS]
     if conditions is not None:
         reference = Reference(PIXELS, (0, len(PIXELS)), conditions)
@@ -124,8 +123,9 @@ def estimates() -> Found:
 def learned(objective: Any, batch: Batch, progress: int = 3000) -> Any:
     """Losses and gradients of a small network that drops out."""
     model, target = small(seed=1).train(), small(seed=2).train()
+    denoisers = [N.rescheduled(network, objective.schedule) for network in (model, target)]
     torch.manual_seed(9)
-    losses = objective(model, target, batch, progress, torch.Generator().manual_seed(4))
+    losses = objective(*denoisers, batch, progress, torch.Generator().manual_seed(4))
     losses.mean().backward()
     return losses, {name: value.grad for name, value in model.named_parameters() if value.grad is not None}
 
@@ -140,12 +140,11 @@ def objectives() -> Found:
     }  # fmt: skip
     for word, schedule in SCHEDULES.items():
         pairs: Any = T.LogNormalPairs(T.SigmoidGap(every_images=1000), schedule=schedule)
-        adapted: Any = partial(O.Adapted, schedule=schedule) if word != "edm" else lambda loss: loss
         kinds = chosen(schedule)
         identity, batch = kinds["class"]
         for name, distance in distances.items():
             each = [O.Consistency(schedule, pairs, identity, distance, weight) for weight in weights.values()]
-            yield f"{name}, every weight, {word}", [learned(adapted(loss), batch) for loss in each]
+            yield f"{name}, every weight, {word}", [learned(loss, batch) for loss in each]
         cases: dict[str, tuple[Any, Batch]] = {}
         for name, weight in weights.items():
             if name != "1/gap":
@@ -161,7 +160,7 @@ def objectives() -> Found:
             phased = T.Phased(pairs, T.karras_edges(phases, schedule))
             cases[f"{phases} phases"] = (O.Consistency(schedule, phased, identity), batch)
         for name, (objective, own) in cases.items():
-            yield f"{name}, {word}", learned(adapted(objective), own)
+            yield f"{name}, {word}", learned(objective, own)
 
 
 def clocks() -> Found:

@@ -100,7 +100,7 @@ def methods(bank: Tensor, teacher: Net, steps: int) -> dict[str, tuple[Consisten
 
     growing = GridPairs(GrowingGrid(images))
     doubling = GridPairs(DoublingGrid(images, s1=640), std=2.0)
-    every = Reference.whole(bank)
+    every = Reference.ungrouped(bank)
     return {
         "CD": distilled(teacher),
         "CD, exact teacher": distilled(exact_denoiser),

@@ -33,7 +33,7 @@ from consistune.bench import workload
 from consistune.bench.timing import alternate
 from consistune.core.noise import EDM
 from consistune.core.posterior import integers, streaming
-from consistune.core.posterior.bank import place
+from consistune.core.posterior.bank import make_bank
 from consistune.core.posterior.mean import Reference, dequantise, posterior
 from consistune.core.times import LogNormal
 from consistune.system.host import machine, peak_bytes
@@ -210,9 +210,9 @@ def answers(reference: Reference, kinds: tuple[str, ...], rows: slice) -> dict[s
     """For each kind of bank a call for the posterior means of these queries. They agree, or it exits."""
     images, size = reference.images, reference.offsets[1]
     x_t, t, drawn = queries(images, QUERIES)
-    banks = {kind: place(reference, "cpu", kind) for kind in kinds}
+    banks = {kind: make_bank(reference, "cpu", kind) for kind in kinds}
     calls = {
-        kind: lambda bank=bank: bank.begin(x_t[rows], t[rows], EDM(), drawn[rows] // size)()
+        kind: lambda bank=bank: bank.mean(x_t[rows], t[rows], EDM(), drawn[rows] // size)
         for kind, bank in banks.items()
     }
     first, *others = (call() for call in calls.values())  # also computes every ‖x‖², which the banks keep

@@ -50,7 +50,7 @@ def estimators(images: Tensor) -> dict[str, NoiseEstimator]:
     return {
         ECT: OneSample(),
         "score identity, the class's 5,000": ScoreIdentity(EDM(), classes_of(images, CLASSES)),
-        "score identity, all 50,000": ScoreIdentity(EDM(), Reference.whole(images)),
+        "score identity, all 50,000": ScoreIdentity(EDM(), Reference.ungrouped(images)),
     }
 
 
@@ -117,7 +117,7 @@ def naive_form(x_t: Tensor, t: Tensor, references: Tensor, rows: int) -> Tensor:
 def naive(images: Tensor, rounds: int) -> Record:
     """Time and memory of the naive form, with all queries at once where the memory suffices, and of ours."""
     images = images[:PER_CLASS]
-    reference, matrix = Reference.whole(images), dequantise(images).flatten(1)
+    reference, matrix = Reference.ungrouped(images), dequantise(images).flatten(1)
     x_t, t, _ = queries(images, QUERIES)
     needed = 1.05 * QUERIES * matrix.numel() * 4 / 1e9
     free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 1e9

@@ -15,7 +15,7 @@ from pathlib import Path
 from statistics import mean, median, stdev
 from typing import Any
 
-from consistune.pages.plots import Axis
+from consistune.pages.plots import Axis, Plot
 from consistune.system.files import write_atomically
 
 HERE = Path(__file__).resolve().parent

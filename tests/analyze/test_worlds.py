@@ -136,7 +136,7 @@ def moments(n: int, s: float, repeats: int = 1500):
         others = MIXTURE.sample(n, g)[0][1:]
         images = torch.cat([own[k : k + 1], others]).view(n, 1, 1, 2)
         t = torch.tensor([s], dtype=torch.float64)
-        return posterior(y.view(1, 1, 1, 2), t, EDM(), Reference.whole(images)).mean.view(1, 2)
+        return posterior(y.view(1, 1, 1, 2), t, EDM(), Reference.ungrouped(images)).mean.view(1, 2)
 
     return bias_and_variance(estimate, exact, repeats)
 
@@ -177,7 +177,7 @@ def test_target_errors_know_what_is_exact_and_what_shrinks() -> None:
         "batch": ScoreIdentity(EDM()),
         "random": ScoreIdentity(EDM(), world.reference, size=8),
         "class": ScoreIdentity(EDM(), world.reference),
-        "all": ScoreIdentity(EDM(), Reference.whole(images)),
+        "all": ScoreIdentity(EDM(), Reference.ungrouped(images)),
     }
     found = target_errors(world, estimators, EDM(), 2.0, 512, 64, torch.Generator().manual_seed(1))
     assert found["class"].error < 1e-12

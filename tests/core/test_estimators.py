@@ -26,7 +26,7 @@ def batch_at(schedule, ratio: float, n: int = 12, classes: int = 3) -> tuple[Ten
 @pytest.mark.parametrize("ratio", [0.002, 0.5, 80.0])
 def test_a_reference_of_one_is_the_one_sample_estimate_to_the_bit(schedule, ratio) -> None:
     x_t, t, batch = batch_at(schedule, ratio, n=1)
-    own = ScoreIdentity(schedule, Reference.whole(batch.x_0))
+    own = ScoreIdentity(schedule, Reference.ungrouped(batch.x_0))
     mini = ScoreIdentity(schedule)
     expected = OneSample().clean(x_t, t, batch)
     assert torch.equal(own.clean(x_t, t, batch), expected)
@@ -54,7 +54,7 @@ def test_class_references_are_the_classs_training_images_and_all_is_every_one() 
     x_t, t, batch = batch_at(EDM(), 2.0)
     images, labels = pixels(50, seed=6), torch.randint(3, (50,), generator=torch.Generator().manual_seed(7))
     found = ScoreIdentity(EDM(), Reference.grouped(images, labels)).clean(x_t, t, batch)
-    every = ScoreIdentity(EDM(), Reference.whole(images)).clean(x_t, t, batch)
+    every = ScoreIdentity(EDM(), Reference.ungrouped(images)).clean(x_t, t, batch)
     for i in range(len(batch)):
         mates = images[labels == batch.condition[i]]
         exact = posterior_exact(x_t[i : i + 1], t[i : i + 1], EDM(), mates)

@@ -8,8 +8,8 @@ import torch
 from consistune.core.estimators import ScoreIdentity
 from consistune.core.noise import EDM
 from consistune.core.objectives import Consistency
-from consistune.core.posterior.bank import place
-from consistune.core.posterior.integers import whole_products
+from consistune.core.posterior.bank import make_bank
+from consistune.core.posterior.integers import exact_products
 from consistune.core.posterior.mean import Reference, posterior, posterior_exact
 from consistune.core.times import LogNormalPairs, SigmoidGap
 from consistune.core.types import Batch
@@ -31,7 +31,9 @@ def test_streaming_is_exact_on_the_card_with_and_without_tf32(ratio: float, tf32
         images = pixels(300, shape=(3, 32, 32))
         x_t, t = noisy(images, ratio)
         exact = posterior_exact(x_t, t, EDM(), images)
-        found = posterior(x_t.cuda(), t.cuda(), EDM(), Reference.whole(images.cuda()), block=64).mean.cpu()
+        found = posterior(
+            x_t.cuda(), t.cuda(), EDM(), Reference.ungrouped(images.cuda()), block=64
+        ).mean.cpu()
         error = (found.double() - exact).norm() / exact.norm()
         assert float(error) < 1e-5
     finally:
@@ -41,7 +43,7 @@ def test_streaming_is_exact_on_the_card_with_and_without_tf32(ratio: float, tf32
 @pytest.mark.parametrize("where", ["device", "host"])
 def test_a_target_waits_for_the_card_once(where: str) -> None:
     images = pixels(300, shape=(3, 32, 32))
-    bank = place(Reference(images, (0, 100, 100, 300)), "cuda", where)
+    bank = make_bank(Reference(images, (0, 100, 100, 300)), "cuda", where)
     x_t, t = noisy(images, 1.0, n=8)
     x_t, t, group = x_t.cuda(), t.cuda(), torch.tensor([0, 2] * 4, device="cuda")
     posterior(x_t, t, EDM(), bank, group, block=64)
@@ -61,14 +63,14 @@ def test_products_of_bytes_are_whole_numbers_on_the_card(shape: tuple[int, int, 
     q = torch.randint(-128, 128, (b, k)).to(torch.int8)
     x = torch.randint(-128, 128, (m, k)).to(torch.int8)
     for other in (x.cuda().T, x.T.contiguous().cuda()):
-        assert torch.equal(whole_products(q.cuda(), other).cpu().long(), q.long() @ x.T.long())
+        assert torch.equal(exact_products(q.cuda(), other).cpu().long(), q.long() @ x.T.long())
 
 
 def test_training_on_the_card_is_training_on_the_cpu() -> None:
     images = pixels(64, shape=(3, 8, 8))
     losses = []
     for device in ("cpu", "cuda"):
-        bank = Reference.whole(images.to(device))
+        bank = Reference.ungrouped(images.to(device))
         objective = Consistency(EDM(), LogNormalPairs(SigmoidGap()), ScoreIdentity(EDM(), bank, size=16))
         model = lambda x, t, c=None: x / (1 + t.view(-1, 1, 1, 1))
         batch = Batch(images[:32].to(device).float() / 127.5 - 1, None, torch.arange(32, device=device))

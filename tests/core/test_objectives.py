@@ -21,7 +21,7 @@ from consistune.core.objectives import (
     SquaredL2,
     Uniform,
 )
-from consistune.core.posterior.mean import Reference, dequantise, quantise
+from consistune.core.posterior.mean import Reference, dequantise
 from consistune.core.times import LogNormal, LogNormalPairs, Phased, SigmoidGap
 from consistune.core.types import Batch, Times
 from tests.core.posterior.test_mean import pixels
@@ -196,7 +196,7 @@ def test_the_exact_phased_function_has_no_loss(schedule) -> None:
 
 def test_at_r_zero_the_target_is_the_estimate_and_the_target_network_is_not_called() -> None:
     x_0 = images()
-    estimator = ScoreIdentity(EDM(), Reference.whole(x_0))
+    estimator = ScoreIdentity(EDM(), Reference.ungrouped(x_0))
     objective = Consistency(EDM(), PAIRS, estimator, weight=Uniform())
     t = torch.linspace(0.1, 3, 16)
     zero = torch.zeros_like(t)
@@ -207,32 +207,6 @@ def test_at_r_zero_the_target_is_the_estimate_and_the_target_network_is_not_call
     expected = (model(x_t, t) - estimator.clean(x_t, t, Batch(x_0))).flatten(1).norm(dim=1)
     torch.testing.assert_close(loss, expected, rtol=1e-6, atol=0)
     assert target.times == []
-
-
-@pytest.mark.parametrize(("steps", "method"), [(1, "euler"), (3, "euler"), (1, "heun")])
-def test_the_estimate_is_asked_for_before_the_students_pass_and_taken_after(steps, method) -> None:
-    """Other processes then answer while the network runs; the loss is the same."""
-    events: list[str] = []
-
-    class Slow(Reference):
-        def begin(self, *args, **kwargs):
-            events.append("asked")
-            wait = super().begin(*args, **kwargs)
-            return lambda: (events.append("taken"), wait())[1]
-
-    def student(x_t, t, condition=None):
-        events.append("student")
-        return 0.5 * x_t
-
-    x_0 = images(8)
-    losses = []
-    for kind in (Slow, Reference):
-        estimator = ScoreIdentity(EDM(), kind(quantise(x_0), (0, 8)))
-        objective = Consistency(EDM(), PAIRS, estimator, steps=steps, method=method)
-        generator = torch.Generator().manual_seed(0)
-        losses.append(objective(student, lambda x, t, c=None: 0.5 * x, Batch(x_0), 0, generator))
-    assert events[:3] == ["asked", "student", "taken"]
-    assert torch.equal(*losses)
 
 
 @pytest.mark.parametrize("stage", [0, 3, 7])
@@ -310,7 +284,7 @@ def test_half_precision_images_never_give_a_nan(dtype: torch.dtype, stage: int) 
     for estimator in (
         OneSample(),
         ScoreIdentity(EDM()),
-        ScoreIdentity(EDM(), Reference.whole(pixels(9, shape=(1, 4, 4)))),
+        ScoreIdentity(EDM(), Reference.ungrouped(pixels(9, shape=(1, 4, 4)))),
     ):
         objective = Consistency(EDM(), PAIRS, estimator)
         loss = objective(net, net, Batch(x_0), stage * STAGE, torch.Generator().manual_seed(0))
@@ -324,7 +298,7 @@ def test_half_precision_images_never_give_a_nan(dtype: torch.dtype, stage: int) 
 def test_one_network_has_the_same_loss_under_every_schedule(schedule, stage, reference) -> None:
     """An EDM network, adapted: the same pairs, noise, weights and targets give the same numbers."""
     x_0, net = images(32).double(), Net().double()
-    bank = Reference.whole(pixels(9, shape=(1, 4, 4)))
+    bank = Reference.ungrouped(pixels(9, shape=(1, 4, 4)))
 
     def loss(schedule, model) -> Tensor:
         estimator = ScoreIdentity(schedule, bank) if reference else OneSample()
@@ -343,7 +317,7 @@ def test_one_network_has_the_same_loss_under_every_schedule(schedule, stage, ref
     )
 
 
-@pytest.mark.parametrize("reference", [None, Reference.whole(pixels(9, shape=(1, 4, 4)))])
+@pytest.mark.parametrize("reference", [None, Reference.ungrouped(pixels(9, shape=(1, 4, 4)))])
 def test_the_gradient_is_that_of_finite_differences(reference) -> None:
     """Central differences of the loss in the student's weights, the target held fixed, in float64."""
     estimator = OneSample() if reference is None else ScoreIdentity(EDM(), reference)
@@ -405,6 +379,6 @@ def test_impossible_transitions_and_data_are_refused(call, message) -> None:
 
 
 def test_a_reference_on_another_device_is_refused_by_name() -> None:
-    reference = Reference.whole(torch.zeros(3, 1, 4, 4, device="meta", dtype=torch.uint8))
+    reference = Reference.ungrouped(torch.zeros(3, 1, 4, 4, device="meta", dtype=torch.uint8))
     with pytest.raises(ValueError, match="the reference on meta"):
         at(estimator=ScoreIdentity(EDM(), reference))

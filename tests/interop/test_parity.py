@@ -19,7 +19,7 @@ from consistune.core.objectives import Consistency, Huber, InverseGap
 from consistune.core.rng import ImageNoise
 from consistune.core.sampling import ODE, Multistep
 from consistune.core.times import SigmoidGap, karras_grid
-from consistune.core.types import Batch, Times
+from consistune.core.types import Batch, Condition, Times
 from consistune.interop.reading import read_checkpoint
 from consistune.nn.edm2 import EDM2Precond
 from consistune.nn.precond import Preconditioned
@@ -69,16 +69,22 @@ def test_the_denoiser_is_the_published_one(name: str, shared: Path, parity: Pari
     labels = stored["class_labels"].float() if "class_labels" in stored else None
     augment = stored.get("augment_labels")
     if "D_x_augmented" in stored:  # the first set leaves augmentation out of D_x, the second puts it in
-        assert difference(denoiser(x, sigma, labels, augment), stored["D_x_augmented"]) <= 1e-5
+        assert (
+            difference(denoiser(x, sigma, Condition(labels, augment=augment)), stored["D_x_augmented"])
+            <= 1e-5
+        )
         augment = None
-    checks = {"D_x": denoiser(x, sigma, labels, augment), "D_x_noaug": denoiser(x[:3], sigma[:3], None, None)}
+    checks = {
+        "D_x": denoiser(x, sigma, Condition(labels, augment=augment)),
+        "D_x_noaug": denoiser(x[:3], sigma[:3], None),
+    }
     if labels is not None:
         rest = None if augment is None else augment[:3]
-        checks["D_x_nolabel"] = denoiser(x[:3], sigma[:3], None, rest)
-        checks["D_x_noaug"] = denoiser(x[:3], sigma[:3], labels[:3], None)
-    differences = {key: difference(value, stored[key]) for key, value in checks.items() if key in stored}
-    assert "D_x" in differences
-    assert max(differences.values()) <= 1e-5, differences
+        checks["D_x_nolabel"] = denoiser(x[:3], sigma[:3], Condition(augment=rest))
+        checks["D_x_noaug"] = denoiser(x[:3], sigma[:3], labels[:3])
+    found = {key: difference(value, stored[key]) for key, value in checks.items() if key in stored}
+    assert "D_x" in found
+    assert max(found.values()) <= 1e-5, found
 
 
 @pytest.mark.parametrize("name", ["edm2-a", "edm2_latent"])

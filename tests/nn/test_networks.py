@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from consistune.core.types import Condition
 from consistune.nn.presets import PRESETS, preset
 from tests.support.recorded import assert_recorded, check_values, filled, inputs
 
@@ -79,7 +80,9 @@ def test_networks_give_the_published_numbers(cases: dict[str, Any], name: str) -
         assert_recorded(model(x, sigma, labels), case["D_labels"])
         assert_recorded(model(x, sigma, one_hot), case["D_labels"])
         assert_recorded(model(x, sigma), case["D_nolabels"])
-        assert_recorded(model(x, sigma, labels, given["augment_labels"]), case["D_labels_aug"])
+        assert_recorded(
+            model(x, sigma, Condition(labels, augment=given["augment_labels"])), case["D_labels_aug"]
+        )
 
 
 def edm2_loss(cases: dict[str, Any]) -> Tensor:

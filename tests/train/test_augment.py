@@ -99,7 +99,7 @@ def test_training_shows_augmented_images_and_tells_the_network() -> None:
     run.model.network.forward = forward
     report = next(run.steps())
     assert report.finite
-    draws, _ = run._draw()
+    draws = run._draw()
     assert draws.batch.augment is not None
     assert told[0].shape == draws.batch.augment.shape == (16, LABELS)
     assert told[0].any()

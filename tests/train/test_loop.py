@@ -10,13 +10,13 @@ from torch import Tensor
 
 from consistune.core.estimators import ScoreIdentity
 from consistune.core.objectives import Consistency, Draws, Objective
-from consistune.core.types import Batch
+from consistune.core.types import Batch, Condition
 from consistune.data.images import digits
 from consistune.recipe import read_recipe
 from consistune.recipe.plan import make_plan
 from consistune.train.ema import GrowingAverage
 from consistune.train.loop import Trainer, TrainingDiverged
-from consistune.train.order import EpochOrder, HiddenLabels
+from consistune.train.order import EpochOrder
 
 KEYS = {
     "digits-edm": ["network={kind: mlp, width: 16, blocks: 1, dropout: 0.2}"],
@@ -135,9 +135,12 @@ def test_flips_and_hidden_labels_reach_the_objective_as_said() -> None:
             return inner.draw(*args)  # type: ignore[arg-type]
 
         def losses(self, student: Any, target: Any, draws: Draws) -> Tensor:
-            assert torch.equal(student.denoiser.hidden, target.denoiser.hidden)
             seen.append(draws.batch)
-            hidden.append(student.denoiser.hidden)
+            given = draws.batch.network_condition
+            assert isinstance(given, Condition)
+            assert given.label is draws.batch.condition
+            assert given.hidden is not None
+            hidden.append(given.hidden)
             return inner.losses(student, target, draws)
 
     run.objective = Watched()
@@ -157,7 +160,7 @@ def test_a_hidden_label_is_no_label() -> None:
         torch.nn.init.normal_(parameter, std=0.3)
     x, t, labels = torch.randn(4, 1, 8, 8), torch.ones(4), torch.tensor([1, 2, 3, 4])
     hidden = torch.tensor([True, False, True, False])
-    found = HiddenLabels(model, hidden)(x, t, labels)
+    found = model(x, t, Condition(labels, hidden))
     assert torch.equal(found[hidden], model(x, t, None)[hidden])
     assert torch.equal(found[~hidden], model(x, t, labels)[~hidden])
     assert not torch.equal(found[0], model(x, t, labels)[0])

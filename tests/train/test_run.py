@@ -308,8 +308,8 @@ def test_the_log_has_the_loss_by_noise_level_and_what_the_machine_does(tmp_path:
     watched: list[tuple[torch.Tensor, torch.Tensor]] = []
     inner = trainer.step_loss.forward
 
-    def forward(objective: Objective, target: Any, draws: Draws, hidden: Any) -> torch.Tensor:
-        losses = inner(objective, target, draws, hidden)
+    def forward(objective: Objective, target: Any, draws: Draws) -> torch.Tensor:
+        losses = inner(objective, target, draws)
         watched.append((draws.times.t, losses.detach()))
         return losses
 

@@ -12,7 +12,7 @@ from consistune.core.noise import EDM, NoiseSchedule
 from consistune.core.objectives import gaussian_like
 from consistune.core.posterior.mean import Reference, posterior
 from consistune.core.solve import Method, solve
-from consistune.core.types import Batch, Times
+from consistune.core.types import Batch, Conditioning, Times
 
 TIMES = (0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 0.8, 1.2, 2.0, 3.0, 5.0, 10.0, 20.0, 80.0)
 METHODS: tuple[Method, ...] = ("euler", "heun")
@@ -42,7 +42,7 @@ def named_estimators(
     }
     if labels is not None:
         estimators["class"] = ScoreIdentity(schedule, Reference.grouped(images, labels), mirrored)
-    estimators["all"] = ScoreIdentity(schedule, Reference.whole(images), mirrored)
+    estimators["all"] = ScoreIdentity(schedule, Reference.ungrouped(images), mirrored)
     return estimators
 
 
@@ -235,7 +235,7 @@ class Exact:
     def __init__(self, world: World, batch: Batch) -> None:
         self.world, self.batch = world, batch
 
-    def __call__(self, x_t: Tensor, t: Tensor, condition: Tensor | None = None) -> Tensor:
+    def __call__(self, x_t: Tensor, t: Tensor, condition: Conditioning = None) -> Tensor:
         del condition
         return self.world.mean(x_t, t, self.batch)
 

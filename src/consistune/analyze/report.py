@@ -69,7 +69,7 @@ def analyze_mixture(
     means = 0.7 * torch.stack([angles.cos(), angles.sin()], 1).view(8, 1, 1, 2)
     mixture = GaussianMixture(means, 0.06)
     world = Mixture(mixture, schedule)
-    reference = Reference.whole(mixture.sample(bank, torch.Generator().manual_seed(seed + 1))[0])
+    reference = Reference.ungrouped(mixture.sample(bank, torch.Generator().manual_seed(seed + 1))[0])
     estimators: dict[str, NoiseEstimator] = {
         "one-sample": OneSample(),
         "batch": ScoreIdentity(schedule),

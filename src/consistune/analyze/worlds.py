@@ -112,7 +112,7 @@ class Empirical:
             order = torch.argsort(labels, stable=True)  # row i here is row i of the reference
             images, labels = images[order], labels[order]
         self.images, self.labels, self.schedule, self.mirrored = images, labels, schedule, mirrored
-        self.reference = Reference.whole(images) if labels is None else Reference.grouped(images, labels)
+        self.reference = Reference.ungrouped(images) if labels is None else Reference.grouped(images, labels)
 
     def draw(self, n: int, generator: Generator) -> Batch:
         rows = torch.randint(len(self.images), (n,), generator=generator)

@@ -77,7 +77,7 @@ def _training_step(settings: Settings) -> Rows:
 
 def _target(settings: Settings) -> Rows:
     workload = Workload(settings.preset, settings.batch)
-    reference = Reference.whole(pictures(settings.references, workload.image_shape))
+    reference = Reference.ungrouped(pictures(settings.references, workload.image_shape))
     runs = {
         "one sample": training.our_step(workload, "bf16"),
         "score identity": training.our_step(workload, "bf16", estimator=ScoreIdentity(EDM(), reference)),

@@ -1,10 +1,9 @@
 """How the noise in x_t is estimated: the choice that separates the methods (METHOD §1, §2).
 
-Each estimator gives x̂_0; the noise is ε̂ = (x_t − α_t x̂_0)/σ_t. In x̂_0 all of them are natural and nothing
-divides by α_t.
+Each estimator gives x̂_0; the noise is ε̂ = (x_t − α_t x̂_0)/σ_t. No estimator in
+this form divides by α_t.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import ClassVar, Protocol
 
@@ -22,28 +21,23 @@ class NoiseEstimator(Protocol):
     """x̂_0 at the noisy images x_t [B, C, H, W] of a batch at times t [B].
 
     Attributes:
-        local: the estimate holds only at the x_t that x_0 made, so for one Euler step and no more.
+        local: the estimate is valid only at the x_t that was made from x_0, hence for a single Euler step.
     """
 
     local: ClassVar[bool] = False
 
     def clean(self, x_t: Tensor, t: Tensor, batch: Batch) -> Tensor: ...
 
-    def begin(self, x_t: Tensor, t: Tensor, batch: Batch) -> Callable[[], Tensor]:
-        """`clean`, asked for now and taken later, so that other processes can answer in the meantime."""
-        x0_hat = self.clean(x_t, t, batch)
-        return lambda: x0_hat
-
     def bind(self, batch: Batch, times: Times, generator: Generator | None) -> "NoiseEstimator":
-        """This estimator with all that is random, or depends on r, settled for one training step.
+        """This estimator for one training step: its random choices made, what depends on r computed.
 
-        The solver then asks the same estimate at each of its points.
+        The solver then calls the result at each of its points.
         """
         del batch, times, generator
         return self
 
     def rows(self, part: slice) -> "NoiseEstimator":
-        """The bound estimator for these rows of its batch: a process's share, or a micro-batch."""
+        """The bound estimator for some rows of its batch: a process's share, or a micro-batch."""
         del part
         return self
 
@@ -54,17 +48,17 @@ class NoiseEstimator(Protocol):
 
 @dataclass(frozen=True)
 class OneSample(NoiseEstimator):
-    """x̂_0 = x_0, the very image that made x_t: unbiased, large variance (CT, iCT, ECT)."""
+    """x̂_0 = x_0, the image that x_t was made from: unbiased, large variance (CT, iCT, ECT)."""
 
     local: ClassVar[bool] = True
 
-    def clean(self, x_t: Tensor, t: Tensor, batch: Batch) -> Tensor:  # noqa: ARG002 - the definition
+    def clean(self, x_t: Tensor, t: Tensor, batch: Batch) -> Tensor:  # noqa: ARG002 - not needed
         return batch.x_0
 
 
 @dataclass(frozen=True)
 class Teacher(NoiseEstimator):
-    """x̂_0 = D_φ(x_t, t): a frozen diffusion model (CD, 2303.01469). Biased as the teacher is, no variance.
+    """x̂_0 = D_φ(x_t, t): a frozen diffusion model (CD, 2303.01469). It has the model's bias and no variance.
 
     `guidance` ω ≠ 1 distils D(x, ∅) + ω·(D(x, c) − D(x, ∅)), classifier-free guidance (2207.12598).
     """
@@ -81,20 +75,22 @@ class Teacher(NoiseEstimator):
 class ScoreIdentity(NoiseEstimator):
     """x̂_0 = Σ_i w_i x⁽ⁱ⁾, the posterior mean over reference images: SCT's target (2410.18958, §4.1).
 
-    Its variance falls with the number of references; its bias vanishes with it. References share the
-    query's condition. The image that made x_t is always among them.
+    Its variance and its bias fall as the number of references grows. References share the query's condition.
+    The image that x_t was made from is always among them.
 
     Attributes:
         reference: the images of the training set, grouped by class (or one group); None takes the
             images of the mini-batch with the same condition.
-        mirrored: references count as they are and flipped, as x-flip augmentation makes them.
-        size: so many random references a step (and a class), the own image one of them; None for all.
+        mirrored: each reference counts twice, as it is and flipped, as under x-flip augmentation.
+        size: the number of random references per step and class, the query's own image among them; None: all.
             Needs `reference` and the batch's `index`. 1 is the one-sample estimate.
         bandwidth: for continuous conditions c [B, K], of which the reference holds one an image: references
             weigh exp(−‖c − c_i‖²/2h²). Biased towards the mean over neighbouring conditions, by O(h²)
             where the data change smoothly with c; h → 0 leaves the own image (variance), h → ∞ ignores c.
-        nearest: for continuous conditions, only the so many nearest references (and ties) count; the same
-            trade with an h that adapts to how dense the conditions lie (both are our choice).
+        nearest: for continuous conditions, only this number of nearest references (and ties) count: the same
+            trade, with an h that follows the density of the conditions (both are our choice).
+
+    Recipes have no key for bandwidth and nearest, because no data set of theirs has continuous conditions.
     """
 
     schedule: NoiseSchedule
@@ -110,7 +106,7 @@ class ScoreIdentity(NoiseEstimator):
         if self.size is not None and self.reference is None:
             raise ValueError("size needs a reference set: a mini-batch is its own random subset")
         if self.bandwidth is not None and self.nearest is not None:
-            raise ValueError("bandwidth and nearest are two answers to one question: give one")
+            raise ValueError("give bandwidth or nearest, not both")
         if self.bandwidth is not None and not self.bandwidth > 0:
             raise ValueError(f"bandwidth must be positive, got {self.bandwidth}")
         if self.nearest is not None and self.nearest < 1:
@@ -123,7 +119,7 @@ class ScoreIdentity(NoiseEstimator):
 
     def bind(self, batch: Batch, times: Times, generator: Generator | None) -> NoiseEstimator:
         if self.reference is None:
-            # Rows of the batch then still have the whole of it as references.
+            # Taken here, so that `rows` keeps the whole batch as references.
             return replace(self, reference=self._mini_batch(batch)[0])
         if self.size is None:
             return self
@@ -138,21 +134,21 @@ class ScoreIdentity(NoiseEstimator):
         return _Subset(replace(self, reference=subset, size=None), prior)
 
     def clean(self, x_t: Tensor, t: Tensor, batch: Batch) -> Tensor:
-        return self.begin(x_t, t, batch)()
+        return self.posterior_mean(x_t, t, batch)
 
-    def begin(
-        self, x_t: Tensor, t: Tensor, batch: Batch, prior: LogPrior | None = None
-    ) -> Callable[[], Tensor]:
-        """The posterior mean, its references weighed by `prior` or by their conditions."""
+    def posterior_mean(
+        self, x_t: Tensor, t: Tensor, batch: Batch, log_prior: LogPrior | None = None
+    ) -> Tensor:
+        """x̂_0 with the references weighted by `log_prior`; None: by their conditions."""
         if self.size is not None:
             raise ValueError("random references are drawn by bind(): call that first")
         if self.reference is None:
             reference, group = self._mini_batch(batch)
         else:
             reference, group = self.reference, self._group(self.reference, batch)
-        if prior is None:
-            prior = self._condition_prior(reference, batch)
-        return reference.begin(x_t, t, self.schedule, group, log_prior=prior, mirrored=self.mirrored)
+        if log_prior is None:
+            log_prior = self._condition_prior(reference, batch)
+        return reference.mean(x_t, t, self.schedule, group, log_prior=log_prior, mirrored=self.mirrored)
 
     def _condition_prior(self, reference: Reference, batch: Batch) -> LogPrior | None:
         if self.bandwidth is None and self.nearest is None:
@@ -172,7 +168,7 @@ class ScoreIdentity(NoiseEstimator):
 
     def _mini_batch(self, batch: Batch) -> tuple[Reference, Tensor | None]:
         if batch.condition is None:
-            return Reference.whole(batch.x_0), None
+            return Reference.ungrouped(batch.x_0), None
         if not batch.condition.is_floating_point():
             return Reference.grouped(batch.x_0, batch.condition), batch.condition
         if self.bandwidth is None and self.nearest is None:
@@ -185,18 +181,18 @@ class _Subset(NoiseEstimator):
     """The score identity over the random references of one step."""
 
     identity: ScoreIdentity
-    prior: LogPrior
+    log_prior: LogPrior
 
     def rows(self, part: slice) -> NoiseEstimator:
         first_query = part.start
 
         def log_prior(queries: Tensor, first: int, last: int) -> Tensor:
-            return self.prior(queries + first_query, first, last)
+            return self.log_prior(queries + first_query, first, last)
 
         return _Subset(self.identity, log_prior)
 
     def clean(self, x_t: Tensor, t: Tensor, batch: Batch) -> Tensor:
-        return self.identity.begin(x_t, t, batch, self.prior)()
+        return self.identity.posterior_mean(x_t, t, batch, self.log_prior)
 
 
 @dataclass(frozen=True)
@@ -204,8 +200,8 @@ class Blend(NoiseEstimator):
     """x̂_0 = ρ·(another estimator's) + (1 − ρ)·x_0, with ρ = min(1, (1 − s_r/s_t)/full_gap)  (our choice).
 
     s = σ/α, so (t − r)/t under EDM's schedule. While the relative gap is at least `full_gap` this is the
-    other estimator; as r → t the one-sample noise comes back, which smooths the bootstrap at x_r where the
-    schedule's end is delicate (METHOD §3).
+    other estimator; as r → t the one-sample noise returns and smooths the bootstrap at x_r, where training
+    is prone to diverge (METHOD §3).
     """
 
     schedule: NoiseSchedule
@@ -225,7 +221,7 @@ class Blend(NoiseEstimator):
         gap = 1 - self.schedule.noise_to_signal(times.r) / self.schedule.noise_to_signal(times.t)
         return _Blended(self.estimator.bind(batch, times, generator), (gap / self.full_gap).clamp(max=1))
 
-    def clean(self, x_t: Tensor, t: Tensor, batch: Batch) -> Tensor:  # noqa: ARG002 - says what to do
+    def clean(self, x_t: Tensor, t: Tensor, batch: Batch) -> Tensor:  # noqa: ARG002 - always refused
         raise ValueError("a blend depends on r: bind() it to a step first")
 
 
@@ -240,8 +236,5 @@ class _Blended(NoiseEstimator):
         return _Blended(self.estimator.rows(part), self.rho[part])
 
     def clean(self, x_t: Tensor, t: Tensor, batch: Batch) -> Tensor:
-        return self.begin(x_t, t, batch)()
-
-    def begin(self, x_t: Tensor, t: Tensor, batch: Batch) -> Callable[[], Tensor]:
-        other = self.estimator.begin(x_t, t, batch)
-        return lambda: batch.x_0 + expand(self.rho, x_t) * (other() - batch.x_0)
+        x0_hat = self.estimator.clean(x_t, t, batch)
+        return batch.x_0 + expand(self.rho, x_t) * (x0_hat - batch.x_0)

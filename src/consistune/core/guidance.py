@@ -1,11 +1,11 @@
-"""A worse model steers a better one (METHOD §5)."""
+"""Guidance: extrapolation from a worse model through a better one (METHOD §5)."""
 
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from consistune.core.types import Denoiser, expand
+from consistune.core.types import Conditioning, Denoiser, expand
 
 
 @dataclass(frozen=True)
@@ -14,7 +14,7 @@ class Guided:
 
     `worse` is an earlier snapshot of the same run (2410.18958, §4.4; autoguidance, 2406.02507), another
     model, or None for the unconditional branch of the model itself (classifier-free guidance). ω = 1 costs
-    nothing: the worse model is not called. Guidance acts where low < t ≤ high, elsewhere f stands.
+    nothing: the worse model is not called. Guidance acts where low < t ≤ high; elsewhere the result is f.
     """
 
     model: Denoiser
@@ -23,7 +23,7 @@ class Guided:
     low: float = 0.0
     high: float = float("inf")
 
-    def __call__(self, x_t: Tensor, t: Tensor, condition: Tensor | None = None) -> Tensor:
+    def __call__(self, x_t: Tensor, t: Tensor, condition: Conditioning = None) -> Tensor:
         better = self.model(x_t, t, condition)
         if self.omega == 1.0:
             return better

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from consistune.core.types import Denoiser, expand
+from consistune.core.types import Conditioning, Denoiser, expand
 
 
 class NoiseSchedule(ABC):
@@ -162,15 +162,20 @@ def convert(x_t: Tensor, t: Tensor, source: NoiseSchedule, target: NoiseSchedule
 
 @dataclass(frozen=True)
 class Rescheduled:
-    """A denoiser of one process, made one of another: D'(x_t, t) = D(x_t·α(u)/α'(t), u) at equal σ/α.
+    """A denoiser for `source` as a denoiser for `schedule`: D'(x_t, t) = D(x_t·α(u)/α'(t), u) at equal σ/α.
 
-    So a network preconditioned for EDM (`source`) trains and samples under any `schedule`. A Denoiser.
+    So a network that is preconditioned for EDM trains and samples under any schedule.
     """
 
     model: Denoiser
     schedule: NoiseSchedule
     source: NoiseSchedule = EDM()
 
-    def __call__(self, x_t: Tensor, t: Tensor, condition: Tensor | None = None) -> Tensor:
+    def __call__(self, x_t: Tensor, t: Tensor, condition: Conditioning = None) -> Tensor:
         x_u, u = convert(x_t, t, self.schedule, self.source)
         return self.model(x_u, u, condition)
+
+
+def rescheduled(model: Denoiser, schedule: NoiseSchedule) -> Denoiser:
+    """A denoiser for EDM's schedule as one for `schedule`; the model itself where that is EDM's."""
+    return model if isinstance(schedule, EDM) else Rescheduled(model, schedule)

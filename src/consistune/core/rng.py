@@ -1,4 +1,4 @@
-"""Randomness that can be named: one generator an image, one seed a training step, one dropout mask a pair."""
+"""Reproducible randomness: a generator for each image, a seed for each step, a dropout mask for each pair."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -52,7 +52,7 @@ def shared_dropout(device: torch.device) -> Iterator["DropoutMask"]:
                 f_r = target(...)
 
     Restores the global generators of the CPU and of the device; after the second pass they stand where
-    the first one left them. The one sanctioned use of the global generator.
+    the first one left them. The package uses the global generator nowhere else.
     """
     yield DropoutMask(device)
 

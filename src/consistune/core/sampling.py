@@ -6,9 +6,9 @@ Samplers keep their state in float64 (the network sees its own dtype) and know n
 
 import itertools
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -18,10 +18,11 @@ from consistune.core.times import karras_grid
 from consistune.core.types import Denoiser
 
 Noise = Callable[..., Tensor]
+Denoise = Callable[[Tensor, Tensor], Tensor]
 
 
-class Sampler(Protocol):
-    """Images in about [−1, 1], float64 [B, C, H, W], for `noise` that draws [B, *shape] blocks."""
+class Sampler(ABC):
+    """From noise to images with one denoiser; a sampler is its `draw`."""
 
     def __call__(
         self,
@@ -30,12 +31,21 @@ class Sampler(Protocol):
         noise: Noise,
         shape: Sequence[int],
         condition: Tensor | None = None,
-    ) -> Tensor: ...
+    ) -> Tensor:
+        """Images in about [−1, 1], float64 [B, C, H, W]. shape: (C, H, W)."""
+
+        def denoise(x: Tensor, t: Tensor) -> Tensor:
+            return model(x, t, condition).double()
+
+        return self.draw(denoise, schedule, lambda: noise(*shape).double())
+
+    @abstractmethod
+    def draw(self, denoise: Denoise, schedule: NoiseSchedule, normals: Callable[[], Tensor]) -> Tensor:
+        """denoise(x, t [B]) gives x̂_0 in float64, `normals` the next [B, C, H, W] standard normals."""
 
 
-def prior(schedule: NoiseSchedule, noise: Noise, shape: Sequence[int], t_max: float) -> Tensor:
-    """x_T = σ(T)·ε, float64: at T the signal is drowned."""
-    z = noise(*shape).double()
+def prior(schedule: NoiseSchedule, z: Tensor, t_max: float) -> Tensor:
+    """x_T = σ(T)·ε for normals z, float64: at T the signal is negligible."""
     return schedule.sigma(torch.tensor(t_max, dtype=torch.float64, device=z.device)) * z
 
 
@@ -44,7 +54,7 @@ def _times(t: float, x: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
-class Multistep:
+class Multistep(Sampler):
     """f from T; then for each t' of `mid`: re-noise to t', f again  (CM, 2303.01469, algorithm 1).
 
     x ← f(x_T, T);  x ← f(α_{t'} x + σ_{t'} ε, t') for t' in `mid`. No `mid` is one-step sampling. The
@@ -68,26 +78,18 @@ class Multistep:
     def evaluations(self) -> int:
         return 1 + len(self.mid)
 
-    def __call__(
-        self,
-        model: Denoiser,
-        schedule: NoiseSchedule,
-        noise: Noise,
-        shape: Sequence[int],
-        condition: Tensor | None = None,
-    ) -> Tensor:
+    def draw(self, denoise: Denoise, schedule: NoiseSchedule, normals: Callable[[], Tensor]) -> Tensor:
         top = schedule.t_max if self.t_max is None else self.t_max
-        x = prior(schedule, noise, shape, top)
-        x = model(x, _times(top, x), condition).double()
+        x = prior(schedule, normals(), top)
+        x = denoise(x, _times(top, x))
         for t in self.mid:
-            fresh = noise(*shape).to(x)
-            x = schedule.renoise(x, fresh, _times(self.boundary, x), _times(t, x))
-            x = model(x, _times(t, x), condition).double()
+            x = schedule.renoise(x, normals(), _times(self.boundary, x), _times(t, x))
+            x = denoise(x, _times(t, x))
         return x
 
 
 @dataclass(frozen=True)
-class PhasedSteps:
+class PhasedSteps(Sampler):
     """Deterministic sampling of a phased model, with edge-skipping  (SCT, 2410.18958, §4.3, §4.4).
 
     From T jump to η·s_m, s_m the largest edge below T; then from there towards the next edge, and so on
@@ -122,30 +124,23 @@ class PhasedSteps:
             stops.append(eta * s)
         return stops
 
-    def __call__(
-        self,
-        model: Denoiser,
-        schedule: NoiseSchedule,
-        noise: Noise,
-        shape: Sequence[int],
-        condition: Tensor | None = None,
-    ) -> Tensor:
+    def draw(self, denoise: Denoise, schedule: NoiseSchedule, normals: Callable[[], Tensor]) -> Tensor:
         stops = self.stops(schedule.t_max if self.t_max is None else self.t_max)
-        x = prior(schedule, noise, shape, stops[0])
+        x = prior(schedule, normals(), stops[0])
         for t, s in itertools.pairwise(stops):
-            x0_hat = model(x, _times(t, x), condition).double()
-            x = schedule.step(x, x0_hat, _times(t, x), _times(s, x))
+            x = schedule.step(x, denoise(x, _times(t, x)), _times(t, x), _times(s, x))
         return x
 
 
 @dataclass(frozen=True)
-class ODE:
+class ODE(Sampler):
     """Heun's (order 2) or Euler's (order 1) method for a diffusion model  (EDM, 2206.00364, algorithms 1, 2).
 
     On a Karras grid of `steps` noise-to-signal ratios from `high` to `low` and then 0; works in
     y = x/α, s = σ/α, where dy/ds = (y − D)/s for every schedule. Evaluations: 2·steps − 1 for Heun.
-    `churn` > 0 is algorithm 2: s is raised by γ = min(churn/steps, √2 − 1) with fresh noise of scale
-    `churn_noise` before each step in [churn_low, churn_high].
+    `churn` > 0 is algorithm 2 (from Python: `sample(…, sampler=ODE(churn=…))`): s is raised by
+    γ = min(churn/steps, √2 − 1) with fresh noise of scale `churn_noise` before each step in
+    [churn_low, churn_high].
     """
 
     steps: int = 18
@@ -166,26 +161,18 @@ class ODE:
     def evaluations(self) -> int:
         return 2 * self.steps - 1 if self.order == 2 else self.steps
 
-    def __call__(
-        self,
-        model: Denoiser,
-        schedule: NoiseSchedule,
-        noise: Noise,
-        shape: Sequence[int],
-        condition: Tensor | None = None,
-    ) -> Tensor:
+    def draw(self, denoise: Denoise, schedule: NoiseSchedule, normals: Callable[[], Tensor]) -> Tensor:
         grid = self._grid()
-        y = noise(*shape).double() * grid[0]
+        y = normals() * grid[0]
 
         def slope(y: Tensor, s: float) -> Tensor:
             t = schedule.time_at(_times(s, y))
-            x0_hat = model(y * float(schedule.alpha(t[:1])), t, condition).double()
-            return (y - x0_hat) / s
+            return (y - denoise(y * float(schedule.alpha(t[:1])), t)) / s
 
         for s, s_next in itertools.pairwise(grid):
             if self.churn > 0 and self.churn_low <= s <= self.churn_high:
                 raised = s * (1 + min(self.churn / self.steps, math.sqrt(2) - 1))
-                y = y + math.sqrt(raised**2 - s**2) * self.churn_noise * noise(*shape).to(y)
+                y = y + math.sqrt(raised**2 - s**2) * self.churn_noise * normals()
                 s = raised
             d = slope(y, s)
             y_next = y + (s_next - s) * d

@@ -1,6 +1,5 @@
 """From t down to r along the probability-flow ODE with any noise estimate: the reward of value estimation."""
 
-from collections.abc import Callable
 from typing import Literal
 
 import torch
@@ -11,6 +10,8 @@ from consistune.core.noise import NoiseSchedule
 from consistune.core.types import Batch, expand
 
 Method = Literal["euler", "heun"]
+RHO = 7.0
+"""The exponent of EDM's spacing of noise levels (2206.00364, eq. 5)."""
 
 
 def solve(
@@ -23,20 +24,6 @@ def solve(
     steps: int = 1,
     method: Method = "euler",
 ) -> Tensor:
-    """x_r from x_t: `begin_solve` and its result."""
-    return begin_solve(schedule, estimator, x_t, t, r, batch, steps, method)()
-
-
-def begin_solve(
-    schedule: NoiseSchedule,
-    estimator: NoiseEstimator,
-    x_t: Tensor,
-    t: Tensor,
-    r: Tensor,
-    batch: Batch,
-    steps: int = 1,
-    method: Method = "euler",
-) -> Callable[[], Tensor]:
     """x_r from x_t in k = `steps` first-order (Euler) or second-order (Heun) steps.
 
     Euler is one `schedule.step` with the estimator's x̂_0. Heun follows it with a second estimate at the
@@ -45,39 +32,18 @@ def begin_solve(
     points are evenly spaced in (σ/α)^{1/7}, EDM's spacing; with r = 0 and k > 1 they end at 0 all the same.
     k > 1 or Heun is n-step TD: it needs estimates away from x_t, which `local` estimators do not have.
 
-    x_t [B, ...], t > r ≥ 0 [B] → a function that gives x_r [B, ...]. The first estimate is asked for at once,
-    the rest is done when the function is called.
+    x_t [B, ...], t > r ≥ 0 [B] → x_r [B, ...]. Raises ValueError for a local estimator with k > 1 or Heun.
     """
     if estimator.local and (steps > 1 or method == "heun"):
         raise ValueError("a one-sample estimate is valid only at x_t: use steps=1 and method='euler'")
-    first = estimator.begin(x_t, t, batch)
-    if steps == 1 and method == "euler":
-        return lambda: schedule.step(x_t, first(), t, r)
-    return lambda: _path(schedule, estimator, x_t, first(), t, r, batch, steps, method)
-
-
-def _path(
-    schedule: NoiseSchedule,
-    estimator: NoiseEstimator,
-    x_t: Tensor,
-    x0_hat: Tensor,
-    t: Tensor,
-    r: Tensor,
-    batch: Batch,
-    steps: int,
-    method: Method,
-) -> Tensor:
-    """`steps` steps from t to r, of which x̂_0 at x_t is known."""
-    rho = 7.0
-    top, bottom = schedule.noise_to_signal(t) ** (1 / rho), schedule.noise_to_signal(r) ** (1 / rho)
+    top, bottom = (schedule.noise_to_signal(time) ** (1 / RHO) for time in (t, r))
     x, u = x_t, t
     for i in range(1, steps + 1):
-        v = r if i == steps else schedule.time_at((top + (bottom - top) * i / steps) ** rho)
-        if i > 1:
-            x0_hat = estimator.clean(x, u, batch)
+        v = r if i == steps else schedule.time_at((top + (bottom - top) * i / steps) ** RHO)
+        x0_hat = estimator.clean(x, u, batch)
         x_v = schedule.step(x, x0_hat, u, v)
         if method == "heun":
-            x_v = _heun_correction(schedule, estimator, x, x_v, x0_hat, u, v, batch)
+            x_v = _heun_correction(schedule, estimator, (x, u), x0_hat, (x_v, v), batch)
         x, u = x_v, v
     return x
 
@@ -85,14 +51,16 @@ def _path(
 def _heun_correction(
     schedule: NoiseSchedule,
     estimator: NoiseEstimator,
-    x_u: Tensor,
-    x_v: Tensor,
+    start: tuple[Tensor, Tensor],
     x0_hat: Tensor,
-    u: Tensor,
-    v: Tensor,
+    end: tuple[Tensor, Tensor],
     batch: Batch,
 ) -> Tensor:
-    """x_v again, with ε̂ the mean of its estimates at u and at v. In y = x/α: y_v = y_u + (s_v − s_u)·ε̂."""
+    """x_v again, with ε̂ the mean of its estimates at u and at v. In y = x/α: y_v = y_u + (s_v − s_u)·ε̂.
+
+    start: x_u and u, with x̂_0 there; end: Euler's x_v and v.
+    """
+    (x_u, u), (x_v, v) = start, end
     inside = schedule.sigma(v) > 0
     safe_v = torch.where(inside, v, u)
     at_v = torch.where(expand(inside, x_v), x_v, x_u)

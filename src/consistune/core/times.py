@@ -1,6 +1,6 @@
-"""When: the law of t, the map t → r that shrinks with training, and the edges of phases (METHOD §3, §4).
+"""Times: the law of t, the map t → r, whose gap shrinks with training, and phases (METHOD §3, §4).
 
-Laws and maps speak of the noise-to-signal ratio σ/α, which for EDM's schedule is t itself; the schedule's
+Laws and maps work on the noise-to-signal ratio σ/α, which for EDM's schedule is t itself; the schedule's
 `time_at` turns ratios into times. Everything is a pure function of progress, in images seen.
 """
 
@@ -17,7 +17,7 @@ from consistune.core.types import Progress, Times
 
 
 class TimePairs(Protocol):
-    """One object that answers "which (t, r, s) now"."""
+    """The law of the transitions (t, r, s) at a point of training."""
 
     def sample(self, n: int, progress: Progress, generator: Generator) -> Times:
         """n transitions t > r ≥ s, each [n], fp32, on the generator's device."""

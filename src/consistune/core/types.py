@@ -1,4 +1,4 @@
-"""The words that all parts share: a batch of data, a pair of times, a denoiser, progress."""
+"""The types that all parts share: a batch of data, a condition, a pair of times, a denoiser, progress."""
 
 from dataclasses import dataclass
 from typing import Protocol, TypeAlias
@@ -10,6 +10,25 @@ Progress: TypeAlias = int
 
 
 @dataclass(frozen=True)
+class Condition:
+    """What a network is given beside x_t and t, where that is more than a label.
+
+    Attributes:
+        label: class labels [B], weights or an embedding [B, K], or None: no label.
+        hidden: the rows [B] (bool) whose label the network must not see; None: it sees all.
+        augment: what augmentation did to each image [B, A]; None: nothing.
+    """
+
+    label: Tensor | None = None
+    hidden: Tensor | None = None
+    augment: Tensor | None = None
+
+
+Conditioning: TypeAlias = Tensor | Condition | None
+"""Labels [B] or [B, K] alone, a `Condition`, or None."""
+
+
+@dataclass(frozen=True)
 class Batch:
     """Training images and what is known of them.
 
@@ -17,23 +36,29 @@ class Batch:
         x_0: images in [-1, 1], [B, C, H, W].
         condition: integer class labels [B], or an embedding [B, K], or None.
         index: each image's row in the reference bank [B], or None where there is no bank.
-        augment: what was done to each image, as the network is told [B, A]; None: nothing was.
+        augment, hidden: see `Condition`.
     """
 
     x_0: Tensor
     condition: Tensor | None = None
     index: Tensor | None = None
     augment: Tensor | None = None
+    hidden: Tensor | None = None
+
+    @property
+    def network_condition(self) -> Conditioning:
+        """What the trained network is given. References and teachers take `condition`, with every label."""
+        if self.augment is None and self.hidden is None:
+            return self.condition
+        return Condition(self.condition, self.hidden, self.augment)
 
     def __len__(self) -> int:
         return self.x_0.shape[0]
 
     def rows(self, part: slice) -> "Batch":
         """These rows of the batch."""
-        condition = None if self.condition is None else self.condition[part]
-        index = None if self.index is None else self.index[part]
-        augment = None if self.augment is None else self.augment[part]
-        return Batch(self.x_0[part], condition, index, augment)
+        optional = (self.condition, self.index, self.augment, self.hidden)
+        return Batch(self.x_0[part], *(None if value is None else value[part] for value in optional))
 
 
 @dataclass(frozen=True)
@@ -56,7 +81,7 @@ class Denoiser(Protocol):
     consistency model's is the end of the trajectory through x_t.
     """
 
-    def __call__(self, x_t: Tensor, t: Tensor, condition: Tensor | None = None) -> Tensor: ...
+    def __call__(self, x_t: Tensor, t: Tensor, condition: Conditioning = None) -> Tensor: ...
 
 
 def expand(value: Tensor, like: Tensor) -> Tensor:

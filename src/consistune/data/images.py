@@ -70,7 +70,7 @@ class ImageSet:
         """The set as references for the score identity: one group for each class, or one group."""
         images = self.images.to(device)
         if not by_class:
-            return Reference.whole(images)
+            return Reference.ungrouped(images)
         sizes = torch.bincount(self.labels, minlength=len(self.class_names))
         return Reference(images, (0, *torch.cumsum(sizes, 0).tolist()))
 

@@ -2,9 +2,10 @@
 
 from typing import Any
 
+import torch
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from consistune.core.objectives import Objective
+from consistune.core.objectives import Objective, learned
 
 JSON = dict[str, Any]
 
@@ -36,6 +37,7 @@ class ModelCard(BaseModel):
         start_from: the weights that its training started from.
         objective: "diffusion" for a denoiser, which is sampled by integrating the probability-flow ODE; any
             other word, such as "consistency", for a model of few steps.
+        learns: "denoiser" or "flow-map", where `objective` alone would be read otherwise.
         data: the recipe's name of the training images.
         data_sha256: their fingerprint (`data.images`).
         class_names: the names of the classes, in the order of their labels.
@@ -50,6 +52,7 @@ class ModelCard(BaseModel):
 
     start_from: Origin | None = None
     objective: str | None = None
+    learns: str | None = None
     data: str | None = None
     data_sha256: str | None = None
     class_names: tuple[str, ...] = ()
@@ -62,7 +65,7 @@ class ModelCard(BaseModel):
     @property
     def is_diffusion(self) -> bool:
         """Whether the model is sampled by integrating the probability-flow ODE."""
-        return self.objective == "diffusion"
+        return learned(self.to_json()) == "denoiser"
 
     def to_json(self) -> JSON:
         """The value of `meta` in config.json: the keys that were given, in the order above."""
@@ -82,18 +85,34 @@ class ModelCard(BaseModel):
         """The card with these keys set. Raises ValueError for a wrong type."""
         return self.from_json({**self.to_json(), **facts})
 
+    def learning(self, objective: Objective) -> "ModelCard":
+        """The card of a model that learns by an objective: how it is sampled, and its phases' edges.
+
+        The word in `objective` stays where it says the same; `learns` is given where that word alone would be
+        read otherwise. Edges are converted to noise levels of EDM's process.
+        """
+        ratios = objective.schedule.noise_to_signal(torch.tensor(objective.edges, dtype=torch.float64))
+        facts: JSON = {"edges": ratios.tolist()}
+        if self.objective is None:
+            facts["objective"] = "diffusion" if objective.learns == "denoiser" else "consistency"
+        if learned({**self.to_json(), **facts}) != objective.learns:
+            facts["learns"] = objective.learns
+        return self.updated(**facts)
+
     def trained(self, objective: Objective, data: object, conditional: bool) -> "ModelCard":
         """The card of a model that is trained with an objective on a data set, with its labels or without.
 
-        How the objective's models are sampled replaces what the card said of it. So do the name, the
-        fingerprint and the class names of the data, unless the card names the same images already.
+        The name, the fingerprint and the class names of the data replace the card's, unless the card names
+        the same images already.
         """
-        sampling = objective.sampling()
-        facts: JSON = {}
-        if sampling.objective is not None:
-            facts = {"objective": sampling.objective, "edges": sampling.edges}
+        card = self if learned(self.to_json()) == objective.learns else self.without("objective", "learns")
         fingerprint = getattr(data, "fingerprint", None)
+        facts: JSON = {}
         if fingerprint != self.data_sha256:
             names = getattr(data, "class_names", ()) if conditional else ()
-            facts |= {"data": getattr(data, "name", None), "data_sha256": fingerprint, "class_names": names}
-        return self.updated(**facts)
+            facts = {"data": getattr(data, "name", None), "data_sha256": fingerprint, "class_names": names}
+        return card.updated(**facts).learning(objective)
+
+    def without(self, *keys: str) -> "ModelCard":
+        """The card without these keys."""
+        return self.from_json({key: value for key, value in self.to_json().items() if key not in keys})

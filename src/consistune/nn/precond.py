@@ -10,7 +10,7 @@ from typing import ClassVar, Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from consistune.core.types import expand
+from consistune.core.types import Condition, Conditioning, expand
 from consistune.nn.card import ModelCard
 from consistune.nn.layers import Product
 
@@ -150,13 +150,13 @@ class Preconditioned(nn.Module):
         self,
         x: Tensor,
         sigma: Tensor | float,
-        condition: Tensor | None = None,
-        augment_labels: Tensor | None = None,
+        condition: Conditioning = None,
     ) -> Tensor:
-        """x [B, C, H, W], sigma [B] or a scalar, condition as in `one_hot` → x̂_0 [B, C, H, W] in `dtype`.
+        """x [B, C, H, W], sigma [B] or a scalar, condition → x̂_0 [B, C, H, W] in fp32.
 
-        The noise levels, the scalings and the embedding have `dtype` in every precision; only the network
-        between c_in·x and F computes in `precision`.
+        condition: labels as in `one_hot`, or a `Condition`: a hidden label is a one-hot vector of zeros.
+        The noise levels, the scalings and the embedding are fp32 (float64 for a float64 model) in every
+        precision; only the network between c_in·x and F computes in `precision`.
         """
         batch, dtype = x.shape[0], self.dtype
         x = x.to(dtype)
@@ -164,8 +164,11 @@ class Preconditioned(nn.Module):
         sigma = (sigma if isinstance(sigma, Tensor) else torch.tensor(sigma)).to(x.device, dtype)
         sigma = sigma.reshape(-1).expand(batch)
         c_skip, c_out, c_in, c_noise = self.scalings(sigma)
-        one_hot = self.one_hot(condition, batch, c_noise)
-        augment_labels = self.augmentation(augment_labels, batch, c_noise)
+        given = condition if isinstance(condition, Condition) else Condition(condition)
+        one_hot = self.one_hot(given.label, batch, c_noise)
+        if given.hidden is not None and one_hot is not None:
+            one_hot = one_hot.masked_fill(given.hidden[:, None], 0.0)
+        augment_labels = self.augmentation(given.augment, batch, c_noise)
         extra = () if augment_labels is None else (augment_labels,)
         trunk = torch.float16 if self.precision == "fp16" else dtype
         raw = self.network((expand(c_in, x) * x).to(trunk), c_noise, one_hot, *extra).to(dtype)

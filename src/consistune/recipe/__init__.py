@@ -1,17 +1,16 @@
 """Recipes: what words they know and how they become objects (`words`), and how they are read (`reading`)."""
 
 from consistune.recipe.reading import parse_yaml, read_recipe, recipe_path, to_yaml, validate
-from consistune.recipe.words import ConsistencyRecipe, DiffusionRecipe, Recipe, Section, build
+from consistune.recipe.words import Recipe, Section, build, register
 
 __all__ = [
-    "ConsistencyRecipe",
-    "DiffusionRecipe",
     "Recipe",
     "Section",
     "build",
     "parse_yaml",
     "read_recipe",
     "recipe_path",
+    "register",
     "to_yaml",
     "validate",
 ]

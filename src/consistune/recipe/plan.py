@@ -1,24 +1,20 @@
 """From a validated recipe to the objects of a run: data, model, objective, optimizer, options."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
-from consistune.core.estimators import NoiseEstimator
-from consistune.core.noise import EDM, NoiseSchedule, Rescheduled
-from consistune.core.objectives import Adapted, Consistency, Denoising, Objective
-from consistune.core.posterior.bank import place
+from consistune.core.noise import NoiseSchedule, rescheduled
+from consistune.core.objectives import Objective
+from consistune.core.posterior.bank import make_bank
 from consistune.core.times import karras_edges
 from consistune.data.images import DataSplit, load_data
 from consistune.errors import UserError
-from consistune.nn.edm2 import EDM2Precond
 from consistune.nn.precond import Preconditioned
-from consistune.recipe import ConsistencyRecipe, DiffusionRecipe, Recipe, build
+from consistune.recipe import Recipe, build
 from consistune.recipe.first_model import first_model, load_weights
 from consistune.system.processes import Processes
-from consistune.train.augment import LABELS, Augmented
 from consistune.train.ema import Online, Target
 from consistune.train.loop import Trainer
 from consistune.train.optim import Optimizer
@@ -66,71 +62,30 @@ def make_plan(recipe: Recipe, device: torch.device | str = "cpu") -> Plan:
     data = load_data(recipe.data)
     schedule = build(recipe.schedule, "schedule")
     model = first_model(recipe, data)
-    if isinstance(recipe, DiffusionRecipe):
-        objective: Objective = Denoising(
-            schedule,
-            law=build(recipe.law, "law"),
-            weight=build(recipe.weight, "weight"),
-            log_variance=_log_variance(model, schedule) if recipe.uncertainty else None,
-        )
-        if recipe.augment > 0:
-            objective = _augmented(objective, model, recipe.augment)
-    else:
-        words = {"reference": _reference, "model": _teacher, "edges": _edges}
-        context = {"recipe": recipe, "data": data, "device": device, "schedule": schedule}
-        estimator = build(
-            recipe.estimator,
-            "estimator",
-            words=words,
-            context=context,
-            schedule=schedule,
-            mirrored=recipe.train.x_flip,
-        )
-        _check_solver(recipe, estimator)
-        objective = Consistency(
-            schedule=schedule,
-            pairs=build(recipe.pairs, "pairs", words=words, context=context, schedule=schedule),
-            estimator=estimator,
-            distance=build(recipe.loss.distance, "loss.distance"),
-            weight=build(recipe.loss.weight, "loss.weight"),
-            steps=recipe.loss.steps,
-            method=recipe.loss.method,
-        )
+    objective: Objective = build(
+        recipe,
+        "",
+        words={"reference": _reference, "model": _teacher, "edges": _edges},
+        context={"recipe": recipe, "data": data, "device": device, "schedule": schedule},
+        schedule=schedule,
+        student=model,
+        mirrored=recipe.train.x_flip,
+    )
     model.card = model.card.updated(
         objective=recipe.objective,
         data=recipe.data,
         data_sha256=data.train.fingerprint,
         class_names=data.train.class_names if recipe.conditional else (),
-        edges=objective.sampling().edges,
         mid_t=getattr(recipe, "mid_t", ()),
-    )
+    ).learning(objective)
     return Plan(
         data=data,
         model=model,
-        # Networks are preconditioned for EDM's process; any other reaches them by its noise-to-signal ratio.
-        objective=objective if isinstance(schedule, EDM) else Adapted(objective, schedule),
+        objective=objective,
         optimizer=build(recipe.optimizer, "optimizer"),
         options=build(recipe.train, "train"),
-        target=Online() if isinstance(recipe, DiffusionRecipe) else build(recipe.target, "target"),
+        target=build(recipe.target, "target") if objective.learns == "flow-map" else Online(),
     )
-
-
-def _augmented(objective: Objective, model: Preconditioned, probability: float) -> Objective:
-    known = getattr(model.network, "augment_dim", 0)
-    if known != LABELS:
-        raise UserError(
-            f"the network takes {known} augmentation labels, EDM's augmentation gives {LABELS}",
-            "augment",
-            f"use a network with augment_dim: {LABELS}, or leave augment out",
-        )
-    return Augmented(objective, probability)
-
-
-def _log_variance(model: Preconditioned, schedule: NoiseSchedule) -> Callable[[torch.Tensor], torch.Tensor]:
-    """u(σ(t)) of the model's own head, t [B] → [B]."""
-    if not isinstance(model, EDM2Precond):
-        raise UserError(f"{model.kind!r} learns no log-variance", "uncertainty", "use precond: {kind: edm2}")
-    return lambda t: model.log_variance(schedule.noise_to_signal(t)).flatten()
 
 
 def _edges(word: tuple[float, ...] | int, *, schedule: NoiseSchedule, **_: Any) -> tuple[float, ...]:
@@ -169,7 +124,7 @@ def _reference(
         )
     images = data.train.reference(by_class=word == "class")
     try:
-        return place(images, device, section.bank, may_shard=section.size is None)
+        return make_bank(images, device, section.bank, may_shard=section.size is None)
     except ValueError as error:
         raise UserError(str(error), f"estimator.bank={section.bank}") from error
 
@@ -185,13 +140,4 @@ def _teacher(
             f"the run has {list(data.train.image_shape)} and {classes}",
             "estimator.model",
         )
-    return teacher if isinstance(schedule, EDM) else Rescheduled(teacher, schedule)
-
-
-def _check_solver(recipe: ConsistencyRecipe, estimator: NoiseEstimator) -> None:
-    if estimator.local and (recipe.loss.steps > 1 or recipe.loss.method == "heun"):
-        raise UserError(
-            f"the {recipe.estimator.kind} estimate is valid only at x_t",
-            "loss.steps, loss.method",
-            "use steps: 1 and method: euler, or another estimator",
-        )
+    return rescheduled(teacher, schedule)

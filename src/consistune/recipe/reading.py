@@ -4,16 +4,14 @@ import inspect
 import json
 import re
 from pathlib import Path
-from typing import Annotated, Any, cast, get_args
+from typing import Any, cast, get_args
 
 import yaml
-from pydantic import Field, TypeAdapter, ValidationError
+from pydantic import ValidationError
 
+from consistune.core.objectives import Objective
 from consistune.errors import UserError
-from consistune.recipe.words import ConsistencyRecipe, DiffusionRecipe, Recipe, Section
-
-_ADAPTER: TypeAdapter[Recipe] = TypeAdapter(Annotated[Recipe, Field(discriminator="objective")])
-
+from consistune.recipe.words import PARTS, Recipe, Section, recipe_reader, recipe_section
 
 SHIPPED = Path(__file__).parents[1] / "recipes"
 
@@ -113,7 +111,7 @@ def validate(data: dict[str, Any], where: str = "recipe") -> Recipe:
     """Plain data → recipe. Raises UserError: one line naming the key and what is allowed."""
     try:
         # Through JSON, where a list may stand for a tuple without strictness being given up.
-        return _ADAPTER.validate_json(json.dumps(data))
+        return recipe_reader().validate_json(json.dumps(data))
     except TypeError as error:
         raise UserError(str(error), where) from error
     except ValidationError as error:
@@ -154,10 +152,9 @@ def _walk(location: list[str | int]) -> tuple[type[Section] | None, list[str]]:
 
     Pydantic puts the tag of a union between the keys; it picks the section and is not a key.
     """
-    tops = {"diffusion": DiffusionRecipe, "consistency": ConsistencyRecipe}
     model: Any = None
     keys: list[str] = []
-    choices: dict[str, Any] = dict(tops)
+    choices: dict[str, Any] = {kind: recipe_section(kind) for kind in PARTS[Objective]}
     for part in location:
         if isinstance(part, int):
             keys.append(str(part))
@@ -186,7 +183,7 @@ def _sections(hint: Any) -> list[type[Section]]:
 
 def _tags(model: type[Section] | None, keys: list[str]) -> list[str]:
     if not keys:
-        return ["diffusion", "consistency"]
+        return list(PARTS[Objective])
     name = next(key for key in reversed(keys) if not key.isdigit())
     field = model.model_fields[name] if model else None
     return [found.model_fields["kind"].default for found in _sections(field and field.annotation)]

@@ -1,27 +1,40 @@
 """What a recipe's words mean: the only place where a word in a file becomes an object.
 
 A recipe is YAML. Each part of the method is a section with a `kind`; PARTS says which class a kind is, and
-the section's other keys are that class's arguments, checked strictly. Adding an estimator, a gap, a
-distance or a network is its own file and one line here.
+the section's other keys are that class's arguments, checked strictly. The objective's keys stand at the top
+of the recipe. Adding a part is its own file and one line here, or a call of `register` from outside.
 """
 
 import inspect
 from collections.abc import Callable
 from functools import cache
+from importlib.metadata import entry_points
 from types import UnionType
-from typing import Annotated, Any, ClassVar, Literal, Union, cast, get_args, get_origin, get_type_hints
+from typing import (
+    TYPE_CHECKING,
+    Annotated,
+    Any,
+    ClassVar,
+    Literal,
+    Union,
+    cast,
+    get_args,
+    get_origin,
+    get_type_hints,
+)
 
-from pydantic import BaseModel, ConfigDict, Field, create_model
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, create_model
 
 from consistune.core import estimators, noise, objectives, times
-from consistune.core.posterior.bank import Place
+from consistune.core.posterior.bank import BankKind
 from consistune.errors import UserError
 from consistune.nn import store
 from consistune.nn.precond import Preconditioned
+from consistune.recipe import objectives as built_objectives
 from consistune.train import ema, optim
 from consistune.train.options import TrainOptions
 
-PARTS: dict[Any, dict[str, Callable[..., Any]]] = {
+PARTS: dict[Any, dict[str, Any]] = {
     noise.NoiseSchedule: {
         "edm": noise.EDM,
         "vp": noise.VP,
@@ -72,50 +85,173 @@ PARTS: dict[Any, dict[str, Callable[..., Any]]] = {
         "average": ema.FixedAverage,
         "growing-average": ema.GrowingAverage,
     },
-    store.Network: dict(store.NETWORKS),
-    Preconditioned: dict(store.PRECONDITIONERS),
+    objectives.Objective: {
+        "diffusion": built_objectives.diffusion,
+        "consistency": built_objectives.consistency,
+    },
+    store.Network: store.NETWORKS,
+    Preconditioned: store.PRECONDITIONERS,
 }
+
+NAMES = {
+    "schedule": noise.NoiseSchedule,
+    "pairs": times.TimePairs,
+    "gap": times.Gap,
+    "grid-size": times.GridSize,
+    "law": times.LogNormal,
+    "estimator": estimators.NoiseEstimator,
+    "distance": objectives.Distance,
+    "weight": objectives.Weight,
+    "rate-schedule": optim.RateSchedule,
+    "average": ema.Average,
+    "target": ema.Target,
+    "objective": objectives.Objective,
+    "network": store.Network,
+    "precond": Preconditioned,
+}
+"""What `register` calls the parts."""
+SINGLE = (optim.Optimizer, TrainOptions, built_objectives.Loss)
+"""Classes of which there is one kind: their sections have no `kind`."""
 
 WORDS: dict[tuple[Any, str], tuple[Any, Any]] = {
     (estimators.ScoreIdentity, "reference"): (Literal["batch", "class", "all"], ...),
-    (estimators.ScoreIdentity, "bank"): (Place, "auto"),
+    (estimators.ScoreIdentity, "bank"): (BankKind, "auto"),
     (estimators.Teacher, "model"): (str, ...),
     (times.Phased, "edges"): (tuple[float, ...] | Annotated[int, Field(ge=1)], ...),
 }
 """Arguments that a recipe names by a word, with that word's type and default; `bank` says where the
 reference lives."""
 
-WIRED = {"schedule", "image_shape", "num_classes", "network", "mirrored", "bandwidth", "nearest"}
-"""Arguments that the rest of the recipe decides: `mirrored` follows train.x_flip; bandwidth and nearest are
-for continuous conditions, which no data set here has."""
+WIRED = {"schedule", "image_shape", "num_classes", "network", "mirrored", "student"}
+"""Arguments that the rest of the recipe decides: `mirrored` follows train.x_flip, `student` is the model."""
+PYTHON_ONLY = {"bandwidth", "nearest"}
+"""Arguments for continuous conditions. No data set of a recipe has such; in Python a `Batch` may."""
+
+
+def register(part: str, kind: str, make: Callable[..., Any]) -> None:
+    """Let recipes say `kind` for a part; its other keys are the arguments of `make`, by their type hints.
+
+    part: one of NAMES. make: a class or, for an objective, also a function that is annotated to return one.
+    A network also needs the attributes that `nn.precond.Preconditioned` names, so that it can be stored.
+    The same is done for every entry point of the group `consistune.parts` whose name is "part:kind".
+    Raises ValueError for an unknown part, and for a kind that is another class already.
+    """
+    if part not in NAMES:
+        raise ValueError(f"unknown part {part!r}: known are {', '.join(NAMES)}")
+    table = PARTS[NAMES[part]]
+    if table.get(kind, make) is not make:
+        raise ValueError(f"{part}: {kind!r} is already {table[kind].__name__}")
+    table[kind] = make
+    for built in (section, one_of, recipe_section, recipe_reader):
+        built.cache_clear()
+
+
+@cache
+def load_entry_points() -> None:
+    """Register the parts of installed packages, once. Raises UserError for one that cannot be loaded."""
+    for entry in entry_points(group="consistune.parts"):
+        part, _, kind = entry.name.partition(":")
+        try:
+            register(part, kind, entry.load())
+        except Exception as error:  # whatever another package's import does
+            raise UserError(
+                str(error), f"entry point {entry.name} = {entry.value}", "mend or uninstall that package"
+            ) from error
 
 
 class Section(BaseModel):
-    """A part of a recipe; `builds` is the class that its keys are the arguments of."""
+    """A part of a recipe; `builds` is the class or function whose arguments are its keys."""
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
     builds: ClassVar[Any] = None
 
 
+class Recipe(Section):
+    """The keys that every recipe has; `recipe_section` adds those of its objective.
+
+    `dropout` and `dropout_res` (EDM2's networks: the finest resolution at which blocks drop out) change the
+    model that is made or started from, and are stored with it. `precond` puts its network into another form;
+    None: EDM's for a new network, its own for weights that are started from.
+    """
+
+    data: str = "digits"
+    conditional: bool = True
+    network: Annotated[Any, store.Network | None] = None
+    start_from: str | None = None
+    dropout: Annotated[float, Field(ge=0, lt=1)] | None = None
+    dropout_res: Annotated[int, Field(ge=1)] | None = None
+    precond: Annotated[Any, Preconditioned | None] = None
+    schedule: Annotated[Any, noise.NoiseSchedule] = noise.EDM()
+    optimizer: Annotated[Any, optim.Optimizer] = optim.Optimizer()
+    train: Annotated[Any, TrainOptions]
+    objective: str
+
+    if TYPE_CHECKING:  # the keys of the objective
+
+        def __getattr__(self, name: str) -> Any: ...
+
+
 @cache
-def section(cls: Any, kind: str | None = None) -> type[Section]:
+def section(make: Any, kind: str | None = None) -> type[Section]:
     """The strict model of a class's arguments (and of its kind, where it is one of several)."""
-    hints = get_type_hints(cls.__init__)
     fields: dict[str, Any] = {} if kind is None else {"kind": (Literal[kind], kind)}
-    for name, parameter in list(inspect.signature(cls.__init__).parameters.items())[1:]:
-        if (cls, name) in WORDS:
-            fields[name] = WORDS[cls, name]
-        elif name not in WIRED:
-            default = ... if parameter.default is parameter.empty else _default(parameter.default)
-            fields[name] = (_in_sections(hints[name], inside=cls), default)
-    fields |= {name: word for (owner, name), word in WORDS.items() if owner is cls and name not in fields}
-    made = cast(type[Section], create_model(kind or cls.__name__, __base__=Section, **fields))
-    made.builds = cls
+    return _model(kind or make.__name__, Section, make, fields | _keys(make))
+
+
+@cache
+def recipe_section(kind: str) -> type[Recipe]:
+    """The strict model of the recipes of an objective."""
+    make = PARTS[objectives.Objective][kind]
+    hints = get_type_hints(Recipe, include_extras=True)
+    fields: dict[str, Any] = {}
+    for name, field in Recipe.model_fields.items():
+        hint = hints[name]
+        if get_origin(hint) is Annotated and get_args(hint)[0] is Any:
+            default = ... if field.is_required() else _default(field.default)
+            fields[name] = (_in_sections(get_args(hint)[1]), default)
+    fields |= {"objective": (Literal[kind], ...)} | _keys(make)
+    if built_objectives.learns(make) == "flow-map":
+        more = built_objectives.FLOW_MAP_KEYS.items()
+        fields |= {name: (_in_sections(hint), _default(default)) for name, (hint, default) in more}
+    return cast(type[Recipe], _model(kind, Recipe, make, fields))
+
+
+@cache
+def recipe_reader() -> TypeAdapter[Recipe]:
+    """What validates a recipe of any objective."""
+    load_entry_points()
+    recipes = tuple(recipe_section(kind) for kind in PARTS[objectives.Objective])
+    union: Any = Annotated[Union[recipes], Field(discriminator="objective")]  # noqa: UP007
+    return TypeAdapter(union)
+
+
+def _model(name: str, base: type[Section], make: Any, fields: dict[str, Any]) -> type[Section]:
+    made = cast(type[Section], create_model(name, __base__=base, **fields))
+    made.builds = make
     return made
 
 
-def _in_sections(hint: Any, inside: Any) -> Any:
+def _keys(make: Any) -> dict[str, Any]:
+    """name → (type, default) of the arguments that a recipe gives, and of the further keys in WORDS."""
+    hints = get_type_hints(make.__init__ if inspect.isclass(make) else make, include_extras=True)
+    fields: dict[str, Any] = {}
+    for name, parameter in inspect.signature(make).parameters.items():
+        if (make, name) in WORDS:
+            fields[name] = WORDS[make, name]
+        elif name not in WIRED | PYTHON_ONLY:
+            default = ... if parameter.default is parameter.empty else _default(parameter.default)
+            fields[name] = (_in_sections(hints[name], inside=make), default)
+    return fields | {
+        name: word for (owner, name), word in WORDS.items() if owner is make and name not in fields
+    }
+
+
+def _in_sections(hint: Any, inside: Any = None) -> Any:
     """A type in which every part has become the union of its sections: also in `tuple[float | Part, ...]`."""
+    if get_origin(hint) is Annotated:
+        return hint
+    if hint in SINGLE:
+        return section(hint)
     if hint in PARTS:
         return one_of(hint, inside=inside)
     arguments = tuple(_in_sections(argument, inside) for argument in get_args(hint))
@@ -127,7 +263,7 @@ def _in_sections(hint: Any, inside: Any) -> Any:
 @cache
 def one_of(part: Any, inside: Any = None) -> Any:
     """The union, told apart by `kind`, of all sections of a part; a kind does not hold another of itself."""
-    sections = [section(cls, kind) for kind, cls in PARTS[part].items() if cls is not inside]
+    sections = [section(make, kind) for kind, make in PARTS[part].items() if make is not inside]
     if len(sections) == 1:
         return sections[0]
     return Annotated[Union[tuple(sections)], Field(discriminator="kind")]  # noqa: UP007 - built at run time
@@ -135,97 +271,41 @@ def one_of(part: Any, inside: Any = None) -> Any:
 
 def _default(value: Any) -> Any:
     """A default that is itself a part becomes its section."""
-    for table in PARTS.values():
-        for kind, cls in table.items():
-            if type(value) is cls:
-                made = section(cls, kind)  # type: ignore[arg-type]
+    own_kind: dict[Any, Any] = {None: type(value)} if type(value) in SINGLE else {}
+    tables: list[dict[Any, Any]] = [*PARTS.values(), own_kind]
+    for table in tables:
+        for kind, make in table.items():
+            if type(value) is make:
+                made = section(cast(Any, make), kind)
                 own = {n: _default(getattr(value, n)) for n in made.model_fields if n != "kind"}
-                return made.model_construct(kind=kind, **own)
+                return made.model_construct(**({} if kind is None else {"kind": kind}), **own)
     return value
 
 
-class Common(Section):
-    """What both objectives share.
+def build(part: Section, where: str, *, words: Any = None, context: Any = None, **wired: Any) -> Any:
+    """The object that a section describes.
 
-    `dropout` and `dropout_res` (EDM2's networks: the finest resolution at which blocks drop out) change the
-    model that is made or started from, and are stored with it. `precond` puts its network into another form;
-    None: EDM's for a new network, its own for weights that are started from.
+    Args:
+        where: the section's key, for messages; "" for a recipe.
+        words: argument → function that turns the recipe's word for it into the object, called as
+            function(word, section=…, **context).
+        wired: the arguments that the rest of the recipe decides.
     """
+    make = type(part).builds  # through the class, where a function is not a method
+    accepted = inspect.signature(make).parameters
 
-    data: str = "digits"
-    conditional: bool = True
-    network: one_of(store.Network) | None = None  # type: ignore[valid-type]
-    start_from: str | None = None
-    dropout: Annotated[float, Field(ge=0, lt=1)] | None = None
-    dropout_res: Annotated[int, Field(ge=1)] | None = None
-    precond: one_of(Preconditioned) | None = None  # type: ignore[valid-type]
-    schedule: one_of(noise.NoiseSchedule) = section(noise.EDM, "edm")()  # type: ignore[valid-type]
-    optimizer: section(optim.Optimizer) = section(optim.Optimizer)()  # type: ignore[valid-type]
-    train: section(TrainOptions)  # type: ignore[valid-type]
-
-
-class DiffusionRecipe(Common):
-    """Pretraining: a denoiser.
-
-    `uncertainty`: the loss is weighed by the learned log-variance u(σ) of `precond: {kind: edm2}` (EDM2's
-    eq. 21); elsewhere that head is left out of the model. `augment`: EDM's augmentation of the images, each
-    of its transforms with this probability (`train.augment`); the network needs augment_dim: 9.
-    """
-
-    objective: Literal["diffusion"]
-    law: one_of(times.LogNormal) = _default(times.LogNormal(-1.2, 1.2))  # type: ignore[valid-type]
-    weight: one_of(objectives.Weight) = _default(objectives.SNRPlus())  # type: ignore[valid-type]
-    uncertainty: bool = False
-    augment: Annotated[float, Field(ge=0, le=1)] = 0.0
-
-
-class Loss(Section):
-    """How f_θ(x_t) is compared with its target."""
-
-    distance: one_of(objectives.Distance) = _default(objectives.Huber())  # type: ignore[valid-type]
-    weight: one_of(objectives.Weight) = _default(objectives.InverseGap())  # type: ignore[valid-type]
-    steps: Annotated[int, Field(ge=1)] = 1
-    method: Literal["euler", "heun"] = "euler"
-
-
-class ConsistencyRecipe(Common):
-    """Tuning: a consistency model."""
-
-    objective: Literal["consistency"]
-    pairs: one_of(times.TimePairs)  # type: ignore[valid-type]
-    estimator: one_of(estimators.NoiseEstimator)  # type: ignore[valid-type]
-    loss: Loss = Loss()
-    target: one_of(ema.Target) = _default(ema.Online())  # type: ignore[valid-type]
-    mid_t: tuple[Annotated[float, Field(gt=0)], ...] = (0.821,)
-
-
-Recipe = DiffusionRecipe | ConsistencyRecipe
-
-
-def build(section: Section, where: str, *, words: Any = None, context: Any = None, **wired: Any) -> Any:
-    """The object a section describes. `wired` are the arguments that the rest of the recipe decides."""
-    given: dict[str, Any] = {}
-    accepted = _arguments(section.builds)
-    for name in type(section).model_fields:
-        value = getattr(section, name)
-        if name not in accepted:  # what kind it is, or what the words of other arguments need to know
-            continue
+    def made(value: Any, key: str) -> Any:
         if isinstance(value, Section):
-            value = build(value, f"{where}.{name}", words=words, context=context, **wired)
-        elif isinstance(value, tuple):
-            value = tuple(
-                build(item, f"{where}.{name}", **wired) if isinstance(item, Section) else item
-                for item in value
-            )
-        if words and name in words:
-            value = words[name](value, section=section, **context)
-        given[name] = value
+            return build(value, key, words=words, context=context, **wired)
+        return tuple(made(item, key) for item in value) if isinstance(value, tuple) else value
+
+    given: dict[str, Any] = {}
+    # The other fields are the kind, the keys of all recipes, and what `words` read.
+    for name in [name for name in type(part).model_fields if name in accepted and name not in wired]:
+        value = made(getattr(part, name), f"{where}.{name}".lstrip("."))
+        given[name] = words[name](value, section=part, **context) if words and name in words else value
     given |= {name: value for name, value in wired.items() if name in accepted}
     try:
-        return section.builds(**given)
+        return make(**given)
     except ValueError as error:
-        raise UserError(str(error), where) from error
-
-
-def _arguments(cls: Any) -> set[str]:
-    return set(inspect.signature(cls.__init__).parameters)
+        raise UserError(str(error), where or "objective") from error

@@ -82,7 +82,7 @@ def _on_mixture(scale: MdpScale, seed: int) -> dict[str, NoiseEstimator]:
     return {
         "one-sample": OneSample(),
         "batch": ScoreIdentity(SCHEDULE),
-        f"{BANK} others": ScoreIdentity(SCHEDULE, Reference.whole(bank_of(seed + 1000))),
+        f"{BANK} others": ScoreIdentity(SCHEDULE, Reference.ungrouped(bank_of(seed + 1000))),
         "CD": Teacher(diffusion_model(bank_of(seed), scale.steps, seed)),
     }
 

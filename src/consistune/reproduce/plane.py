@@ -19,7 +19,7 @@ from consistune.core.posterior.mean import Reference, posterior
 from consistune.core.sampling import PhasedSteps
 from consistune.core.solve import solve
 from consistune.core.times import LogNormalPairs, Phased, SigmoidGap, karras_edges
-from consistune.core.types import Batch, Denoiser
+from consistune.core.types import Batch, Conditioning, Denoiser
 from consistune.pages.plots import Axis, Panel, PanelGrid, Plot
 from consistune.reproduce.results import Outcome, Row, over_seeds, series
 from consistune.reproduce.spec import Experiment, Positive, Scale, Share, Strict, at_scale
@@ -133,7 +133,7 @@ def _by_references(
     means = []
     for i in range(len(x_t)):
         others = MIXTURE.sample(number - 1, generator)[0]
-        reference = Reference.whole(torch.cat([own[i : i + 1], others]).float())
+        reference = Reference.ungrouped(torch.cat([own[i : i + 1], others]).float())
         means.append(posterior(x_t[i : i + 1].float(), times[i : i + 1].float(), SCHEDULE, reference).mean)
     return torch.cat(means).double()
 
@@ -206,7 +206,7 @@ def _edges(number: int) -> tuple[float, ...]:
 def _phased_model(teacher: Net, bank: Tensor, number: int, steps: int, seed: int) -> Net:
     gap = SigmoidGap(every_images=steps * BATCH // STAGES)
     pairs = Phased(LogNormalPairs(gap), _edges(number))
-    objective = Consistency(SCHEDULE, pairs, ScoreIdentity(SCHEDULE, Reference.whole(bank)))
+    objective = Consistency(SCHEDULE, pairs, ScoreIdentity(SCHEDULE, Reference.ungrouped(bank)))
     net = copy.deepcopy(teacher).requires_grad_(True)
     return train(net, objective, bank, steps, 1e-3, seed)[0]
 
@@ -217,7 +217,7 @@ def _follow(
     """The ends of the paths from the noise, and every (x_t, t) at which the model was evaluated."""
     points = []
 
-    def recorded(x_t: Tensor, t: Tensor, condition: Tensor | None = None) -> Tensor:
+    def recorded(x_t: Tensor, t: Tensor, condition: Conditioning = None) -> Tensor:
         points.append((x_t, float(t[0])))
         return model(x_t, t, condition)
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from consistune.analyze.mixture import GaussianMixture
 from consistune.core.noise import EDM
 from consistune.core.objectives import Denoising, Objective
-from consistune.core.types import Batch
+from consistune.core.types import Batch, Conditioning
 
 BATCH, BANK = 128, 2048
 SCHEDULE = EDM()
@@ -29,7 +29,7 @@ class Net(nn.Module):
             nn.Linear(width, width), nn.SiLU(), nn.Linear(width, 2),
         )  # fmt: skip
 
-    def forward(self, x_t: Tensor, t: Tensor, condition: Tensor | None = None) -> Tensor:
+    def forward(self, x_t: Tensor, t: Tensor, condition: Conditioning = None) -> Tensor:
         del condition
         t = t.float().view(-1, 1)
         x, variance = x_t.flatten(1).float(), t.square() + 0.25

@@ -1,22 +1,21 @@
 """EDM's augmentation (2206.00364, app. F.2, after ADA, 2006.06676), and labels that keep it out of samples.
 
-A geometric transform of each image, drawn at random, is told to the network as nine numbers; sampling gives
-none, which is the label of an image left alone. All transforms but the flips are one affine map, resampled at
-twice the resolution between a wavelet's low-pass filters.
+Each image gets a random geometric transform, which the network receives as nine numbers. Sampling passes
+none, which equals the label of an untouched image. All transforms but the flips are one affine map, resampled
+at twice the resolution between a wavelet's low-pass filters.
 """
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import torch
 from torch import Generator, Tensor
 from torch.nn.functional import affine_grid, conv2d, grid_sample, pad
 
-from consistune.core.objectives import Draws, Objective, Sampling
-from consistune.core.types import Batch, Denoiser, Progress
+from consistune.core.types import Batch
 
 LABELS = 9
-"""Entries of a label: flips in x and y, scale, rotation (2), stretch (2), shift (2); 0: nothing is done."""
+"""Entries of a label: flips in x and y, scale, rotation (2), stretch (2), shift (2); 0: no transform."""
 SCALE_STD = STRETCH_STD = 0.2
 """Of log₂ of the factors."""
 SHIFT_STD = 0.125
@@ -39,64 +38,34 @@ SYM6 = (
 REACH = len(SYM6) // 4
 
 
-@dataclass(frozen=True)
-class Augmented(Objective):
-    """An objective on augmented images, whose labels its networks are given.
-
-    Attributes:
-        probability: of each transform but the flip in x.
-    """
-
-    objective: Objective
-    probability: float
-
-    def sampling(self) -> Sampling:
-        return self.objective.sampling()
-
-    def reference_bytes(self) -> int:
-        return self.objective.reference_bytes()
-
-    def draw(self, batch: Batch, progress: Progress, generator: Generator) -> Draws:
-        x_0, labels = augment(batch.x_0, self.probability, generator)
-        return self.objective.draw(replace(batch, x_0=x_0, augment=labels), progress, generator)
-
-    def losses(self, model: Denoiser, target: Denoiser, draws: Draws) -> Tensor:
-        return self.objective.losses(Told(model, draws), Told(target, draws), draws)
-
-
-@dataclass(frozen=True)
-class Told:
-    """A denoiser that is told what was done to the images of a step."""
-
-    model: Denoiser
-    draws: Draws
-
-    def __call__(self, x_t: Tensor, t: Tensor, condition: Tensor | None = None) -> Tensor:
-        return self.model(x_t, t, condition, augment_labels=self.draws.batch.augment)  # type: ignore[call-arg]
+def augment_batch(batch: Batch, generator: Generator, probability: float) -> Batch:
+    """The batch with its images augmented and with the labels that say how, for the network."""
+    x_0, labels = augment(batch.x_0, probability, generator)
+    return replace(batch, x_0=x_0, augment=labels)
 
 
 def augment(x: Tensor, probability: float, generator: Generator) -> tuple[Tensor, Tensor]:
     """Images [B, C, H, W] → transformed images, labels [B, 9] in fp32.
 
-    Each transform is done with the given probability, but the flip in x with ½ (the order of the draws is
-    the published one).
+    The flip in x has probability ½, every other transform the given one. The random numbers are drawn in the
+    published order.
     """
     n, (height, width) = len(x), x.shape[2:]
-    place = generator.device
+    device = generator.device
 
     def normal(*shape: int) -> Tensor:
-        return torch.randn(shape, generator=generator, device=place)
+        return torch.randn(shape, generator=generator, device=device)
 
     def angle() -> Tensor:
-        return (2 * torch.rand(n, generator=generator, device=place) - 1) * math.pi
+        return (2 * torch.rand(n, generator=generator, device=device) - 1) * math.pi
 
     def gated(value: Tensor, chance: float, *shape: int) -> Tensor:
         return torch.where(
-            torch.rand(shape or value.shape, generator=generator, device=place) < chance, value, 0
+            torch.rand(shape or value.shape, generator=generator, device=device) < chance, value, 0
         )
 
     def coin(chance: float) -> Tensor:
-        return gated(torch.randint(2, (n, 1, 1, 1), generator=generator, device=place), chance)
+        return gated(torch.randint(2, (n, 1, 1, 1), generator=generator, device=device), chance)
 
     flip_x, flip_y = coin(1.0), coin(probability)
     scale = gated(normal(n), probability)
@@ -123,7 +92,7 @@ def augment(x: Tensor, probability: float, generator: Generator) -> tuple[Tensor
 def warp(x: Tensor, inverse: Tensor) -> Tensor:
     """Images [B, C, H, W] under the map whose inverse [B, 3, 3] takes output pixels to input pixels.
 
-    Coordinates are pixels from the image's centre. The border is reflected as far as any image needs it.
+    Coordinates are pixels from the image's centre. The border is reflected as far as any image needs.
     """
     height, width = x.shape[2:]
     x, inverse = _reflected(x, inverse)
@@ -143,7 +112,7 @@ def warp(x: Tensor, inverse: Tensor) -> Tensor:
 
 
 def _reflected(x: Tensor, inverse: Tensor) -> tuple[Tensor, Tensor]:
-    """The images with as much mirrored border as the furthest corner of any of them asks for."""
+    """The images with a mirrored border as wide as the farthest corner of any transformed image."""
     height, width = x.shape[2:]
     cx, cy = (width - 1) / 2, (height - 1) / 2
     corners = inverse.new_tensor([[-cx, -cy, 1], [cx, -cy, 1], [cx, cy, 1], [-cx, cy, 1]])

@@ -17,9 +17,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from consistune.core.noise import NoiseSchedule, rescheduled
 from consistune.core.objectives import Draws, Objective
 from consistune.core.rng import mix_seed
-from consistune.core.types import Batch, Denoiser
+from consistune.core.types import Batch, Conditioning, Denoiser
 from consistune.errors import UserError
 from consistune.nn.precond import Preconditioned
 from consistune.system.processes import Processes, pending
@@ -28,7 +29,7 @@ from consistune.train.ema import EMA, Online, Target
 from consistune.train.loss_by_time import NAMES, loss_by_time
 from consistune.train.optim import Optimizer
 from consistune.train.options import TrainOptions
-from consistune.train.order import EpochOrder, HiddenLabels, Stream, TrainingData
+from consistune.train.order import EpochOrder, Stream, TrainingData
 from consistune.train.precision import Precision
 
 
@@ -57,22 +58,24 @@ class TrainingDiverged(RuntimeError):
 
 
 class StepLoss(nn.Module):
-    """The losses of a part of a step as a module: what wraps it for several processes sees a single pass."""
+    """The losses of a part of a step as one module, so that a wrapper for several processes sees one pass."""
 
-    def __init__(self, model: Preconditioned, precision: Precision) -> None:
+    def __init__(self, model: Preconditioned, precision: Precision, schedule: NoiseSchedule) -> None:
         super().__init__()
-        self.model, self.precision = model, precision
+        self.model, self.precision, self.schedule = model, precision, schedule
 
-    def forward(
-        self, objective: Objective, target: Preconditioned | None, draws: Draws, hidden: Tensor | None
-    ) -> Tensor:
-        """Losses [B] of the objective; target None: the model itself; hidden: whose labels are not seen."""
-        return objective.losses(
-            self._seen(self.model, hidden), self._seen(target or self.model, hidden), draws
-        )
+    def forward(self, objective: Objective, target: Preconditioned | None, draws: Draws) -> Tensor:
+        """Losses [B] of the objective. target None: the model itself."""
+        return objective.losses(self._denoiser(self.model), self._denoiser(target or self.model), draws)
 
-    def _seen(self, model: Preconditioned, hidden: Tensor | None) -> Denoiser:
-        return self.precision.within(model if hidden is None else HiddenLabels(model, hidden))
+    def _denoiser(self, model: Preconditioned) -> Denoiser:
+        """The network, made for EDM's schedule, under the objective's; its passes run in the precision."""
+
+        def denoise(x_t: Tensor, t: Tensor, condition: Conditioning = None) -> Tensor:
+            with self.precision.scope():
+                return model(x_t, t, condition)
+
+        return rescheduled(denoise, self.schedule)
 
 
 class Trainer:
@@ -116,14 +119,14 @@ class Trainer:
         self.by_time = torch.zeros(2, len(NAMES), device=self.device)
 
     def _prepare(self) -> None:
-        """The networks that a step runs, made ready as the options say; their parameters keep their names."""
+        """Prepare the networks of a step as the options say; their parameters keep their names."""
         networks = [self.model]
         if self.target_average is not None:
             networks.append(self.target_average.model.train())  # it draws the student's dropout mask
         for model in networks:
             self.precision.prepare(model)
             prepare_network(model.network, self.options)
-        self.step_loss: nn.Module = StepLoss(self.model, self.precision)
+        self.step_loss: nn.Module = StepLoss(self.model, self.precision, self.objective.schedule)
         if self.sharded:
             sharding.shard(self.step_loss, self.processes)
             for average in self._all_averages():
@@ -135,7 +138,7 @@ class Trainer:
     def averaged(self) -> Preconditioned:
         """The model that is sampled and stored: the first average, in evaluation mode.
 
-        Sharded weights are gathered for it: every process has to ask, and all have the whole of it.
+        Sharded weights are gathered for it: every process must read it, and each gets the full model.
         """
         return self.averaged_by(self.averages[0])
 
@@ -146,7 +149,7 @@ class Trainer:
     def steps(self, stop: Callable[[], bool] = lambda: False) -> Iterator[StepReport]:
         """Take steps until `options.images` are seen, and report each after the optimizer's update.
 
-        `stop` is asked once a step; the reports of all processes say so in the same step.
+        `stop` is called once a step; all processes report a stop in the same step.
         Raises TrainingDiverged after `options.max_nonfinite` non-finite steps in a row.
         """
         while self.images < self.options.images:
@@ -163,9 +166,9 @@ class Trainer:
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         self.optimizer.zero_grad(set_to_none=True)
-        draws, hidden = self._draw()
-        losses = [self._backward(draws, hidden, part) for part in self._parts()]
-        loss, by_time, stopping = self._together(torch.cat(losses), draws.times.t, stop)
+        draws = self._draw()
+        losses = [self._backward(draws, part) for part in self._parts()]
+        loss, by_time, stopping = self._reduced(torch.cat(losses), draws.times.t, stop)
         self.precision.scaler.unscale_(self.optimizer)
         norm = sharding.gradient_norm(self.model, self.processes)
         # The step's one wait for a card: whether to take the step, and what to report, in a single reading.
@@ -192,8 +195,8 @@ class Trainer:
             stopping=stop_now > 0,
         )
 
-    def _draw(self) -> tuple[Draws, Tensor | None]:
-        """All that is random in the step but dropout, for the whole batch; and whose labels are hidden."""
+    def _draw(self) -> Draws:
+        """All that is random in the step except dropout, for the whole batch."""
         options = self.options
         generator = torch.Generator(self.device)
         generator.manual_seed(self._seed(Stream.NOISE))
@@ -201,31 +204,29 @@ class Trainer:
         batch = self.data.batch(rows, self.model.num_classes > 0, self.device)
         if options.x_flip:
             batch = flipped(batch, generator)
-        hidden = None
         if options.label_dropout > 0 and self.model.num_classes > 0:
             hidden = torch.rand(len(batch), generator=generator, device=self.device) < options.label_dropout
-        return self.objective.draw(batch, self.images, generator), hidden
+            batch = replace(batch, hidden=hidden)
+        return self.objective.draw(batch, self.images, generator)
 
     def _parts(self) -> list[slice]:
         return self.processes.parts(self.options.batch, self.options.microbatch)
 
-    def _backward(self, draws: Draws, hidden: Tensor | None, part: slice) -> Tensor:
-        """Add a part's gradients of the batch's mean loss; its losses, detached."""
+    def _backward(self, draws: Draws, part: slice) -> Tensor:
+        """Add a part's gradients of the batch's mean loss; returns its losses, detached."""
         if self.sharded or self.options.compile:
             sharding.force_weight_norms(self.model)
         torch.manual_seed(self._seed(Stream.DROPOUT, part.start))
         target: Any = None if self.target_average is None else self.target_average.model
         with pending(self.step_loss, last=part == self._parts()[-1]):
-            losses: Tensor = self.step_loss(
-                self.objective, target, draws.rows(part), None if hidden is None else hidden[part]
-            )
+            losses: Tensor = self.step_loss(self.objective, target, draws.rows(part))
             # Averaged over the processes, the gradients become those of the sum over the batch, by its size.
             mean = losses.sum() / (self.options.batch / self.processes.count)
             with self.precision.scope():
                 self.precision.scaler.scale(mean).backward()  # type: ignore[no-untyped-call]
         return losses.detach()
 
-    def _together(self, losses: Tensor, t: Tensor, stop: bool) -> tuple[Tensor, Tensor, Tensor]:
+    def _reduced(self, losses: Tensor, t: Tensor, stop: bool) -> tuple[Tensor, Tensor, Tensor]:
         """Over all processes, in one exchange: the mean loss, the losses by t, and whether any must stop."""
         parts = self._parts()
         table = loss_by_time(t[parts[0].start : parts[-1].stop], losses)
@@ -245,7 +246,7 @@ class Trainer:
             self.target_average.update(self.model, decay)
 
     def _seed(self, stream: Stream, row: int = 0) -> int:
-        """Of one source of randomness in this step; returns to a checkpoint go on with other seeds."""
+        """The seed of one stream in this step. After a return to a checkpoint the seeds are others."""
         extra = (self.rollbacks, row) if self.rollbacks or row else ()
         return mix_seed(self.options.seed, self.step, stream, *extra)
 
@@ -255,9 +256,9 @@ class Trainer:
     COUNTERS = ("step", "images", "nonfinite_total", "nonfinite_in_a_row", "rollbacks")
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything that the rest of the run depends on; whole tensors, however they are held.
+        """Everything that the rest of the run depends on, as full tensors also where they are sharded.
 
-        Sharded weights are gathered for it on the CPU: every process has to ask.
+        Sharded weights are gathered for it on the CPU: every process must call it.
         """
         state = {
             "model": self.model.state_dict(),

@@ -1,4 +1,4 @@
-"""What a recipe's `train` section says. Everything that goes on in time is counted in images."""
+"""The `train` section of a recipe. Durations and intervals are counted in training images."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -18,21 +18,21 @@ class TrainOptions:
         seed: everything random follows from it.
         x_flip: mirror every other image at random; references are then mirrored too.
         label_dropout: share of the images whose label the model does not see, which trains its unlabelled
-            branch (classifier-free guidance, 2207.12598); references keep to the label all the same.
-        microbatch: at most so many images at a time on a process, gradients summed; None: its whole share.
+            branch (classifier-free guidance, 2207.12598); references still use the label.
+        microbatch: the most images at a time on a process, gradients summed; None: its whole share.
         precision: what the networks compute in (`train.precision`); losses and references stay fp32.
         clip_norm: gradients longer than this are shortened to it; None: never.
         compile: networks through torch.compile. channels_last: their weights in that memory format.
         checkpointing: U-Net blocks keep only their inputs and compute the rest again for the gradient.
         shard: weights, gradients, optimizer and averages are split over the processes (FSDP2).
-        checkpoint_images, log_images: how often, in images. keep: so many checkpoints stay.
-        evaluate_images: how often the averaged model is measured, if a run is given a measure; None: never.
+        checkpoint_images, log_images: how often, in images. keep: how many checkpoints are kept.
+        evaluate_images: how often the averaged model is measured, if the run has a measure; None: never.
         snapshots: shares of training at which the averaged model is kept, for guidance by an earlier self.
         ema_snapshot_images: how often, in images, the power-function averages are kept, and again at the end,
             for averages of other lengths (`posthoc`); None: never.
         ema_snapshot_precision: what those are stored in.
-        max_nonfinite: so many non-finite steps in a row take the run back to its last good checkpoint.
-        max_rollbacks: after so many returns the next one ends the run.
+        max_nonfinite: after this many non-finite steps in a row the run returns to its last good checkpoint.
+        max_rollbacks: the number of such returns; one more ends the run.
         trackers: where the log goes beside metrics.jsonl.
     """
 

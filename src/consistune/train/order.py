@@ -1,6 +1,5 @@
-"""What a step is computed from: which images, in which order, and which of their labels are hidden."""
+"""Which images a training step sees, and in which order."""
 
-from dataclasses import dataclass
 from enum import IntEnum
 from typing import Protocol
 
@@ -9,7 +8,6 @@ from torch import Tensor
 
 from consistune.core.rng import mix_seed
 from consistune.core.types import Batch
-from consistune.nn.precond import Preconditioned
 
 
 class Stream(IntEnum):
@@ -46,23 +44,3 @@ class EpochOrder:
             parts.append(self._order[offset : offset + count])
             start, count = start + len(parts[-1]), count - len(parts[-1])
         return torch.cat(parts)
-
-
-@dataclass(frozen=True)
-class HiddenLabels:
-    """A denoiser that does not see the labels of some rows: their one-hot vector is zero.
-
-    Attributes:
-        hidden: which rows [B].
-    """
-
-    model: Preconditioned
-    hidden: Tensor
-
-    def __call__(
-        self, x_t: Tensor, t: Tensor, condition: Tensor | None = None, augment_labels: Tensor | None = None
-    ) -> Tensor:
-        one_hot = self.model.one_hot(condition, len(x_t), x_t)
-        if one_hot is not None:
-            one_hot = one_hot.masked_fill(self.hidden[:, None], 0.0)
-        return self.model(x_t, t, one_hot, augment_labels)

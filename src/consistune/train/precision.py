@@ -2,13 +2,10 @@
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from torch import Tensor
 
-from consistune.core.types import Denoiser
 from consistune.nn.precond import Preconditioned
 
 Word = Literal["fp32", "tf32", "bf16", "fp16"]
@@ -19,8 +16,8 @@ HALF = {"bf16": torch.bfloat16, "fp16": torch.float16}
 class Precision:
     """One precision for the networks of a run, their gradients' scale (fp16), and where it holds.
 
-    A network that lists its `precisions` is told to compute so itself, which keeps its embedding and norms in
-    fp32; any other runs under autocast. The stored model's own precision is not touched.
+    A network that lists its `precisions` does the casts itself and keeps its embedding and norms in fp32; any
+    other runs under autocast. The stored model's own precision is not touched.
 
     Attributes:
         scaler: multiplies the loss of fp16 so that small gradients do not vanish (1710.03740); else idle.
@@ -33,13 +30,13 @@ class Precision:
         self.scaler = torch.amp.GradScaler(device.type, enabled=word == "fp16")
 
     def prepare(self, model: Preconditioned) -> None:
-        """Tell a network of the run what to compute in."""
+        """Set the precision of a network of the run."""
         own = self.word in HALF and self.autocast is None
         model.precision = self.word if own else "fp32"  # type: ignore[assignment]
 
     @contextmanager
     def scope(self) -> Iterator[None]:
-        """Where the networks' passes, and their backward, run."""
+        """The context in which a network's forward and backward passes run."""
         matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
         before = matmul.allow_tf32, cudnn.allow_tf32
         matmul.allow_tf32 = cudnn.allow_tf32 = self.word == "tf32"
@@ -50,17 +47,3 @@ class Precision:
                 yield
         finally:
             matmul.allow_tf32, cudnn.allow_tf32 = before
-
-    def within(self, denoiser: Denoiser) -> Denoiser:
-        """The denoiser, its passes in this precision."""
-        return _Within(denoiser, self)
-
-
-@dataclass(frozen=True)
-class _Within:
-    denoiser: Denoiser
-    precision: Precision
-
-    def __call__(self, x_t: Tensor, t: Tensor, condition: Tensor | None = None, **labels: Tensor) -> Tensor:
-        with self.precision.scope():
-            return self.denoiser(x_t, t, condition, **labels)

@@ -13,7 +13,7 @@ from torch.multiprocessing import spawn
 from consistune.core.estimators import ScoreIdentity
 from consistune.core.noise import EDM, VP
 from consistune.core.posterior import bank
-from consistune.core.posterior.bank import HostReference, ShardedReference, place, prefetched
+from consistune.core.posterior.bank import HostReference, ShardedReference, make_bank, prefetched
 from consistune.core.posterior.integers import fast_bytes
 from consistune.core.posterior.mean import Reference, posterior, posterior_exact
 from consistune.core.types import Batch, Times
@@ -42,7 +42,7 @@ def queries(reference: Reference, n: int = 12, seed: int = 1) -> tuple[Tensor, T
 
 @pytest.mark.parametrize("mirrored", [False, True])
 def test_a_bank_on_the_host_answers_as_one_on_the_device_bit_for_bit(mapped, mirrored) -> None:
-    host, device = place(mapped, "cpu", "host"), place(mapped, "cpu", "device")
+    host, device = make_bank(mapped, "cpu", "host"), make_bank(mapped, "cpu", "device")
     assert isinstance(host, HostReference)
     x_t, t, group = queries(mapped)
     for block in (1, 16, 2048):
@@ -57,7 +57,7 @@ def test_random_references_come_from_the_host_too(mapped) -> None:
     batch = Batch(x_t, group, torch.tensor([mapped.offsets[int(c)] + 1 for c in group]))
     answers = []
     for where in ("host", "device"):
-        identity = ScoreIdentity(EDM(), place(mapped, "cpu", where), size=5)
+        identity = ScoreIdentity(EDM(), make_bank(mapped, "cpu", where), size=5)
         bound = identity.bind(batch, Times(t, t / 2, 0 * t), torch.Generator().manual_seed(0))
         answers.append(bound.clean(x_t, t, batch))
     assert torch.equal(*answers)
@@ -78,19 +78,19 @@ def test_blocks_come_in_order_and_a_failure_on_the_way_is_raised() -> None:
     [(100, 1, "device"), (99, 1, "host"), (99, 2, "sharded"), (49, 2, "host"), (100, 8, "device")],
 )
 def test_auto_takes_half_of_the_free_memory_at_the_most(free, processes, expected) -> None:
-    assert bank._fitting(50, processes, free) == expected
+    assert bank._fitting_kind(50, processes, free) == expected
 
 
 def test_auto_asks_the_device(mapped, monkeypatch) -> None:
     monkeypatch.setattr(bank, "free_memory", lambda _: mapped.images.nbytes)
-    assert isinstance(place(mapped, "cpu"), HostReference)
+    assert isinstance(make_bank(mapped, "cpu"), HostReference)
     monkeypatch.undo()
-    assert type(place(mapped, "cpu")) is Reference
+    assert type(make_bank(mapped, "cpu")) is Reference
 
 
 def test_one_process_has_nothing_to_share(mapped) -> None:
     with pytest.raises(ValueError, match="several processes"):
-        place(mapped, "cpu", "sharded")
+        make_bank(mapped, "cpu", "sharded")
 
 
 # Several processes ----------------------------------------------------------------------------------------
@@ -106,8 +106,8 @@ def cases(mapped: Reference) -> dict[str, tuple[Reference, dict]]:
         "classes cut between": (even, {}),
         "classes cut between, mirrored": (even, {"mirrored": True}),
         "one large class cut": (Reference(images, mapped.offsets), {}),
-        "one group": (Reference.whole(images), {}),
-        "one group, mirrored": (Reference.whole(images), {"mirrored": True}),
+        "one group": (Reference.ungrouped(images), {}),
+        "one group, mirrored": (Reference.ungrouped(images), {"mirrored": True}),
         "floating point": (Reference(images.double() / 127.5 - 1, even.offsets), {}),
         "another process": (even, {"schedule": VP()}),
     }
@@ -118,7 +118,7 @@ def ask(case: tuple[Reference, dict], reference: Reference, rows: slice) -> Tens
     schedule = case[1].get("schedule", EDM())
     t = schedule.time_at(t)
     labels = None if len(reference.offsets) == 2 else group[rows]
-    return reference.begin(x_t[rows], t[rows], schedule, labels, mirrored="mirrored" in case[1])()
+    return reference.mean(x_t[rows], t[rows], schedule, labels, mirrored="mirrored" in case[1])
 
 
 def _one_process(rank: int, folder: str) -> None:
@@ -129,7 +129,7 @@ def _one_process(rank: int, folder: str) -> None:
     mapped = Reference(torch.load(f"{folder}/images.pt"), (0, *np.cumsum(SIZES).tolist()))
     found = {}
     for name, case in cases(mapped).items():
-        reference = place(case[0], "cpu", "sharded")
+        reference = make_bank(case[0], "cpu", "sharded")
         assert isinstance(reference, ShardedReference)
         assert len(reference.images) == 100
         found[name] = ask(case, reference, slice(rank * EACH, (rank + 1) * EACH))
@@ -163,11 +163,11 @@ def test_two_processes_with_half_each_answer_as_one_with_all(name, from_two_proc
 
 
 def test_a_sharded_bank_refuses_what_it_cannot_do() -> None:
-    share = ShardedReference(pixels(4), (0, 4), everywhere=(0, 8), cuts=(0, 4, 8))
+    share = ShardedReference(pixels(4), (0, 4), global_offsets=(0, 8), cuts=(0, 4, 8))
     with pytest.raises(ValueError, match="every image"):
         share.take(torch.tensor([0]))
     with pytest.raises(ValueError, match="weighted"):
-        share.begin(torch.zeros(1, 3, 8, 8), torch.ones(1), EDM(), None, log_prior=lambda *_: torch.zeros(1))
+        share.mean(torch.zeros(1, 3, 8, 8), torch.ones(1), EDM(), None, log_prior=lambda *_: torch.zeros(1))
 
 
 # Memory ---------------------------------------------------------------------------------------------------
@@ -177,13 +177,13 @@ import resource, sys, numpy as np, torch
 torch.set_num_threads(1)
 from consistune.core.noise import EDM
 from consistune.core.posterior.mean import Reference, posterior
-from consistune.core.posterior.bank import place
+from consistune.core.posterior.bank import make_bank
 images = torch.from_numpy(np.load(sys.argv[1], mmap_mode="r+"))
 mapped = Reference(images, (0, len(images) // 2, len(images)))
 x_t, group = torch.randn(2, 3, 32, 32), torch.tensor([0, 1])
 used = int(next(l for l in open("/proc/self/status") if l.startswith("VmData")).split()[1]) * 1024
 resource.setrlimit(resource.RLIMIT_DATA, (used + 200 * 2**20,) * 2)
-posterior(x_t, torch.ones(2), EDM(), place(mapped, "cpu", "host"), group)
+posterior(x_t, torch.ones(2), EDM(), make_bank(mapped, "cpu", "host"), group)
 print("answered")
 images.clone()
 """
@@ -211,7 +211,7 @@ def test_banks_for_a_card_answer_alike_and_exactly(mapped, mirrored) -> None:
     x_t, t, group = queries(mapped)
     found = {}
     for where in ("host", "device"):
-        reference = place(mapped, "cuda", where)
+        reference = make_bank(mapped, "cuda", where)
         for block in (16, 2048):
             found[where, block] = posterior(
                 x_t.cuda(), t.cuda(), EDM(), reference, group.cuda(), mirrored=mirrored, block=block

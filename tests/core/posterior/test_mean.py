@@ -54,7 +54,7 @@ def test_streaming_is_exact(kind: str, ratio: float, schedule) -> None:
     x_t, t = noisy(images, ratio, schedule)
     exact = posterior_exact(x_t, t, schedule, images)
     for block in (1, 7, 64, 1000):
-        found = posterior(x_t, t, schedule, Reference.whole(images), block=block).mean
+        found = posterior(x_t, t, schedule, Reference.ungrouped(images), block=block).mean
         assert relative(found, exact) < 1e-5
 
 
@@ -63,7 +63,7 @@ def test_streaming_is_exact(kind: str, ratio: float, schedule) -> None:
 def test_streaming_is_exact_for_any_size_block_and_time(ratio: float, n: int, block: int, shape) -> None:
     images = pixels(n, seed=n, shape=shape)
     x_t, t = noisy(images, ratio)
-    found = posterior(x_t, t, EDM(), Reference.whole(images), block=block).mean
+    found = posterior(x_t, t, EDM(), Reference.ungrouped(images), block=block).mean
     assert (found - posterior_exact(x_t, t, EDM(), images)).abs().max() < 1e-5
 
 
@@ -75,7 +75,7 @@ def test_large_images_with_near_duplicates_are_told_apart(ratio: float) -> None:
     for i in range(24):
         images[i].view(-1)[i * 7 : i * 7 + i // 3] ^= 1
     x_t, t = noisy(images, ratio)
-    found = posterior(x_t, t, EDM(), Reference.whole(images))
+    found = posterior(x_t, t, EDM(), Reference.ungrouped(images))
     exact = posterior_exact(x_t, t, EDM(), images)
     assert (found.mean - exact).abs().max() < 1e-5
 
@@ -85,8 +85,8 @@ def test_mirrored_references_count_as_twice_as_many(ratio: float) -> None:
     images = pixels(20)
     both = torch.cat([images, images.flip(-1)])
     x_t, t = noisy(both, ratio)
-    found = posterior(x_t, t, EDM(), Reference.whole(images), mirrored=True, block=7)
-    twice = posterior(x_t, t, EDM(), Reference.whole(both))
+    found = posterior(x_t, t, EDM(), Reference.ungrouped(images), mirrored=True, block=7)
+    twice = posterior(x_t, t, EDM(), Reference.ungrouped(both))
     assert relative(found.mean, posterior_exact(x_t, t, EDM(), both)) < 1e-5
     torch.testing.assert_close(found.effective_size, twice.effective_size, rtol=1e-4, atol=0)
 
@@ -109,7 +109,7 @@ def test_groups_are_answered_as_if_alone(ratio: float) -> None:
 def test_as_noise_vanishes_the_weights_are_one_hot() -> None:
     images = pixels(40, seed=3)[::4]  # no near-duplicates among these
     x_t, t = noisy(images, 0.002)
-    found = posterior(x_t, t, EDM(), Reference.whole(images))
+    found = posterior(x_t, t, EDM(), Reference.ungrouped(images))
     own = dequantise(images)[torch.cdist(x_t.flatten(1), dequantise(images).flatten(1)).argmin(1)]
     torch.testing.assert_close(found.mean, own, rtol=0, atol=1e-6)
     torch.testing.assert_close(found.effective_size, torch.ones(6))
@@ -118,7 +118,7 @@ def test_as_noise_vanishes_the_weights_are_one_hot() -> None:
 def test_as_noise_grows_the_weights_are_uniform() -> None:
     images = pixels(40)
     x_t = torch.randn(3, *SHAPE, generator=torch.Generator().manual_seed(0)) * 1e6
-    found = posterior(x_t, torch.full((3,), 1e6), EDM(), Reference.whole(images))
+    found = posterior(x_t, torch.full((3,), 1e6), EDM(), Reference.ungrouped(images))
     mean = dequantise(images).mean(0).expand(3, *SHAPE)
     torch.testing.assert_close(found.mean, mean, rtol=0, atol=1e-4)
     torch.testing.assert_close(found.effective_size, torch.full((3,), 40.0), rtol=1e-4, atol=0)
@@ -135,7 +135,7 @@ def test_it_is_the_score_of_the_empirical_distribution(schedule) -> None:
     squares = (x_t.flatten(1)[:, None] - centres).square().sum(2)
     density = torch.logsumexp(-squares / (2 * sigma.square())[:, None], dim=1)
     (score,) = torch.autograd.grad(density.sum(), x_t)
-    mean = posterior(x_t.detach(), t, schedule, Reference.whole(images)).mean
+    mean = posterior(x_t.detach(), t, schedule, Reference.ungrouped(images)).mean
     found = (alpha[:, None] * mean.flatten(1) - x_t.detach().flatten(1)) / sigma.square()[:, None]
     torch.testing.assert_close(found, score.flatten(1), rtol=1e-9, atol=1e-9)
 
@@ -143,7 +143,7 @@ def test_it_is_the_score_of_the_empirical_distribution(schedule) -> None:
 def test_stable_targets_are_stfs(parity) -> None:
     fixture = parity("stf/stf_targets")
     sigma, x_t = fixture["sigma"], fixture["perturbed"]
-    mean = posterior(x_t, sigma, EDM(), Reference.whole(fixture["reference"])).mean
+    mean = posterior(x_t, sigma, EDM(), Reference.ungrouped(fixture["reference"])).mean
     torch.testing.assert_close(mean.double(), fixture["target_float64"], rtol=1e-5, atol=1e-6)
 
 
@@ -153,16 +153,16 @@ def test_effective_size_is_the_inverse_sum_of_squares() -> None:
     x = dequantise(images).double()
     logits = -(x_t.double()[:, None] - x).square().flatten(2).sum(2) / (2 * t.double() ** 2)[:, None]
     weights = torch.softmax(logits, 1)
-    found = posterior(x_t, t, EDM(), Reference.whole(images), block=4).effective_size
+    found = posterior(x_t, t, EDM(), Reference.ungrouped(images), block=4).effective_size
     torch.testing.assert_close(found.double(), 1 / weights.square().sum(1), rtol=1e-4, atol=0)
 
 
 def test_no_gradient_flows_and_half_precision_queries_are_answered_in_fp32() -> None:
     images = pixels(10)
     x_t, t = noisy(images, 1.0)
-    assert not posterior(x_t.requires_grad_(), t, EDM(), Reference.whole(images)).mean.requires_grad
+    assert not posterior(x_t.requires_grad_(), t, EDM(), Reference.ungrouped(images)).mean.requires_grad
     half = x_t.detach().half()
-    found = posterior(half, t.half(), EDM(), Reference.whole(images)).mean
+    found = posterior(half, t.half(), EDM(), Reference.ungrouped(images)).mean
     assert found.dtype == torch.float32
     assert relative(found, posterior_exact(half, t.half(), EDM(), images)) < 1e-5
 
@@ -173,7 +173,7 @@ def test_quantising_undoes_dequantising() -> None:
 
 
 def whole() -> Reference:
-    return Reference.whole(pixels(8))
+    return Reference.ungrouped(pixels(8))
 
 
 def ask(x_t: Tensor | None = None, t: float = 1.0, reference: Reference | None = None, group=None) -> object:
@@ -197,9 +197,9 @@ labelled = Reference.grouped(pixels(8), torch.tensor([0, 0, 0, 0, 2, 2, 2, 3]))
         (lambda: ask(reference=labelled, group=torch.tensor([0, -1])), "not in the reference"),
         (lambda: ask(reference=labelled, group=torch.tensor([0])), "integers"),
         (lambda: ask(reference=labelled, group=torch.tensor([0.0, 1.0])), "integers"),
-        (lambda: Reference.whole(torch.zeros(0, *SHAPE)), "at least one"),
-        (lambda: Reference.whole(torch.full((2, *SHAPE), torch.nan)), "NaN"),
-        (lambda: Reference.whole(torch.zeros(2, *SHAPE, dtype=torch.int32)), "uint8"),
+        (lambda: Reference.ungrouped(torch.zeros(0, *SHAPE)), "at least one"),
+        (lambda: Reference.ungrouped(torch.full((2, *SHAPE), torch.nan)), "NaN"),
+        (lambda: Reference.ungrouped(torch.zeros(2, *SHAPE, dtype=torch.int32)), "uint8"),
         (lambda: Reference.grouped(pixels(4), torch.tensor([0, 1, 2])), "labels"),
         (lambda: Reference.grouped(pixels(3), torch.tensor([0, -1, 2])), "labels"),
         (lambda: Reference.grouped(pixels(3), torch.tensor([0.0, 1.0, 2.0])), "labels"),
@@ -238,7 +238,7 @@ def test_floats_answer_where_bytes_are_slow(ratio: float) -> None:
     x_t, t = noisy(images, ratio)
     exact = posterior_exact(x_t, t, EDM(), images)
     for block in (7, 64):
-        found = posterior(x_t, t, EDM(), Reference.whole(images), block=block).mean
+        found = posterior(x_t, t, EDM(), Reference.ungrouped(images), block=block).mean
         assert relative(found, exact) < 1e-5
 
 
@@ -249,7 +249,7 @@ def test_many_small_weights_are_not_lost(ratio: float) -> None:
     coarse = torch.randn(1500, 3, 4, 4, generator=g)
     images = quantise((0.5 * torch.nn.functional.interpolate(coarse, size=16, mode="bilinear")).clamp(-1, 1))
     x_t, t = noisy(images, ratio)
-    found = posterior(x_t, t, EDM(), Reference.whole(images))
+    found = posterior(x_t, t, EDM(), Reference.ungrouped(images))
     assert relative(found.mean, posterior_exact(x_t, t, EDM(), images)) < 2e-6
 
 
@@ -259,22 +259,24 @@ def test_an_answer_does_not_depend_on_the_other_questions(ratio: float) -> None:
     images = pixels(301, shape=(3, 9, 11))
     x_t, t = noisy(images, ratio, n=9)
     t = t * torch.logspace(-0.5, 0.5, 9)
-    together = posterior(x_t, t, EDM(), Reference.whole(images)).mean
+    together = posterior(x_t, t, EDM(), Reference.ungrouped(images)).mean
     for rows in (slice(0, 1), slice(2, 7), slice(8, 9)):
-        assert torch.equal(posterior(x_t[rows], t[rows], EDM(), Reference.whole(images)).mean, together[rows])
+        assert torch.equal(
+            posterior(x_t[rows], t[rows], EDM(), Reference.ungrouped(images)).mean, together[rows]
+        )
 
 
 @given(st.integers(1, 40), st.integers(1, 70), st.integers(1, 40), st.integers(0, 99))
 def test_products_of_bytes_are_whole_numbers(b: int, k: int, m: int, seed: int) -> None:
     g = torch.Generator().manual_seed(seed)
     q, x = (torch.randint(-128, 128, size, generator=g).to(torch.int8) for size in ((b, k), (m, k)))
-    assert torch.equal(whole_numbers.whole_products(q, x.T).long(), q.long() @ x.T.long())
+    assert torch.equal(whole_numbers.exact_products(q, x.T).long(), q.long() @ x.T.long())
 
 
 @pytest.mark.parametrize("k", [2**17, 2**17 + 1])
 def test_the_largest_products_do_not_overflow(k: int) -> None:
     q, x = torch.full((1, k), 127, dtype=torch.int8), torch.full((k, 1), -128, dtype=torch.int8)
-    assert int(whole_numbers.whole_products(q, x)) == -127 * 128 * k
+    assert int(whole_numbers.exact_products(q, x)) == -127 * 128 * k
 
 
 @given(st.lists(st.floats(-127, 127), min_size=1, max_size=9), st.integers(1, 5))

@@ -190,7 +190,7 @@ def test_a_guided_teacher_is_classifier_free_guidance() -> None:
     [
         (lambda: ScoreIdentity(EDM(), BANK, size=0), "at least 1"),
         (lambda: ScoreIdentity(EDM(), size=3), "reference set"),
-        (lambda: ScoreIdentity(EDM(), bandwidth=1.0, nearest=3), "give one"),
+        (lambda: ScoreIdentity(EDM(), bandwidth=1.0, nearest=3), "not both"),
         (lambda: ScoreIdentity(EDM(), bandwidth=0.0), "positive"),
         (lambda: ScoreIdentity(EDM(), nearest=0), "at least 1"),
         (lambda: ScoreIdentity(EDM(), BANK, size=3, nearest=3), "by class"),

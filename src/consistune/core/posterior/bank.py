@@ -1,14 +1,14 @@
-"""Where the reference images live: in device memory, on the host, or spread over the processes.
+"""The bank: where the reference images are kept. In device memory, on the host, or split over processes.
 
-The posterior mean asks a `Reference` for blocks of rows (METHOD §2). `device` holds the whole set where the
-queries are, as uint8. `host` leaves it in the memory map, and a thread brings block after block. `sharded`
-gives every process an equal run of rows; the processes exchange their queries, and each adds up its own rows
-for all of them. The numbers are those of one process that holds the set: to the bit as long as a class lies
-whole on one process, otherwise to the rounding of one more addition in fp32.
+The posterior mean asks a `Reference` for blocks of rows (METHOD §2). `device` holds the whole set as
+uint8 where the queries are. `host` leaves it in the memory map, and a thread copies it block by block.
+`sharded` gives every process an equal run of rows; the processes exchange their queries, and each sums over
+its own rows for all of them. The result is that of one process with the whole set: to the bit for a class
+whose rows all lie on one process, otherwise to the rounding of one more addition in fp32.
 """
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
@@ -18,43 +18,43 @@ import torch.distributed as dist
 from torch import Tensor
 
 from consistune.core.noise import NoiseSchedule
-from consistune.core.posterior.mean import LogPrior, Reference, Span, answer, stream
+from consistune.core.posterior.mean import LogPrior, Reference, Span, posterior_from, stream
 from consistune.core.posterior.streaming import Stream
 
-Place: TypeAlias = Literal["auto", "device", "host", "sharded"]
-SHARE = 0.5
+BankKind: TypeAlias = Literal["auto", "device", "host", "sharded"]
+AUTO_SHARE = 0.5
 """`auto` gives the bank at most this share of the memory that is free."""
 
 
-def place(
-    images: Reference, device: torch.device | str, where: Place = "auto", may_shard: bool = True
+def make_bank(
+    reference: Reference, device: torch.device | str, kind: BankKind = "auto", may_shard: bool = True
 ) -> Reference:
     """References on the host (in memory or mapped) → the same as a bank for queries on `device`.
 
     auto: `device` where the set fits in half of the free device memory (on the CPU half of the machine's,
-    and the map itself serves); else `sharded` where a process's share fits and it may be; else `host`.
+    and the map itself serves); else `sharded` where a process's share fits and `may_shard`; else `host`.
     Raises ValueError for `sharded` in a run of one process, or of fewer images than processes.
     """
     device = torch.device(device)
     processes = dist.get_world_size() if dist.is_initialized() else 1
-    if where == "auto":
-        where = _fitting(images.images.nbytes, processes if may_shard else 1, free_memory(device))
-    if where == "host":
-        return HostReference(images.images, images.offsets, images.conditions, target=device)
-    if where == "device":
-        return Reference(images.images.to(device), images.offsets, images.conditions)
+    if kind == "auto":
+        kind = _fitting_kind(reference.images.nbytes, processes if may_shard else 1, free_memory(device))
+    if kind == "host":
+        return HostReference(reference.images, reference.offsets, reference.conditions, target=device)
+    if kind == "device":
+        return Reference(reference.images.to(device), reference.offsets, reference.conditions)
     if processes == 1:
         raise ValueError(
             "a sharded bank needs several processes, and this run has one; "
             "start it with torchrun or accelerate launch, or use bank: device or host"
         )
-    return ShardedReference.of(images, device)
+    return ShardedReference.of(reference, device)
 
 
-def _fitting(size: int, processes: int, free: int) -> Place:
-    if size <= SHARE * free:
+def _fitting_kind(size: int, processes: int, free: int) -> BankKind:
+    if size <= AUTO_SHARE * free:
         return "device"
-    return "sharded" if processes > 1 and size / processes <= SHARE * free else "host"
+    return "sharded" if processes > 1 and size / processes <= AUTO_SHARE * free else "host"
 
 
 def free_memory(device: torch.device) -> int:
@@ -66,10 +66,10 @@ def free_memory(device: torch.device) -> int:
 
 @dataclass(frozen=True, kw_only=True)
 class HostReference(Reference):
-    """Images on the host, brought to the queries block by block, the next one while this one is used.
+    """Images on the host, copied to the queries' device block by block, the next during the work on this one.
 
     Attributes:
-        target: where the queries are.
+        target: the queries' device.
     """
 
     target: torch.device
@@ -87,9 +87,9 @@ class HostReference(Reference):
 
 
 def prefetched(images: Tensor, spans: Sequence[Span], device: torch.device) -> Iterator[Tensor]:
-    """images[first:last] on the device for each span in turn; a thread brings the next one meanwhile.
+    """images[first:last] on the device for each span in turn; a thread copies the next one meanwhile.
 
-    What is given is valid until the next is asked for: there are two buffers.
+    There are two buffers: a block is valid until the next one is taken.
     """
     if not spans:
         return
@@ -121,25 +121,25 @@ class _Slot:
             self.used.record(torch.cuda.current_stream(device))
 
     def fetch(self, span: Span) -> Tensor:
-        """In the thread: rows into the host's buffer, and on their way to the card."""
+        """Called in the thread: copy the rows to the host's buffer and start their copy to the card."""
         rows = slice(span[1] - span[0])
         if not self.cuda:
             return self.host[rows].copy_(self.images[slice(*span)])
-        self.arrived.synchronize()  # the host's buffer is read no more
+        self.arrived.synchronize()  # until the host's buffer has been read
         self.host[rows].copy_(self.images[slice(*span)])
         with torch.cuda.stream(self.copies):
-            self.copies.wait_event(self.used)  # nor the card's
+            self.copies.wait_event(self.used)  # until the card's buffer has been used
             self.card[rows].copy_(self.host[rows], non_blocking=True)
             self.arrived.record(self.copies)
         return self.card[rows]
 
     def arrive(self) -> None:
-        """What follows on the device waits for the copy; the host does not."""
+        """Later work on the device waits for the copy; the host does not wait."""
         if self.cuda:
             torch.cuda.current_stream(self.card.device).wait_event(self.arrived)
 
     def leave(self) -> None:
-        """All that uses the rows has been asked for."""
+        """Call it when all work that reads the rows has been submitted to the device."""
         if self.cuda:
             self.used.record(torch.cuda.current_stream(self.card.device))
 
@@ -148,34 +148,34 @@ class _Slot:
 class ShardedReference(Reference):
     """A process's share of a set: rows cuts[rank] … cuts[rank + 1] − 1.
 
-    Every process asks at the same time, with as many queries.
+    All processes must call `mean` at the same time, with equally many queries.
 
     Attributes:
-        images: the share.
-        offsets: where the groups lie among this process's rows; a group of other processes is empty here.
-        everywhere: where they lie in the whole set.
-        cuts: which rows each process has.
+        images: the rows of this process.
+        offsets: of the groups among this process's rows; a group that other processes hold is empty here.
+        global_offsets: of the groups in the whole set.
+        cuts: process p holds rows cuts[p] … cuts[p + 1] − 1.
     """
 
-    everywhere: tuple[int, ...]
+    global_offsets: tuple[int, ...]
     cuts: tuple[int, ...]
 
     @classmethod
-    def of(cls, images: Reference, device: torch.device) -> "ShardedReference":
-        """This process's share of a set that all processes see."""
+    def of(cls, reference: Reference, device: torch.device) -> "ShardedReference":
+        """This process's share of a set that all processes can read."""
         processes, rank = dist.get_world_size(), dist.get_rank()
-        if len(images) < processes:
-            raise ValueError(f"{processes} processes cannot share {len(images)} images; use bank: device")
-        cuts = tuple(len(images) * i // processes for i in range(processes + 1))
+        if len(reference) < processes:
+            raise ValueError(f"{processes} processes cannot share {len(reference)} images; use bank: device")
+        cuts = tuple(len(reference) * i // processes for i in range(processes + 1))
         first, last = cuts[rank], cuts[rank + 1]
-        offsets = tuple(min(max(offset, first), last) - first for offset in images.offsets)
-        own = images.images[first:last].to(device)
-        return cls(own, offsets, everywhere=images.offsets, cuts=cuts)
+        offsets = tuple(min(max(offset, first), last) - first for offset in reference.offsets)
+        own = reference.images[first:last].to(device)
+        return cls(own, offsets, global_offsets=reference.offsets, cuts=cuts)
 
-    def take(self, rows: Tensor) -> Tensor:  # noqa: ARG002 - says why not
-        raise ValueError("random references need every image, and this process has its share of them only")
+    def take(self, rows: Tensor) -> Tensor:  # noqa: ARG002 - always refused
+        raise ValueError("random references need every image, and this process holds only its share of them")
 
-    def begin(
+    def mean(
         self,
         x_t: Tensor,
         t: Tensor,
@@ -184,8 +184,11 @@ class ShardedReference(Reference):
         *,
         log_prior: LogPrior | None = None,
         mirrored: bool = False,
-    ) -> Callable[[], Tensor]:
-        """All queries to all processes; each sums over its rows; the sums go back while the caller works."""
+    ) -> Tensor:
+        """All queries go to all processes, each sums over its rows, and the sums go back to be merged.
+
+        x_t, t, group as in `posterior` → x̂_0 [B, C, H, W]. Raises ValueError where there is a log-prior.
+        """
         if log_prior is not None:
             raise ValueError("a sharded bank takes no weighted references")
         x_t, batch = x_t.detach(), len(x_t)
@@ -200,21 +203,22 @@ class ShardedReference(Reference):
         asked = [
             [i for i, value in enumerate(own) if self._shares(value, r)] for r in range(len(self.cuts) - 1)
         ]
-        returned = _returned(sums, [i // batch for i in mine], [len(queries) for queries in asked])
-
-        def wait() -> Tensor:
-            whole = Stream.empty(batch, sums.total.shape[1], sums.total.dtype, x_t.device)
-            for queries, part in zip(asked, returned(), strict=True):
-                whole.merge(_index(queries, x_t), part)
-            return answer(whole, x_t, self).mean
-
-        return wait
+        merged = Stream.empty(batch, sums.total.shape[1], sums.total.dtype, x_t.device)
+        for queries, part in zip(asked, _returned(sums, [i // batch for i in mine], asked), strict=True):
+            merged.merge(_index(queries, x_t), part)
+        return posterior_from(merged, x_t, self).mean
 
     def _shares(self, group: int, rank: int) -> bool:
-        """Whether a process has images of a group. Raises ValueError for a group that nobody has."""
-        if not 0 <= group < len(self.everywhere) - 1 or self.everywhere[group] == self.everywhere[group + 1]:
+        """Whether a process has images of a group. Raises ValueError where no process has any."""
+        if (
+            not 0 <= group < len(self.global_offsets) - 1
+            or self.global_offsets[group] == self.global_offsets[group + 1]
+        ):
             raise ValueError(f"group {group} has no reference images")
-        return self.everywhere[group] < self.cuts[rank + 1] and self.cuts[rank] < self.everywhere[group + 1]
+        return (
+            self.global_offsets[group] < self.cuts[rank + 1]
+            and self.cuts[rank] < self.global_offsets[group + 1]
+        )
 
 
 def _gathered(values: list[Tensor], processes: int) -> list[Tensor]:
@@ -227,22 +231,17 @@ def _gathered(values: list[Tensor], processes: int) -> list[Tensor]:
     return _unpacked(everyone, values)
 
 
-def _returned(sums: Stream, owners: list[int], expected: list[int]) -> Callable[[], list[Stream]]:
-    """Sums [k] to the processes that own the queries (in order) → a function that waits for ours.
+def _returned(sums: Stream, owners: list[int], asked: list[list[int]]) -> list[Stream]:
+    """Send the sums [k] to the processes that own the queries (in order); receive those for our queries.
 
-    expected: how many come from each process.
+    owners: the process that each sum belongs to. asked: which of our queries each process answers.
     """
     parts = [sums.maximum, sums.weight, sums.square, sums.total]
     send = _packed(parts)
+    expected = [len(queries) for queries in asked]
     receive = send.new_empty(sum(expected), send.shape[1])
-    given = [owners.count(r) for r in range(len(expected))]
-    work = dist.all_to_all_single(receive, send, expected, given, async_op=True)
-
-    def wait() -> list[Stream]:
-        work.wait()
-        return [Stream(*_unpacked(rows, parts)) for rows in torch.split(receive, expected)]
-
-    return wait
+    dist.all_to_all_single(receive, send, expected, [owners.count(r) for r in range(len(asked))])
+    return [Stream(*_unpacked(rows, parts)) for rows in torch.split(receive, expected)]
 
 
 def _index(rows: list[int], like: Tensor) -> Tensor:

@@ -1,19 +1,19 @@
-"""Products of whole numbers without rounding: of bytes where those are fast, else in short sums in fp32."""
+"""Exact products of integer matrices: of bytes where those are fast, else in short sums in fp32."""
 
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-LEVELS = 127.5
+HALF_RANGE = 127.5
 """Pixel levels p = 0 … 255 stand for x = p/127.5 − 1."""
 CENTRE = 128
-"""Levels are counted from here, so that they fit a signed byte."""
+"""Subtracted from pixel levels, so that they fit a signed byte."""
 BASE = 254
-"""Of signed digits."""
+"""The base of the signed digits."""
 EXACT_TERMS = 1024
 """2¹⁰ products of two whole numbers up to 2⁷ sum to at most 2²⁴, which fp32 holds exactly."""
 INT32_TERMS = 2**17
-"""So many products of a digit (up to 127) and a level (up to 128) sum to less than 2³¹."""
+"""This many products of a digit (up to 127) and a pixel (up to 128) sum to less than 2³¹."""
 
 
 def fast_bytes(device: torch.device) -> bool:
@@ -23,7 +23,7 @@ def fast_bytes(device: torch.device) -> bool:
     return device.type == "cpu" and hasattr(torch, "_int_mm") and torch.cpu._is_vnni_supported()
 
 
-def whole_products(q: Tensor, x: Tensor) -> Tensor:
+def exact_products(q: Tensor, x: Tensor) -> Tensor:
     """q @ x without rounding: signed bytes [b, k], [k, m] → whole numbers [b, m], int32 or float64."""
     # Rows of one byte come out wrong from the CPU's byte product.
     if fast_bytes(q.device) and 32 <= q.shape[1] <= INT32_TERMS:
@@ -55,6 +55,6 @@ def signed_digits(value: Tensor, count: int) -> Tensor:
     return digits
 
 
-def levels(pixels: Tensor) -> Tensor:
+def signed_pixels(pixels: Tensor) -> Tensor:
     """uint8 pixels → pixels − 128 as signed bytes."""
     return (pixels ^ CENTRE).view(torch.int8)

@@ -2,8 +2,8 @@
 
     w_i = softmax_i( −‖x_t − α_t x⁽ⁱ⁾‖² / (2σ_t²) )
 
-With y = x_t/α_t and s = σ_t/α_t this is attention with the query y, and the images as keys and values;
-`streaming` computes it a block of images at a time, exactly, from uint8 images as they are stored.
+With y = x_t/α_t and s = σ_t/α_t this is attention with query y and the images as keys and values.
+`streaming` computes it exactly, a block of images at a time, from the stored uint8 images.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from consistune.core.noise import NoiseSchedule
-from consistune.core.posterior.integers import LEVELS
+from consistune.core.posterior.integers import HALF_RANGE
 from consistune.core.posterior.streaming import FloatQuery, LevelQuery, Stream
 from consistune.core.types import expand
 
@@ -32,12 +32,12 @@ LogPrior: TypeAlias = Callable[[Tensor, int, int], Tensor]
 
 def dequantise(pixels: Tensor) -> Tensor:
     """uint8 0 … 255 → fp32 in [−1, 1]."""
-    return pixels.float() / LEVELS - 1
+    return pixels.float() / HALF_RANGE - 1
 
 
 def quantise(x: Tensor) -> Tensor:
     """Images in [−1, 1] → uint8: x·127.5 + 128, truncated, clipped (EDM's convention, 2206.00364)."""
-    return (x.float() * LEVELS + 128).clamp(0, 255).to(torch.uint8)
+    return (x.float() * HALF_RANGE + 128).clamp(0, 255).to(torch.uint8)
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class Reference:
     images: Tensor
     offsets: tuple[int, ...]
     conditions: Tensor | None = None
-    _known: set[Span] = field(default_factory=set, repr=False, compare=False)
+    _squared: set[Span] = field(default_factory=set, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         if self.images.dtype != torch.uint8 and not self.images.is_floating_point():
@@ -64,7 +64,7 @@ class Reference:
             raise ValueError("reference images contain NaN or infinity")
 
     @classmethod
-    def whole(cls, images: Tensor) -> "Reference":
+    def ungrouped(cls, images: Tensor) -> "Reference":
         """One group: every image is a reference for every query."""
         return cls(images, (0, len(images)))
 
@@ -100,7 +100,7 @@ class Reference:
         """The images of these rows [k], where the queries are."""
         return self.images[rows]
 
-    def begin(
+    def mean(
         self,
         x_t: Tensor,
         t: Tensor,
@@ -109,10 +109,9 @@ class Reference:
         *,
         log_prior: LogPrior | None = None,
         mirrored: bool = False,
-    ) -> Callable[[], Tensor]:
-        """The posterior mean, asked for now and taken by calling what is returned; see `posterior`."""
-        mean = posterior(x_t, t, schedule, self, group, log_prior=log_prior, mirrored=mirrored).mean
-        return lambda: mean
+    ) -> Tensor:
+        """The posterior mean x̂_0 at x_t [B, C, H, W]; see `posterior`."""
+        return posterior(x_t, t, schedule, self, group, log_prior=log_prior, mirrored=mirrored).mean
 
     def blocks(self, spans: Sequence[Span]) -> Iterator[tuple[Tensor, Tensor]]:
         """Rows [m, C, H, W] of each span in turn, where the queries are, and their ‖x‖² (`squares`)."""
@@ -121,11 +120,11 @@ class Reference:
             yield rows, self.squares(first, rows)
 
     def squares(self, first: int, rows: Tensor) -> Tensor:
-        """‖x‖² of the `rows` from `first` on, in the units of their queries, float64 [m]; kept."""
+        """‖x‖² of the `rows` from `first` on, in the units of the queries, float64 [m]; cached."""
         last = first + len(rows)
-        if (first, last) not in self._known:
+        if (first, last) not in self._squared:
             self._squares[first:last] = _units(self).squares(rows.flatten(1))
-            self._known.add((first, last))
+            self._squared.add((first, last))
         return self._squares[first:last]
 
     @cached_property
@@ -141,20 +140,20 @@ class Posterior(NamedTuple):
 
 
 def _segments(
-    reference: Reference, group: Tensor | None, rows: int, sound: Tensor
+    reference: Reference, group: Tensor | None, rows: int, valid: Tensor
 ) -> Iterator[tuple[Tensor, int, int]]:
-    """(queries, first row, end row) for each group that a query asks for; waits for the device once.
+    """(queries, first row, end row) for each group among the queries; waits for the device once.
 
-    sound: whether the images, sigmas and alphas are what they must be, bool [3].
+    valid: whether the images are finite, all sigmas positive, all alphas positive, bool [3].
     """
     if group is None:
         if len(reference.offsets) != 2:
             raise ValueError("the reference is grouped: every query needs its group")
-        group = torch.zeros(rows, dtype=torch.long, device=sound.device)
+        group = torch.zeros(rows, dtype=torch.long, device=valid.device)
     if group.shape != (rows,) or group.is_floating_point():
         raise ValueError(f"group must be integers [{rows}], got {group.dtype} {list(group.shape)}")
     order = torch.argsort(group, stable=True)
-    finite, noisy, signal, *values = torch.cat([sound.long(), group[order]]).tolist()
+    finite, noisy, signal, *values = torch.cat([valid.long(), group[order]]).tolist()
     if not finite:
         raise ValueError("the noisy images contain NaN or infinity")
     if not noisy:
@@ -190,7 +189,7 @@ def posterior(
     Args:
         x_t: noisy images [B, C, H, W]; t: their times [B], with α(t) > 0 and σ(t) > 0.
         group: each query's group [B] (integers); None where the reference has one group.
-        log_prior: what to add to each logit, for weighted or left-out references; see `LogPrior`.
+        log_prior: added to each logit, which weights references or leaves them out; see `LogPrior`.
         mirrored: every reference counts twice, as it is and flipped left to right.
         block: reference rows at a time; memory is O(B·d + B·block + block·d).
 
@@ -201,11 +200,11 @@ def posterior(
         ValueError: shapes or devices that do not fit, groups that are unknown or empty, σ(t) = 0.
 
     Accuracy: within 1e-5 relative of float64 for uint8 references, all t from 0.002 to 80; floating-point
-    references are computed in float64. Where bytes multiply fast (`whole.fast_bytes`), a query's mean is
-    the same to the bit whatever other queries it is asked with. Source: METHOD §2; STF, 2302.00670.
+    references are computed in float64. Where bytes multiply fast (`integers.fast_bytes`), a query's mean does
+    not depend on the other queries, to the bit. Source: METHOD §2; STF, 2302.00670.
     """
     sums = stream(x_t, t, schedule, reference, group, log_prior=log_prior, mirrored=mirrored, block=block)
-    return answer(sums, x_t, reference)
+    return posterior_from(sums, x_t, reference)
 
 
 @torch.no_grad()
@@ -220,7 +219,7 @@ def stream(
     mirrored: bool = False,
     block: int = BLOCK,
 ) -> Stream:
-    """The sums that make `posterior`, so that those over several parts of a reference can be merged."""
+    """The sums behind `posterior`. Sums over several parts of a reference can be merged."""
     if x_t.shape[1:] != reference.images.shape[1:]:
         raise ValueError(
             f"queries are {list(x_t.shape[1:])}, reference images {list(reference.images.shape[1:])}"
@@ -229,12 +228,12 @@ def stream(
         raise ValueError(f"queries are on {x_t.device}, the reference on {reference.device}")
     t = t.double()
     alpha, sigma = schedule.alpha(t), schedule.sigma(t)
-    sound = torch.stack([torch.isfinite(x_t).all(), (sigma > 0).all(), (alpha > 0).all()])
-    segments = list(_segments(reference, group, len(x_t), sound))
+    valid = torch.stack([torch.isfinite(x_t).all(), (sigma > 0).all(), (alpha > 0).all()])
+    segments = list(_segments(reference, group, len(x_t), valid))
     y, s = x_t.double() / expand(alpha, x_t), sigma / alpha
     if not mirrored:
         return _read(y, s, reference, segments, log_prior, block)
-    # The flipped images' products with y are the images' with y flipped: as many queries more.
+    # A flipped image times y is the image times y flipped, so each query gets a flipped copy.
     segments = [(torch.cat([q, q + len(x_t)]), first, last) for q, first, last in segments]
     both = _read(
         torch.cat([y, y.flip(-1)]),
@@ -250,8 +249,8 @@ def stream(
 
 
 @torch.no_grad()
-def answer(sums: Stream, x_t: Tensor, reference: Reference) -> Posterior:
-    """The posterior mean in x_t's shape, from its sums."""
+def posterior_from(sums: Stream, x_t: Tensor, reference: Reference) -> Posterior:
+    """The posterior in x_t's shape from its sums."""
     mean = _units(reference).to_image(sums.total / sums.weight[:, None]).view(x_t.shape)
     dtype = torch.promote_types(x_t.dtype, torch.float32)
     return Posterior(mean.to(dtype), (sums.weight.square() / sums.square).to(dtype))
@@ -262,7 +261,7 @@ def _units(reference: Reference) -> type[LevelQuery] | type[FloatQuery]:
 
 
 def _repeated(log_prior: LogPrior | None, rows: int) -> LogPrior | None:
-    """The same for queries that are numbered on past `rows`."""
+    """The same log-prior for the queries and, numbered from `rows` on, their flipped copies."""
     return None if log_prior is None else lambda queries, *span: log_prior(queries % rows, *span)
 
 
@@ -274,7 +273,7 @@ def _read(
     log_prior: LogPrior | None,
     block: int,
 ) -> Stream:
-    """Every block of every segment, once for all queries that ask for it."""
+    """The sums over every block of every segment; a block is read once for all queries of its group."""
     query = _units(reference).of(y.flatten(1), s)
     sums = Stream.empty(len(y), y.shape[1:].numel(), query.sums_dtype, y.device)
     spans = [
@@ -299,7 +298,7 @@ def posterior_exact(
 
     x_t [B, ...], t [B], images [n, ...] (uint8 or floating), log_prior [B, n] or None → float64 [B, ...].
     """
-    x = (images.double() / LEVELS - 1) if images.dtype == torch.uint8 else images.double()
+    x = (images.double() / HALF_RANGE - 1) if images.dtype == torch.uint8 else images.double()
     t = t.double()
     shift = x_t.double()[:, None] - expand(schedule.alpha(t), x[None]) * x[None]
     logits = -shift.square().flatten(2).sum(2) / (2 * schedule.sigma(t).square())[:, None]

@@ -1,4 +1,4 @@
-"""Which references count, and how much: log-priors for the posterior mean (METHOD §2)."""
+"""Log-priors for the posterior mean: references are weighted or left out (METHOD §2)."""
 
 import torch
 from torch import Generator, Tensor
@@ -48,7 +48,7 @@ def nearest_prior(bank: Tensor, conditions: Tensor, count: int) -> LogPrior:
 def random_subset(
     reference: Reference, group: Tensor | None, index: Tensor, size: int, generator: Generator
 ) -> tuple[Reference, LogPrior]:
-    """`size` references a query: its own image once, the others drawn without replacement from its group.
+    """`size` references for each query: its own image, and others drawn without replacement from its group.
 
     The queries of a group share a random pool of `size` images; a query whose image is not in the pool has
     it in place of the pool's last. Each query's others are then a uniformly random subset. A group with no

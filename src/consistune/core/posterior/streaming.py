@@ -5,18 +5,19 @@
 (−‖y − x‖²/2s² less ‖y‖²/2s², which the softmax cancels.)
 
 Precision. The logits reach 10⁵ at small s, where an error of 10⁻⁷ in a dot product already shows. Images are
-stored as whole pixel levels x, so y is written in whole numbers as well, three signed digits of base 254 and
+stored as integer pixel levels x, so y is written in integers as well, three signed digits of base 254 and
 one scale a query,
 
     y ≈ S·(q⁰ + q¹/254 + q²/254²),   |q| ≤ 127,   S = max|y|/127,
 
-within 8·10⁻⁶·S. Each q·x is a sum of products of whole numbers, which integer arithmetic gives without any
-rounding, and so do fp32 products of at most 1024 of them (TF32 too). The digits meet in float64. The weights
-e^{l − max l} ≤ 1 are four such digits, within 3·10⁻¹⁰ of the block's largest, where bytes multiply fast.
+within 8·10⁻⁶·S. Each q·x is a sum of products of integers, which integer arithmetic gives without
+rounding, and so do fp32 products of at most 1024 of them (TF32 too). The digits are combined in float64. The
+weights e^{l − max l} ≤ 1 are four such digits, within 3·10⁻¹⁰ of the largest in the block, where bytes
+multiply fast.
 
-Speed. Bytes multiply several times faster than floats, and images are never anything but bytes. The first
-digit alone bounds every distance, ‖y − x‖ = ‖S·q⁰ − x‖ ± ‖y − S·q⁰‖. What cannot reach a weight of e⁻⁵⁰ of
-the largest is left out before the other products: at small s that is nearly everything.
+Speed. Bytes multiply several times faster than floats, and images stay bytes throughout. The first
+digit alone bounds every distance, ‖y − x‖ = ‖S·q⁰ − x‖ ± ‖y − S·q⁰‖. Pairs that cannot reach e⁻⁵⁰ of the
+largest weight are left out before the other products: at small s these are nearly all.
 """
 
 from collections.abc import Iterator
@@ -30,18 +31,18 @@ from consistune.core.posterior.integers import (
     BASE,
     CENTRE,
     EXACT_TERMS,
-    LEVELS,
+    HALF_RANGE,
+    exact_products,
     fast_bytes,
-    levels,
     signed_digits,
-    whole_products,
+    signed_pixels,
 )
 
 DIGITS, WEIGHT_DIGITS = 3, 4
 NEGLIGIBLE = 50.0
 """Weights below e⁻⁵⁰ = 2·10⁻²² of the largest are left out: 10⁹ of them would not show in fp32."""
-FEW = 1 / 16
-"""Queries with a smaller share of a block near them are answered apart from the others."""
+SPARSE_SHARE = 1 / 16
+"""Queries that have a smaller share of a block near them are computed apart from the others."""
 
 
 @dataclass
@@ -66,12 +67,12 @@ class Stream:
         return cls(maximum, weight, square, torch.zeros(rows, size, dtype=dtype, device=device))
 
     def add(self, rows: Tensor, logits: Tensor, values: Tensor) -> None:
-        """Take in logits [b, m] (float64, overwritten) of the queries `rows` [b], values [m, d]."""
+        """Add logits [b, m] (float64, overwritten) of the queries `rows` [b], values [m, d]."""
         before = self.maximum[rows]
         top = logits.amax(1)
         maximum = torch.maximum(before, top)
-        # Relative to the block's own maximum, so that the digits of its weights are used in full; and where
-        # nothing counts yet, not −∞ − (−∞).
+        # Relative to the block's own maximum, so that the digits of its weights are used in full. The clamp
+        # avoids −∞ − (−∞) where no reference counts yet.
         weights = logits.sub_(top.clamp(min=-1e300)[:, None]).to(self.weight.dtype).exp_()
         shift = maximum.clamp(min=-1e300)
         decay, gain = torch.exp(before - shift).to(weights), torch.exp(top - shift).to(weights)
@@ -87,7 +88,7 @@ class Stream:
         return Stream(self.maximum[rows], self.weight[rows], self.square[rows], self.total[rows])
 
     def merge(self, rows: Tensor, other: "Stream") -> None:
-        """Take in what other references add to the queries `rows` [b], each of which is there once."""
+        """Add the sums over other references to the queries `rows` [b], each of which is there once."""
         merged = self.part(rows).merged(other)
         for name, value in vars(merged).items():
             getattr(self, name)[rows] = value
@@ -109,22 +110,22 @@ class Stream:
 def weighted_sums(weights: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
     """Σ_i w_i [b] and Σ_i w_i x_i [b, d] for weights in 0 … 1 [b, m] (overwritten), values [m, d].
 
-    Bytes are summed as whole numbers where that is faster: then nothing depends on the order, nor on what
-    else stands in the block with a weight of 0.
+    Bytes are summed as integers where that is faster: the result then depends neither on the order nor on
+    images in the block that have weight 0.
     """
     if values.dtype != torch.int8 or not fast_bytes(values.device):
         return weights.sum(1), weights @ values.to(weights.dtype)
     digits = signed_digits(weights.mul_(127), WEIGHT_DIGITS).flatten(0, 1)
     ones = values.new_ones(len(values), 8)
     sums = [
-        whole_products(digits, x).reshape(WEIGHT_DIGITS, len(weights), -1).to(weights.dtype)
+        exact_products(digits, x).reshape(WEIGHT_DIGITS, len(weights), -1).to(weights.dtype)
         for x in (ones, values)
     ]
-    weight, total = (_meet(s) / 127 for s in sums)
+    weight, total = (_combine(s) / 127 for s in sums)
     return weight[:, 0], total
 
 
-def _meet(sums: Tensor) -> Tensor:
+def _combine(sums: Tensor) -> Tensor:
     """Σ_k sums[k]/254ᵏ, the smallest first; `sums` is overwritten."""
     for i in range(len(sums) - 1, 0, -1):
         sums[i - 1].add_(sums[i], alpha=1 / BASE)
@@ -146,7 +147,7 @@ class LevelQuery(NamedTuple):
 
     @classmethod
     def of(cls, y: Tensor, s: Tensor) -> "LevelQuery":
-        y = y.double() * LEVELS + (LEVELS - CENTRE)
+        y = y.double() * HALF_RANGE + (HALF_RANGE - CENTRE)
         scale = (y.abs().amax(1) / 127).clamp(min=1e-30)
         digits = signed_digits(y / scale[:, None], DIGITS)
         first = digits[0].double() * scale[:, None]
@@ -156,7 +157,7 @@ class LevelQuery(NamedTuple):
             (y - first).norm(dim=1),
             first.square().sum(1),
             y.square().sum(1),
-            s.double() * LEVELS,
+            s.double() * HALF_RANGE,
         )
 
     def rows(self, rows: Tensor) -> "LevelQuery":
@@ -166,8 +167,8 @@ class LevelQuery(NamedTuple):
         self, stream: Stream, queries: Tensor, keys: Tensor, squares: Tensor, log_prior: Tensor | None
     ) -> None:
         """Add keys [m, d] with ‖x‖² [m] to the stream's rows `queries` [b], which these queries are."""
-        x = levels(keys)
-        products = whole_products(self.digits[0], x.T)
+        x = signed_pixels(keys)
+        products = exact_products(self.digits[0], x.T)
         if x.device.type != "cpu":  # choosing would wait for the device
             stream.add(queries, self._logits(products, x, squares, log_prior), x)
             return
@@ -182,17 +183,17 @@ class LevelQuery(NamedTuple):
     def _logits(self, products: Tensor, x: Tensor, squares: Tensor, log_prior: Tensor | None) -> Tensor:
         """l [b, m] in float64, from the first digit's products [b, m] and x [m, d]."""
         if fast_bytes(x.device):
-            others = whole_products(self.digits[1:].flatten(0, 1), x.T)
-            dots = _meet(torch.cat([products, others]).view(DIGITS, *products.shape).double())
+            others = exact_products(self.digits[1:].flatten(0, 1), x.T)
+            dots = _combine(torch.cat([products, others]).view(DIGITS, *products.shape).double())
         else:  # what the first digit leaves is small enough for fp32
-            rest = _meet(self.digits[1:].float())
+            rest = _combine(self.digits[1:].float())
             dots = torch.add(products, rest @ x.T.float(), alpha=1 / BASE)
         logits = torch.addcmul(-squares, dots, 2 * self.scale[:, None])
         logits.mul_((0.5 / self.width.square())[:, None])
         return logits if log_prior is None else logits.add_(log_prior)
 
     def _near(self, products: Tensor, squares: Tensor, maximum: Tensor, log_prior: Tensor | None) -> Tensor:
-        """Which pairs [b, m] may still weigh something.
+        """Which pairs [b, m] can have a weight that is not negligible.
 
         a² = ‖S·q⁰ − x‖² − 2s²·log-prior is within 2a·rest + rest² of the same with y, so a pair is out if
         (a − rest)² − 2·rest² exceeds the best found or certain, (min a + rest)², by 2s²·NEGLIGIBLE.
@@ -212,7 +213,7 @@ class LevelQuery(NamedTuple):
     @staticmethod
     def squares(keys: Tensor) -> Tensor:
         """‖x‖² of keys [m, d] in levels, without rounding, float64 [m]."""
-        squares = levels(keys).float().square_()
+        squares = signed_pixels(keys).float().square_()
         return torch.stack([part.sum(1) for part in torch.split(squares, EXACT_TERMS, 1)]).sum(
             0, dtype=torch.float64
         )
@@ -223,13 +224,13 @@ class LevelQuery(NamedTuple):
 
     @staticmethod
     def to_image(mean: Tensor) -> Tensor:
-        return (mean + (CENTRE - LEVELS)) / LEVELS
+        return (mean + (CENTRE - HALF_RANGE)) / HALF_RANGE
 
 
 def _near_parts(near: Tensor) -> Iterator[tuple[Tensor, Tensor | slice]]:
-    """Rows and columns that cover what is near [b, m]: rows with few apart from the others."""
+    """Rows and columns that cover the pairs `near` [b, m]; rows with few such pairs come first, apart."""
     count = near.sum(1)
-    few = count <= FEW * near.shape[1]
+    few = count <= SPARSE_SHARE * near.shape[1]
     for chosen in (few & (count > 0), ~few):
         rows = chosen.nonzero()[:, 0]
         columns = near[rows].any(0).nonzero()[:, 0]

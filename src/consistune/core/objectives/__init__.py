@@ -1,0 +1,41 @@
+"""What training minimises: objectives, and the distances and weights that they are made of (METHOD §3).
+
+An objective is a file here and a row of `recipe.words.PARTS`.
+"""
+
+from collections.abc import Mapping
+from typing import cast
+
+from consistune.core.objectives.base import Draws, Learns, Objective, gaussian_like
+from consistune.core.objectives.consistency import Consistency
+from consistune.core.objectives.denoising import Denoising
+from consistune.core.objectives.distances import L1, Distance, Huber, SquaredL2
+from consistune.core.objectives.weights import InverseCOut, InverseGap, SNRPlus, Uniform, Weight
+
+__all__ = [
+    "L1",
+    "Consistency",
+    "Denoising",
+    "Distance",
+    "Draws",
+    "Huber",
+    "InverseCOut",
+    "InverseGap",
+    "Learns",
+    "Objective",
+    "SNRPlus",
+    "SquaredL2",
+    "Uniform",
+    "Weight",
+    "gaussian_like",
+    "learned",
+]
+
+
+def learned(meta: Mapping[str, object]) -> Learns:
+    """What the model with this meta learned: its key `learns`; without one, what `objective` says.
+
+    A word other than "diffusion" stands for a flow map.
+    """
+    by_objective = "denoiser" if meta.get("objective") == "diffusion" else "flow-map"
+    return cast(Learns, meta.get("learns", by_objective))

@@ -1,0 +1,84 @@
+"""What every objective is: the random draws of a step, then one loss for each sample, [B], fp32.
+
+Losses are never reduced here: the training loop reduces them once.
+"""
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal, Protocol, TypeAlias
+
+import torch
+from torch import Generator, Tensor
+
+from consistune.core.estimators import NoiseEstimator, OneSample
+from consistune.core.noise import NoiseSchedule
+from consistune.core.types import Batch, Denoiser, Progress, Times
+
+Learns: TypeAlias = Literal["denoiser", "flow-map"]
+"""denoiser: x̂_0 is the posterior mean E[x_0 | x_t], which an ODE solver samples. flow-map: x̂_0 is the end of
+the trajectory through x_t, or of its phase, which one step or a few samples."""
+
+
+@dataclass(frozen=True)
+class Draws:
+    """All that is random in a training step, for the whole batch or for some rows of it.
+
+    Every process draws for the whole batch and then computes its own rows, so that neither the number of
+    processes nor the size of their micro-batches changes what a step computes.
+
+    Attributes:
+        batch, times, noise: the images [B, C, H, W], t, r, s [B] and ε [B, C, H, W].
+        estimator: bound to this step; a denoising objective does not use it.
+        bootstraps: whether any transition of the whole batch ends above its phase's edge, r > s.
+    """
+
+    batch: Batch
+    times: Times
+    noise: Tensor
+    estimator: NoiseEstimator = OneSample()
+    bootstraps: bool = False
+
+    def rows(self, part: slice) -> "Draws":
+        """These rows of the batch."""
+        return Draws(
+            self.batch.rows(part),
+            self.times.rows(part),
+            self.noise[part],
+            self.estimator.rows(part),
+            self.bootstraps,
+        )
+
+
+class Objective(Protocol):
+    """Per-sample loss [B] of a model on a batch at a point of training: first the draws, then the losses.
+
+    Attributes:
+        schedule: the noise schedule under which the models passed to `losses` are denoisers.
+        learns: what a trained model's x̂_0 is.
+        edges: the inner edges of a phased model in the schedule's time; () for a plain one.
+    """
+
+    schedule: NoiseSchedule
+    learns: ClassVar[Learns] = "flow-map"
+
+    @property
+    def edges(self) -> tuple[float, ...]:
+        return ()
+
+    def reference_bytes(self) -> int:
+        """The size of the reference images that a step reads beside its batch."""
+        return 0
+
+    def draw(self, batch: Batch, progress: Progress, generator: Generator) -> Draws: ...
+
+    def losses(self, model: Denoiser, target: Denoiser, draws: Draws) -> Tensor: ...
+
+    def __call__(
+        self, model: Denoiser, target: Denoiser, batch: Batch, progress: Progress, generator: Generator
+    ) -> Tensor:
+        return self.losses(model, target, self.draw(batch, progress, generator))
+
+
+def gaussian_like(x: Tensor, generator: Generator) -> Tensor:
+    """ε ~ N(0, I) in the shape and on the device of x, at least fp32, drawn on the generator's device."""
+    noise = torch.randn(x.shape, generator=generator, device=generator.device)
+    return noise.to(x.device, torch.promote_types(x.dtype, torch.float32))

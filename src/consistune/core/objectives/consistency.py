@@ -1,0 +1,101 @@
+"""Consistency learning in discrete time: CD, CT, iCT, ECT, SCT and phased models (METHOD §1, §3, §4)."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Generator, Tensor
+
+from consistune.core.estimators import NoiseEstimator
+from consistune.core.noise import NoiseSchedule
+from consistune.core.objectives.base import Draws, Objective, gaussian_like
+from consistune.core.objectives.distances import Distance, Huber
+from consistune.core.objectives.weights import InverseGap, Weight
+from consistune.core.rng import shared_dropout
+from consistune.core.solve import Method, solve
+from consistune.core.times import TimePairs
+from consistune.core.types import Batch, Conditioning, Denoiser, Progress, Times, expand
+
+
+@dataclass(frozen=True)
+class Consistency(Objective):
+    """Consistency learning: w(t, r)·d( f_θ(x_t, t → s), f_θ⁻(x_r, r → s) )  (METHOD §1, §3, §4).
+
+    Draw (t, r, s); x_t = α_t x_0 + σ_t ε; x_r by the solver with the estimator's x̂_0 (the reward);
+    f(x, t → s) = step(x, D(x, t), t, s). The target is taken without gradient and with the student's
+    dropout mask; where r = s it is x_s itself, and the network never sees σ = 0.
+    """
+
+    schedule: NoiseSchedule
+    pairs: TimePairs
+    estimator: NoiseEstimator
+    distance: Distance = Huber()
+    weight: Weight = InverseGap()
+    steps: int = 1
+    method: Method = "euler"
+
+    @property
+    def edges(self) -> tuple[float, ...]:
+        return tuple(getattr(self.pairs, "edges", ()))
+
+    def reference_bytes(self) -> int:
+        return self.estimator.reference_bytes()
+
+    def draw(self, batch: Batch, progress: Progress, generator: Generator) -> Draws:
+        times = self.pairs.sample(len(batch), progress, generator)
+        times = Times(*(u.to(batch.x_0.device) for u in (times.t, times.r, times.s)))
+        return self._bound(batch, times, gaussian_like(batch.x_0, generator), generator)
+
+    def at(
+        self,
+        model: Denoiser,
+        target: Denoiser,
+        batch: Batch,
+        times: Times,
+        noise: Tensor,
+        generator: Generator | None = None,
+    ) -> Tensor:
+        """The loss at given times and noise ε [B, C, H, W] → [B]; the generator is the estimator's.
+
+        Raises ValueError unless t > r ≥ s ≥ 0 and images and noise are finite.
+        """
+        return self.losses(model, target, self._bound(batch, times, noise, generator))
+
+    def _bound(self, batch: Batch, times: Times, noise: Tensor, generator: Generator | None) -> Draws:
+        bootstraps = _check(batch, times, noise)
+        with torch.no_grad():
+            return Draws(batch, times, noise, self.estimator.bind(batch, times, generator), bootstraps)
+
+    def losses(self, model: Denoiser, target: Denoiser, draws: Draws) -> Tensor:
+        batch, times = draws.batch, draws.times
+        t, r, s = times.t, times.r, times.s
+        x_t = self.schedule.diffuse(batch.x_0, draws.noise, t)
+        with torch.no_grad():
+            x_r = solve(self.schedule, draws.estimator, x_t, t, r, batch, self.steps, self.method)
+        with shared_dropout(x_t.device) as mask:
+            f_t = self.jump(model, x_t, t, s, batch.network_condition)
+            f_r = x_r
+            if draws.bootstraps:
+                bootstrap = r > s
+                with torch.no_grad(), mask.again():
+                    inside = torch.where(bootstrap, r, t)
+                    f_r = self.jump(target, x_r, inside, s, batch.network_condition)
+                    f_r = torch.where(expand(bootstrap, x_r), f_r, x_r)
+        wide = torch.promote_types(f_t.dtype, torch.float32)
+        return self.weight(times, self.schedule) * self.distance(f_t.to(wide), f_r.to(wide))
+
+    def jump(self, model: Denoiser, x_t: Tensor, t: Tensor, s: Tensor, condition: Conditioning) -> Tensor:
+        """f(x_t, t → s): to the lower edge s of the phase, with the model's x̂_0 (METHOD §4)."""
+        return self.schedule.step(x_t, model(x_t, t, condition), t, s)
+
+
+def _check(batch: Batch, times: Times, noise: Tensor) -> bool:
+    """Whether r > s for any sample. Raises ValueError for impossible times or images. One device sync."""
+    t, r, s = times.t, times.r, times.s
+    ordered = ((t > r) & (r >= s) & (s >= 0) & torch.isfinite(t)).all()
+    finite = torch.isfinite(batch.x_0).all() & torch.isfinite(noise).all()
+    images_are_finite, in_order, some = torch.stack([finite, ordered, (r > s).any()]).tolist()
+    if not in_order:
+        raise ValueError("a transition needs finite times t > r >= s >= 0")
+    if not images_are_finite:
+        raise ValueError("the noisy images contain NaN or infinity: look at the data and the noise")
+    return bool(some)
