@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from consistune.core.estimators import OneSample
-from consistune.core.noise import EDM
-from consistune.core.objectives import Adapted, Consistency, Denoising
+from consistune.core.noise import EDM, RectifiedFlow
+from consistune.core.objectives import Consistency, Denoising
 from consistune.core.sampling import ODE, Multistep, PhasedSteps
 from consistune.core.times import ConstGap, LogNormalPairs, Phased
 from consistune.data.images import digits
@@ -106,7 +106,8 @@ def test_a_denoiser_that_was_trained_in_python_is_sampled_as_a_diffusion_model(m
     assert default_sampler(denoiser, None) == ODE(steps=18)
     assert denoiser.card.data_sha256 == data.fingerprint
     assert denoiser.card.class_names == data.class_names
-    pairs = Phased(LogNormalPairs(gap=ConstGap(every_images=1000)), edges=(1.0,))
-    objective = Adapted(Consistency(EDM(), pairs, OneSample()), EDM())
+    schedule = RectifiedFlow()
+    law = LogNormalPairs(gap=ConstGap(every_images=1000), schedule=schedule)
+    objective = Consistency(schedule, Phased(law, edges=(0.5,)), OneSample())  # σ/α = 1 at t = 0.5
     tuned = Trainer(denoiser, objective, data, Optimizer(), options).averaged
     assert default_sampler(tuned, None) == PhasedSteps((1.0,), 1.0)

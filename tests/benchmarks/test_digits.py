@@ -5,10 +5,11 @@ from functools import cache
 from pathlib import Path
 
 import pytest
-from consistune.cli.common import Screen
-from consistune.metrics.measure import Measure, measure_for
 
+from consistune.cli.screen import Screen
 from consistune.data.images import digits as digits_data
+from consistune.metrics.scores import score_suite
+from consistune.metrics.suite import Suite
 from consistune.reproduce.spec import ScaleSettings
 from consistune.reproduce.study import Study
 
@@ -18,9 +19,9 @@ TINY = ("train.images=512", "train.batch=128", "train.checkpoint_images=256", "t
 
 
 @cache
-def measure() -> Measure:
+def suite() -> Suite:
     """The classifier takes longer to train than the runs."""
-    return measure_for(digits_data(), "classifier")
+    return score_suite(digits_data(), "classifier")
 
 
 @pytest.fixture
@@ -52,7 +53,7 @@ def test_a_study_records_each_run_once_and_every_average(script, tmp_path: Path)
     scale = ScaleSettings(seeds=1, samples=100, points=2)
     study = levers.model_copy(update={"scale": scale})
     harness = Study(tmp_path, "digits", "cpu", Screen(quiet=True), settings=scale, overrides=TINY)
-    harness.judge.measure = measure()
+    harness.judge.suite = suite()
     only = {"budget": "short", "lever": "none"}
     path = tmp_path / "levers.json"
     script.make(study, harness, path, [0], only)
@@ -97,7 +98,7 @@ def test_runs_that_are_measured_at_the_end_fill_their_table_and_picture(
     changes = {"data": "digits", "recipe": "digits-{run}", "scale": scale}
     study = script.read_study("mnist10k").model_copy(update=changes)
     harness = Study(tmp_path, "digits", "cpu", Screen(quiet=True), settings=scale, overrides=TINY)
-    harness.judge.measure = measure()
+    harness.judge.suite = suite()
     monkeypatch.setattr(script, "DOCS", tmp_path)
     script.make(study, harness, tmp_path / "result.json", [0], {})
     result = json.loads((tmp_path / "result.json").read_text())

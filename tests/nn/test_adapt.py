@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from consistune.core.types import Condition
 from consistune.errors import UserError
 from consistune.nn import store
 from consistune.nn.adapt import adapt
@@ -107,7 +108,7 @@ def test_augmentation_labels_are_dropped_and_added(kind: str) -> None:
     assert without.dropped == ("model.map_augment.weight",)
     again = adapt(without.model, num_classes=4, augment_dim=9)
     assert again.new == ("model.map_augment.weight",)
-    assert same(again.model(x, sigma, labels, torch.randn(5, 9)), model(x, sigma, labels))
+    assert same(again.model(x, sigma, Condition(labels, augment=torch.randn(5, 9))), model(x, sigma, labels))
 
 
 def test_the_same_labels_are_the_same_model() -> None:

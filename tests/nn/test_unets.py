@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 import consistune
+from consistune.core.types import Condition
 from consistune.nn import store
 from consistune.nn.precond import CMPrecond, Preconditioned
 from consistune.recipe import read_recipe
@@ -238,13 +239,13 @@ def test_augmentation_labels_are_for_networks_that_know_them() -> None:
     labels = pattern((3, 9), 0.2)
     model = make("ddpmpp", augment_dim=9)
     with torch.no_grad():
-        assert difference(model(X, SIGMA, None, labels), model(X, SIGMA)) > 1e-3
-        assert difference(model(X, SIGMA, None, 0 * labels), model(X, SIGMA)) < 1e-6
+        assert difference(model(X, SIGMA, Condition(augment=labels)), model(X, SIGMA)) > 1e-3
+        assert difference(model(X, SIGMA, Condition(augment=0 * labels)), model(X, SIGMA)) < 1e-6
     for unaware in (make("ddpmpp"), make("edm2")):
         with pytest.raises(ValueError, match="takes none"):
-            unaware(X, SIGMA, None, labels)
+            unaware(X, SIGMA, Condition(augment=labels))
     with pytest.raises(ValueError, match=r"takes \[3, 9\]"):
-        model(X, SIGMA, None, labels[:, :8])
+        model(X, SIGMA, Condition(augment=labels[:, :8]))
 
 
 def test_consistency_models_are_the_identity_at_their_boundary() -> None:
