@@ -1,5 +1,6 @@
 """What several rooms' tests share: the reference data, and settings under which a failure repeats."""
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -14,21 +15,40 @@ settings.load_profile("consistune")
 REPOSITORY = Path(__file__).resolve().parents[1]
 
 
+PARITY = Path(os.environ.get("CONSISTUNE_PARITY") or REPOSITORY.parent / "shared" / "parity")
+"""Numbers that the published implementations computed."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests that compare with the published implementations carry the marker `parity`."""
+    for item in items:
+        if {"parity", "parity_folder"} & set(getattr(item, "fixturenames", ())):
+            item.add_marker("parity")
+
+
 @pytest.fixture(scope="session")
 def shared() -> Path:
-    """The reference data that lie beside the repository: numbers of the published implementations."""
+    """The folder of published specifications and small real data sets that lies beside the repository."""
     folder = REPOSITORY.parent / "shared"
     if not folder.is_dir():
-        pytest.skip("the reference data (../shared) are not beside this checkout")
+        pytest.skip("the published specifications (../shared) are not beside this checkout")
     return folder
 
 
 @pytest.fixture(scope="session")
-def parity(shared):
+def parity_folder() -> Path:
+    """The folder of parity fixtures: $CONSISTUNE_PARITY, or ../shared/parity."""
+    if not PARITY.is_dir():
+        pytest.skip(f"no parity fixtures in {PARITY}: set CONSISTUNE_PARITY")
+    return PARITY
+
+
+@pytest.fixture(scope="session")
+def parity(parity_folder):
     """parity("ect/ect_imagenet_maps") → the fixture's arrays as tensors, in their own precision."""
 
     def load(name: str) -> dict[str, torch.Tensor]:
-        with np.load(shared / "parity" / f"{name}.npz") as archive:
+        with np.load(parity_folder / f"{name}.npz") as archive:
             return {key: torch.from_numpy(np.array(archive[key])) for key in archive}
 
     return load

@@ -32,9 +32,9 @@ def traces() -> set[Path]:
     return set(Path("/tmp").glob("pwned*"))
 
 
-def test_reading_has_no_side_effect(shared: Path, tmp_path: Path) -> None:
-    genuine = [shared / "parity" / "networks" / f"{name}.pkl" for name in ("edm-ddpmpp-uncond", "edm2-a")]
-    files = sorted((shared / "parity" / "malicious").iterdir())
+def test_reading_has_no_side_effect(parity_folder: Path, tmp_path: Path) -> None:
+    genuine = [parity_folder / "networks" / f"{name}.pkl" for name in ("edm-ddpmpp-uncond", "edm2-a")]
+    files = sorted((parity_folder / "malicious").iterdir())
     for index, data in enumerate(HOSTILE.values()):
         files.append(tmp_path / f"{index}.pkl")
         files[-1].write_bytes(data)
@@ -83,14 +83,14 @@ def test_the_audit_hook_sees_side_effects(tmp_path: Path) -> None:
         ("truncated.pkl", "cut off"),
     ],
 )
-def test_the_command_refuses_in_one_line(name: str, words: str, shared: Path, tmp_path: Path) -> None:
+def test_the_command_refuses_in_one_line(name: str, words: str, parity_folder: Path, tmp_path: Path) -> None:
     before = traces()
     command = [
         sys.executable,
         "-m",
         "consistune",
         "import",
-        str(shared / "parity" / "malicious" / name),
+        str(parity_folder / "malicious" / name),
         "out",
     ]
     began = time.perf_counter()

@@ -42,8 +42,8 @@ SHAPE = (3, 16, 16)
 
 
 @cache
-def model(shared: Path, name: str) -> Preconditioned:
-    return consistune.load(shared / "parity" / "networks" / f"{name}.pkl").requires_grad_(False)
+def model(parity_folder: Path, name: str) -> Preconditioned:
+    return consistune.load(parity_folder / "networks" / f"{name}.pkl").requires_grad_(False)
 
 
 def difference(value: Tensor, reference: Tensor) -> float:
@@ -63,8 +63,8 @@ class Stored:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_the_denoiser_is_the_published_one(name: str, shared: Path, parity: Parity) -> None:
-    stored, denoiser = parity(f"networks/{name}"), model(shared, name)
+def test_the_denoiser_is_the_published_one(name: str, parity_folder: Path, parity: Parity) -> None:
+    stored, denoiser = parity(f"networks/{name}"), model(parity_folder, name)
     x, sigma = stored["x"], stored["sigma"]
     labels = stored["class_labels"].float() if "class_labels" in stored else None
     augment = stored.get("augment_labels")
@@ -88,8 +88,8 @@ def test_the_denoiser_is_the_published_one(name: str, shared: Path, parity: Pari
 
 
 @pytest.mark.parametrize("name", ["edm2-a", "edm2_latent"])
-def test_the_learned_log_variance(name: str, shared: Path, parity: Parity) -> None:
-    stored, denoiser = parity(f"networks/{name}"), model(shared, name)
+def test_the_learned_log_variance(name: str, parity_folder: Path, parity: Parity) -> None:
+    stored, denoiser = parity(f"networks/{name}"), model(parity_folder, name)
     assert isinstance(denoiser, EDM2Precond)
     assert difference(denoiser.log_variance(stored["sigma"]), stored["logvar"]) <= 1e-5
 
@@ -97,16 +97,16 @@ def test_the_learned_log_variance(name: str, shared: Path, parity: Parity) -> No
 @pytest.mark.parametrize(
     "name", ["edm-adm-cond", "edm-ddpmpp-uncond", "edm-ncsnpp-cond", "ve-ncsnpp-uncond", "vp-ddpmpp-cond"]
 )
-def test_rounded_noise_levels(name: str, shared: Path, parity: Parity) -> None:
+def test_rounded_noise_levels(name: str, parity_folder: Path, parity: Parity) -> None:
     stored = parity(f"networks/{name}")
-    rounded = model(shared, name).round_sigma(stored["sigma"])
+    rounded = model(parity_folder, name).round_sigma(stored["sigma"])
     torch.testing.assert_close(rounded, stored["round_sigma"].to(rounded), rtol=1e-7, atol=0)
 
 
-def test_the_training_forms(shared: Path, parity: Parity) -> None:
+def test_the_training_forms(parity_folder: Path, parity: Parity) -> None:
     """ECT's unshifted boundary; EDM2's weights, normalised by one training pass."""
     stored = parity("networks/ect_snapshot")
-    ect = consistune.load(shared / "parity" / "networks" / "ect_snapshot.pkl").train()
+    ect = consistune.load(parity_folder / "networks" / "ect_snapshot.pkl").train()
     for module in ect.modules():
         if isinstance(module, torch.nn.Dropout):
             module.p = 0.0
@@ -114,7 +114,7 @@ def test_the_training_forms(shared: Path, parity: Parity) -> None:
     assert difference(ect.eval()(stored["x"], stored["sigma"]).detach(), stored["D_x"]) <= 1e-5
 
     stored = parity("networks/edm2_latent")
-    edm2 = consistune.load(shared / "parity" / "networks" / "edm2_latent.pkl").train()
+    edm2 = consistune.load(parity_folder / "networks" / "edm2_latent.pkl").train()
     first = edm2.state_dict()["unet.enc.8x8_conv.weight"]
     torch.testing.assert_close(first, stored["first_conv_weight_before"].float(), rtol=0, atol=0)
     trained = edm2(stored["x"], stored["sigma"], stored["class_labels"].float()).detach()
@@ -123,9 +123,9 @@ def test_the_training_forms(shared: Path, parity: Parity) -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_tensors_are_those_that_were_written(name: str, shared: Path) -> None:
-    path = shared / "parity" / "networks" / f"{name}.pkl"
-    tensors, own = read_checkpoint(path).tensors, model(shared, name).state_dict()
+def test_tensors_are_those_that_were_written(name: str, parity_folder: Path) -> None:
+    path = parity_folder / "networks" / f"{name}.pkl"
+    tensors, own = read_checkpoint(path).tensors, model(parity_folder, name).state_dict()
     assert list(tensors) == list(own)
     written = json.loads(path.with_suffix(".json").read_text()).get("state_dict", {})
     for key, facts in written.items():
@@ -140,20 +140,20 @@ def test_tensors_are_those_that_were_written(name: str, shared: Path) -> None:
     [("heun_5", ODE(5)), ("heun_18", ODE(18)), ("euler_ablation_5", ODE(5, order=1))],
     ids=lambda value: value if isinstance(value, str) else "",
 )
-def test_the_ode_samplers(key: str, sampler: ODE, shared: Path, parity: Parity) -> None:
+def test_the_ode_samplers(key: str, sampler: ODE, parity_folder: Path, parity: Parity) -> None:
     stored = parity("sampler/edm_sampler_edm-ddpmpp-uncond")
-    images = sampler(model(shared, "edm-ddpmpp-uncond"), SCHEDULE, Stored(stored["latents"]), SHAPE)
+    images = sampler(model(parity_folder, "edm-ddpmpp-uncond"), SCHEDULE, Stored(stored["latents"]), SHAPE)
     assert difference(images, stored[key]) <= 1e-5
 
 
-def test_the_stochastic_sampler(shared: Path, parity: Parity) -> None:
+def test_the_stochastic_sampler(parity_folder: Path, parity: Parity) -> None:
     """The reference draws noise at every step; ours only in [S_min, S_max], where it is used."""
     stored = parity("sampler/edm_sampler_edm-ddpmpp-uncond")
     sampler = ODE(6, churn=10, churn_low=0.05, churn_high=50, churn_noise=1.003)
     grid = karras_grid(6).flip(0).tolist()
     used = [noise for s, noise in zip(grid, stored["heun_churn_6_noise"], strict=True) if 0.05 <= s <= 50]
     noise = Stored(stored["latents"], *used)
-    images = sampler(model(shared, "edm-ddpmpp-uncond"), SCHEDULE, noise, SHAPE)
+    images = sampler(model(parity_folder, "edm-ddpmpp-uncond"), SCHEDULE, noise, SHAPE)
     assert not noise.blocks
     assert difference(images, stored["heun_churn_6"]) <= 1e-5
 
@@ -163,17 +163,17 @@ def test_one_seed_an_image(parity: Parity) -> None:
     assert torch.equal(ImageNoise(range(8))(*SHAPE), stored)
 
 
-def test_ects_generator(shared: Path, parity: Parity) -> None:
+def test_ects_generator(parity_folder: Path, parity: Parity) -> None:
     stored = parity("ect/ect_generator_edm-ddpmpp-uncond")
-    denoiser = model(shared, "edm-ddpmpp-uncond")
+    denoiser = model(parity_folder, "edm-ddpmpp-uncond")
     for mid, key in (((), "one_step"), ((0.821,), "two_step")):
         noise = Stored(stored["latents"], stored["fresh_noise"])
         assert difference(Multistep(mid)(denoiser, SCHEDULE, noise, SHAPE), stored[key]) <= 1e-5
 
 
-def test_an_ect_snapshot_samples_as_its_own_generator(shared: Path, parity: Parity) -> None:
+def test_an_ect_snapshot_samples_as_its_own_generator(parity_folder: Path, parity: Parity) -> None:
     """With ECT's preconditioner, whose evaluation form has its boundary at 0.003."""
-    stored, denoiser = parity("networks/ect_snapshot"), model(shared, "ect_snapshot")
+    stored, denoiser = parity("networks/ect_snapshot"), model(parity_folder, "ect_snapshot")
     for mid, key in (((), "gen_1step"), ((0.821,), "gen_2step")):
         noise = Stored(stored["gen_latents"], stored["gen_noise"])
         assert difference(Multistep(mid)(denoiser, SCHEDULE, noise, (3, 8, 8)), stored[key]) <= 1e-5
@@ -183,10 +183,10 @@ def test_an_ect_snapshot_samples_as_its_own_generator(shared: Path, parity: Pari
 
 @pytest.mark.parametrize("c", [0.0, 0.06])
 @pytest.mark.parametrize(("stage", "room"), [(0, 1e-5), (3, 1e-4), (7, 5e-4)])
-def test_ects_losses(c: float, stage: int, room: float, shared: Path, parity: Parity) -> None:
+def test_ects_losses(c: float, stage: int, room: float, parity_folder: Path, parity: Parity) -> None:
     """`room` is the reference's own error in fp32: at late stages the two outputs nearly cancel."""
     stored = parity("ect/ect_cifar_loss_edm-ddpmpp-uncond")
-    denoiser = model(shared, "edm-ddpmpp-uncond")
+    denoiser = model(parity_folder, "edm-ddpmpp-uncond")
     t = torch.exp(2.0 * stored["normal"].flatten() - 1.1)
     r = SigmoidGap(q=2, every_images=1).lower(t, stage)
     loss = Consistency(SCHEDULE, None, OneSample(), Huber(c), InverseGap())  # type: ignore[arg-type]

@@ -126,8 +126,8 @@ def test_files_that_are_no_checkpoints_are_refused(tmp_path: Path) -> None:
         assert words in refused(tmp_path / file)
 
 
-def test_every_truncation_of_a_genuine_snapshot_is_refused(shared: Path, tmp_path: Path) -> None:
-    data = (shared / "parity" / "networks" / "ect_imgnet_snapshot.pkl").read_bytes()
+def test_every_truncation_of_a_genuine_snapshot_is_refused(parity_folder: Path, tmp_path: Path) -> None:
+    data = (parity_folder / "networks" / "ect_imgnet_snapshot.pkl").read_bytes()
     path = tmp_path / "file.pkl"
     for length in [*range(1, 400), *range(400, len(data), 1499), len(data) - 1]:
         path.write_bytes(data[:length])

@@ -18,8 +18,8 @@ from tests.support.metrics import setup_of, values_of
 
 
 @pytest.mark.parametrize("size", [8, 64])
-def test_frechet_equals_the_reference(shared: Path, size: int) -> None:
-    z = np.load(shared / "parity" / "frechet" / "frechet.npz")
+def test_frechet_equals_the_reference(parity_folder: Path, size: int) -> None:
+    z = np.load(parity_folder / "frechet" / "frechet.npz")
     given = [torch.from_numpy(z[f"{name}_{size}"]) for name in ("mu1", "cov1", "mu2", "cov2")]
     assert frechet(*given) == pytest.approx(float(z[f"frechet_{size}"]), rel=1e-9)
 
