@@ -20,7 +20,7 @@ from consistune.errors import UserError
 from consistune.evaluate.job import Job
 from consistune.evaluate.record import summarise
 from consistune.evaluate.request import Request
-from consistune.evaluate.search import RANGES, Range, golden_section
+from consistune.evaluate.search import SETTINGS, Range, golden_section
 from consistune.evaluate.sources import ModelSource
 from consistune.evaluate.while_training import training_evaluation
 from consistune.metrics.choose import classifier_of
@@ -184,7 +184,7 @@ def test_what_cannot_be_is_refused(wanted, complaint, tmp_path: Path, model_fold
 
 
 def test_the_search_finds_a_known_valley_and_reports_its_points() -> None:
-    best, curve = golden_section(lambda t: (math.log(t) - math.log(1.5)) ** 2, RANGES["mid-t"], 20)
+    best, curve = golden_section(lambda t: (math.log(t) - math.log(1.5)) ** 2, SETTINGS["mid-t"].values, 20)
     assert best == pytest.approx(1.5, rel=0.01)
     assert len(curve) == 20
     assert curve == sorted(curve)

@@ -67,12 +67,13 @@ def evaluate(
 ) -> None:
     """Measure a model: Fréchet and kernel distance, precision and recall, memorisation."""
     from consistune.evaluate.job import Job
-    from consistune.evaluate.request import LABEL_RULES, LabelRule, Request, Setting
+    from consistune.evaluate.request import LABEL_RULES, LabelRule, Request
+    from consistune.evaluate.search import all_settings
     from consistune.metrics.moments import Convention
     from consistune.system.processes import rank_and_count
 
     options.check_choice(labels, LABEL_RULES, "--labels")
-    options.check_choice(search, get_args(Setting), "--search")
+    options.check_choice(search, tuple(all_settings()), "--search")
     options.check_choice(covariance, get_args(Convention), "--covariance")
     options.check_at_least(4, samples, "--samples")
     options.check_at_least(1, seeds, "--seeds")
@@ -93,7 +94,7 @@ def evaluate(
         eta=eta,
         omega=omega,
         worse=worse,
-        search=cast(Setting | None, search),
+        search=search,
         search_samples=search_samples,
         extrapolate=extrapolate,
         covariance=cast(Convention, covariance),

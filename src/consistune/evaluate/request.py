@@ -10,7 +10,6 @@ from consistune.metrics.moments import Convention
 
 LabelRule = Literal["data", "uniform", "balanced"]
 LABEL_RULES: tuple[LabelRule, ...] = ("data", "uniform", "balanced")
-Setting = Literal["mid-t", "eta", "omega"]
 """The sampler's settings whose best value can be searched."""
 
 
@@ -48,7 +47,7 @@ class Request:
     eta: float = 1.0
     omega: float = 1.0
     worse: Path | None = None
-    search: Setting | None = None
+    search: str | None = None
     search_samples: int = 2_000
     search_evaluations: int = 14
     extrapolate: bool = False

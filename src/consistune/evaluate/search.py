@@ -4,11 +4,12 @@ import math
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from importlib.metadata import entry_points
 from typing import Any
 
 from consistune.core.sampling import Multistep
 from consistune.errors import UserError
-from consistune.evaluate.request import Request, Setting
+from consistune.evaluate.request import Request
 from consistune.evaluate.sources import ModelSource
 from consistune.metrics.suite import Suite
 from consistune.models import default_sampler
@@ -26,11 +27,68 @@ class Range:
     log: bool
 
 
-RANGES: dict[Setting, Range] = {
-    "mid-t": Range(0.1, 20.0, True),
-    "eta": Range(0.0, 1.0, False),
-    "omega": Range(1.0, 3.0, False),
+@dataclass(frozen=True)
+class SamplerSetting:
+    """A number that changes how a model is sampled, and that `consistune evaluate --search NAME` can search.
+
+    Attributes:
+        values: where it is searched.
+        apply: the samples of a model with a value of the setting.
+        check: raises UserError where a model does not have the setting; None: every model has it.
+        steps: the number of steps that the search begins from; None: the first of `--steps`.
+        default_steps: the number of steps of the model's own setting, with which the best one is compared.
+    """
+
+    values: Range
+    apply: Callable[[ModelSource, float], ModelSource]
+    check: Callable[[ModelSource], None] | None = None
+    steps: int | None = None
+    default_steps: int | None = None
+
+
+def _with_mid_t(model: ModelSource, t: float) -> ModelSource:
+    return replace(model, sampler=Multistep((t,)))
+
+
+def _with_eta(model: ModelSource, eta: float) -> ModelSource:
+    return replace(model, sampler=default_sampler(model.model, None, eta=eta))
+
+
+def _with_omega(model: ModelSource, omega: float) -> ModelSource:
+    return replace(model, omega=omega)
+
+
+def _check_phases(model: ModelSource) -> None:
+    if not model.model.card.edges:
+        raise UserError("the model has no phases", "--search eta", "search mid-t or omega instead")
+
+
+def _check_worse(model: ModelSource) -> None:
+    if model.worse is None and not model.labelled:
+        raise UserError("needs a worse model to guide by", "--search omega", "give --worse FOLDER")
+
+
+SETTINGS: dict[str, SamplerSetting] = {
+    "mid-t": SamplerSetting(Range(0.1, 20.0, True), _with_mid_t, steps=1, default_steps=2),
+    "eta": SamplerSetting(Range(0.0, 1.0, False), _with_eta, _check_phases),
+    "omega": SamplerSetting(Range(1.0, 3.0, False), _with_omega, _check_worse),
 }
+
+
+def register_setting(name: str, setting: SamplerSetting) -> None:
+    """Let `--search` name a setting. Raises ValueError where the name is taken."""
+    if SETTINGS.setdefault(name, setting) is not setting:
+        raise ValueError(f"there is a sampler setting {name!r} already")
+
+
+def all_settings() -> dict[str, SamplerSetting]:
+    """SETTINGS, and those of the entry points of the group `consistune.settings`: name = "module:object"."""
+    for entry in entry_points(group="consistune.settings"):
+        if entry.name not in SETTINGS:
+            SETTINGS[entry.name] = entry.load()
+    return SETTINGS
+
+
 POINTS = 6
 """Values of the coarse grid, around whose best one the golden section searches."""
 
@@ -77,36 +135,30 @@ def search_setting(
     These are the samples with the model's own value, where it has one, and with the best value. Raises
     UserError where the model does not have the setting.
     """
-    setting = request.search
-    if setting is None:
+    name = request.search
+    if name is None:
         raise ValueError("no setting is searched")
-    if setting == "eta" and not model.model.card.edges:
-        raise UserError("the model has no phases", "--search eta", "search mid-t or omega instead")
-    if setting == "omega" and model.worse is None and not model.labelled:
-        raise UserError("needs a worse model to guide by", "--search omega", "give --worse FOLDER")
-    base = model.in_steps(1 if setting == "mid-t" else request.steps[0], request)
-    vary: Callable[[float], ModelSource] = {
-        "mid-t": lambda t: replace(base, sampler=Multistep((t,))),
-        "eta": lambda eta: replace(base, sampler=default_sampler(base.model, None, eta=eta)),
-        "omega": lambda omega: replace(base, omega=omega),
-    }[setting]
+    setting = all_settings()[name]
+    if setting.check is not None:
+        setting.check(model)
+    base = model.in_steps(setting.steps or request.steps[0], request)
     quick = Suite(replace(suite.setup, extrapolate=False), ("fd",), suite.batch)
     metric = suite.setup.extractor.name
     seeds = range(request.first_seed, request.first_seed + request.search_samples)
-    with screen.bar(f"search {setting}", request.search_evaluations) as bar:
+    with screen.bar(f"search {name}", request.search_evaluations) as bar:
 
         def loss(value: float) -> float:
-            distance = quick.run(vary(value), seeds).values[metric]
-            bar.advance(1, f"{setting} {value:.3g}: {distance:.4g}")
+            distance = quick.run(setting.apply(base, value), seeds).values[metric]
+            bar.advance(1, f"{name} {value:.3g}: {distance:.4g}")
             return distance
 
-        best, curve = golden_section(loss, RANGES[setting], request.search_evaluations)
-    sources = {f"{setting} {best:.4g} (found)": vary(best)}
+        best, curve = golden_section(loss, setting.values, request.search_evaluations)
+    sources = {f"{name} {best:.4g} (found)": setting.apply(base, best)}
     with suppress(UserError):  # where the model has no value of its own
-        default = model.in_steps(2 if setting == "mid-t" else None, request)
-        sources = {f"{setting} as the model says": default} | sources
+        default = model.in_steps(setting.default_steps, request)
+        sources = {f"{name} as the model says": default} | sources
     record = {
-        "setting": setting,
+        "setting": name,
         "metric": metric,
         "samples": request.search_samples,
         "best": best,

@@ -7,6 +7,7 @@ that was ever written stays readable.
 import json
 import os
 import shutil
+from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,8 @@ from consistune.nn.small import PatchUNet, ResidualMLP
 from consistune.nn.song import SongUNet
 
 FORMAT = 1
+ENTRY_POINTS = "consistune.parts"
+"""The group of entry points by which other packages add parts: "part:kind" = "module:class"."""
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 Network = nn.Module
 """A raw network, as `Preconditioned` describes it."""
@@ -66,12 +69,21 @@ def build(config: dict[str, Any], where: str = "model configuration") -> Precond
 def _make(table: dict[str, Any], part: Any, where: str, *args: Any) -> Any:
     options = dict(part) if isinstance(part, dict) else {}
     kind = options.pop("kind", None)
+    if isinstance(kind, str) and kind not in table:
+        _load_entry_point(table, kind)
     if kind not in table:
         raise UserError(f"unknown kind {kind!r}", where, f"known are: {', '.join(sorted(table))}")
     try:
         return table[kind](*args, **options)
     except (TypeError, ValueError) as error:
         raise UserError(str(error), where) from error
+
+
+def _load_entry_point(table: dict[str, Any], kind: str) -> None:
+    """Take in a network or preconditioning that an installed package declares as "network:KIND"."""
+    part = "network" if table is NETWORKS else "precond"
+    for entry in entry_points(group=ENTRY_POINTS, name=f"{part}:{kind}"):
+        table[kind] = entry.load()
 
 
 def shapes(config: dict[str, Any], where: str = "model configuration") -> dict[str, tuple[int, ...]]:

@@ -149,7 +149,7 @@ def register(part: str, kind: str, make: Callable[..., Any]) -> None:
 @cache
 def load_entry_points() -> None:
     """Register the parts of installed packages, once. Raises UserError for one that cannot be loaded."""
-    for entry in entry_points(group="consistune.parts"):
+    for entry in entry_points(group=store.ENTRY_POINTS):
         part, _, kind = entry.name.partition(":")
         try:
             register(part, kind, entry.load())
