@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 import torch
 
-import consistune
+from consistune.system.host import package_version
 
 State = Literal["good", "missing", "problem"]
 EXTRAS = {
@@ -72,7 +72,7 @@ def required_packages() -> list[str]:
 
 def _versions() -> list[Finding]:
     findings = [
-        Finding("versions", "consistune", f"{consistune.__version__} in {Path(consistune.__file__).parent}"),
+        Finding("versions", "consistune", f"{package_version()} in {Path(__file__).parent}"),
         Finding("versions", "python", f"{platform.python_version()} in {sys.prefix}"),
         Finding("versions", "system", platform.platform()),
     ]

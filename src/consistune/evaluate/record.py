@@ -5,10 +5,9 @@ import sys
 import time
 from typing import Any
 
-import consistune
 from consistune.evaluate.request import Request
 from consistune.metrics.suite import Suite
-from consistune.system.host import machine
+from consistune.system.host import machine, package_version
 from consistune.system.processes import rank_and_count
 
 
@@ -35,7 +34,7 @@ def facts(request: Request, suite: Suite, model_digest: str, began: float) -> di
         "samples": request.samples,
         "labels": request.label_rule,
         "environment": {
-            "consistune": consistune.__version__,
+            "consistune": package_version(),
             "command": sys.argv,
             "processes": rank_and_count()[1],
             "device": str(request.device),

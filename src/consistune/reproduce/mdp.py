@@ -12,9 +12,10 @@ from consistune.analyze.worlds import Empirical, Mixture, World
 from consistune.core.estimators import NoiseEstimator, OneSample, ScoreIdentity, Teacher
 from consistune.core.posterior.mean import Reference
 from consistune.pages.plots import Axis, Plot
+from consistune.reproduce.experiment import Experiment
 from consistune.reproduce.results import Outcome, Row, over_seeds, series
 from consistune.reproduce.runs import Run
-from consistune.reproduce.spec import Experiment, Positive, RunSpec, Scale, Strict, at_scale
+from consistune.reproduce.spec import Positive, RunSpec, Scale, Strict, at_scale
 from consistune.reproduce.study import Study
 from consistune.reproduce.toy import BANK, MIXTURE, SCHEDULE, bank_of, diffusion_model
 

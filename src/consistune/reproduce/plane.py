@@ -21,8 +21,9 @@ from consistune.core.solve import solve
 from consistune.core.times import LogNormalPairs, Phased, SigmoidGap, karras_edges
 from consistune.core.types import Batch, Conditioning, Denoiser
 from consistune.pages.plots import Axis, Panel, PanelGrid, Plot
+from consistune.reproduce.experiment import Experiment
 from consistune.reproduce.results import Outcome, Row, over_seeds, series
-from consistune.reproduce.spec import Experiment, Positive, Scale, Share, Strict, at_scale
+from consistune.reproduce.spec import Positive, Scale, Share, Strict, at_scale
 from consistune.reproduce.study import Study
 from consistune.reproduce.toy import (
     BATCH,

@@ -12,14 +12,13 @@ from typing import Any
 
 from torch import Tensor
 
-import consistune
 from consistune.pages.experiment import experiment_page
 from consistune.pages.pictures import SMALLEST_SIDE, grid, png_bytes
 from consistune.pages.plots import Figure
 from consistune.reproduce.runs import Run
-from consistune.reproduce.spec import Experiment
+from consistune.reproduce.spec import Description
 from consistune.system.files import write_atomically
-from consistune.system.host import machine
+from consistune.system.host import machine, package_version
 
 Row = dict[str, Any]
 
@@ -98,7 +97,7 @@ def series(
 
 
 def write(
-    folder: Path, name: str, experiment: Experiment, outcome: Outcome, facts: Mapping[str, Any]
+    folder: Path, name: str, experiment: Description, outcome: Outcome, facts: Mapping[str, Any]
 ) -> Path:
     """Write data.csv, data.json, plots (SVG and PNG), pictures (PNG) and the page, whose path is returned."""
     write_atomically(folder / "data.csv", as_csv(outcome.rows))
@@ -142,9 +141,9 @@ def as_csv(rows: Sequence[Row]) -> str:
 
 def code_version() -> str:
     """The package's version and a hash of its source, to say what code made a result."""
-    root = Path(consistune.__file__).parent
+    root = Path(__file__).parents[1]
     total = hashlib.sha256()
     for path in sorted(root.rglob("*")):
         if path.suffix in {".py", ".yaml", ".html", ".css"}:
             total.update(str(path.relative_to(root)).encode() + path.read_bytes())
-    return f"{consistune.__version__}+{total.hexdigest()[:12]}"
+    return f"{package_version()}+{total.hexdigest()[:12]}"

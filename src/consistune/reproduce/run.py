@@ -7,10 +7,11 @@ from typing import Annotated
 from pydantic import Field, TypeAdapter
 
 from consistune.errors import UserError
+from consistune.reproduce.experiment import Experiment
 from consistune.reproduce.mdp import Mdp
 from consistune.reproduce.plane import Phases, Unify
 from consistune.reproduce.results import write
-from consistune.reproduce.spec import Experiment, checked
+from consistune.reproduce.spec import checked
 from consistune.reproduce.study import Study
 from consistune.reproduce.table import Table
 from consistune.reproduce.trained import Curves, EdgeSkipping, Guidance, Samples

@@ -2,16 +2,12 @@
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from consistune.errors import UserError
 from consistune.recipe import parse_yaml
-
-if TYPE_CHECKING:
-    from consistune.reproduce.results import Outcome
-    from consistune.reproduce.study import Study
 
 SCALES = Path(__file__).parent / "scales.yaml"
 Scale = Literal["smoke", "cpu", "gpu", "paper"]
@@ -30,24 +26,12 @@ class Paper(Strict):
     claim: str
 
 
-class Experiment(Strict):
-    """One kind of experiment: what its YAML says, and the function that makes it.
-
-    Attributes:
-        tunes: whether it tunes consistency models on the study's data, so that --set has an effect.
-        on_data: whether it uses the study's data at all.
-    """
-
-    tunes: ClassVar[bool] = True
-    on_data: ClassVar[bool] = True
+class Description(Strict):
+    """What every experiment's YAML says of it."""
 
     title: str
     paper: Paper
     about: str
-
-    def make(self, study: "Study") -> "Outcome":
-        """Train, or take what is there, and measure. Raises train.run.Interrupted after a signal."""
-        raise NotImplementedError
 
 
 class RunSpec(Strict):

@@ -3,9 +3,10 @@
 import json
 from typing import Literal
 
+from consistune.reproduce.experiment import Experiment
 from consistune.reproduce.results import Outcome, Row
 from consistune.reproduce.runs import Run
-from consistune.reproduce.spec import Experiment, Positive, RunSpec, Strict
+from consistune.reproduce.spec import Positive, RunSpec, Strict
 from consistune.reproduce.study import Study
 
 

@@ -14,10 +14,11 @@ from consistune.core.sampling import Multistep
 from consistune.models import default_sampler, sample
 from consistune.pages.plots import Axis, Plot
 from consistune.recipe import build
+from consistune.reproduce.experiment import Experiment
 from consistune.reproduce.judge import MEASURES
 from consistune.reproduce.results import Outcome, Row, over_seeds, series
 from consistune.reproduce.runs import Run
-from consistune.reproduce.spec import Experiment, Positive, RunSpec
+from consistune.reproduce.spec import Positive, RunSpec
 from consistune.reproduce.study import Study
 
 IMAGES = Axis("thousand images seen")

@@ -4,6 +4,7 @@ import os
 import platform
 import resource
 import sys
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,14 @@ def variable(name: str) -> str | None:
         return value or None
     print(f"warning: {OLD_PREFIX}{name} is now called {PREFIX}{name}", file=sys.stderr)
     return os.environ[OLD_PREFIX + name] or None
+
+
+def package_version() -> str:
+    """The version of the installed package; "unknown" where it runs without being installed."""
+    try:
+        return version("consistune")
+    except PackageNotFoundError:
+        return "unknown"
 
 
 def machine() -> dict[str, Any]:

@@ -19,10 +19,9 @@ from typing import Any
 
 import yaml
 
-import consistune
 from consistune.errors import UserError
 from consistune.system.files import write_atomically
-from consistune.system.host import machine
+from consistune.system.host import machine, package_version
 from consistune.system.processes import launched_processes
 
 RECIPE = "recipe.yaml"
@@ -38,7 +37,7 @@ def create(folder: Path, recipe_text: str) -> None:
         )
     folder.mkdir(parents=True, exist_ok=True)
     environment = {
-        "consistune": consistune.__version__,
+        "consistune": package_version(),
         "command": sys.argv,
         "processes": launched_processes(),
         **machine(),
