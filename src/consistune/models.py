@@ -116,14 +116,8 @@ def sample(
     images = []
     for start in range(0, len(seeds), batch):
         part = slice(start, start + batch)
-        noise = ImageNoise(seeds[part], device)
-        x = sampler(
-            denoiser,
-            schedule or EDM(),
-            noise,
-            model.image_shape,
-            None if labels is None else labels[part],
-        )
+        noise, own = ImageNoise(seeds[part], device), None if labels is None else labels[part]
+        x = sampler(denoiser, schedule or EDM(), noise, model.image_shape, own)
         images.append(quantise(x).cpu())
         if progress is not None:
             progress(len(seeds[part]))

@@ -12,98 +12,126 @@ from consistune.metrics.table import METRICS
 if TYPE_CHECKING:
     import torch
 
+    from consistune.evaluate.request import LabelRule, Request
+    from consistune.metrics.moments import Convention
+
+
+Model = Annotated[Path, Argument(help="A model, a run's folder, a checkpoint, or samples (.npz).")]
+Data = Annotated[
+    str | None, Option(help="Data to compare with: digits, a prepared folder, or images (.npz).")
+]
+Reference = Annotated[
+    Path | None, Option(help="Moments instead of the data's: .npz (mu, sigma) or EDM2's .pkl.")
+]
+Features = Annotated[
+    str | None,
+    Option(
+        help="inception-2015-12-05.pt or another file with its YAML, efficientnet, efficientnet-64, "
+        "classifier, or package.module:attribute. Files and modules are programs: they are run."
+    ),
+]
+Metrics = Annotated[str | None, Option(help=f"Some of {','.join(METRICS)}; default: all that apply.")]
+Steps = Annotated[str | None, Option(help="Numbers of steps, e.g. 1,2, one row each; default: the model's.")]
+Samples = Annotated[int, Option(help="Number of images per block.")]
+Seeds = Annotated[int, Option(help="Number of blocks, each with seeds of its own.")]
+FirstSeed = Annotated[int, Option(help="Seed of the first image.")]
+Labels = Annotated[
+    str, Option(help="data (with the training images' frequencies), uniform, or balanced (in turn).")
+]
+Search = Annotated[
+    str | None, Option(help="mid-t, eta or omega: search it, then measure the best on new seeds.")
+]
+SearchSamples = Annotated[int, Option(help="Number of images for each value tried.")]
+Extrapolate = Annotated[
+    bool, Option("--extrapolate", help="Also estimate the distance at infinitely many samples.")
+]
+XFlip = Annotated[
+    bool, Option("--x-flip", help="Add mirrored images to the reference; no published protocol does.")
+]
+Keep = Annotated[Path | None, Option(help="NAME.npz: keep the samples, one file per row and block.")]
+Covariance = Annotated[str, Option(help="unbiased (divided by n-1: EDM, EDM2) or biased (by n: ECT).")]
+SaveReference = Annotated[Path | None, Option(help="Write the reference's moments to this file.")]
+Out = Annotated[Path, Option(help="Folder for results.json and report.html.")]
+
 
 def evaluate(
-    model: Annotated[Path, Argument(help="A model, a run's folder, a checkpoint, or samples (.npz).")],
-    data: Annotated[
-        str | None, Option(help="Data to compare with: digits, a prepared folder, or images (.npz).")
-    ] = None,
-    reference: Annotated[
-        Path | None, Option(help="Moments instead of the data's: .npz (mu, sigma) or EDM2's .pkl.")
-    ] = None,
-    features: Annotated[
-        str | None,
-        Option(
-            help="inception-2015-12-05.pt or another file with its YAML, efficientnet, efficientnet-64, "
-            "classifier, or package.module:attribute. Files and modules are programs: they are run."
-        ),
-    ] = None,
-    metrics: Annotated[
-        str | None, Option(help=f"Some of {','.join(METRICS)}; default: all that apply.")
-    ] = None,
-    steps: Annotated[
-        str | None, Option(help="Numbers of steps, e.g. 1,2, one row each; default: the model's.")
-    ] = None,
-    samples: Annotated[int, Option(help="Number of images per block.")] = 50_000,
-    seeds: Annotated[int, Option(help="Number of blocks, each with seeds of its own.")] = 1,
-    first_seed: Annotated[int, Option(help="Seed of the first image.")] = 0,
-    labels: Annotated[
-        str, Option(help="data (with the training images' frequencies), uniform, or balanced (in turn).")
-    ] = "data",
+    model: Model,
+    data: Data = None,
+    reference: Reference = None,
+    features: Features = None,
+    metrics: Metrics = None,
+    steps: Steps = None,
+    samples: Samples = 50_000,
+    seeds: Seeds = 1,
+    first_seed: FirstSeed = 0,
+    labels: Labels = "data",
     mid_t: options.MiddleTimes = None,
     eta: options.Eta = 1.0,
     omega: options.GuidanceWeight = 1.0,
     worse: options.WorseModel = None,
-    search: Annotated[
-        str | None, Option(help="mid-t, eta or omega: search it, then measure the best on new seeds.")
-    ] = None,
-    search_samples: Annotated[int, Option(help="Number of images for each value tried.")] = 2_000,
-    extrapolate: Annotated[
-        bool, Option("--extrapolate", help="Also estimate the distance at infinitely many samples.")
-    ] = False,
-    x_flip: Annotated[
-        bool, Option("--x-flip", help="Add mirrored images to the reference; no published protocol does.")
-    ] = False,
-    keep: Annotated[
-        Path | None, Option(help="NAME.npz: keep the samples, one file per row and block.")
-    ] = None,
-    covariance: Annotated[
-        str, Option(help="unbiased (divided by n-1: EDM, EDM2) or biased (by n: ECT).")
-    ] = "unbiased",
-    save_reference: Annotated[Path | None, Option(help="Write the reference's moments to this file.")] = None,
-    out: Annotated[Path, Option(help="Folder for results.json and report.html.")] = Path("runs/evaluation"),
+    search: Search = None,
+    search_samples: SearchSamples = 2_000,
+    extrapolate: Extrapolate = False,
+    x_flip: XFlip = False,
+    keep: Keep = None,
+    covariance: Covariance = "unbiased",
+    save_reference: SaveReference = None,
+    out: Out = Path("runs/evaluation"),
     batch: options.BatchSize = 256,
     device: options.Device = "auto",
 ) -> None:
     """Measure a model: Fréchet and kernel distance, precision and recall, memorisation."""
-    from consistune.evaluate.job import Job
-    from consistune.evaluate.request import LABEL_RULES, LabelRule, Request
+    from consistune.evaluate.request import Request
+
+    _check_words(labels, search, covariance)
+    for name, value, least in (("--samples", samples, 4), ("--seeds", seeds, 1), ("--batch", batch, 1)):
+        options.check_at_least(least, value, name)
+    _run(
+        Request(
+            model=model,
+            out=out,
+            data=data,
+            reference=reference,
+            features=features,
+            metrics=None if metrics is None else tuple(part.strip() for part in metrics.split(",")),
+            steps=(None,) if steps is None else tuple(options.parse_integers(steps, "--steps")),
+            samples=samples,
+            blocks=seeds,
+            first_seed=first_seed,
+            label_rule=cast("LabelRule", labels),
+            mid_t=options.parse_times(mid_t, "--mid-t"),
+            eta=eta,
+            omega=omega,
+            worse=worse,
+            search=search,
+            search_samples=search_samples,
+            extrapolate=extrapolate,
+            covariance=cast("Convention", covariance),
+            x_flip=x_flip,
+            keep=keep,
+            save_reference=save_reference,
+            batch=batch,
+            device=_process_device(device),
+        )
+    )
+
+
+def _check_words(labels: str, search: str | None, covariance: str) -> None:
+    """Raises UserError for a word that is not known."""
+    from consistune.evaluate.request import LABEL_RULES
     from consistune.evaluate.search import all_settings
     from consistune.metrics.moments import Convention
-    from consistune.system.processes import rank_and_count
 
     options.check_choice(labels, LABEL_RULES, "--labels")
     options.check_choice(search, tuple(all_settings()), "--search")
     options.check_choice(covariance, get_args(Convention), "--covariance")
-    options.check_at_least(4, samples, "--samples")
-    options.check_at_least(1, seeds, "--seeds")
-    options.check_at_least(1, batch, "--batch")
-    request = Request(
-        model=model,
-        out=out,
-        data=data,
-        reference=reference,
-        features=features,
-        metrics=None if metrics is None else tuple(part.strip() for part in metrics.split(",")),
-        steps=(None,) if steps is None else tuple(options.parse_integers(steps, "--steps")),
-        samples=samples,
-        blocks=seeds,
-        first_seed=first_seed,
-        label_rule=cast(LabelRule, labels),
-        mid_t=options.parse_times(mid_t, "--mid-t"),
-        eta=eta,
-        omega=omega,
-        worse=worse,
-        search=search,
-        search_samples=search_samples,
-        extrapolate=extrapolate,
-        covariance=cast(Convention, covariance),
-        x_flip=x_flip,
-        keep=keep,
-        save_reference=save_reference,
-        batch=batch,
-        device=_process_device(device),
-    )
+
+
+def _run(request: "Request") -> None:
+    """Evaluate, and print the path of the page; of several processes the first one speaks."""
+    from consistune.evaluate.job import Job
+    from consistune.system.processes import rank_and_count
+
     first = rank_and_count()[0] == 0
     with Screen(quiet=not first) as screen:
         page = Job(request, screen).run()

@@ -38,15 +38,13 @@ def reproduce(
     """
     import torch
 
-    from consistune.reproduce.run import names, read_experiment
+    from consistune.reproduce.run import names
     from consistune.reproduce.run import reproduce as make
     from consistune.reproduce.spec import Scale
     from consistune.reproduce.study import Study
 
     if listed:
-        for known in names():
-            experiment = read_experiment(known)
-            print(f"{known:<18} {experiment.paper.figure}: {experiment.title}")
+        _print_experiments()
         return
     if (name is None) != every:
         raise UserError(
@@ -74,3 +72,11 @@ def reproduce(
         )
         for each in sorted(names(), key=LAST.__contains__) if name is None else [name]:
             screen.say(str(make(each, study)))
+
+
+def _print_experiments() -> None:
+    from consistune.reproduce.run import names, read_experiment
+
+    for name in names():
+        experiment = read_experiment(name)
+        print(f"{name:<18} {experiment.paper.figure}: {experiment.title}")
