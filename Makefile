@@ -9,6 +9,8 @@ CONSTRAINTS ?= constraints-cpu.txt
 VENV        ?= .venv
 BIN         := $(VENV)/bin
 INSTALLED   := $(VENV)/.installed
+# Tests marked gpu that are small enough for the pretended card (tests/card), which computes on the CPU.
+CARD_TESTS  := tests/core tests/metrics tests/test_doctor.py tests/train/test_optim.py
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
 .PHONY: demo test lint format install clean
@@ -27,6 +29,7 @@ demo: $(INSTALLED)
 
 test: $(INSTALLED)
 	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -p tests.card.plugin -m gpu $(CARD_TESTS)
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

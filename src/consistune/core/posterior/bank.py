@@ -35,7 +35,7 @@ def make_bank(
     and the map itself serves); else `sharded` where a process's share fits and `may_shard`; else `host`.
     Raises ValueError for `sharded` in a run of one process, or of fewer images than processes.
     """
-    device = torch.device(device)
+    device = torch.empty(0, device=device).device  # "cuda" becomes "cuda:0", as tensors report it
     processes = dist.get_world_size() if dist.is_initialized() else 1
     if kind == "auto":
         kind = _fitting_kind(reference.images.nbytes, processes if may_shard else 1, free_memory(device))
