@@ -23,7 +23,7 @@ _KINDS: TypeAdapter[Kinds] = TypeAdapter(Annotated[Kinds, Field(discriminator="k
 
 
 def names() -> list[str]:
-    """Of the experiments that come with the package."""
+    """The names of the experiments in the package."""
     return sorted(path.stem for path in SHIPPED.glob("*.yaml"))
 
 

@@ -17,9 +17,9 @@ from consistune.core.types import Batch
 LABELS = 9
 """Entries of a label: flips in x and y, scale, rotation (2), stretch (2), shift (2); 0: no transform."""
 SCALE_STD = STRETCH_STD = 0.2
-"""Of log₂ of the factors."""
+"""Standard deviations of log₂ of the factors."""
 SHIFT_STD = 0.125
-"""Of the image's size."""
+"""Standard deviation of the shift, as a share of the image's size."""
 SYM6 = (
     0.015404109327027373,
     0.0034907120842174702,
