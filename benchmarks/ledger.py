@@ -20,6 +20,7 @@ from digits import read_study, recipe_of
 from tables import DOCS, HERE, KEYS, Row, distances, fill, grouped, markdown, override, ratio, read
 
 ROOT = HERE.parent
+ATTACKS = ROOT / "tests" / "attack"
 LEDGER = DOCS / "results" / "ledger.json"
 FIELDS = ("result", "what", "command", "recipes", "code", "hardware", "seeds", "images", "teacher_images",
           "minutes", "figures", "curve")  # fmt: skip
@@ -61,7 +62,7 @@ def benchmark(path: Path) -> Row:
     row = {
         "result": place,
         "what": what,
-        "command": f"python benchmarks/{command}",
+        "command": command,
         "recipes": {},
         "code": last_commit(path),
         "hardware": machine_of(data),
@@ -103,19 +104,24 @@ def figures(name: str, runs: list[Row]) -> Row:
 
 
 def made_by(name: str) -> tuple[str, str]:
-    """What a result is, and its command: of a study, the script of its name, or the one that names it."""
+    """What a result is, and its command: of a study, of the script of its name, or of the one that writes it."""
     if (HERE / "studies" / f"{name}.yaml").exists():
-        return read_study(name).title, f"digits.py {name}"
+        return read_study(name).title, f"python benchmarks/digits.py {name}"
     same = HERE / f"{name}.py"
-    scripts = [same] if same.exists() else [p for p in sorted(HERE.glob("*.py")) if _writes(p, name)]
+    known = [*HERE.glob("*.py"), *ATTACKS.glob("test_*.py")]
+    scripts = [same] if same.exists() else [path for path in sorted(known) if _writes(path, name)]
     if len(scripts) != 1:
         raise ValueError(f"{name}.json is written by {[p.name for p in scripts] or 'no script'}")
-    text = ast.get_docstring(ast.parse(scripts[0].read_text(encoding="utf-8"))) or ""
-    return text.split("\n")[0].rstrip(".:"), scripts[0].name
+    (script,) = scripts
+    text = ast.get_docstring(ast.parse(script.read_text(encoding="utf-8"))) or ""
+    place = script.relative_to(ROOT).as_posix()
+    attack = f"CONSISTUNE_ATTACK=60 python -m pytest {place}"
+    return text.split("\n")[0].rstrip(".:"), attack if ATTACKS in script.parents else f"python {place}"
 
 
 def _writes(script: Path, name: str) -> bool:
-    return script.name != "tables.py" and f'"{name}.json"' in script.read_text(encoding="utf-8")
+    text = script.read_text(encoding="utf-8")
+    return script.name != "tables.py" and (f'"{name}.json"' in text or f'keep_record("{name}"' in text)
 
 
 def machine_of(data: Any) -> Any:

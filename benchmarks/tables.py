@@ -21,6 +21,7 @@ from consistune.system.files import write_atomically
 HERE = Path(__file__).resolve().parent
 DOCS = HERE.parent / "docs"
 GIB = 2**30
+EARLIER = {"sct": "consistune"}
 SHARE = "share of the plain loop's"
 KEYS = ("frechet_train", "frechet_held_out")
 ENDS = ((3, 1), (-1, 1), (-1, 2))
@@ -342,10 +343,28 @@ def startup() -> str:
     rows = []
     for name, timing in result["times"].items():
         command = name.replace("sct ", "consistune ", 1)  # recorded under the package's earlier name
-        parts = [f"{package} {seconds:.2f}" for package, seconds in result["imports"][name].items()]
+        imports = {EARLIER.get(package, package): took for package, took in result["imports"][name].items()}
+        parts = [f"{package} {took:.2f}" for package, took in imports.items()]
         seconds = f"{timing['median']:.2f} {least_to_greatest(timing['seconds'])}"
         rows.append([f"`{command}`", seconds, ", ".join(parts)])
     return markdown(["", "seconds", "of it, imports"], rows)
+
+
+# docs/training.md
+
+
+def kill_and_resume() -> str:
+    """What tests/attack/test_kill.py recorded."""
+    result = read("kill_and_resume")
+    writing = {word: n for word, n in result["interrupted_while_writing"].items() if word != "nothing"}
+    places = ", ".join(f"{word} {n}" for word, n in writing.items())
+    compared = " and ".join(str(n) for n in result["tensors_compared_a_run"].values())
+    return (
+        f"{result['kills']} kills with SIGKILL at random moments of {len(result['runs'])} runs, "
+        f"{sum(writing.values())} of them while a file was half-written ({places}). The finished runs and "
+        f"the unbroken ones, {compared} tensors, their pictures and every line of their logs: "
+        f"**{len(result['differences'])} differences.**\n"
+    )
 
 
 TABLES: dict[str, dict[str, Callable[[], str]]] = {
@@ -366,6 +385,7 @@ TABLES: dict[str, dict[str, Callable[[], str]]] = {
         "sampling": sampling,
         "startup": startup,
     },
+    "training.md": {"kill_and_resume": kill_and_resume},
 }
 
 if __name__ == "__main__":

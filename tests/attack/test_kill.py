@@ -1,53 +1,49 @@
 """A run that is killed again and again, against the unbroken one: every number it leaves must be the same.
 
-    python benchmarks/kill_and_resume.py [--kills 50]       a few minutes on one core
-
 A small SCT run and a consistency-training run (with an averaged target), in turn, on the embedded digits,
 with dropout, flips, hidden labels, snapshots, pictures and a measure, and a checkpoint every other step, are
 killed with SIGKILL after a random time and continued until they finish; then the next begins, until there
-were so many kills. Each finished folder is compared, bit for bit, with that of a run which nobody disturbed:
+were enough kills. Each finished folder is compared, bit for bit, with that of a run which nobody disturbed:
 weights, averages, optimizer, counters, stored models, pictures, and the log (but for speed and memory).
 What lay half-written in the folder after a kill tells what it interrupted.
-Writes benchmarks/results/kill_and_resume.json and its paragraph in docs/training.md.
 """
 
-import argparse
 import json
-import os
+import multiprocessing
 import platform
 import random
-import shutil
 import signal
-import sys
 import time
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import accelerate.tracking  # noqa: F401 - here, so that the children have it
+import accelerate.tracking  # noqa: F401 - here, so that the forked children have it
+import pytest
 import torch
 import torch.utils.tensorboard
 from safetensors.torch import load_file
 
-from consistune.data.images import digits
 from consistune.models import draw_sheet
 from consistune.nn.precond import Preconditioned
 from consistune.recipe import read_recipe, to_yaml
 from consistune.recipe.plan import make_plan
-from consistune.system.files import write_atomically
 from consistune.train import checkpoint
 from consistune.train.run import RunFolder
-from tables import fill
 
-RESULTS = Path(__file__).parent / "results" / "kill_and_resume.json"
 RECIPES = ("digits-sct", "digits-cm")
+IMAGES, FEW = 3_840, 640
+"""Images of a run by hand, and in the test suite."""
 KEYS = (
     "start_from=null",
     "network={kind: mlp, width: 128, blocks: 2, dropout: 0.2}",
-    "train={images: 3_840, batch: 64, ema: [0.99, 0.9], x_flip: true, label_dropout: 0.1, log_images: 64, "
+    "train={images: %d, batch: 64, ema: [0.99, 0.9], x_flip: true, label_dropout: 0.1, log_images: 64, "
     "checkpoint_images: 128, evaluate_images: 192, snapshots: [0.25, 0.5, 0.75]}",
 )
 UNREPEATABLE = ("images_per_second", "peak_memory_gib")
+CHILDREN = multiprocessing.get_context("forkserver")
+CHILDREN.set_forkserver_preload([__name__])  # a child then starts within milliseconds
 
 
 def measure(model: Preconditioned) -> dict[str, float]:
@@ -55,9 +51,10 @@ def measure(model: Preconditioned) -> dict[str, float]:
     return {"weight": float(sum(p.double().sum() for p in model.parameters()).sin())}
 
 
-def train(name: str, folder: Path) -> None:
+def train(name: str, folder: Path, images: int) -> None:
     """Begin or continue the run in a folder."""
-    recipe = read_recipe(name, KEYS)
+    torch.set_num_threads(1)
+    recipe = read_recipe(name, [*KEYS[:-1], KEYS[-1] % images])
     resume = (folder / "recipe.yaml").exists()
     run = RunFolder(folder, to_yaml(recipe), resume=resume, draw=draw_sheet, evaluate=measure)
     trainer = make_plan(recipe).trainer()
@@ -67,28 +64,21 @@ def train(name: str, folder: Path) -> None:
         pass
 
 
-def in_a_child(name: str, folder: Path, kill_after: float | None) -> bool:
+def in_a_child(name: str, folder: Path, images: int, kill_after: float | None = None) -> bool:
     """Train in a process of its own, killed after so many seconds; whether it was killed."""
-    child = os.fork()
-    if child == 0:
-        try:
-            train(name, folder)
-        except BaseException as error:
-            print(f"{folder}: {type(error).__name__}: {error}", file=sys.stderr)
-            os._exit(1)
-        os._exit(0)
-    if kill_after is not None:
-        time.sleep(kill_after)
-        os.kill(child, signal.SIGKILL)
-    _, status = os.waitpid(child, 0)
-    if os.WIFEXITED(status) and os.WEXITSTATUS(status) != 0:
-        raise RuntimeError("a run failed")
-    return os.WIFSIGNALED(status)
+    child = CHILDREN.Process(target=train, args=(name, folder, images))
+    child.start()
+    child.join(kill_after)
+    child.kill()
+    child.join()
+    if child.exitcode not in (0, -signal.SIGKILL):
+        raise RuntimeError(f"the run in {folder} failed")
+    return child.exitcode != 0
 
 
 def interrupted_writing(folder: Path) -> str:
     """What a killed process was writing, by what lies about."""
-    hidden = [p.relative_to(folder) for p in folder.rglob(".*")]
+    hidden = [p.relative_to(folder) for p in folder.rglob(".*") if p.name != ".lock"]
     return (
         "+".join(sorted({p.parts[0] if len(p.parts) > 1 else p.name.split(".")[1] for p in hidden}))
         or "nothing"
@@ -132,62 +122,50 @@ def tensors(tree: Any) -> int:
     return int(isinstance(tree, torch.Tensor))
 
 
-def page(result: dict[str, Any]) -> str:
-    """What docs/training.md says of it."""
-    writing = {word: n for word, n in result["interrupted_while_writing"].items() if word != "nothing"}
-    places = ", ".join(f"{word} {n}" for word, n in writing.items())
-    compared = " and ".join(str(n) for n in result["tensors_compared_a_run"].values())
-    return (
-        f"{result['kills']} kills with SIGKILL at random moments of {len(result['runs'])} runs, "
-        f"{sum(writing.values())} of them while a file was half-written ({places}). The finished runs and "
-        f"the unbroken ones, {compared} tensors, their pictures and every line of their logs: "
-        f"**{len(result['differences'])} differences.**\n"
-    )
+def attack(work: Path, images: int, kills: int, kills_a_run: int, seconds: float) -> dict[str, Any]:
+    """Kill and continue runs until there were so many kills and the time is over; what was found.
 
-
-def main() -> None:
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--kills", type=int, default=50)
-    parser.add_argument("--folder", type=Path, default=Path("runs/kill_and_resume"))
-    parser.add_argument("--seed", type=int, default=0)
-    arguments = parser.parse_args()
-    torch.set_num_threads(1)
-    digits()  # once, for all children
-    dice, folder = random.Random(arguments.seed), arguments.folder
-    shutil.rmtree(folder, ignore_errors=True)
-    whole, seconds = {}, {}
+    After `kills_a_run` kills nothing disturbs a run any more.
+    """
+    whole, alone = {}, {}
     for name in RECIPES:
+        in_a_child(name, work / f"{name}-first", images, 0.5)  # the fork server starts
         began = time.perf_counter()
-        in_a_child(name, folder / f"{name}-unbroken", None)
-        seconds[name] = time.perf_counter() - began
-        whole[name] = content(folder / f"{name}-unbroken")
+        in_a_child(name, work / f"{name}-unbroken", images)
+        alone[name] = time.perf_counter() - began
+        whole[name] = content(work / f"{name}-unbroken")
+    dice, began = random.Random(0), time.perf_counter()
     interrupted: Counter[str] = Counter()
     runs, found = [], list[str]()
-    while sum(run["kills"] for run in runs) < arguments.kills:
+    while interrupted.total() < kills or time.perf_counter() - began < seconds:
         name = RECIPES[len(runs) % len(RECIPES)]
-        path, kills = folder / f"{name}-{len(runs)}", 0
-        while in_a_child(name, path, dice.uniform(0, seconds[name])):
-            kills += 1
+        path, killed = work / f"{name}-{len(runs)}", 0
+        while in_a_child(name, path, images, dice.uniform(0, alone[name]) if killed < kills_a_run else None):
+            killed += 1
             interrupted[interrupted_writing(path)] += 1
         found += differences(whole[name], content(path), path.name)
-        runs.append({"recipe": name, "kills": kills})
-        print(f"{path}: {kills} kills, {len(found)} differences so far", flush=True)
-    result = {
+        runs.append({"recipe": name, "kills": killed})
+    return {
         "machine": platform.platform(),
         "torch": torch.__version__,
-        "seconds_unbroken": seconds,
-        "kills": sum(run["kills"] for run in runs),
+        "seconds_unbroken": alone,
+        "kills": interrupted.total(),
         "runs": runs,
         "interrupted_while_writing": dict(interrupted.most_common()),
         "tensors_compared_a_run": {name: tensors(content) for name, content in whole.items()},
         "log_lines_compared_a_run": {name: len(content["log"]) for name, content in whole.items()},
         "differences": found,
     }
-    write_atomically(RESULTS, json.dumps(result, indent=1) + "\n")
-    fill("training.md", "kill_and_resume", page(result))
-    print(json.dumps(result, indent=1))
-    sys.exit(1 if found else 0)
 
 
-if __name__ == "__main__":
-    main()
+@pytest.mark.attack
+def test_a_run_killed_at_any_moment_continues_bit_for_bit(
+    tmp_path: Path, minutes: float, keep_record: Callable[[str, dict[str, Any]], None]
+) -> None:
+    images, kills, kills_a_run = (IMAGES, 50, 1000) if minutes else (FEW, 4, 2)
+    record = attack(tmp_path, images, kills, kills_a_run, 60 * minutes)
+    keep_record("kill_and_resume", record)
+    print(json.dumps(record, indent=1))
+    assert record["kills"] >= kills
+    assert min(record["tensors_compared_a_run"].values()) > 100
+    assert record["differences"] == []

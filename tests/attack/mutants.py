@@ -1,35 +1,33 @@
-"""Mutated checkpoints against the loader: none may execute anything, take 5 s, or take 1 GB.
+"""Mutated checkpoints, and a worker that reads them under watch.
 
-    python benchmarks/fuzz_pickles.py --shared ../shared        about ten minutes on two cores
+    python -m tests.attack.mutants SHARED SEED START COUNT        prints a JSON line a file
 
-20 000 files, each a genuine checkpoint (the parity fixtures, and a torch archive) or a hostile one after 1–4
-mutations: flipped bytes, truncation, opcodes and hostile fragments inserted, pieces cut, doubled or taken
-from another file, lengths made enormous. Half of the positions are those of opcodes, where they hurt most.
-Mutation i depends on i and the seed alone. Workers read the files in full (`load_checkpoint`, to the built
-network) with an audit hook that records whatever is executed, imported or written, a clock of 5 s, and
-1 GB of memory for data. Writes benchmarks/results/fuzz_pickles.json.
+Each file is a genuine checkpoint (the parity fixtures, and a torch archive) or a hostile one after one to
+four mutations: flipped bytes, truncation, opcodes and hostile fragments inserted, pieces cut, doubled or
+taken from another file, lengths made enormous. Half of the positions are those of opcodes, where they hurt
+most. Mutation i depends on i and the seed alone. The worker reads each file in full (`load_checkpoint`, to
+the built network) with an audit hook that records whatever is executed, imported or written, a clock of 5 s,
+and 1 GB of memory for data. Hook and limit cannot be taken back, so the worker has a process of its own.
 """
 
-import argparse
 import io
 import json
-import os
 import pickletools
-import platform
 import random
 import resource
 import signal
-import subprocess
 import sys
 import tempfile
 import time
-from collections import Counter
 from pathlib import Path
 from typing import Any
 
-RESULTS = Path(__file__).parent / "results" / "fuzz_pickles.json"
+import torch
+
+from consistune.errors import UserError
+from consistune.interop.checkpoints import load_checkpoint
+
 SECONDS, BYTES = 5, 1 << 30
-CHUNK = 500
 FRAGMENTS = [
     b"cposix\nsystem\n(X\x04\x00\x00\x00truetR",
     b"\x8c\x05posix\x8c\x06system\x93\x8c\x04true\x85R",
@@ -67,10 +65,6 @@ EVENTS += ("os.mkdir", "os.link", "os.symlink", "os.chmod")
 
 def corpus(shared: Path) -> list[bytes]:
     """What is mutated: the fixtures, and a state dict as torch saves it."""
-    import torch
-
-    from consistune.interop.checkpoints import load_checkpoint
-
     parity = shared / "parity"
     files = sorted((parity / "networks").glob("*.pkl")) + sorted((parity / "malicious").iterdir())
     buffer = io.BytesIO()
@@ -126,9 +120,6 @@ class TooSlow(BaseException):
 
 def work(shared: Path, seed: int, start: int, count: int) -> None:
     """One worker: a JSON line a file."""
-    from consistune.errors import UserError
-    from consistune.interop.checkpoints import load_checkpoint
-
     files = corpus(shared)
     opcodes = [places(data) for data in files]
     seen: list[str] = []
@@ -175,67 +166,5 @@ def work(shared: Path, seed: int, start: int, count: int) -> None:
             print(json.dumps(result | {"peak_mib": peak // 1024, "seen": list(seen)}), flush=True)
 
 
-def supervise(arguments: argparse.Namespace) -> list[dict[str, Any]]:
-    """Workers a chunk each; a worker that dies is a finding, and the next goes on after its file."""
-    base = [sys.executable, __file__, "--shared", str(arguments.shared), "--seed", str(arguments.seed)]
-    pending = [(i, min(CHUNK, arguments.files - i)) for i in range(0, arguments.files, CHUNK)]
-    running: list[tuple[subprocess.Popen[str], int, int]] = []
-    results: list[dict[str, Any]] = []
-    while pending or running:
-        while pending and len(running) < arguments.workers:
-            start, count = pending.pop(0)
-            command = [*base, "--work", str(start), str(count)]
-            running.append((subprocess.Popen(command, stdout=subprocess.PIPE, text=True), start, count))
-        process, start, count = running.pop(0)
-        output, _ = process.communicate()
-        lines = [json.loads(line) for line in output.splitlines()]
-        results += lines
-        if len(lines) < count:
-            index = start + len(lines)
-            results.append({"index": index, "outcome": f"died ({process.returncode})", "seen": []})
-            if count > len(lines) + 1:
-                pending.append((index + 1, count - len(lines) - 1))
-        print(f"{len(results)} of {arguments.files}", Counter(r["outcome"] for r in results), flush=True)
-    return results
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--shared", type=Path, default=Path("../shared"))
-    parser.add_argument("--files", type=int, default=20_000)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--workers", type=int, default=2)
-    parser.add_argument("--work", type=int, nargs=2, help=argparse.SUPPRESS)
-    arguments = parser.parse_args()
-    if arguments.work:
-        work(arguments.shared, arguments.seed, *arguments.work)
-        return
-    began = time.perf_counter()
-    results = supervise(arguments)
-    outcomes = Counter(result["outcome"] for result in results)
-    bad = [r for r in results if r["outcome"] not in ("loaded", "refused") or r["seen"]]
-    summary = {
-        "files": len(results),
-        "seed": arguments.seed,
-        "outcomes": dict(outcomes.most_common()),
-        "with_side_effects": sum(bool(r["seen"]) for r in results),
-        "slowest_seconds": max(r.get("seconds", 0) for r in results),
-        "peak_mib": max(r.get("peak_mib", 0) for r in results),
-        "findings": bad[:50],
-        "seconds": time.perf_counter() - began,
-        "machine": {
-            "processor": platform.machine(),
-            "cores": os.cpu_count(),
-            "python": platform.python_version(),
-        },
-    }
-    RESULTS.parent.mkdir(exist_ok=True)
-    RESULTS.write_text(json.dumps(summary, indent=1) + "\n")
-    print(json.dumps(summary, indent=1))
-    sys.exit(bool(bad))
-
-
 if __name__ == "__main__":
-    main()
+    work(Path(sys.argv[1]), *map(int, sys.argv[2:]))
