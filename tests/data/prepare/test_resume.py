@@ -1,0 +1,189 @@
+"""Preparing: the same bytes with any number of workers and after interruptions."""
+
+import contextlib
+import hashlib
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from consistune.data.prepare import run as module
+from consistune.data.prepare.run import PrepareOptions, Progress, prepare
+from consistune.data.prepare.split import Split
+from consistune.data.prepare.survey import ImageOptions
+from consistune.data.sources.base import Source
+from consistune.errors import UserError
+from consistune.system import files
+from tests.support.makers import class_folders, edm_zip, encoded, imagenet_batches, pixels
+from tests.support.prepared import OPTIONS, mixed_folder
+
+
+def contents(folder: Path) -> dict[str, str]:
+    files = (path for path in sorted(folder.rglob("*")) if path.is_file())
+    return {str(p.relative_to(folder)): hashlib.sha256(p.read_bytes()).hexdigest() for p in files}
+
+
+class Stop(Exception):
+    """The power fails."""
+
+
+class StopAfter(Progress):
+    """Remembers how many images were done before, and stops after some calls."""
+
+    def __init__(self, calls: int) -> None:
+        self.calls, self.before, self.counts = calls, -1, []  # type: ignore[var-annotated]
+
+    def started(self, source: Source, done: int) -> None:
+        self.before = done
+
+    def advanced(self, count: int) -> None:
+        self.counts.append(count)
+        self.calls -= 1
+        if self.calls == 0:
+            raise Stop
+
+
+@pytest.fixture
+def small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pieces of four images, each on the disk before the next."""
+    monkeypatch.setattr(Source, "piece", 4)
+    monkeypatch.setattr(module, "SYNC_SECONDS", 0.0)
+    read = module.open_source
+    monkeypatch.setattr(module, "open_source", lambda *a: replace_piece(read(*a)))
+
+
+def replace_piece(source: Source) -> Source:
+    source.piece = 4
+    return source
+
+
+@pytest.mark.parametrize("kind", ["folder", "zip", "batches"])
+def test_a_stopped_preparation_goes_on_to_the_same_bytes(
+    tmp_path: Path, small_pieces: None, kind: str
+) -> None:
+    options = OPTIONS
+    if kind == "folder":
+        source = mixed_folder(tmp_path / "set")
+    elif kind == "zip":
+        images = [b"bad" if k == 7 else pixels(1, 8, 8, 3, seed=k)[0] for k in range(40)]
+        source = edm_zip(tmp_path / "set.zip", images, [k % 3 for k in range(40)])
+    else:
+        labels = [1 + k % 3 for k in range(40)]
+        source = imagenet_batches(tmp_path / "set", pixels(40, 3, 16, 16), labels, npz=False, val=8)
+        options = replace(OPTIONS, split=Split())
+    whole = Progress()
+    prepare(source, tmp_path / "whole", options, whole)
+    done = 0
+    for stop in (2, 1, 3):
+        progress = StopAfter(stop)
+        with pytest.raises(Stop):
+            prepare(source, tmp_path / "again", options, progress)
+        assert progress.before == done  # what was done is not done again
+        done += sum(progress.counts)
+        assert not (tmp_path / "again").exists()
+    with (tmp_path / "again.part" / "work" / "journal").open("ab") as journal:
+        journal.write(b'{"piece": 9, "ba')  # a line torn by the kill
+    last = StopAfter(-1)
+    prepare(source, tmp_path / "again", options, last)
+    assert last.before == done
+    assert last.before + sum(last.counts) == 40
+    assert contents(tmp_path / "again") == contents(tmp_path / "whole")
+    assert not (tmp_path / "again.part").exists()
+
+
+class FailingDisk:
+    """Fails at the n-th time that something is to be on the disk."""
+
+    def __init__(self, calls: int) -> None:
+        self.calls, self.sync = calls, files.sync
+
+    def __call__(self, path: Path) -> None:
+        self.calls -= 1
+        if self.calls == 0:
+            raise Stop
+        self.sync(path)
+
+
+def test_a_kill_between_any_two_steps_of_the_end_loses_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = mixed_folder(tmp_path / "set")
+    prepare(source, tmp_path / "whole", OPTIONS)
+    stopped = 0
+    while not (tmp_path / "again").exists():
+        with monkeypatch.context() as patch, contextlib.suppress(Stop):
+            patch.setattr(files, "sync", FailingDisk(stopped + 1))
+            prepare(source, tmp_path / "again", OPTIONS)
+        stopped += 1
+    assert stopped > 6
+    assert contents(tmp_path / "again") == contents(tmp_path / "whole")
+
+
+def test_two_processes_write_what_one_writes(tmp_path: Path) -> None:
+    source = mixed_folder(tmp_path / "set")
+    prepare(source, tmp_path / "one", OPTIONS)
+    prepare(source, tmp_path / "two", replace(OPTIONS, workers=2))
+    assert contents(tmp_path / "one") == contents(tmp_path / "two")
+
+
+def test_a_killed_command_goes_on(tmp_path: Path) -> None:
+    """SIGKILL of the whole command while its workers decode; then the command again."""
+    source = tmp_path / "set"
+    picture = encoded(Image.fromarray(pixels(1, 16, 16, 3)[0]).resize((320, 320), 0))
+    class_folders(source, [picture] * 1024, [f"c{k % 3}" for k in range(1024)])
+    command = [
+        sys.executable,
+        "-m",
+        "consistune",
+        "data",
+        "prepare",
+        str(source),
+        str(tmp_path / "dest"),
+        "--size",
+        "8",
+    ]
+    command += ["--workers", "1"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+    journal = tmp_path / "dest.part" / "work" / "journal"
+    deadline = time.monotonic() + 60
+    while not (journal.exists() and b'{"piece"' in journal.read_bytes()) and time.monotonic() < deadline:
+        assert process.poll() is None, "it ended before it could be killed"
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not (tmp_path / "dest").exists()
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "continuing after" in done.stderr
+    meta = prepare(source, tmp_path / "whole", PrepareOptions(images=ImageOptions(size=8)))
+    assert meta.parts["train"].images == 1024
+    assert contents(tmp_path / "dest") == contents(tmp_path / "whole")
+
+
+def test_other_options_do_not_go_on_from_a_stopped_run(tmp_path: Path, small_pieces: None) -> None:
+    source = mixed_folder(tmp_path / "set")
+    with pytest.raises(Stop):
+        prepare(source, tmp_path / "dest", OPTIONS, StopAfter(1))
+    with pytest.raises(UserError, match="other options"):
+        prepare(source, tmp_path / "dest", replace(OPTIONS, images=ImageOptions(size=7)))
+    (source / "class 0" / "new.png").write_bytes(encoded(pixels(1, 9, 9, 3)[0]))
+    with pytest.raises(UserError, match="another source"):
+        prepare(source, tmp_path / "dest", OPTIONS)
+
+
+def test_two_runs_at_once_are_refused(tmp_path: Path) -> None:
+    source = mixed_folder(tmp_path / "set")
+    from consistune.data.prepare.journal import Journal
+
+    with Journal(tmp_path / "dest.part" / "work" / "journal"), pytest.raises(UserError, match="another run"):
+        prepare(source, tmp_path / "dest", OPTIONS)
+    prepare(source, tmp_path / "dest", OPTIONS)
+    with pytest.raises(UserError, match="already there"):
+        prepare(source, tmp_path / "dest", OPTIONS)
