@@ -104,7 +104,7 @@ def figures(name: str, runs: list[Row]) -> Row:
 
 
 def made_by(name: str) -> tuple[str, str]:
-    """What a result is, and its command: of its study, of the script of its name, or of its writer."""
+    """What a result is, and its command: a study's, or that of the script of its name or that writes it."""
     if (HERE / "studies" / f"{name}.yaml").exists():
         return read_study(name).title, f"python benchmarks/digits.py {name}"
     same = HERE / f"{name}.py"

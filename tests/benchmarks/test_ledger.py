@@ -42,7 +42,7 @@ def test_figures_and_page_are_what_the_script_makes_of_the_results(monkeypatch) 
 
     made = {row["result"]: row for row in ledger.rows()}
     for row in LEDGER:
-        for key in ("figures", "recipes", "seeds", "images", "minutes"):
+        for key in ("command", "figures", "recipes", "seeds", "images", "minutes"):
             assert row[key] == made[row["result"]][key], f"{row['result']}: run python benchmarks/ledger.py"
     page = (ROOT / "docs" / "results" / "README.md").read_text(encoding="utf-8")
     assert ledger.table(LEDGER) in page
