@@ -6,10 +6,17 @@ import re
 import subprocess
 import sys
 import tomllib
+from collections.abc import Callable
+from importlib.metadata import EntryPoint
 from pathlib import Path
 
 import pytest
 
+from consistune.errors import UserError
+from consistune.evaluate.search import all_settings
+from consistune.metrics.table import metric_class
+from consistune.nn.store import build
+from consistune.recipe import words
 from tests.conftest import REPOSITORY
 
 PAGE = REPOSITORY / "docs" / "extending.md"
@@ -106,6 +113,26 @@ for call in (lambda: register("gap", "sigmoid", FixedGap), lambda: register("gab
     assert len(lines) == 4, done.stderr
     assert "SigmoidGap" in lines[0]
     assert "unknown part 'gab'" in lines[1]
+
+
+@pytest.mark.parametrize(
+    ("module", "read"),
+    [
+        ("nn.store", lambda: build({"network": {"kind": "odd"}, "precond": {"kind": "edm"}})),
+        ("evaluate.search", all_settings),
+        ("metrics.table", lambda: metric_class("odd")),
+        ("recipe.words", words.load_entry_points.__wrapped__),
+    ],
+)
+def test_a_broken_package_is_named(
+    module: str, read: Callable[[], object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def points(group: str, name: str = "odd") -> list[EntryPoint]:
+        return [EntryPoint("gap:odd" if module == "recipe.words" else name, "no_such_module:x", group)]
+
+    monkeypatch.setattr(f"consistune.{module}.entry_points", points)
+    with pytest.raises(UserError, match=r"odd = no_such_module:x: No module named 'no_such_module'"):
+        read()
 
 
 def test_every_row_of_the_page_names_what_is_there() -> None:

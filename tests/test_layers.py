@@ -112,12 +112,12 @@ def test_no_files_import_each_other_in_a_circle() -> None:
             if isinstance(node, ast.ImportFrom):
                 below |= {f"{node.module}.{alias.name}" for alias in node.names}
         files[name] = {found for module in below if (found := file_of(module)) is not None} - {name}
-    known: dict[str, int] = {}
+    known: set[str] = set()
 
     def visit(name: str, above: tuple[str, ...]) -> None:
         assert name not in above, f"a circle of imports: {' → '.join((*above, name))}"
         if name not in known:
-            known[name] = 1
+            known.add(name)
             for below in files[name]:
                 visit(below, (*above, name))
 

@@ -1,4 +1,9 @@
-"""The one kind of error that is the user's to mend."""
+"""Errors that the user can mend, and code of other packages, whose errors become such."""
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from importlib.metadata import EntryPoint
 
 
 class UserError(Exception):
@@ -14,3 +19,16 @@ class UserError(Exception):
         self.what, self.where, self.remedy = what, where, remedy
         line = f"{where}: {what}" if where else what
         super().__init__(" ".join(f"{line}; {remedy}".split()) if remedy else " ".join(line.split()))
+
+
+def load_entry_point(entry: "EntryPoint") -> Any:
+    """The object that an installed package declares.
+
+    Raises UserError, naming the entry point, where the package's import fails.
+    """
+    try:
+        return entry.load()
+    except Exception as error:  # whatever another package's import does
+        raise UserError(
+            str(error), f"entry point {entry.name} = {entry.value}", "mend or uninstall that package"
+        ) from error

@@ -8,7 +8,7 @@ from importlib.metadata import entry_points
 from typing import Any
 
 from consistune.core.sampling import Multistep
-from consistune.errors import UserError
+from consistune.errors import UserError, load_entry_point
 from consistune.evaluate.request import Request
 from consistune.evaluate.sources import ModelSource
 from consistune.metrics.suite import Suite
@@ -85,7 +85,7 @@ def all_settings() -> dict[str, SamplerSetting]:
     """SETTINGS, and those of the entry points of the group `consistune.settings`: name = "module:object"."""
     for entry in entry_points(group="consistune.settings"):
         if entry.name not in SETTINGS:
-            SETTINGS[entry.name] = entry.load()
+            SETTINGS[entry.name] = load_entry_point(entry)
     return SETTINGS
 
 

@@ -3,7 +3,7 @@
 from importlib.metadata import EntryPoint, entry_points
 from typing import TYPE_CHECKING
 
-from consistune.errors import UserError
+from consistune.errors import UserError, load_entry_point
 
 if TYPE_CHECKING:
     from consistune.metrics.metric import Metric
@@ -36,9 +36,9 @@ def all_metrics() -> dict[str, "str | type[Metric]"]:
 
 
 def metric_class(name: str) -> "type[Metric]":
-    """The class of a metric. Raises UserError, with the known names, for an unknown one."""
+    """The class of a metric. Raises UserError for an unknown one, and for one that cannot be imported."""
     known = all_metrics()
     if name not in known:
         raise UserError(f"unknown metric {name!r}", "--metrics", f"known are: {', '.join(known)}")
     metric = known[name]
-    return EntryPoint(name, metric, GROUP).load() if isinstance(metric, str) else metric
+    return load_entry_point(EntryPoint(name, metric, GROUP)) if isinstance(metric, str) else metric

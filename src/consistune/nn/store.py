@@ -16,7 +16,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from consistune.errors import UserError
+from consistune.errors import UserError, load_entry_point
 from consistune.nn.adm import ADMUNet
 from consistune.nn.baselines import IDDPMPrecond, VEPrecond, VPPrecond
 from consistune.nn.card import ModelCard
@@ -83,7 +83,7 @@ def _load_entry_point(table: dict[str, Any], kind: str) -> None:
     """Take in a network or preconditioning that an installed package declares as "network:KIND"."""
     part = "network" if table is NETWORKS else "precond"
     for entry in entry_points(group=ENTRY_POINTS, name=f"{part}:{kind}"):
-        table[kind] = entry.load()
+        table[kind] = load_entry_point(entry)
 
 
 def shapes(config: dict[str, Any], where: str = "model configuration") -> dict[str, tuple[int, ...]]:

@@ -27,7 +27,7 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, create_model
 
 from consistune.core import estimators, noise, objectives, times
 from consistune.core.posterior.bank import BankKind
-from consistune.errors import UserError
+from consistune.errors import UserError, load_entry_point
 from consistune.nn import store
 from consistune.nn.precond import Preconditioned
 from consistune.recipe import objectives as built_objectives
@@ -151,12 +151,11 @@ def load_entry_points() -> None:
     """Register the parts of installed packages, once. Raises UserError for one that cannot be loaded."""
     for entry in entry_points(group=store.ENTRY_POINTS):
         part, _, kind = entry.name.partition(":")
+        make = load_entry_point(entry)
         try:
-            register(part, kind, entry.load())
-        except Exception as error:  # whatever another package's import does
-            raise UserError(
-                str(error), f"entry point {entry.name} = {entry.value}", "mend or uninstall that package"
-            ) from error
+            register(part, kind, make)
+        except ValueError as error:  # the part is unknown, or the kind is taken
+            raise UserError(str(error), f"entry point {entry.name} = {entry.value}") from error
 
 
 class Section(BaseModel):
