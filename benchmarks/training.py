@@ -21,6 +21,7 @@ import os
 import time
 from argparse import Namespace
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -44,7 +45,6 @@ from consistune.bench.workload import StepInputs, Workload
 from consistune.core.types import expand
 from consistune.nn import blocks, magnitude
 from consistune.nn.lean import Dropout
-from consistune.nn.presets import PRESETS
 from consistune.recipe.cost import kept_for_gradient
 from consistune.system.host import machine
 from consistune.system.processes import Processes
@@ -62,7 +62,6 @@ SMALL = {
     },
     "precond": {"kind": "edm"},
 }
-PRESETS["small"] = SMALL
 TURNS = ("alone", "side by side", "together")
 benchmark = Benchmark(__doc__)
 add = benchmark.parser.add_argument
@@ -72,8 +71,12 @@ add("--forms", nargs="+", default=list(FORMS), choices=list(FORMS), help="of mem
 add("--cores", type=int, nargs=2, default=[0, 1], help="of two-processes")
 
 
+def small(batch: int) -> Workload:
+    return Workload("small", batch, config=SMALL)
+
+
 def workload_of(given: Namespace) -> Workload:
-    return Workload("small", 4) if given.quick else Workload(given.preset, given.batch)
+    return small(4) if given.quick else Workload(given.preset, given.batch)
 
 
 @benchmark.section("training_step.json", threads=2)
@@ -206,7 +209,7 @@ def memory(given: Namespace) -> Record:
 def of_pair(rank: int, workload: Workload, rounds: int, cores: list[int]) -> dict[str, tuple[float, ...]]:
     """One process of the pair: its seconds of each turn."""
     os.sched_setaffinity(0, {cores[rank]})
-    cpu, both = torch.device("cpu"), Workload(workload.preset, 2 * workload.batch)
+    cpu, both = torch.device("cpu"), replace(workload, batch=2 * workload.batch)
     single = trainer_of(workload, "fp32", processes=Processes(cpu)).steps()
     pair = trainer_of(both, "fp32", processes=Processes(cpu, rank, 2))
     shared = pair.steps()
@@ -270,11 +273,11 @@ def two_processes(given: Namespace) -> Record:
 @benchmark.section("predict.json", rounds=5)
 def predict(given: Namespace) -> Record:
     def seconds(batch: int) -> float:
-        run = {"step": our_step(Workload("small", batch), "fp32")}
+        run = {"step": our_step(small(batch), "fp32")}
         return alternate(run, given.rounds, clock=time.process_time)["step"].median
 
     steps = [MeasuredStep(batch, seconds(batch), 0.0) for batch in (4, 16)]
-    parameters = sum(p.numel() for p in Workload("small", 1).model().parameters())
+    parameters = sum(p.numel() for p in small(1).model().parameters())
     model, rows = StepModel.fitted(parameters, steps), []
     for batch in (8, 32):
         predicted, measured = model.seconds(batch), seconds(batch)

@@ -1,7 +1,8 @@
 """What the benchmarks run: published networks at their image size, on smooth random pictures."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,8 +14,9 @@ from consistune.core.posterior.mean import dequantise, quantise
 from consistune.core.rng import mix_seed
 from consistune.core.times import ConstGap, LogNormalPairs
 from consistune.core.types import Times
+from consistune.nn import store
 from consistune.nn.precond import Preconditioned
-from consistune.nn.presets import PRESETS, preset
+from consistune.nn.presets import PRESETS
 
 PAIRS = LogNormalPairs(gap=ConstGap(q=2))
 """ECT's distribution of t with r = t/2: r > 0 for every sample, so that both passes are needed."""
@@ -22,28 +24,35 @@ PAIRS = LogNormalPairs(gap=ConstGap(q=2))
 
 @dataclass(frozen=True)
 class Workload:
-    """A published network with a batch size.
+    """A network with a batch size.
 
     Attributes:
-        preset: the network's name in `consistune.nn.presets`.
-        dropout: the dropout probability; None keeps the preset's own.
+        preset: the network's name, in `consistune.nn.presets` unless `config` is given.
+        dropout: the dropout probability; None keeps the network's own.
+        config: the configuration of a network that is no preset, as `nn.store.build` takes it.
     """
 
     preset: str
     batch: int
     dropout: float | None = None
+    config: dict[str, Any] | None = field(default=None, compare=False)
 
     def model(self, seed: int = 0) -> Preconditioned:
         """The network with weights from `redraw_weights`, a function of the seed."""
         torch.manual_seed(seed)
-        model = preset(self.preset, **({} if self.dropout is None else {"dropout": self.dropout}))
+        options = {} if self.dropout is None else {"dropout": self.dropout}
+        model = store.build({**self._config, "network": {**self._config["network"], **options}}, self.preset)
         redraw_weights(model, seed)
         return model
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
-        channels, height, width = PRESETS[self.preset]["network"]["image_shape"]
+        channels, height, width = self._config["network"]["image_shape"]
         return channels, height, width
+
+    @property
+    def _config(self) -> dict[str, Any]:
+        return PRESETS[self.preset] if self.config is None else self.config
 
 
 @torch.no_grad()
