@@ -16,6 +16,7 @@ from consistune.core.posterior.mean import quantise
 from consistune.core.rng import ImageNoise
 from consistune.core.sampling import ODE, Multistep, PhasedSteps, Sampler
 from consistune.core.types import Denoiser
+from consistune.errors import UserError
 from consistune.nn import store
 from consistune.nn.precond import Preconditioned
 from consistune.pages.pictures import SMALLEST_SIDE, grid, save_png
@@ -102,7 +103,7 @@ def sample(
         uint8 images [N, C, H, W].
 
     Raises ValueError as `default_sampler` does, for steps or mid_t beside a sampler, and for labels that do
-    not fit the seeds or the model.
+    not fit the seeds or the model; UserError, with the seeds, for images that are not finite.
     """
     if sampler is not None and not (steps is None and mid_t is None):
         raise ValueError("steps and mid_t belong to the default sampler: give them or a sampler")
@@ -114,23 +115,39 @@ def sample(
     sampler = sampler or default_sampler(model, steps, mid_t, eta)
     denoiser = Guided(model, worse, guidance, *guidance_interval) if guidance != 1.0 else model
     images = []
-    for start in range(0, len(seeds), batch):
-        part = slice(start, start + batch)
-        noise = ImageNoise(seeds[part], device)
-        x = sampler(
-            denoiser,
-            schedule or EDM(),
-            noise,
-            model.image_shape,
-            None if labels is None else labels[part],
-        )
-        images.append(quantise(x).cpu())
-        if progress is not None:
-            progress(len(seeds[part]))
-    model.train(training)
+    try:
+        for start in range(0, len(seeds), batch):
+            part = slice(start, start + batch)
+            noise = ImageNoise(seeds[part], device)
+            x = sampler(
+                denoiser,
+                schedule or EDM(),
+                noise,
+                model.image_shape,
+                None if labels is None else labels[part],
+            )
+            _check_finite(x, seeds[part])
+            images.append(quantise(x).cpu())
+            if progress is not None:
+                progress(len(seeds[part]))
+    finally:
+        model.train(training)
     if not images:
         return torch.empty(0, *model.image_shape, dtype=torch.uint8)
     return torch.cat(images)
+
+
+def _check_finite(x: Tensor, seeds: list[int]) -> None:
+    """Raises UserError where an image of x [N, C, H, W] is not finite, which as uint8 would be black."""
+    bad = (~x.isfinite().flatten(1).all(1)).tolist()
+    wrong = [seed for seed, is_bad in zip(seeds, bad, strict=True) if is_bad]
+    if wrong:
+        named = ", ".join(map(str, wrong[:8])) + (", …" if len(wrong) > 8 else "")
+        raise UserError(
+            f"{len(wrong)} of {len(seeds)} samples have values that are not finite (seeds {named})",
+            "sampling",
+            "look whether the model's training diverged; try less guidance, or precision fp32",
+        )
 
 
 def draw_sheet(model: Preconditioned, path: Path) -> None:
