@@ -96,9 +96,9 @@ class RunFolder:
                     break
                 except TrainingDiverged as error:
                     self._roll_back(trainer, error)
-        self._save_samples(trainer)
         self._save_checkpoint(trainer)
         self._save_model(trainer, self.path / "model")
+        self._save_samples(trainer)
         self.say(f"done: {trainer.images:,} images, {trainer.nonfinite_total} non-finite steps")
 
     def _lock(self) -> AbstractContextManager[None]:
@@ -132,8 +132,8 @@ class RunFolder:
             if measure_due:
                 self._evaluate(trainer, telemetry)
             if checkpoint_due and report.finite:  # the state in the middle of a divergence is not saved
-                self._save_samples(trainer)
                 self._save_checkpoint(trainer)
+                self._save_samples(trainer)
                 checkpoint_due = False
             yield report
             if report.stopping and not finished:
@@ -199,7 +199,10 @@ class RunFolder:
         if self.draw is not None:
             model = trainer.averaged
             if self.main:
-                self.draw(model, self.path / "samples" / f"{trainer.images:012d}.png")
+                try:
+                    self.draw(model, self.path / "samples" / f"{trainer.images:012d}.png")
+                except Exception as error:  # whatever a picture fails for, it must not end the training
+                    self.say(f"warning: no picture of samples: {error}")
 
     def _save_model(self, trainer: Trainer, destination: Path) -> None:
         model = trainer.averaged
