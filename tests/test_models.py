@@ -9,6 +9,7 @@ from consistune.core.objectives import Consistency, Denoising
 from consistune.core.sampling import ODE, Multistep, PhasedSteps
 from consistune.core.times import ConstGap, LogNormalPairs, Phased
 from consistune.data.images import digits
+from consistune.errors import UserError
 from consistune.models import default_sampler, sample
 from consistune.nn.card import ModelCard
 from consistune.nn.precond import EDMPrecond
@@ -111,3 +112,14 @@ def test_a_denoiser_that_was_trained_in_python_is_sampled_as_a_diffusion_model(m
     objective = Consistency(schedule, Phased(law, edges=(0.5,)), OneSample())  # σ/α = 1 at t = 0.5
     tuned = Trainer(denoiser, objective, data, Optimizer(), options).averaged
     assert default_sampler(tuned, None) == PhasedSteps((1.0,), 1.0)
+
+
+def test_images_that_are_not_finite_are_an_error_that_names_their_seeds(model: EDMPrecond) -> None:
+    model.train()
+    with torch.no_grad():  # of the ten classes, one has an embedding that overflows
+        assert isinstance(model.network.map_label, torch.nn.Linear)
+        model.network.map_label.weight[:, 3] = 3e38
+    assert sample(model, [4, 5]).shape == (2, 1, 8, 8)
+    with pytest.raises(UserError, match=r"2 of 4 samples .* \(seeds 3, 13\)"):
+        sample(model, [2, 3, 4, 13])
+    assert model.training

@@ -16,6 +16,7 @@ from consistune.core.posterior.mean import quantise
 from consistune.core.rng import ImageNoise
 from consistune.core.sampling import ODE, Multistep, PhasedSteps, Sampler
 from consistune.core.types import Denoiser
+from consistune.errors import UserError
 from consistune.nn import store
 from consistune.nn.precond import Preconditioned
 from consistune.pages.pictures import SMALLEST_SIDE, grid, save_png
@@ -102,29 +103,55 @@ def sample(
         uint8 images [N, C, H, W].
 
     Raises ValueError as `default_sampler` does, for steps or mid_t beside a sampler, and for labels that do
-    not fit the seeds or the model.
+    not fit the seeds or the model; UserError, with the seeds, for images that are not finite.
     """
     if sampler is not None and not (steps is None and mid_t is None):
         raise ValueError("steps and mid_t belong to the default sampler: give them or a sampler")
     seeds = list(seeds)
-    device = next(model.parameters()).device
-    training = model.training
-    model.eval()
-    labels = _labels(model, seeds, condition, device)
+    labels = _labels(model, seeds, condition, next(model.parameters()).device)
     sampler = sampler or default_sampler(model, steps, mid_t, eta)
     denoiser = Guided(model, worse, guidance, *guidance_interval) if guidance != 1.0 else model
-    images = []
-    for start in range(0, len(seeds), batch):
-        part = slice(start, start + batch)
-        noise, own = ImageNoise(seeds[part], device), None if labels is None else labels[part]
-        x = sampler(denoiser, schedule or EDM(), noise, model.image_shape, own)
-        images.append(quantise(x).cpu())
-        if progress is not None:
-            progress(len(seeds[part]))
-    model.train(training)
-    if not images:
-        return torch.empty(0, *model.image_shape, dtype=torch.uint8)
-    return torch.cat(images)
+    training = model.training
+    model.eval()
+    try:
+        images = []
+        for start in range(0, len(seeds), batch):
+            part = slice(start, start + batch)
+            own = None if labels is None else labels[part]
+            images.append(_draw(model, denoiser, sampler, schedule or EDM(), seeds[part], own))
+            if progress is not None:
+                progress(len(seeds[part]))
+    finally:
+        model.train(training)
+    return torch.cat(images) if images else torch.empty(0, *model.image_shape, dtype=torch.uint8)
+
+
+def _draw(
+    model: Preconditioned,
+    denoiser: Denoiser,
+    sampler: Sampler,
+    schedule: NoiseSchedule,
+    seeds: list[int],
+    labels: Tensor | None,
+) -> Tensor:
+    """One batch of finite samples, as uint8 [N, C, H, W] on the CPU."""
+    noise = ImageNoise(seeds, next(model.parameters()).device)
+    x = sampler(denoiser, schedule, noise, model.image_shape, labels)
+    _check_finite(x, seeds)
+    return quantise(x).cpu()
+
+
+def _check_finite(x: Tensor, seeds: list[int]) -> None:
+    """Raises UserError where an image of x [N, C, H, W] is not finite, which as uint8 would be black."""
+    bad = (~x.isfinite().flatten(1).all(1)).tolist()
+    wrong = [seed for seed, is_bad in zip(seeds, bad, strict=True) if is_bad]
+    if wrong:
+        named = ", ".join(map(str, wrong[:8])) + (", …" if len(wrong) > 8 else "")
+        raise UserError(
+            f"{len(wrong)} of {len(seeds)} samples have values that are not finite (seeds {named})",
+            "sampling",
+            "look whether the model's training diverged; try less guidance, or precision fp32",
+        )
 
 
 def draw_sheet(model: Preconditioned, path: Path) -> None:

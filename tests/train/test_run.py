@@ -157,6 +157,22 @@ def test_samples_are_drawn_with_every_checkpoint_and_disturb_nothing(tmp_path: P
     assert all(torch.equal(models[0][key], models[1][key]) for key in models[0])
 
 
+def test_a_picture_that_fails_is_a_warning_and_the_checkpoint_is_there_before_it(tmp_path: Path) -> None:
+    stored: list[int] = []
+
+    def draw(model: Preconditioned, path: Path) -> None:
+        del model
+        stored.append(checkpoint.step_of(checkpoint.paths(path.parent.parent / "checkpoints")[-1]) * 64)
+        raise ValueError("a picture has 1 or 3 channels, got 32")
+
+    recipe = read_recipe("digits-edm", KEYS)
+    run = RunFolder(tmp_path / "run", to_yaml(recipe), resume=False, draw=draw)
+    list(run.steps(make_plan(recipe).trainer()))
+    assert stored == [192, 384, 576, 640]
+    assert store.load(tmp_path / "run").num_classes == 10
+    assert (tmp_path / "run" / "log.txt").read_text().count("warning: no picture of samples: a picture") == 4
+
+
 def test_runs_are_not_mixed_up(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no run to continue"):
         start(tmp_path / "run", resume=True)

@@ -1,5 +1,6 @@
 """`consistune ema`: averages of a run's weights."""
 
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -16,9 +17,15 @@ def reconstruct(
     out: Annotated[Path, Option(help="The model folder to write.")],
     at: Annotated[int | None, Option(help="Number of images seen; default: the latest snapshot's.")] = None,
 ) -> None:
-    """Make an average of any length from a run's snapshots (EDM2's post-hoc EMA)."""
+    """Make an average of any length from a run's snapshots (EDM2's post-hoc EMA).
+
+    A model folder at --out is replaced; anything else there is refused.
+    """
     from consistune.nn import store
     from consistune.train import posthoc
 
+    replaces = store.check_destination(out)
     store.save(posthoc.reconstruct(run, std, at), out)
+    if replaces:
+        print(f"consistune: the model that was in {out} is replaced", file=sys.stderr)
     print(out)

@@ -50,6 +50,8 @@ def sample(
     numbers = options.parse_integers(seeds, "--seeds")
     labels = _labels(denoiser.num_classes, numbers, classes)
     options.check_at_least(1, batch, "--batch")
+    if not math.isfinite(guidance):
+        raise UserError(f"{guidance} is no finite number", "--guidance", "give a number, for example 1.5")
     if worse is None and guidance != 1.0 and not denoiser.num_classes:
         raise UserError("an unconditional model has no unlabelled branch", "--guidance", "give --worse")
     interval = options.parse_times(guidance_interval, "--guidance-interval") or (0.0, math.inf)

@@ -24,6 +24,7 @@ from consistune.nn.edm2 import EDM2Precond, EDM2UNet
 from consistune.nn.precond import CMPrecond, ECTPrecond, EDMPrecond, Preconditioned
 from consistune.nn.small import PatchUNet, ResidualMLP
 from consistune.nn.song import SongUNet
+from consistune.system.files import previous, replace_folder
 
 FORMAT = 1
 ENTRY_POINTS = "consistune.parts"
@@ -114,9 +115,47 @@ def describe(model: Preconditioned) -> dict[str, Any]:
     }
 
 
-def save(model: Preconditioned, folder: str | Path) -> Path:
-    """Write a model folder, whole or not at all: beside the old one, then renamed → its path."""
+def is_model_folder(folder: Path) -> bool:
+    """Whether this program made the folder, and only its own files lie in it."""
+    if folder.is_symlink() or not folder.is_dir():
+        return False
+    if not {path.name for path in folder.iterdir()} <= {CONFIG, WEIGHTS}:
+        return False
+    try:
+        config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(config, dict) and {"format", "network", "precond"} <= config.keys()
+
+
+def check_destination(folder: str | Path) -> bool:
+    """Whether `save` would replace a model in this folder; False where the folder is new or empty.
+
+    Raises UserError for anything else: `save` removes nothing but model folders that this program made, and
+    none of those where another file lies in it.
+    """
     folder = Path(folder)
+    for path in (folder, previous(folder)):
+        if os.path.lexists(path) and not _is_empty(path) and not is_model_folder(path):
+            raise UserError(
+                f"is already there, and is no folder with {CONFIG} and {WEIGHTS} alone",
+                str(path),
+                "choose another folder, or move it away yourself: only a model is replaced",
+            )
+    return is_model_folder(folder)
+
+
+def _is_empty(folder: Path) -> bool:
+    return folder.is_dir() and not folder.is_symlink() and not any(folder.iterdir())
+
+
+def save(model: Preconditioned, folder: str | Path) -> Path:
+    """Write a model folder, whole or not at all: beside the old one, then renamed → its path.
+
+    Raises UserError as `check_destination` does.
+    """
+    folder = Path(folder)
+    check_destination(folder)
     folder.parent.mkdir(parents=True, exist_ok=True)
     partial = folder.with_name(f".{folder.name}.{os.getpid()}.partial")
     shutil.rmtree(partial, ignore_errors=True)
@@ -125,13 +164,7 @@ def save(model: Preconditioned, folder: str | Path) -> Path:
         weights = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
         save_file(weights, partial / WEIGHTS)
         (partial / CONFIG).write_text(json.dumps(describe(model), indent=2) + "\n", encoding="utf-8")
-        if folder.exists():
-            old = folder.with_name(f".{folder.name}.{os.getpid()}.old")
-            folder.rename(old)
-            partial.rename(folder)
-            shutil.rmtree(old)
-        else:
-            partial.rename(folder)
+        replace_folder(partial, folder)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return folder

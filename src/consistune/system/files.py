@@ -1,7 +1,8 @@
-"""Atomic writing of files (beside the destination, then renamed), and their SHA-256."""
+"""Atomic writing of files and folders (beside the destination, then renamed), and the SHA-256 of files."""
 
 import hashlib
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -39,6 +40,29 @@ def write_atomically(path: Path, data: bytes | str) -> None:
     """Write a file whole, through `atomic_file`."""
     with atomic_file(path) as file:
         file.write(data.encode() if isinstance(data, str) else data)
+
+
+def previous(folder: Path) -> Path:
+    """The name under which the old contents of `folder` wait while `replace_folder` replaces it."""
+    return folder.with_name(f".{folder.name}.old")
+
+
+def replace_folder(new: Path, folder: Path) -> None:
+    """Give the folder `new` the name `folder`, and remove what had the name before.
+
+    The caller must have made sure that the old folder may be removed. The old folder is renamed to
+    `previous(folder)` first and removed last. A process that is killed between the two renames leaves the old
+    folder under that name, from which a reader can take it.
+    """
+    old = previous(folder)
+    if folder.exists():
+        if old.exists():
+            shutil.rmtree(old)
+        folder.rename(old)
+    new.rename(folder)
+    sync(folder.parent)
+    if old.exists():
+        shutil.rmtree(old)
 
 
 def file_digest(path: str | Path) -> str:

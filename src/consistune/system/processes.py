@@ -70,6 +70,14 @@ class Processes:
             distributed.all_reduce(values)
         return values
 
+    def largest(self, number: float) -> float:
+        """The largest of the processes' numbers."""
+        if self.count == 1:
+            return number
+        high = torch.tensor(number, device=self.device)
+        distributed.all_reduce(high, distributed.ReduceOp.MAX)
+        return float(high)
+
     def agree(self, number: int) -> bool:
         """Whether all processes have the same number."""
         high = torch.tensor([number, -number], device=self.device)

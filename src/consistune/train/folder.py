@@ -12,6 +12,7 @@ model/             the averaged model, when the run is done
 """
 
 import json
+import re
 import shutil
 import sys
 from pathlib import Path
@@ -20,11 +21,14 @@ from typing import Any
 import yaml
 
 from consistune.errors import UserError
+from consistune.nn import store
 from consistune.system.files import write_atomically
 from consistune.system.host import machine, package_version
 from consistune.system.processes import launched_processes
 
 RECIPE = "recipe.yaml"
+OWN_FOLDERS = ("checkpoints", "snapshots", "ema", "samples")
+"""The folders in which a run writes file by file, or folder by folder."""
 MACHINE_KEYS = ("microbatch", "shard", "compile", "channels_last", "checkpointing", "trackers", "keep")
 """Keys of `train` that may change when a run is continued, for example on another machine."""
 
@@ -66,8 +70,31 @@ def _method(recipe_text: str) -> Any:
     return {**recipe, "train": train}
 
 
+PARTIAL = re.compile(r"\..+\.\d+\.(partial|old)|\.step-\d{8,}")
+"""The names of what this program has begun to write: `system.files`, `nn.store`, `train.checkpoint`."""
+
+
 def remove_partial_files(folder: Path) -> None:
-    """Remove what a killed process did not finish writing."""
-    for pattern in (".*.partial", ".*.old", ".step-*"):
-        for path in folder.rglob(pattern):
-            shutil.rmtree(path) if path.is_dir() else path.unlink()
+    """Remove what a killed process did not finish writing, from the folder and the folders of the run in it.
+
+    A model whose replacement was broken off between two renames gets its name back.
+    """
+    for place in (folder, *(folder / name for name in OWN_FOLDERS)):
+        if place.is_symlink() or not place.is_dir():
+            continue
+        for path in list(place.iterdir()):
+            if path.is_symlink():
+                continue
+            if PARTIAL.fullmatch(path.name):
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
+            elif path.name.startswith(".") and path.name.endswith(".old") and store.is_model_folder(path):
+                _end_replacement(path)
+
+
+def _end_replacement(old: Path) -> None:
+    """Give an old model its name back, or remove it where the new model has that name already."""
+    folder = old.with_name(old.name[1:].removesuffix(".old"))
+    if folder.exists():
+        shutil.rmtree(old)
+    else:
+        old.rename(folder)

@@ -31,6 +31,7 @@ from consistune.train.optim import Optimizer
 from consistune.train.options import TrainOptions
 from consistune.train.order import EpochOrder, Stream, TrainingData
 from consistune.train.precision import Precision
+from consistune.train.soundness import Soundness, check_start
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,7 @@ class StepReport:
 
 
 class TrainingDiverged(RuntimeError):
-    """Too many non-finite steps in a row."""
+    """Too many non-finite steps in a row, or a state that is not sound (`train.soundness`)."""
 
 
 class StepLoss(nn.Module):
@@ -100,6 +101,8 @@ class Trainer:
             raise UserError(
                 f"{options.batch} images do not divide among {self.processes.count} processes", "train.batch"
             )
+        origin = model.card.start_from
+        check_start(model, "start_from" if origin is None else origin.path)
         self.model = model.to(self.device).train().requires_grad_(True)
         if options.channels_last:
             self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -158,7 +161,7 @@ class Trainer:
             if self.nonfinite_in_a_row >= self.options.max_nonfinite:
                 raise TrainingDiverged(
                     f"{self.nonfinite_in_a_row} steps in a row had a non-finite loss or gradient "
-                    f"({report.images:,} images)"
+                    f"(step {report.step}, {report.images:,} images, loss {report.loss:.4g})"
                 )
 
     def _step(self, stop: bool) -> StepReport:
@@ -194,6 +197,10 @@ class Trainer:
             self.nonfinite_total,
             stopping=stop_now > 0,
         )
+
+    def soundness(self) -> Soundness:
+        """Follows the run from its present state, which is taken for sound."""
+        return Soundness([self.model, *(average.model for average in self._all_averages())], self.processes)
 
     def _draw(self) -> Draws:
         """All that is random in the step except dropout, for the whole batch."""

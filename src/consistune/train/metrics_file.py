@@ -1,6 +1,7 @@
 """metrics.jsonl in a run's folder: the numbers of a training, one JSON object a line."""
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,8 @@ EVALUATION = "evaluate/"
 class MetricsFile:
     """The records of a run, in the order of training.
 
-    Each record has the keys `images` and `step`, and numbers by name (`train.log`).
+    Each record has the keys `images` and `step`, and numbers by name (`train.log`). JSON
+    has no NaN and no infinity: such a number is `null` in the file, and is read as NaN.
     """
 
     def __init__(self, run: Path) -> None:
@@ -23,7 +25,7 @@ class MetricsFile:
     def append(self, record: dict[str, Any]) -> None:
         """Add a record at the end."""
         with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(record) + "\n")
+            file.write(_line(record))
 
     def records(self) -> list[dict[str, Any]]:
         """All records. A line that is not complete is left out: the run may still be writing it."""
@@ -36,10 +38,18 @@ class MetricsFile:
             except ValueError:
                 continue
             if isinstance(record, dict) and "images" in record:
-                records.append(record)
+                records.append({key: math.nan if value is None else value for key, value in record.items()})
         return records
 
     def truncate(self, images: int) -> None:
         """Remove the records that were written when more than `images` images had been seen."""
         kept = [record for record in self.records() if record["images"] <= images]
-        write_atomically(self.path, "".join(json.dumps(record) + "\n" for record in kept))
+        write_atomically(self.path, "".join(map(_line, kept)))
+
+
+def _line(record: dict[str, Any]) -> str:
+    numbers = {
+        key: None if isinstance(value, float) and not math.isfinite(value) else value
+        for key, value in record.items()
+    }
+    return json.dumps(numbers, allow_nan=False) + "\n"

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from pathlib import Path
+from typing import NoReturn
 
 from consistune.errors import UserError
 from consistune.nn import store
@@ -82,6 +83,7 @@ class RunFolder:
         Raises Interrupted after a signal, when the state is saved; TrainingDiverged when going back to a
         checkpoint did not help, or there is none.
         """
+        self.soundness = trainer.soundness()
         with (
             self._lock(),
             log.opened_trackers(trainer.options, self.path, trainer.images, self.main) as trackers,
@@ -94,9 +96,9 @@ class RunFolder:
                     break
                 except TrainingDiverged as error:
                     self._roll_back(trainer, error)
-        self._save_samples(trainer)
         self._save_checkpoint(trainer)
         self._save_model(trainer, self.path / "model")
+        self._save_samples(trainer)
         self.say(f"done: {trainer.images:,} images, {trainer.nonfinite_total} non-finite steps")
 
     def _lock(self) -> AbstractContextManager[None]:
@@ -112,24 +114,30 @@ class RunFolder:
     ) -> Iterator[StepReport]:
         options, checkpoint_due = trainer.options, False
         for report in trainer.steps(stop.received):
+            self.soundness.follow(report.loss)
             before, finished = report.images - options.batch, report.images >= options.images
             due = partial(_crosses, before, report.images)
             if due(options.log_images):
                 telemetry.write(report)
-            for share in options.snapshots:
-                if before < share * options.images <= report.images:
-                    self._save_model(trainer, self.path / "snapshots" / f"{share:.0%}")
-            if due(options.ema_snapshot_images) or (options.ema_snapshot_images and finished):
-                self._save_average_snapshots(trainer)
-            if due(options.evaluate_images):
-                self._evaluate(trainer, telemetry)
+            shares = [s for s in options.snapshots if before < s * options.images <= report.images]
+            averages_due = due(options.ema_snapshot_images) or bool(options.ema_snapshot_images and finished)
             checkpoint_due = checkpoint_due or due(options.checkpoint_images)
+            measure_due = due(options.evaluate_images)
+            if due(options.log_images) or shares or averages_due or checkpoint_due or measure_due or finished:
+                self._require_sound(report)
+            for share in shares:
+                self._save_model(trainer, self.path / "snapshots" / f"{share:.0%}")
+            if averages_due:
+                self._save_average_snapshots(trainer)
+            if measure_due:
+                self._evaluate(trainer, telemetry)
             if checkpoint_due and report.finite:  # the state in the middle of a divergence is not saved
-                self._save_samples(trainer)
                 self._save_checkpoint(trainer)
+                self._save_samples(trainer)
                 checkpoint_due = False
             yield report
             if report.stopping and not finished:
+                self._require_sound(report)
                 self._save_checkpoint(trainer)
                 self.say(f"stopped at {report.images:,} images")
                 raise Interrupted(stop.number)
@@ -138,11 +146,28 @@ class RunFolder:
         """Return to the last good checkpoint, to go on from there with other noise."""
         rollbacks, nonfinite = trainer.rollbacks + 1, trainer.nonfinite_total
         if rollbacks > trainer.options.max_rollbacks:
-            raise TrainingDiverged(f"{error}, after {rollbacks - 1} returns to a checkpoint") from error
+            self._give_up(error, f"after {rollbacks - 1} returns to a checkpoint")
         if not self._load_checkpoint(trainer):
-            raise TrainingDiverged(f"{error}, and there is no checkpoint to return to") from error
+            self._give_up(error, "and there is no checkpoint to return to")
         trainer.rollbacks, trainer.nonfinite_total = rollbacks, nonfinite
+        self.soundness = trainer.soundness()
         self.say(f"warning: {error}; went back to {trainer.images:,} images, to go on with other noise")
+
+    def _give_up(self, error: TrainingDiverged, why: str) -> NoReturn:
+        """End the run: say, in log.txt too, what its last sound checkpoint is, and what to try."""
+        stored = checkpoint.paths(self.checkpoints)
+        last = f"the last sound checkpoint is {stored[-1].name}" if stored else "no checkpoint was written"
+        message = f"{error}, {why}; {last}; try a lower optimizer.lr, or train.clip_norm"
+        self.say(f"error: {message}")
+        raise TrainingDiverged(message) from error
+
+    def _require_sound(self, report: StepReport) -> None:
+        """Raises TrainingDiverged where the trainer's state must not be stored. All processes call it."""
+        fault = self.soundness.fault()
+        if fault is not None:
+            raise TrainingDiverged(
+                f"diverged at step {report.step} ({report.images:,} images, loss {report.loss:.4g}): {fault}"
+            )
 
     def _load_checkpoint(self, trainer: Trainer) -> bool:
         """Put the trainer where the newest sound checkpoint was; False where there is none."""
@@ -174,7 +199,10 @@ class RunFolder:
         if self.draw is not None:
             model = trainer.averaged
             if self.main:
-                self.draw(model, self.path / "samples" / f"{trainer.images:012d}.png")
+                try:
+                    self.draw(model, self.path / "samples" / f"{trainer.images:012d}.png")
+                except Exception as error:  # whatever a picture fails for, it must not end the training
+                    self.say(f"warning: no picture of samples: {error}")
 
     def _save_model(self, trainer: Trainer, destination: Path) -> None:
         model = trainer.averaged
@@ -197,7 +225,11 @@ class RunFolder:
         if self.main and self.evaluate is not None:
             values = {EVALUATION + name: float(value) for name, value in self.evaluate(model).items()}
             first = next(iter(values))
-            earlier = [record[first] for record in self.metrics.records() if first in record]
+            earlier = [
+                record[first]
+                for record in self.metrics.records()
+                if math.isfinite(record.get(first, math.nan))
+            ]
             telemetry.record(trainer, values)
             if values[first] < min(earlier, default=math.inf):
                 store.save(model, self.path / "best")

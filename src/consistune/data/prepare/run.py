@@ -72,6 +72,7 @@ def prepare(path: Path, dest: Path, options: PrepareOptions, progress: Progress 
         raise UserError("is already there", str(dest), "remove it, or choose another")
     part = dest.with_name(dest.name + ".part")
     work, data = part / "work", part / "data"
+    _check_unfinished(part)
     with Journal(work / "journal") as journal:
         try:
             source = open_source(path, options.source, work / "unpacked")
@@ -94,6 +95,19 @@ def prepare(path: Path, dest: Path, options: PrepareOptions, progress: Progress 
         files.sync(dest.parent)
         shutil.rmtree(part)
     return meta
+
+
+def _check_unfinished(part: Path) -> None:
+    """Raises UserError where `part` is no unfinished preparation: all of it is removed at the end."""
+    if not part.exists():
+        return
+    own = part.is_dir() and not part.is_symlink() and {p.name for p in part.iterdir()} <= {"work", "data"}
+    if not own or not (part / "work" / "journal").is_file():
+        raise UserError(
+            "is already there, and is no unfinished preparation",
+            str(part),
+            "the preparation needs this name: move it away, or choose another destination",
+        )
 
 
 def _rows(source: Source, split: Split) -> Rows:
