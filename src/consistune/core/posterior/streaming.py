@@ -68,43 +68,32 @@ class Stream:
 
     def add(self, rows: Tensor, logits: Tensor, values: Tensor) -> None:
         """Add logits [b, m] (float64, overwritten) of the queries `rows` [b], values [m, d]."""
-        before = self.maximum[rows]
         top = logits.amax(1)
-        maximum = torch.maximum(before, top)
         # Relative to the block's own maximum, so that the digits of its weights are used in full. The clamp
         # avoids −∞ − (−∞) where no reference counts yet.
         weights = logits.sub_(top.clamp(min=-1e300)[:, None]).to(self.weight.dtype).exp_()
-        shift = maximum.clamp(min=-1e300)
-        decay, gain = torch.exp(before - shift).to(weights), torch.exp(top - shift).to(weights)
         squares = torch.linalg.vector_norm(weights, dim=1).square()
         weight, total = weighted_sums(weights, values)
-        self.maximum[rows] = maximum
-        self.weight[rows] = self.weight[rows] * decay + weight * gain
-        self.square[rows] = self.square[rows] * decay.square() + squares * gain.square()
-        self.total[rows] = total.mul_(gain[:, None]).addcmul_(self.total[rows], decay[:, None])
+        self.merge(rows, Stream(top, weight, squares, total))
 
     def part(self, rows: slice | Tensor) -> "Stream":
         """The sums of some of the queries."""
         return Stream(self.maximum[rows], self.weight[rows], self.square[rows], self.total[rows])
 
     def merge(self, rows: Tensor, other: "Stream") -> None:
-        """Add the sums over other references to the queries `rows` [b], each of which is there once."""
-        merged = self.part(rows).merged(other)
-        for name, value in vars(merged).items():
+        """Add the sums over other references (overwritten) to the queries `rows` [b], which are distinct."""
+        for name, value in vars(self.part(rows).merged(other)).items():
             getattr(self, name)[rows] = value
 
     def merged(self, other: "Stream") -> "Stream":
-        """The average over both streams' references."""
+        """The sums over both streams' references; `other.total` is overwritten."""
         maximum = torch.maximum(self.maximum, other.maximum)
         shift = maximum.clamp(min=-1e300)
-        a = torch.exp(self.maximum - shift).to(self.weight)
-        b = torch.exp(other.maximum - shift).to(self.weight)
-        return Stream(
-            maximum,
-            a * self.weight + b * other.weight,
-            a.square() * self.square + b.square() * other.square,
-            a[:, None] * self.total + b[:, None] * other.total,
-        )
+        a, b = (torch.exp(m - shift).to(self.weight) for m in (self.maximum, other.maximum))
+        weight = self.weight * a + other.weight * b
+        square = self.square * a.square() + other.square * b.square()
+        total = other.total.mul_(b[:, None]).addcmul_(self.total, a[:, None])
+        return Stream(maximum, weight, square, total)
 
 
 def weighted_sums(weights: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
@@ -218,10 +207,6 @@ class LevelQuery(NamedTuple):
             0, dtype=torch.float64
         )
 
-    @property
-    def sums_dtype(self) -> torch.dtype:
-        return torch.float32
-
     @staticmethod
     def to_image(mean: Tensor) -> Tensor:
         return (mean + (CENTRE - HALF_RANGE)) / HALF_RANGE
@@ -261,10 +246,6 @@ class FloatQuery(NamedTuple):
     @staticmethod
     def squares(keys: Tensor) -> Tensor:
         return keys.double().square().sum(1)
-
-    @property
-    def sums_dtype(self) -> torch.dtype:
-        return torch.float64
 
     @staticmethod
     def to_image(mean: Tensor) -> Tensor:
