@@ -15,7 +15,6 @@ from consistune.analyze.measures import (
     QUARTILES,
     ROUNDING,
     TIMES,
-    Exact,
     MomentsRow,
     SizeRow,
     StepRow,
@@ -25,14 +24,13 @@ from consistune.analyze.measures import (
     measurable,
     named_estimators,
     target_moments,
-    variance_in,
+    target_variance,
 )
 from consistune.analyze.mixture import GaussianMixture
-from consistune.analyze.worlds import Empirical, Mixture, World
-from consistune.core.estimators import NoiseEstimator, OneSample, ScoreIdentity, Teacher
-from consistune.core.noise import EDM, NoiseSchedule
+from consistune.analyze.worlds import Empirical, Exact, Mixture, World
+from consistune.core.estimators import NoiseEstimator, OneSample, ScoreIdentity
+from consistune.core.noise import EDM
 from consistune.core.posterior.mean import Reference
-from consistune.core.types import Batch
 from consistune.pages.plots import Axis, Plot
 
 
@@ -54,36 +52,34 @@ def analyze(
     The training set is the data, so the score identity over a class (over all, without labels) is exact.
     Writes variance.csv, moments.csv, sizes.csv, steps.csv and an SVG of each; returns their paths.
     """
-    schedule = EDM()
-    world = Empirical(images, labels, schedule, mirrored)
-    chosen = named_estimators(images, labels, schedule, mirrored) if estimators is None else estimators
-    return _write(world, world.reference, chosen, schedule, times, batch_size, queries, seed, name, out)
+    world = Empirical(images, labels, EDM(), mirrored)
+    if estimators is None:
+        estimators = named_estimators(images, labels, EDM(), mirrored)
+    return _write(world, world.reference, estimators, times, batch_size, queries, seed, name, out)
 
 
 def analyze_mixture(
     out: Path, *, bank: int = 2048, times: Sequence[float] = TIMES, queries: int = 512, seed: int = 0
 ) -> list[Path]:
     """The same on eight Gaussians in the plane, whose score is known: "all" is a bank of fresh samples."""
-    schedule = EDM()
     angles = torch.arange(8, dtype=torch.float64) * math.pi / 4
     means = 0.7 * torch.stack([angles.cos(), angles.sin()], 1).view(8, 1, 1, 2)
     mixture = GaussianMixture(means, 0.06)
-    world = Mixture(mixture, schedule)
+    world = Mixture(mixture, EDM())
     reference = Reference.ungrouped(mixture.sample(bank, torch.Generator().manual_seed(seed + 1))[0])
     estimators: dict[str, NoiseEstimator] = {
         "one-sample": OneSample(),
-        "batch": ScoreIdentity(schedule),
-        f"{bank} others": ScoreIdentity(schedule, reference),
-        "exact": Teacher(Exact(world, Batch(means))),
+        "batch": ScoreIdentity(EDM()),
+        f"{bank} others": ScoreIdentity(EDM(), reference),
+        "exact": Exact(world),
     }
-    return _write(world, reference, estimators, schedule, times, 128, queries, seed, "8 Gaussians", out)
+    return _write(world, reference, estimators, times, 128, queries, seed, "8 Gaussians", out)
 
 
 def _write(
     world: World,
     reference: Reference,
     estimators: dict[str, NoiseEstimator],
-    schedule: NoiseSchedule,
     times: Sequence[float],
     batch_size: int,
     queries: int,
@@ -93,10 +89,12 @@ def _write(
 ) -> list[Path]:
     """Measure, and write a CSV and an SVG for each measure."""
     tables: dict[str, Sequence[Any]] = {
-        "variance": variance_in(world, estimators, times, schedule, batch_size, queries, seed),
-        "moments": target_moments(world, estimators, times, schedule, batch_size=batch_size, seed=seed),
-        "sizes": effective_sizes(world, reference, times, schedule, seed=seed),
-        "steps": discretisation(world, schedule, seed=seed),
+        "variance": target_variance(
+            world, estimators, times, batch_size=batch_size, queries=queries, seed=seed
+        ),
+        "moments": target_moments(world, estimators, times, batch_size=batch_size, seed=seed),
+        "sizes": effective_sizes(world, reference, times, seed=seed),
+        "steps": discretisation(world, seed=seed),
     }
     out.mkdir(parents=True, exist_ok=True)
     written = []
