@@ -1,7 +1,7 @@
 """What networks compute in during training. Noise levels, scalings, losses and references stay fp32."""
 
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from typing import Literal
 
 import torch
@@ -41,9 +41,7 @@ class Precision:
         before = matmul.allow_tf32, cudnn.allow_tf32
         matmul.allow_tf32 = cudnn.allow_tf32 = self.word == "tf32"
         try:
-            with ExitStack() as stack:
-                if self.autocast is not None:
-                    stack.enter_context(torch.autocast(self.device.type, self.autocast))
+            with torch.autocast(self.device.type, self.autocast, enabled=self.autocast is not None):
                 yield
         finally:
             matmul.allow_tf32, cudnn.allow_tf32 = before

@@ -68,32 +68,38 @@ class Stream:
 
     def add(self, rows: Tensor, logits: Tensor, values: Tensor) -> None:
         """Add logits [b, m] (float64, overwritten) of the queries `rows` [b], values [m, d]."""
+        before = self.maximum[rows]
         top = logits.amax(1)
+        maximum = torch.maximum(before, top)
         # Relative to the block's own maximum, so that the digits of its weights are used in full. The clamp
         # avoids −∞ − (−∞) where no reference counts yet.
         weights = logits.sub_(top.clamp(min=-1e300)[:, None]).to(self.weight.dtype).exp_()
+        shift = maximum.clamp(min=-1e300)
+        decay, gain = torch.exp(before - shift).to(weights), torch.exp(top - shift).to(weights)
         squares = torch.linalg.vector_norm(weights, dim=1).square()
         weight, total = weighted_sums(weights, values)
-        self.merge(rows, Stream(top, weight, squares, total))
+        self.maximum[rows] = maximum
+        self.weight[rows] = self.weight[rows] * decay + weight * gain
+        self.square[rows] = self.square[rows] * decay.square() + squares * gain.square()
+        self.total[rows] = total.mul_(gain[:, None]).addcmul_(self.total[rows], decay[:, None])
 
     def part(self, rows: slice | Tensor) -> "Stream":
         """The sums of some of the queries."""
         return Stream(self.maximum[rows], self.weight[rows], self.square[rows], self.total[rows])
 
     def merge(self, rows: Tensor, other: "Stream") -> None:
-        """Add the sums over other references (overwritten) to the queries `rows` [b], which are distinct."""
+        """Add the sums over other references to the queries `rows` [b], which are distinct."""
         for name, value in vars(self.part(rows).merged(other)).items():
             getattr(self, name)[rows] = value
 
     def merged(self, other: "Stream") -> "Stream":
-        """The sums over both streams' references; `other.total` is overwritten."""
+        """The sums over both streams' references."""
         maximum = torch.maximum(self.maximum, other.maximum)
         shift = maximum.clamp(min=-1e300)
         a, b = (torch.exp(m - shift).to(self.weight) for m in (self.maximum, other.maximum))
-        weight = self.weight * a + other.weight * b
-        square = self.square * a.square() + other.square * b.square()
-        total = other.total.mul_(b[:, None]).addcmul_(self.total, a[:, None])
-        return Stream(maximum, weight, square, total)
+        weight = a * self.weight + b * other.weight
+        square = a.square() * self.square + b.square() * other.square
+        return Stream(maximum, weight, square, a[:, None] * self.total + b[:, None] * other.total)
 
 
 def weighted_sums(weights: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
