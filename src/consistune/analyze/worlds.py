@@ -16,7 +16,7 @@ from consistune.core.types import Batch, Times, expand
 
 
 class World(Protocol):
-    """Data of which the exact score is known, under a noise schedule."""
+    """Data whose exact score is known, under a noise schedule."""
 
     schedule: NoiseSchedule
 

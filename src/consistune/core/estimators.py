@@ -21,7 +21,7 @@ class NoiseEstimator(Protocol):
     """x̂_0 at the noisy images x_t [B, C, H, W] of a batch at times t [B].
 
     Attributes:
-        local: the estimate is valid only at the x_t that was made from x_0, hence for a single Euler step.
+        local: the estimate is valid only at the x_t made from x_0, so only for one Euler step.
     """
 
     local: ClassVar[bool] = False
@@ -84,8 +84,8 @@ class ScoreIdentity(NoiseEstimator):
         mirrored: each reference counts twice, as it is and flipped, as under x-flip augmentation.
         size: the number of random references per step and class, the query's own image among them; None: all.
             Needs `reference` and the batch's `index`. 1 is the one-sample estimate.
-        bandwidth: for continuous conditions c [B, K], of which the reference holds one an image: references
-            weigh exp(−‖c − c_i‖²/2h²). Biased towards the mean over neighbouring conditions, by O(h²)
+        bandwidth: for continuous conditions c [B, K], one per image in the reference: references weigh
+            exp(−‖c − c_i‖²/2h²). Biased towards the mean over neighbouring conditions, by O(h²)
             where the data change smoothly with c; h → 0 leaves the own image (variance), h → ∞ ignores c.
         nearest: for continuous conditions, only this number of nearest references (and ties) count: the same
             trade, with an h that follows the density of the conditions (both are our choice).

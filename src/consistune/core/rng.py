@@ -24,7 +24,7 @@ def mix_seed(*parts: int) -> int:
 
 
 class ImageNoise:
-    """Standard normal noise with one generator an image: image i depends on its own seed alone.
+    """Standard normal noise with one generator per image: image i depends only on its own seed.
 
     A call draws the next [B, *shape] block, image by image, always on the CPU (so that every device
     starts from the same noise), then moves it. Source: EDM's per-image seeding (2206.00364).

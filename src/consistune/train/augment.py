@@ -1,4 +1,4 @@
-"""EDM's augmentation (2206.00364, app. F.2, after ADA, 2006.06676), and labels that keep it out of samples.
+"""EDM's augmentation (2206.00364, app. F.2, after ADA, 2006.06676), with labels that tell the network.
 
 Each image gets a random geometric transform, which the network receives as nine numbers. Sampling passes
 none, which equals the label of an untouched image. All transforms but the flips are one affine map, resampled

@@ -9,7 +9,7 @@ import torch
 from consistune.nn.precond import Preconditioned
 
 Word = Literal["fp32", "tf32", "bf16", "fp16"]
-"""fp32: strictly, on a card too. tf32: a card's products of fp32 numbers keep 10 bits of each factor."""
+"""fp32: no TF32 on a GPU either. tf32: a GPU's products of fp32 numbers keep 10 bits of each factor."""
 HALF = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 

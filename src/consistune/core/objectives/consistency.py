@@ -54,7 +54,7 @@ class Consistency(Objective):
         noise: Tensor,
         generator: Generator | None = None,
     ) -> Tensor:
-        """The loss at given times and noise ε [B, C, H, W] → [B]; the generator is the estimator's.
+        """The loss at given times and noise ε [B, C, H, W] → [B]; `generator` draws random references.
 
         Raises ValueError unless t > r ≥ s ≥ 0 and images and noise are finite.
         """

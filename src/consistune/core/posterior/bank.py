@@ -23,7 +23,7 @@ from consistune.core.posterior.streaming import Stream
 
 BankKind: TypeAlias = Literal["auto", "device", "host", "sharded"]
 AUTO_SHARE = 0.5
-"""`auto` gives the bank at most this share of the memory that is free."""
+"""`auto` gives the bank at most this share of the free memory."""
 
 
 def make_bank(
@@ -31,8 +31,9 @@ def make_bank(
 ) -> Reference:
     """References on the host (in memory or mapped) → the same as a bank for queries on `device`.
 
-    auto: `device` where the set fits in half of the free device memory (on the CPU half of the machine's,
-    and the map itself serves); else `sharded` where a process's share fits and `may_shard`; else `host`.
+    auto: `device` where the set fits in half of the free device memory (on the CPU: half of the machine's,
+    and a memory-mapped set stays mapped); else `sharded` where a process's share fits and `may_shard`;
+    else `host`.
     Raises ValueError for `sharded` in a run of one process, or of fewer images than processes.
     """
     device = torch.device(device)

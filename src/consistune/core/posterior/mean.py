@@ -42,12 +42,12 @@ def quantise(x: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Reference:
-    """The images that stand for p(x_0 | c), the members of a group (class) in consecutive rows.
+    """The images that represent p(x_0 | c). The members of a group (class) are consecutive rows.
 
     Attributes:
         images: [n, C, H, W], uint8 pixels or floating point in [−1, 1] (computed with in float64).
         offsets: group g is rows offsets[g] … offsets[g + 1] − 1.
-        conditions: continuous conditions [n, K], one an image, where there are such.
+        conditions: continuous conditions [n, K], one per image, or None.
     """
 
     images: Tensor
@@ -110,7 +110,7 @@ class Reference:
         mirrored: bool,
         block: int,
     ) -> Stream:
-        """The sums that `posterior` divides; its arguments."""
+        """The sums from which `posterior` computes the mean; same arguments."""
         if x_t.shape[1:] != self.images.shape[1:]:
             raise ValueError(
                 f"queries are {list(x_t.shape[1:])}, reference images {list(self.images.shape[1:])}"
