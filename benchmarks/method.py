@@ -31,7 +31,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from consistune import analyze
+from consistune.analyze import measures
 from consistune.analyze.worlds import Empirical
 from consistune.core.estimators import NoiseEstimator, OneSample, ScoreIdentity, Teacher
 from consistune.core.noise import EDM
@@ -263,11 +263,13 @@ def target_variance(given: Namespace) -> Record:
     for name, images in data.items():
         start = time.perf_counter()
         levels = NOISE_LEVELS[::6] if given.quick else NOISE_LEVELS
-        rows = analyze.target_variance(images.images, images.labels, levels, queries=given.queries)
+        world = Empirical(images.images, images.labels, EDM())
+        estimators = measures.named_estimators(images.images, images.labels, EDM())
+        rows = measures.target_variance(world, estimators, levels, queries=given.queries)
         seconds = time.perf_counter() - start
         record[name] = {"images": len(images), "seconds": seconds, "rows": [asdict(row) for row in rows]}
         if given.out == RESULTS:
-            plot(name, analyze.measurable(rows))
+            plot(name, measures.measurable(rows))
     return record
 
 

@@ -212,7 +212,7 @@ def answers(reference: Reference, kinds: tuple[str, ...], rows: slice) -> dict[s
     x_t, t, drawn = queries(images, QUERIES)
     banks = {kind: make_bank(reference, "cpu", kind) for kind in kinds}
     calls = {
-        kind: lambda bank=bank: bank.mean(x_t[rows], t[rows], EDM(), drawn[rows] // size)
+        kind: lambda bank=bank: posterior(x_t[rows], t[rows], EDM(), bank, drawn[rows] // size).mean
         for kind, bank in banks.items()
     }
     first, *others = (call() for call in calls.values())  # also computes every ‖x‖², which the banks keep

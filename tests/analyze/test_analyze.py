@@ -6,14 +6,14 @@ import math
 import pytest
 import torch
 
-from consistune.analyze import (
-    analyze,
-    analyze_mixture,
+from consistune.analyze.measures import (
     discretisation,
     effective_sizes,
+    named_estimators,
     target_moments,
     target_variance,
 )
+from consistune.analyze.report import analyze, analyze_mixture
 from consistune.analyze.worlds import Empirical
 from consistune.core.estimators import OneSample, ScoreIdentity
 from consistune.core.noise import EDM
@@ -21,10 +21,13 @@ from tests.core.posterior.test_mean import pixels
 
 IMAGES = pixels(90, shape=(1, 4, 4))
 LABELS = torch.randint(3, (90,), generator=torch.Generator().manual_seed(0))
+WORLD = Empirical(IMAGES, LABELS, EDM())
 
 
 def test_variance_rises_from_nothing_and_the_class_reference_is_exact() -> None:
-    rows = {(r.t, r.estimator): r for r in target_variance(IMAGES, LABELS, (0.01, 3.0, 80.0), queries=256)}
+    estimators = named_estimators(IMAGES, LABELS, EDM())
+    measured = target_variance(WORLD, estimators, (0.01, 3.0, 80.0), queries=256)
+    rows = {(r.t, r.estimator): r for r in measured}
     assert {name for _, name in rows} == {"one-sample", "batch", "class", "all"}
     assert rows[0.01, "one-sample"].error < 1e-3 < rows[3.0, "one-sample"].error
     for t in (3.0, 80.0):
@@ -35,10 +38,9 @@ def test_variance_rises_from_nothing_and_the_class_reference_is_exact() -> None:
 
 
 def test_the_variance_of_one_sample_is_bias_free_and_agrees_with_its_error() -> None:
-    world = Empirical(IMAGES, LABELS, EDM())
-    estimators = {"one": OneSample(), "all": ScoreIdentity(EDM(), world.reference)}
-    rows = {r.estimator: r for r in target_moments(world, estimators, (2.0,), EDM(), batches=40)}
-    error = target_variance(IMAGES, LABELS, (2.0,), {"one-sample": OneSample()}, queries=2048)[0].error
+    estimators = {"one": OneSample(), "all": ScoreIdentity(EDM(), WORLD.reference)}
+    rows = {r.estimator: r for r in target_moments(WORLD, estimators, (2.0,), batches=40)}
+    error = target_variance(WORLD, {"one-sample": OneSample()}, (2.0,), queries=2048)[0].error
     assert rows["one"].variance == pytest.approx(error, rel=0.2)
     assert abs(rows["one"].squared_bias) < 0.05 * error
     assert rows["all"].variance < 1e-12
@@ -46,14 +48,14 @@ def test_the_variance_of_one_sample_is_bias_free_and_agrees_with_its_error() -> 
 
 def test_references_count_once_without_noise_and_all_in_pure_noise() -> None:
     world = Empirical(IMAGES, None, EDM())
-    small, large = effective_sizes(world, world.reference, (0.001, 1e5), EDM())
+    small, large = effective_sizes(world, world.reference, (0.001, 1e5))
     assert small.median == pytest.approx(1, abs=1e-3)
     assert large.median == pytest.approx(90, rel=1e-3)
 
 
 def test_discretisation_falls_with_the_step_at_each_solvers_local_order() -> None:
     """The local error of one step is O(gap²) for Euler and O(gap³) for Heun."""
-    rows = discretisation(Empirical(IMAGES, None, EDM()), EDM(), (2.0,), (1 / 16, 1 / 32), queries=64)
+    rows = discretisation(Empirical(IMAGES, None, EDM()), (2.0,), (1 / 16, 1 / 32), queries=64)
     assert math.log2(rows[0].euler / rows[1].euler) == pytest.approx(2, abs=0.35)
     assert math.log2(rows[0].heun / rows[1].heun) == pytest.approx(3, abs=0.5)
 

@@ -6,9 +6,10 @@ from torch import Tensor
 
 from consistune.core.estimators import OneSample, ScoreIdentity, Teacher
 from consistune.core.noise import EDM
-from consistune.core.posterior.mean import Reference, dequantise, posterior_exact
+from consistune.core.posterior.mean import Reference, dequantise
 from consistune.core.types import Batch
 from tests.core.posterior.test_mean import pixels
+from tests.support.exact import posterior_exact
 from tests.support.gaussian import SCHEDULES, Gaussian
 
 every_schedule = pytest.mark.parametrize("schedule", SCHEDULES, ids=lambda s: type(s).__name__)

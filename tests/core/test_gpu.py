@@ -10,10 +10,11 @@ from consistune.core.noise import EDM
 from consistune.core.objectives import Consistency
 from consistune.core.posterior.bank import make_bank
 from consistune.core.posterior.integers import exact_products
-from consistune.core.posterior.mean import Reference, posterior, posterior_exact
+from consistune.core.posterior.mean import Reference, posterior
 from consistune.core.times import LogNormalPairs, SigmoidGap
 from consistune.core.types import Batch
 from tests.core.posterior.test_mean import noisy, pixels
+from tests.support.exact import posterior_exact
 
 pytestmark = [
     pytest.mark.gpu,

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.nn.functional import dropout
 
-from consistune.core.rng import ImageNoise, mix_seed, shared_dropout
+from consistune.core.rng import ImageNoise, SharedDropout, mix_seed
 
 
 @given(st.lists(st.integers(0, 2**31), min_size=1, max_size=12, unique=True), st.integers(1, 3))
@@ -27,10 +27,10 @@ def test_two_passes_share_the_mask_and_leave_the_generator_as_one_pass_would() -
     once = dropout(ones, 0.3)
     after_one = torch.get_rng_state()
     torch.manual_seed(5)
-    with shared_dropout(ones.device) as mask:
-        first = dropout(ones, 0.3)
-        with mask.again():
-            second = dropout(ones, 0.3)
+    mask = SharedDropout(ones.device)
+    first = dropout(ones, 0.3)
+    with mask.again():
+        second = dropout(ones, 0.3)
     assert torch.equal(first, second)
     assert torch.equal(first, once)
     assert torch.equal(torch.get_rng_state(), after_one)
@@ -43,10 +43,10 @@ def test_the_generator_is_restored_after_an_error() -> None:
     expected = torch.get_rng_state()
     torch.manual_seed(6)
     try:
-        with shared_dropout(torch.device("cpu")) as mask:
-            dropout(torch.ones(10))
-            with mask.again():
-                raise KeyError
+        mask = SharedDropout(torch.device("cpu"))
+        dropout(torch.ones(10))
+        with mask.again():
+            raise KeyError
     except KeyError:
         pass
     assert torch.equal(torch.get_rng_state(), expected)

@@ -4,15 +4,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Generator, Tensor
+from torch import Tensor
 
-from consistune.analyze.worlds import Empirical, Moments, World, bias_and_variance, target_errors
-from consistune.core.estimators import NoiseEstimator, OneSample, ScoreIdentity, Teacher
-from consistune.core.noise import EDM, NoiseSchedule
-from consistune.core.objectives import gaussian_like
+from consistune.analyze.worlds import Exact, Moments, World, bias_and_variance, noisy, target_errors
+from consistune.core.estimators import NoiseEstimator, OneSample, ScoreIdentity
+from consistune.core.noise import NoiseSchedule
 from consistune.core.posterior.mean import Reference, posterior
 from consistune.core.solve import Method, solve
-from consistune.core.types import Batch, Conditioning, Times
+from consistune.core.types import Batch, Times
 
 TIMES = (0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 0.8, 1.2, 2.0, 3.0, 5.0, 10.0, 20.0, 80.0)
 METHODS: tuple[Method, ...] = ("euler", "heun")
@@ -47,54 +46,31 @@ def named_estimators(
 
 
 def target_variance(
-    images: Tensor,
-    labels: Tensor | None = None,
+    world: World,
+    estimators: dict[str, NoiseEstimator],
     times: Sequence[float] = TIMES,
-    estimators: dict[str, NoiseEstimator] | None = None,
     *,
     batch_size: int = 128,
     queries: int = 1024,
-    schedule: NoiseSchedule = EDM(),
-    mirrored: bool = False,
     seed: int = 0,
 ) -> list[VarianceRow]:
-    """The variance of each estimator's target against t, on the training set as the data.
+    """E(x̂_0 − E[x_0 | x_t, c])² of each estimator against t, the mean over images and elements.
 
-    E(x̂_0 − E[x_0 | x_t, c])², the mean over images and elements, where the exact posterior mean is over
-    every training image of the query's class (every image where `labels` is None). "class" is then exact:
-    its error is 0. "all" ignores the label, so on labelled data its error is bias. At times where
-    one-sample's own variance is below fp32 rounding, `relative` is 1 for every estimator.
+    Where the world is a training set (`Empirical`), the score identity over every image of a class is exact:
+    its error is 0. One that ignores the label has a bias on labelled data. At times where one-sample's own
+    variance is below fp32 rounding, `relative` is 1 for every estimator.
 
     Args:
-        images: uint8 [n, C, H, W] (or floating point in [−1, 1]); labels: integers [n] or None.
         times: noise-to-signal ratios, EDM's t.
-        estimators: by name; None for `named_estimators`.
         batch_size: of the mini-batches that `batch` references come from.
         queries: noisy images at each t.
     """
-    if estimators is None:
-        estimators = named_estimators(images, labels, schedule, mirrored)
-    world = Empirical(images, labels, schedule, mirrored)
-    return variance_in(world, estimators, times, schedule, batch_size, queries, seed)
-
-
-def variance_in(
-    world: World,
-    estimators: dict[str, NoiseEstimator],
-    times: Sequence[float],
-    schedule: NoiseSchedule,
-    batch_size: int,
-    queries: int,
-    seed: int,
-) -> list[VarianceRow]:
-    """`target_variance` for any world; times are noise-to-signal ratios."""
     generator = torch.Generator().manual_seed(seed)
+    measured = {"one-sample": OneSample(), **estimators}
     rows = []
     for ratio in times:
-        t = _time(schedule, ratio)
-        measured = {"one-sample": OneSample(), **estimators}
-        found = target_errors(world, measured, schedule, t, queries, batch_size, generator)
-        base = found["one-sample"].error
+        found = target_errors(world, measured, _time(world, ratio), queries, batch_size, generator)
+        base = found["one-sample"][0]
         for name in estimators:
             error, spread = found[name]
             relative = error / base if base > ROUNDING else 1.0
@@ -126,7 +102,6 @@ def target_moments(
     world: World,
     estimators: dict[str, NoiseEstimator],
     times: Sequence[float],
-    schedule: NoiseSchedule,
     *,
     batch_size: int = 128,
     batches: int = 4,
@@ -142,16 +117,16 @@ def target_moments(
     generator = torch.Generator().manual_seed(seed)
     sums: dict[tuple[float, str], list[Moments]] = {}
     for ratio in times:
-        t = _time(schedule, ratio)
+        t = _time(world, ratio)
         for _ in range(batches):
-            x_t, times_t, query = _noisy(world, fixed, t, schedule, generator)
+            x_t, times_t, query = noisy(world, fixed, t, generator)
             exact = world.mean(x_t, times_t, query).double()
             redraw = world.redraws(x_t, times_t, query)
             for name, estimator in estimators.items():
 
                 def estimate(_: int, x_t=x_t, u=times_t, redraw=redraw, estimator=estimator) -> Tensor:  # type: ignore[no-untyped-def]
                     own = redraw(generator)
-                    x_rest, u_rest, rest = _noisy(world, batch_size - fixed, float(u[0]), schedule, generator)
+                    x_rest, u_rest, rest = noisy(world, batch_size - fixed, float(u[0]), generator)
                     batch = _joined(own, rest)
                     u = torch.cat([u, u_rest])
                     bound = estimator.bind(batch, Times(u, 0 * u, 0 * u), generator)
@@ -167,17 +142,9 @@ def target_moments(
     return rows
 
 
-def _time(schedule: NoiseSchedule, ratio: float) -> float:
+def _time(world: World, ratio: float) -> float:
     """The schedule's t at a noise-to-signal ratio."""
-    return float(schedule.time_at(torch.tensor(ratio, dtype=torch.float64)))
-
-
-def _noisy(
-    world: World, n: int, t: float, schedule: NoiseSchedule, generator: Generator
-) -> tuple[Tensor, Tensor, Batch]:
-    batch = world.draw(n, generator)
-    times = torch.full((n,), t, dtype=torch.float64).to(batch.x_0)
-    return schedule.diffuse(batch.x_0, gaussian_like(batch.x_0, generator), times), times, batch
+    return float(world.schedule.time_at(torch.tensor(ratio, dtype=torch.float64)))
 
 
 def _joined(a: Batch, b: Batch) -> Batch:
@@ -201,21 +168,17 @@ def effective_sizes(
     world: World,
     reference: Reference,
     times: Sequence[float],
-    schedule: NoiseSchedule,
     queries: int = 256,
     seed: int = 0,
 ) -> list[SizeRow]:
     """1/Σw² of the score identity over `reference` (of the query's class, where it is grouped)."""
     generator = torch.Generator().manual_seed(seed)
+    quartiles = torch.tensor([0.25, 0.5, 0.75], dtype=torch.float64)
     rows = []
     for ratio in times:
-        t = _time(schedule, ratio)
-        x_t, times_t, batch = _noisy(world, queries, t, schedule, generator)
-        sizes = posterior(x_t, times_t, schedule, reference, batch.condition).effective_size.double()
-        low, median, high = torch.quantile(
-            sizes, torch.tensor([0.25, 0.5, 0.75], dtype=torch.float64)
-        ).tolist()
-        rows.append(SizeRow(ratio, low, median, high))
+        x_t, times_t, batch = noisy(world, queries, _time(world, ratio), generator)
+        found = posterior(x_t, times_t, world.schedule, reference, batch.condition)
+        rows.append(SizeRow(ratio, *torch.quantile(found.effective_size.double(), quartiles).tolist()))
     return rows
 
 
@@ -229,20 +192,8 @@ class StepRow:
     heun: float
 
 
-class Exact:
-    """A world's exact posterior mean as a Denoiser."""
-
-    def __init__(self, world: World, batch: Batch) -> None:
-        self.world, self.batch = world, batch
-
-    def __call__(self, x_t: Tensor, t: Tensor, condition: Conditioning = None) -> Tensor:
-        del condition
-        return self.world.mean(x_t, t, self.batch)
-
-
 def discretisation(
     world: World,
-    schedule: NoiseSchedule,
     times: Sequence[float] = (0.5, 2.0, 10.0),
     gaps: Sequence[float] = (1 / 2, 1 / 4, 1 / 8, 1 / 16, 1 / 32, 1 / 64),
     queries: int = 128,
@@ -253,12 +204,12 @@ def discretisation(
 
     The truth is `fine_steps` Heun steps over the same interval.
     """
+    schedule, exact = world.schedule, Exact(world)
     generator = torch.Generator().manual_seed(seed)
     rows = []
     for ratio in times:
-        t = _time(schedule, ratio)
-        x_t, times_t, batch = _noisy(world, queries, t, schedule, generator)
-        x_t, times_t, exact = x_t.double(), times_t.double(), Teacher(Exact(world, batch))
+        x_t, times_t, batch = noisy(world, queries, _time(world, ratio), generator)
+        x_t, times_t = x_t.double(), times_t.double()
         for gap in gaps:
             r = schedule.time_at(torch.full_like(times_t, ratio * (1 - gap)))
             truth = solve(schedule, exact, x_t, times_t, r, batch, fine_steps, "heun")

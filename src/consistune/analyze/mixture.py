@@ -49,13 +49,17 @@ class GaussianMixture:
         self, x_t: Tensor, t: Tensor, schedule: NoiseSchedule, generator: Generator
     ) -> Tensor:
         """x_0 ~ p(x_0 | x_t): a component by its γ, then N(m + g·(y − m), g·s²), g = std²/v."""
-        s = schedule.noise_to_signal(t.to(self.means))
-        y = x_t.to(self.means) / expand(schedule.alpha(t.to(self.means)), x_t)
+        y, s = self._scaled(x_t, t, schedule)
         component = torch.multinomial(self._shares(y, s), 1, generator=generator)[:, 0]
         gain = self.std**2 / (self.std**2 + s.square())
         centre = self.means[component] + expand(gain, y) * (y - self.means[component])
         noise = torch.randn(y.shape, generator=generator, dtype=y.dtype)
         return centre + expand(gain.sqrt() * s, y) * noise
+
+    def _scaled(self, x_t: Tensor, t: Tensor, schedule: NoiseSchedule) -> tuple[Tensor, Tensor]:
+        """y = x_t/α_t and s = σ_t/α_t."""
+        t = t.to(self.means)
+        return x_t.to(self.means) / expand(schedule.alpha(t), x_t), schedule.noise_to_signal(t)
 
     def score(self, y: Tensor, s: Tensor) -> Tensor:
         """∇ log p_s(y). y [B, ...], noise-to-signal ratios s [B] → [B, ...]."""
@@ -74,8 +78,7 @@ class GaussianMixture:
 
     def denoise(self, x_t: Tensor, t: Tensor, schedule: NoiseSchedule) -> Tensor:
         """E[x_0 | x_t]: what a perfect diffusion model gives. x_t [B, ...], t [B] → [B, ...]."""
-        s = schedule.noise_to_signal(t.to(self.means))
-        y = x_t.to(self.means) / expand(schedule.alpha(t.to(self.means)), x_t)
+        y, s = self._scaled(x_t, t, schedule)
         return y + expand(s.square(), y) * self.score(y, s)
 
     def consistency(
@@ -93,8 +96,7 @@ class GaussianMixture:
         extrapolated. Use float64 means. x_t [B, ...], t [B] → [B, ...]. Raises ValueError where
         `max_steps` do not reach the tolerance.
         """
-        s = schedule.noise_to_signal(t.to(self.means))
-        y = x_t.to(self.means) / expand(schedule.alpha(t.to(self.means)), x_t)
+        y, s = self._scaled(x_t, t, schedule)
         steps = 32
         coarse = self._flow_to_data(y, s, steps)
         while steps < max_steps:

@@ -2,10 +2,10 @@
 
 import csv
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, astuple
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,24 +15,18 @@ from consistune.analyze.measures import (
     QUARTILES,
     ROUNDING,
     TIMES,
-    Exact,
-    MomentsRow,
-    SizeRow,
-    StepRow,
-    VarianceRow,
     discretisation,
     effective_sizes,
     measurable,
     named_estimators,
     target_moments,
-    variance_in,
+    target_variance,
 )
 from consistune.analyze.mixture import GaussianMixture
-from consistune.analyze.worlds import Empirical, Mixture, World
-from consistune.core.estimators import NoiseEstimator, OneSample, ScoreIdentity, Teacher
-from consistune.core.noise import EDM, NoiseSchedule
+from consistune.analyze.worlds import Empirical, Exact, Mixture, World
+from consistune.core.estimators import NoiseEstimator, OneSample, ScoreIdentity
+from consistune.core.noise import EDM
 from consistune.core.posterior.mean import Reference
-from consistune.core.types import Batch
 from consistune.pages.plots import Axis, Plot
 
 
@@ -54,36 +48,34 @@ def analyze(
     The training set is the data, so the score identity over a class (over all, without labels) is exact.
     Writes variance.csv, moments.csv, sizes.csv, steps.csv and an SVG of each; returns their paths.
     """
-    schedule = EDM()
-    world = Empirical(images, labels, schedule, mirrored)
-    chosen = named_estimators(images, labels, schedule, mirrored) if estimators is None else estimators
-    return _write(world, world.reference, chosen, schedule, times, batch_size, queries, seed, name, out)
+    world = Empirical(images, labels, EDM(), mirrored)
+    if estimators is None:
+        estimators = named_estimators(images, labels, EDM(), mirrored)
+    return _write(world, world.reference, estimators, times, batch_size, queries, seed, name, out)
 
 
 def analyze_mixture(
     out: Path, *, bank: int = 2048, times: Sequence[float] = TIMES, queries: int = 512, seed: int = 0
 ) -> list[Path]:
     """The same on eight Gaussians in the plane, whose score is known: "all" is a bank of fresh samples."""
-    schedule = EDM()
     angles = torch.arange(8, dtype=torch.float64) * math.pi / 4
     means = 0.7 * torch.stack([angles.cos(), angles.sin()], 1).view(8, 1, 1, 2)
     mixture = GaussianMixture(means, 0.06)
-    world = Mixture(mixture, schedule)
+    world = Mixture(mixture, EDM())
     reference = Reference.ungrouped(mixture.sample(bank, torch.Generator().manual_seed(seed + 1))[0])
     estimators: dict[str, NoiseEstimator] = {
         "one-sample": OneSample(),
-        "batch": ScoreIdentity(schedule),
-        f"{bank} others": ScoreIdentity(schedule, reference),
-        "exact": Teacher(Exact(world, Batch(means))),
+        "batch": ScoreIdentity(EDM()),
+        f"{bank} others": ScoreIdentity(EDM(), reference),
+        "exact": Exact(world),
     }
-    return _write(world, reference, estimators, schedule, times, 128, queries, seed, "8 Gaussians", out)
+    return _write(world, reference, estimators, times, 128, queries, seed, "8 Gaussians", out)
 
 
 def _write(
     world: World,
     reference: Reference,
     estimators: dict[str, NoiseEstimator],
-    schedule: NoiseSchedule,
     times: Sequence[float],
     batch_size: int,
     queries: int,
@@ -92,68 +84,46 @@ def _write(
     out: Path,
 ) -> list[Path]:
     """Measure, and write a CSV and an SVG for each measure."""
-    tables: dict[str, Sequence[Any]] = {
-        "variance": variance_in(world, estimators, times, schedule, batch_size, queries, seed),
-        "moments": target_moments(world, estimators, times, schedule, batch_size=batch_size, seed=seed),
-        "sizes": effective_sizes(world, reference, times, schedule, seed=seed),
-        "steps": discretisation(world, schedule, seed=seed),
-    }
+    variance = target_variance(world, estimators, times, batch_size=batch_size, queries=queries, seed=seed)
+    moments = target_moments(world, estimators, times, batch_size=batch_size, seed=seed)
+    sizes = effective_sizes(world, reference, times, seed=seed)
+    steps = discretisation(world, seed=seed)
+    biased = [row for row in moments if row.squared_bias > max(ROUNDING, 3 * row.bias_spread)]
+    ratio = Axis("t", log=True)
+    pages: dict[str, tuple[Sequence[Any], Plot]] = {
+        "variance": (variance, Plot(
+            _lines((row.estimator, row.t, row.relative) for row in measurable(variance)),
+            ratio, Axis("error of the target, over one-sample's"), f"{name}: target variance",
+        )),
+        "moments": (moments, Plot(
+            _lines((row.estimator, row.t, row.squared_bias) for row in biased),
+            ratio, Axis("squared bias", log=True),
+            f"{name}: squared bias, where it exceeds three standard errors",
+        )),
+        "sizes": (sizes, Plot(
+            _lines((key, row.t, getattr(row, key)) for key in QUARTILES for row in sizes),
+            ratio, Axis("effective number of references", log=True), f"{name}: 1/Σw², quartiles",
+        )),
+        "steps": (steps, Plot(
+            _lines((f"{m}, t = {row.t:g}", row.gap, getattr(row, m)) for m in METHODS for row in steps),
+            Axis("(t − r)/t", log=True), Axis("error of one step", log=True), f"{name}: discretisation",
+        )),
+    }  # fmt: skip
     out.mkdir(parents=True, exist_ok=True)
     written = []
-    for key, rows in tables.items():
+    for key, (rows, plot) in pages.items():
         written += [out / f"{key}.csv", out / f"{key}.svg"]
         with written[-2].open("w", newline="", encoding="utf-8") as file:
             table = csv.writer(file)
             table.writerow(asdict(rows[0]))
             table.writerows(astuple(row) for row in rows)
-        series, x, y, title = PLOTS[key](rows)
-        written[-1].write_text(Plot(series, x, y, f"{name}: {title}").svg(), encoding="utf-8")
+        written[-1].write_text(plot.svg(), encoding="utf-8")
     return written
 
 
-Series: TypeAlias = dict[str, tuple[list[float], list[float]]]
-Drawing: TypeAlias = tuple[Series, Axis, Axis, str]
-"""Lines by name, the two axes, the title."""
-TIME = Axis("t", log=True)
-
-
-def _variance(rows: Sequence[VarianceRow]) -> Drawing:
-    series = _grouped((row.estimator, row.t, row.relative) for row in measurable(rows))
-    return series, TIME, Axis("error of the target, over one-sample's"), "target variance"
-
-
-def _moments(rows: Sequence[MomentsRow]) -> Drawing:
-    clear = [row for row in rows if row.squared_bias > max(ROUNDING, 3 * row.bias_spread)]
-    series = _grouped((row.estimator, row.t, row.squared_bias) for row in clear)
-    return (
-        series,
-        TIME,
-        Axis("squared bias", log=True),
-        "squared bias, where it exceeds three standard errors",
-    )
-
-
-def _sizes(rows: Sequence[SizeRow]) -> Drawing:
-    series = _grouped((key, row.t, getattr(row, key)) for key in QUARTILES for row in rows)
-    return series, TIME, Axis("effective number of references", log=True), "1/Σw², quartiles"
-
-
-def _steps(rows: Sequence[StepRow]) -> Drawing:
-    series = _grouped((f"{m}, t = {row.t:g}", row.gap, getattr(row, m)) for m in METHODS for row in rows)
-    return series, Axis("(t − r)/t", log=True), Axis("error of one step", log=True), "discretisation"
-
-
-PLOTS: dict[str, Callable[[Any], Drawing]] = {
-    "variance": _variance,
-    "moments": _moments,
-    "sizes": _sizes,
-    "steps": _steps,
-}
-
-
-def _grouped(points: Iterable[tuple[str, float, float]]) -> Series:
+def _lines(points: Iterable[tuple[str, float, float]]) -> dict[str, tuple[list[float], list[float]]]:
     """(name, x, y) → a line for each name."""
-    series: Series = {}
+    series: dict[str, tuple[list[float], list[float]]] = {}
     for name, x, y in points:
         xs, ys = series.setdefault(name, ([], []))
         xs.append(x)

@@ -1,13 +1,7 @@
-"""Consistency learning as value estimation: reward, value, TD error, and errors of estimates (METHOD §1).
-
-State (t, x_t), action "follow the flow to r", reward of it, value h of what remains:
-
-    R(t → r) = ∫_{λ_t}^{λ_r} e^{−λ} ε* dλ,   h(x_t, t) = x_t/α_t − x_0,   h(x_t, t) = R(t → r) + h(x_r, r)
-
-With e^{−λ} = σ/α = s the integral is ∫_{s_r}^{s_t} ε* ds, so in y = x/α a reward is just y_t − y_r.
-"""
+"""Data whose exact score is known, and the errors of noise estimates on them (METHOD §1, §2)."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
 import torch
@@ -18,58 +12,13 @@ from consistune.core.estimators import NoiseEstimator
 from consistune.core.noise import NoiseSchedule
 from consistune.core.objectives import gaussian_like
 from consistune.core.posterior.mean import Reference, dequantise, posterior
-from consistune.core.solve import Method, solve
 from consistune.core.types import Batch, Times, expand
 
 
-def reward_hat(schedule: NoiseSchedule, x_t: Tensor, x0_hat: Tensor, t: Tensor, r: Tensor) -> Tensor:
-    """R̂(t → r) = (σ_t/α_t − σ_r/α_r)·ε̂: the reward if the estimate held all the way (one Euler step).
-
-    x_t, x0_hat [B, ...], t > r [B] → [B, ...].
-    """
-    gap = schedule.noise_to_signal(t) - schedule.noise_to_signal(r)
-    return expand(gap, x_t) * schedule.noise_hat(x_t, x0_hat, t)
-
-
-def reward_between(schedule: NoiseSchedule, x_t: Tensor, x_r: Tensor, t: Tensor, r: Tensor) -> Tensor:
-    """R(t → r) = x_t/α_t − x_r/α_r: the reward of a transition that was made. [B, ...], [B] → [B, ...]."""
-    return x_t / expand(schedule.alpha(t), x_t) - x_r / expand(schedule.alpha(r), x_r)
-
-
-def value(schedule: NoiseSchedule, x_t: Tensor, x_0: Tensor, t: Tensor) -> Tensor:
-    """h(x_t, t) = x_t/α_t − x_0, x_0 = f(x_t, t) the trajectory's end. [B, ...], t [B] → [B, ...]."""
-    return x_t / expand(schedule.alpha(t), x_t) - x_0
-
-
-def td_error(reward: Tensor, value_r: Tensor, value_t: Tensor) -> Tensor:
-    """δ = R + h⁻(x_r, r) − h(x_t, t), which is f(x_t, t) − f⁻(x_r, r): TD(0) is consistency learning."""
-    return reward + value_r - value_t
-
-
-def path_rewards(
-    schedule: NoiseSchedule,
-    estimator: NoiseEstimator,
-    x_t: Tensor,
-    points: list[Tensor],
-    batch: Batch,
-    method: Method = "euler",
-) -> tuple[Tensor, Tensor]:
-    """The rewards of one solver step between each two of `points` (falling times [B], the first is t).
-
-    Returns the rewards [steps, B, ...] and the end point x_r. Their sum and h(x_r, r) are the n-step target
-    of h(x_t, t); down to r = 0 their sum alone is x_t/α_t − x_0.
-    """
-    rewards, x = [], x_t
-    for i in range(len(points) - 1):
-        t, r = points[i], points[i + 1]
-        x_r = solve(schedule, estimator, x, t, r, batch, 1, method)
-        rewards.append(reward_between(schedule, x, x_r, t, r))
-        x = x_r
-    return torch.stack(rewards), x
-
-
 class World(Protocol):
-    """Data of which the exact score is known: what estimators are measured against."""
+    """Data whose exact score is known, under a noise schedule."""
+
+    schedule: NoiseSchedule
 
     def draw(self, n: int, generator: Generator) -> Batch:
         """n samples of p(x_0, c)."""
@@ -82,6 +31,16 @@ class World(Protocol):
     def redraws(self, x_t: Tensor, t: Tensor, batch: Batch) -> Callable[[Generator], Batch]:
         """A function that draws the batch again, every image from p(x_0 | x_t, c)."""
         ...
+
+
+@dataclass(frozen=True)
+class Exact(NoiseEstimator):
+    """A world's exact posterior mean."""
+
+    world: World
+
+    def clean(self, x_t: Tensor, t: Tensor, batch: Batch) -> Tensor:
+        return self.world.mean(x_t, t, batch)
 
 
 class Mixture:
@@ -123,8 +82,8 @@ class Empirical:
         return Batch(x_0, None if self.labels is None else self.labels[rows], rows)
 
     def mean(self, x_t: Tensor, t: Tensor, batch: Batch) -> Tensor:
-        found = posterior(x_t, t, self.schedule, self.reference, batch.condition, mirrored=self.mirrored)
-        return found.mean
+        mirrored = self.mirrored
+        return posterior(x_t, t, self.schedule, self.reference, batch.condition, mirrored=mirrored).mean
 
     def redraws(self, x_t: Tensor, t: Tensor, batch: Batch) -> Callable[[Generator], Batch]:
         """As the protocol; float64 weights, one query at a time, for few queries; flips where `mirrored`."""
@@ -155,47 +114,36 @@ class Empirical:
         return dequantise(images) if images.dtype == torch.uint8 else images
 
 
-class TargetError(NamedTuple):
-    """The error of an estimator's x̂_0 at one t, averaged over queries and elements.
-
-    Attributes:
-        error: E(x̂_0 − E[x_0 | x_t])², variance and squared bias together.
-        spread: its standard error.
-    """
-
-    error: float
-    spread: float
-
-
 def target_errors(
     world: World,
     estimators: dict[str, NoiseEstimator],
-    schedule: NoiseSchedule,
     t: float,
     queries: int,
     batch_size: int,
     generator: Generator,
-) -> dict[str, TargetError]:
-    """E(x̂_0 − E[x_0 | x_t])² of each estimator at time t, all on the same batches of `batch_size`.
+) -> dict[str, tuple[float, float]]:
+    """E(x̂_0 − E[x_0 | x_t])² of each estimator at time t, and its standard error, on the same batches.
 
-    Batches are drawn as in training, since `batch` references depend on it. For the one-sample estimate,
-    which is unbiased, this is its variance.
+    The mean over queries and elements: the estimator's variance and squared bias together. Batches are drawn
+    as in training, since `batch` references depend on it.
     """
     errors: dict[str, list[Tensor]] = {name: [] for name in estimators}
     for _ in range(-(-queries // batch_size)):
-        batch = world.draw(batch_size, generator)
-        times = torch.full((batch_size,), t, dtype=torch.float64).to(batch.x_0)
-        x_t = schedule.diffuse(batch.x_0, gaussian_like(batch.x_0, generator), times)
+        x_t, times, batch = noisy(world, batch_size, t, generator)
         exact = world.mean(x_t, times, batch).double()
         for name, estimator in estimators.items():
-            bound = estimator.bind(batch, Times(times, torch.zeros_like(times), 0 * times), generator)
+            bound = estimator.bind(batch, Times(times, 0 * times, 0 * times), generator)
             found = bound.clean(x_t, times, batch).double()
             errors[name].append((found - exact).flatten(1).square().mean(1))
-    return {name: _summary(torch.cat(parts)) for name, parts in errors.items()}
+    every = {name: torch.cat(parts) for name, parts in errors.items()}
+    return {name: (float(e.mean()), float(e.std() / len(e) ** 0.5)) for name, e in every.items()}
 
 
-def _summary(errors: Tensor) -> TargetError:
-    return TargetError(float(errors.mean()), float(errors.std() / len(errors) ** 0.5))
+def noisy(world: World, n: int, t: float, generator: Generator) -> tuple[Tensor, Tensor, Batch]:
+    """n samples of a world: x_t, the times t [n], and the batch x_t was made from."""
+    batch = world.draw(n, generator)
+    times = torch.full((n,), t, dtype=torch.float64).to(batch.x_0)
+    return world.schedule.diffuse(batch.x_0, gaussian_like(batch.x_0, generator), times), times, batch
 
 
 class Moments(NamedTuple):
@@ -212,7 +160,7 @@ def bias_and_variance(estimate: Callable[[int], Tensor], exact: Tensor, repeats:
     that made x_t and the references. The squared bias is corrected for the variance of the mean,
     ‖mean − exact‖² − variance/repeats, so it is unbiased and may come out slightly negative.
     """
-    total, squares = torch.zeros_like(exact), torch.zeros_like(exact)
+    total, squares = torch.zeros(2, *exact.shape).to(exact)
     for k in range(repeats):
         off = estimate(k).to(exact) - exact
         total += off

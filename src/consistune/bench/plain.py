@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn.functional import avg_pool2d, conv2d, dropout, group_norm, interpolate, linear, silu
 
 from consistune.bench.workload import StepInputs
-from consistune.core.rng import shared_dropout
+from consistune.core.rng import SharedDropout
 from consistune.core.types import Times, expand
 from consistune.nn.blocks import ResidualBlock
 from consistune.nn.edm2 import Block, EDM2UNet
@@ -43,10 +43,10 @@ def denoise(model: Preconditioned, x: Tensor, sigma: Tensor, condition: Tensor |
 def losses(model: Preconditioned, x_0: Tensor, times: Times, noise: Tensor, labels: Tensor | None) -> Tensor:
     """ECT's loss ‖D(x_t, t) − sg D(x_r, r)‖/(t − r), [B]; both passes use the same dropout mask."""
     t, r = times.t, times.r
-    with shared_dropout(x_0.device) as mask:
-        f_t = denoise(model, x_0 + expand(t, x_0) * noise, t, labels)
-        with torch.no_grad(), mask.again():
-            f_r = denoise(model, x_0 + expand(r, x_0) * noise, r, labels)
+    mask = SharedDropout(x_0.device)
+    f_t = denoise(model, x_0 + expand(t, x_0) * noise, t, labels)
+    with torch.no_grad(), mask.again():
+        f_r = denoise(model, x_0 + expand(r, x_0) * noise, r, labels)
     return (f_t - f_r).square().sum(dim=(1, 2, 3)).sqrt() / (t - r)
 
 

@@ -20,9 +20,9 @@ def analyze(
     seed: Annotated[int, Option(help="Seed of the images and the noise.")] = 0,
 ) -> None:
     """Measure the score-identity target on a data set: variance, bias and number of references against t."""
-    from consistune.analyze import analyze as analyze_images
-    from consistune.analyze import analyze_mixture
     from consistune.analyze.measures import TIMES
+    from consistune.analyze.report import analyze as analyze_images
+    from consistune.analyze.report import analyze_mixture
     from consistune.data.images import load_data, read_unprepared
 
     levels = parse_times(times, "--times") or TIMES

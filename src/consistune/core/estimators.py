@@ -12,7 +12,7 @@ from torch import Generator, Tensor
 
 from consistune.core.guidance import Guided
 from consistune.core.noise import NoiseSchedule
-from consistune.core.posterior.mean import LogPrior, Reference
+from consistune.core.posterior.mean import LogPrior, Reference, posterior
 from consistune.core.posterior.priors import kernel_prior, nearest_prior, random_subset
 from consistune.core.types import Batch, Denoiser, Times, expand
 
@@ -21,7 +21,7 @@ class NoiseEstimator(Protocol):
     """x̂_0 at the noisy images x_t [B, C, H, W] of a batch at times t [B].
 
     Attributes:
-        local: the estimate is valid only at the x_t that was made from x_0, hence for a single Euler step.
+        local: the estimate is valid only at the x_t made from x_0, so only for one Euler step.
     """
 
     local: ClassVar[bool] = False
@@ -84,8 +84,8 @@ class ScoreIdentity(NoiseEstimator):
         mirrored: each reference counts twice, as it is and flipped, as under x-flip augmentation.
         size: the number of random references per step and class, the query's own image among them; None: all.
             Needs `reference` and the batch's `index`. 1 is the one-sample estimate.
-        bandwidth: for continuous conditions c [B, K], of which the reference holds one an image: references
-            weigh exp(−‖c − c_i‖²/2h²). Biased towards the mean over neighbouring conditions, by O(h²)
+        bandwidth: for continuous conditions c [B, K], one per image in the reference: references weigh
+            exp(−‖c − c_i‖²/2h²). Biased towards the mean over neighbouring conditions, by O(h²)
             where the data change smoothly with c; h → 0 leaves the own image (variance), h → ∞ ignores c.
         nearest: for continuous conditions, only this number of nearest references (and ties) count: the same
             trade, with an h that follows the density of the conditions (both are our choice).
@@ -133,12 +133,7 @@ class ScoreIdentity(NoiseEstimator):
         del times
         return _Subset(replace(self, reference=subset, size=None), prior)
 
-    def clean(self, x_t: Tensor, t: Tensor, batch: Batch) -> Tensor:
-        return self.posterior_mean(x_t, t, batch)
-
-    def posterior_mean(
-        self, x_t: Tensor, t: Tensor, batch: Batch, log_prior: LogPrior | None = None
-    ) -> Tensor:
+    def clean(self, x_t: Tensor, t: Tensor, batch: Batch, log_prior: LogPrior | None = None) -> Tensor:
         """x̂_0 with the references weighted by `log_prior`; None: by their conditions."""
         if self.size is not None:
             raise ValueError("random references are drawn by bind(): call that first")
@@ -148,7 +143,8 @@ class ScoreIdentity(NoiseEstimator):
             reference, group = self.reference, self._group(self.reference, batch)
         if log_prior is None:
             log_prior = self._condition_prior(reference, batch)
-        return reference.mean(x_t, t, self.schedule, group, log_prior=log_prior, mirrored=self.mirrored)
+        mirrored = self.mirrored
+        return posterior(x_t, t, self.schedule, reference, group, log_prior=log_prior, mirrored=mirrored).mean
 
     def _condition_prior(self, reference: Reference, batch: Batch) -> LogPrior | None:
         if self.bandwidth is None and self.nearest is None:
@@ -192,7 +188,7 @@ class _Subset(NoiseEstimator):
         return _Subset(self.identity, log_prior)
 
     def clean(self, x_t: Tensor, t: Tensor, batch: Batch) -> Tensor:
-        return self.identity.posterior_mean(x_t, t, batch, self.log_prior)
+        return self.identity.clean(x_t, t, batch, self.log_prior)
 
 
 @dataclass(frozen=True)

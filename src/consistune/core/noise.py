@@ -56,7 +56,7 @@ class NoiseSchedule(ABC):
 
             x_s = (σ_s/σ_t)·x_t + (α_s·σ_t − α_t·σ_s)/σ_t·x̂_0,
 
-        so that s = t is the identity and σ_s = 0 gives x̂_0, both to the bit, and α_t = 0 is harmless.
+        so that s = t is exactly the identity, σ_s = 0 gives exactly x̂_0, and α_t = 0 divides nothing by 0.
         x_t, x0_hat [B, ...], t > 0 and s [B] → [B, ...]. Source: METHOD §0.
         """
         alpha_t, sigma_t, alpha_s, sigma_s = self.alpha(t), self.sigma(t), self.alpha(s), self.sigma(s)

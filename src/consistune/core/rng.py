@@ -24,7 +24,7 @@ def mix_seed(*parts: int) -> int:
 
 
 class ImageNoise:
-    """Standard normal noise with one generator an image: image i depends on its own seed alone.
+    """Standard normal noise with one generator per image: image i depends only on its own seed.
 
     A call draws the next [B, *shape] block, image by image, always on the CPU (so that every device
     starts from the same noise), then moves it. Source: EDM's per-image seeding (2206.00364).
@@ -42,42 +42,27 @@ class ImageNoise:
         return noise.to(self.device)
 
 
-@contextmanager
-def shared_dropout(device: torch.device) -> Iterator["DropoutMask"]:
-    """Let two network passes draw the same dropout mask (ECT, 2406.14548; iCT, 2310.14189).
+class SharedDropout:
+    """The random state at the start of a network pass, so that a second pass draws the same dropout mask.
 
-        with shared_dropout(device) as mask:
-            f_t = model(...)
-            with mask.again():
-                f_r = target(...)
+        mask = SharedDropout(device)
+        f_t = model(...)
+        with mask.again():
+            f_r = target(...)
 
-    Restores the global generators of the CPU and of the device; after the second pass they stand where
-    the first one left them. The package uses the global generator nowhere else.
+    After the second pass the global generators of the CPU and of the device stand where the first pass left
+    them. The package uses the global generators nowhere else. Source: ECT, 2406.14548; iCT, 2310.14189.
     """
-    yield DropoutMask(device)
-
-
-class DropoutMask:
-    """The generator state at which a pass began; see `shared_dropout`."""
 
     def __init__(self, device: torch.device) -> None:
-        self._device = device
-        self._before = self._capture()
-
-    def _capture(self) -> tuple[Tensor, Tensor | None]:
-        on_card = torch.cuda.get_rng_state(self._device) if self._device.type == "cuda" else None
-        return torch.get_rng_state(), on_card
-
-    def _restore(self, state: tuple[Tensor, Tensor | None]) -> None:
-        torch.set_rng_state(state[0])
-        if state[1] is not None:
-            torch.cuda.set_rng_state(state[1], self._device)
+        self._cards = [device] if device.type == "cuda" else []
+        self._before = torch.get_rng_state(), [torch.cuda.get_rng_state(card) for card in self._cards]
 
     @contextmanager
     def again(self) -> Iterator[None]:
-        after = self._capture()
-        self._restore(self._before)
-        try:
+        cpu, cards = self._before
+        with torch.random.fork_rng(self._cards):
+            torch.set_rng_state(cpu)
+            for card, state in zip(self._cards, cards, strict=True):
+                torch.cuda.set_rng_state(state, card)
             yield
-        finally:
-            self._restore(after)

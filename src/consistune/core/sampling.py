@@ -22,7 +22,7 @@ Denoise = Callable[[Tensor, Tensor], Tensor]
 
 
 class Sampler(ABC):
-    """From noise to images with one denoiser; a sampler is its `draw`."""
+    """From noise to images with one denoiser. A sampler implements `draw`."""
 
     def __call__(
         self,
@@ -94,7 +94,7 @@ class PhasedSteps(Sampler):
 
     From T jump to η·s_m, s_m the largest edge below T; then from there towards the next edge, and so on
     to 0. η = 1 stops at each edge, 0 < η < 1 steps past it to where the next phase is well learned,
-    η = 0 is one step. `eta` is one number for all edges or one an edge, in the order of `edges`.
+    η = 0 is one step. `eta` is one number for all edges or one per edge, in the order of `edges`.
     """
 
     edges: tuple[float, ...] = ()

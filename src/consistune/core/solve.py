@@ -43,30 +43,13 @@ def solve(
         x0_hat = estimator.clean(x, u, batch)
         x_v = schedule.step(x, x0_hat, u, v)
         if method == "heun":
-            x_v = _heun_correction(schedule, estimator, (x, u), x0_hat, (x_v, v), batch)
+            # With ε̂ the mean of its estimates at u and at v. In y = x/α: y_v = y_u + (s_v − s_u)·ε̂.
+            inside = schedule.sigma(v) > 0
+            mask, safe_v = expand(inside, x), torch.where(inside, v, u)
+            at_v = torch.where(mask, x_v, x)
+            second = schedule.noise_hat(at_v, estimator.clean(at_v, safe_v, batch), safe_v)
+            noise = 0.5 * (schedule.noise_hat(x, x0_hat, u) + second)
+            mean_x0 = (x - expand(schedule.sigma(u), x) * noise) / expand(schedule.alpha(u), x)
+            x_v = torch.where(mask, schedule.step(x, mean_x0, u, v), x_v)
         x, u = x_v, v
     return x
-
-
-def _heun_correction(
-    schedule: NoiseSchedule,
-    estimator: NoiseEstimator,
-    start: tuple[Tensor, Tensor],
-    x0_hat: Tensor,
-    end: tuple[Tensor, Tensor],
-    batch: Batch,
-) -> Tensor:
-    """x_v again, with ε̂ the mean of its estimates at u and at v. In y = x/α: y_v = y_u + (s_v − s_u)·ε̂.
-
-    start: x_u and u, with x̂_0 there; end: Euler's x_v and v.
-    """
-    (x_u, u), (x_v, v) = start, end
-    inside = schedule.sigma(v) > 0
-    safe_v = torch.where(inside, v, u)
-    at_v = torch.where(expand(inside, x_v), x_v, x_u)
-    noise = 0.5 * (
-        schedule.noise_hat(x_u, x0_hat, u)
-        + schedule.noise_hat(at_v, estimator.clean(at_v, safe_v, batch), safe_v)
-    )
-    mean_x0 = (x_u - expand(schedule.sigma(u), x_u) * noise) / expand(schedule.alpha(u), x_u)
-    return torch.where(expand(inside, x_v), schedule.step(x_u, mean_x0, u, v), x_v)

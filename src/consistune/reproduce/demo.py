@@ -10,7 +10,9 @@ from pathlib import Path
 
 from torch import Tensor
 
-from consistune.analyze import target_variance
+from consistune.analyze.measures import named_estimators, target_variance
+from consistune.analyze.worlds import Empirical
+from consistune.core.noise import EDM
 from consistune.core.sampling import Sampler
 from consistune.data.images import DataSplit, digits
 from consistune.models import default_sampler, draw_sheet
@@ -50,9 +52,10 @@ class Demo:
         self.judge.screen.say(f"classifier: {real['accuracy']:.1%} of the held-out digits right")
         folders = self._train()
         rows, pictures = self._compare({key: store.load(folder) for key, folder in folders.items()})
-        variance = target_variance(
-            self.data.train.images, self.data.train.labels, VARIANCE_TIMES, queries=512
-        )
+        train = self.data.train
+        world = Empirical(train.images, train.labels, EDM())
+        estimators = named_estimators(train.images, train.labels, EDM())
+        variance = target_variance(world, estimators, VARIANCE_TIMES, queries=512)
         results = {
             "seed": self.seed,
             "folder": str(self.out),

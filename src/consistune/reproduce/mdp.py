@@ -6,8 +6,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
-from consistune.analyze import discretisation, named_estimators, target_moments
-from consistune.analyze.measures import ROUNDING
+from consistune.analyze.measures import ROUNDING, discretisation, named_estimators, target_moments
 from consistune.analyze.worlds import Empirical, Mixture, World
 from consistune.core.estimators import NoiseEstimator, OneSample, ScoreIdentity, Teacher
 from consistune.core.posterior.mean import Reference
@@ -72,10 +71,10 @@ class Mdp(Experiment):
             start
             | {"t": m.t, "estimate": m.estimator}
             | {"squared_bias": m.squared_bias, "bias_spread": m.bias_spread, "variance": m.variance}
-            for m in target_moments(world, dict(estimators), self.times, SCHEDULE, **options)
+            for m in target_moments(world, dict(estimators), self.times, **options)
         ] + [
             start | {"t": s.t, "gap": s.gap, "euler": s.euler, "heun": s.heun}
-            for s in discretisation(world, SCHEDULE, seed=seed)
+            for s in discretisation(world, seed=seed)
         ]
 
 

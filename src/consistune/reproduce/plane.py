@@ -10,9 +10,8 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor
 
-from consistune.analyze import target_moments
-from consistune.analyze.measures import ROUNDING, Exact
-from consistune.analyze.worlds import Mixture
+from consistune.analyze.measures import ROUNDING, target_moments
+from consistune.analyze.worlds import Exact, Mixture
 from consistune.core.estimators import NoiseEstimator, OneSample, ScoreIdentity, Teacher
 from consistune.core.objectives import Consistency
 from consistune.core.posterior.mean import Reference, posterior
@@ -93,7 +92,6 @@ class Unify(Experiment):
                 WORLD,
                 estimators,
                 self.times,
-                SCHEDULE,
                 batch_size=number,
                 batches=max(4, 512 // number),
                 repeats=24,
@@ -141,7 +139,7 @@ def _by_references(
 
 def _trajectory(x: Tensor, t: float, steps: int = 16) -> list[list[float]]:
     """The exact flow through x_t, from t down to almost 0."""
-    exact, batch = Teacher(Exact(WORLD, Batch(x))), Batch(x)
+    exact, batch = Exact(WORLD), Batch(x)
     corners = _xy(x)
     grid = t * torch.linspace(1, 0.01, steps, dtype=torch.float64) ** 2
     for high, low in itertools.pairwise(grid):

@@ -7,7 +7,8 @@ from typing import Any, Literal
 
 import torch
 
-from consistune.analyze import target_variance
+from consistune.analyze.measures import target_variance
+from consistune.analyze.worlds import Empirical
 from consistune.core.estimators import NoiseEstimator
 from consistune.core.noise import EDM
 from consistune.core.sampling import Multistep
@@ -84,10 +85,10 @@ class Curves(Experiment):
         train = study.data.train
         conditional = all(recipe.conditional for recipe in recipes.values())
         estimators = {name: _estimator(study, recipe) for name, recipe in recipes.items()}
-        labels = train.labels if conditional else None
+        world = Empirical(train.images, train.labels if conditional else None, EDM())
         errors = [
             {"run": row.estimator, "t": row.t, "target_error": row.error, "relative": row.relative}
-            for row in target_variance(train.images, labels, VARIANCE_TIMES, estimators)
+            for row in target_variance(world, estimators, VARIANCE_TIMES)
         ]
         outcome.rows += errors
         lines = {name: (ts, ys) for name, (ts, ys, _) in series(errors, "run", "t", "relative").items()}

@@ -1,4 +1,4 @@
-"""EDM's augmentation (2206.00364, app. F.2, after ADA, 2006.06676), and labels that keep it out of samples.
+"""EDM's augmentation (2206.00364, app. F.2, after ADA, 2006.06676), with labels that tell the network.
 
 Each image gets a random geometric transform, which the network receives as nine numbers. Sampling passes
 none, which equals the label of an untouched image. All transforms but the flips are one affine map, resampled
@@ -150,8 +150,7 @@ def _filtered(x: Tensor, taps: Tensor, axis: int, stride: int, padding: int) -> 
 
 def matrix(rows: list[list[Tensor | float]], like: Tensor) -> Tensor:
     entries = [torch.as_tensor(entry, dtype=like.dtype, device=like.device) for row in rows for entry in row]
-    shape = torch.broadcast_shapes(*(entry.shape for entry in entries))  # type: ignore[no-untyped-call]
-    return torch.stack([entry.expand(shape) for entry in entries], -1).view(*shape, 3, 3)
+    return torch.stack(torch.broadcast_tensors(*entries), -1).unflatten(-1, (3, 3))  # type: ignore[no-untyped-call]
 
 
 def scaling(x: Tensor | float, y: Tensor | float, like: Tensor | None = None) -> Tensor:

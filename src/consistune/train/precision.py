@@ -1,7 +1,7 @@
 """What networks compute in during training. Noise levels, scalings, losses and references stay fp32."""
 
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from typing import Literal
 
 import torch
@@ -9,7 +9,7 @@ import torch
 from consistune.nn.precond import Preconditioned
 
 Word = Literal["fp32", "tf32", "bf16", "fp16"]
-"""fp32: strictly, on a card too. tf32: a card's products of fp32 numbers keep 10 bits of each factor."""
+"""fp32: no TF32 on a GPU either. tf32: a GPU's products of fp32 numbers keep 10 bits of each factor."""
 HALF = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -41,9 +41,7 @@ class Precision:
         before = matmul.allow_tf32, cudnn.allow_tf32
         matmul.allow_tf32 = cudnn.allow_tf32 = self.word == "tf32"
         try:
-            with ExitStack() as stack:
-                if self.autocast is not None:
-                    stack.enter_context(torch.autocast(self.device.type, self.autocast))
+            with torch.autocast(self.device.type, self.autocast, enabled=self.autocast is not None):
                 yield
         finally:
             matmul.allow_tf32, cudnn.allow_tf32 = before

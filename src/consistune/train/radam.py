@@ -6,7 +6,7 @@ from typing import Any
 import torch
 
 LARGE = 1e12
-"""An ε that is so large that √v̂ + ε rounds to ε."""
+"""An ε so large that √v̂ + ε rounds to ε."""
 
 
 class RAdam(torch.optim.Adam):
@@ -15,7 +15,7 @@ class RAdam(torch.optim.Adam):
     With ρ_∞ = 2/(1−β₂) − 1 and ρ_t = ρ_∞ − 2tβ₂ᵗ/(1−β₂ᵗ), torch's own RAdam steps by
     lr·r_t·√(1−β₂ᵗ)·m̂/(√v + ε) where ρ_t > 5, r_t² = (ρ_t−4)(ρ_t−2)ρ_∞/((ρ_∞−4)(ρ_∞−2)ρ_t), and by lr·m̂
     before. Adam's step lr·m̂/(√v/√(1−β₂ᵗ) + ε) is the first with lr·r_t and ε/√(1−β₂ᵗ), and tends to the
-    second, m̂ scaled by lr·E/(√v̂ + E), with a large E. Takes Adam's arguments but amsgrad.
+    second, m̂ scaled by lr·E/(√v̂ + E), with a large E. Takes Adam's arguments except amsgrad.
 
     The number of steps is kept on the host, in a group's `steps`, so that no step waits for the device.
     """

@@ -90,9 +90,7 @@ def load_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> N
     """Load an optimizer's whole state; each process takes its part. Its choice of kernels does not change."""
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     moments = {
-        key: {
-            name: _laid_out(_like(value, parameters[key]), parameters[key]) for name, value in entry.items()
-        }
+        key: {name: _moment(value, parameters[key]) for name, value in entry.items()}
         for key, entry in state["state"].items()
     }
     kernels = ("foreach", "fused")
@@ -110,8 +108,9 @@ def _like(value: Any, model: Tensor | None) -> Any:
     return distribute_tensor(value, model.device_mesh, model.placements, src_data_rank=None)
 
 
-def _laid_out(value: Any, parameter: Tensor) -> Any:
-    """A moment in its parameter's memory format, which fused kernels need."""
+def _moment(value: Any, parameter: Tensor) -> Any:
+    """This process's part of a moment, in its parameter's memory format, which fused kernels need."""
+    value = _like(value, parameter)
     if not isinstance(value, Tensor) or isinstance(value, DTensor) or value.shape != parameter.shape:
         return value
     return torch.empty_like(parameter, requires_grad=False).copy_(value)

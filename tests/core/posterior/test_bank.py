@@ -15,9 +15,10 @@ from consistune.core.noise import EDM, VP
 from consistune.core.posterior import bank
 from consistune.core.posterior.bank import HostReference, ShardedReference, make_bank, prefetched
 from consistune.core.posterior.integers import fast_bytes
-from consistune.core.posterior.mean import Reference, posterior, posterior_exact
+from consistune.core.posterior.mean import Reference, posterior
 from consistune.core.types import Batch, Times
 from tests.core.posterior.test_mean import noisy, pixels, relative
+from tests.support.exact import posterior_exact
 
 SIZES = (30, 0, 116, 7, 47)
 """Images a class: one class is 58 % of the set, one is empty."""
@@ -118,7 +119,8 @@ def ask(case: tuple[Reference, dict], reference: Reference, rows: slice) -> Tens
     schedule = case[1].get("schedule", EDM())
     t = schedule.time_at(t)
     labels = None if len(reference.offsets) == 2 else group[rows]
-    return reference.mean(x_t[rows], t[rows], schedule, labels, mirrored="mirrored" in case[1])
+    mirrored = "mirrored" in case[1]
+    return posterior(x_t[rows], t[rows], schedule, reference, labels, mirrored=mirrored).mean
 
 
 def _one_process(rank: int, folder: str) -> None:
@@ -167,7 +169,7 @@ def test_a_sharded_bank_refuses_what_it_cannot_do() -> None:
     with pytest.raises(ValueError, match="every image"):
         share.take(torch.tensor([0]))
     with pytest.raises(ValueError, match="weighted"):
-        share.mean(torch.zeros(1, 3, 8, 8), torch.ones(1), EDM(), None, log_prior=lambda *_: torch.zeros(1))
+        posterior(torch.zeros(1, 3, 8, 8), torch.ones(1), EDM(), share, log_prior=lambda *_: torch.zeros(1))
 
 
 # Memory ---------------------------------------------------------------------------------------------------

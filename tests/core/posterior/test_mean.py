@@ -11,7 +11,8 @@ from torch import Tensor
 from consistune.core.noise import EDM
 from consistune.core.posterior import integers as whole_numbers
 from consistune.core.posterior import streaming
-from consistune.core.posterior.mean import Reference, dequantise, posterior, posterior_exact, quantise
+from consistune.core.posterior.mean import Reference, dequantise, posterior, quantise
+from tests.support.exact import posterior_exact
 from tests.support.gaussian import SCHEDULES
 
 SHAPE = (3, 8, 8)

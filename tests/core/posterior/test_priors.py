@@ -10,10 +10,11 @@ from torch import Tensor
 
 from consistune.core.estimators import Blend, OneSample, ScoreIdentity, Teacher
 from consistune.core.noise import EDM
-from consistune.core.posterior.mean import Reference, dequantise, posterior_exact
+from consistune.core.posterior.mean import Reference, dequantise
 from consistune.core.posterior.priors import random_subset
 from consistune.core.types import Batch, Times
 from tests.core.posterior.test_mean import pixels
+from tests.support.exact import posterior_exact
 from tests.support.gaussian import SCHEDULES, Gaussian
 
 LABELS = torch.tensor([0] * 12 + [1] * 5 + [2] + [3] * 22)

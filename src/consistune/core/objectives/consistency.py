@@ -10,7 +10,7 @@ from consistune.core.noise import NoiseSchedule
 from consistune.core.objectives.base import Draws, Objective, gaussian_like
 from consistune.core.objectives.distances import Distance, Huber
 from consistune.core.objectives.weights import InverseGap, Weight
-from consistune.core.rng import shared_dropout
+from consistune.core.rng import SharedDropout
 from consistune.core.solve import Method, solve
 from consistune.core.times import TimePairs
 from consistune.core.types import Batch, Conditioning, Denoiser, Progress, Times, expand
@@ -54,7 +54,7 @@ class Consistency(Objective):
         noise: Tensor,
         generator: Generator | None = None,
     ) -> Tensor:
-        """The loss at given times and noise ε [B, C, H, W] → [B]; the generator is the estimator's.
+        """The loss at given times and noise ε [B, C, H, W] → [B]; `generator` draws random references.
 
         Raises ValueError unless t > r ≥ s ≥ 0 and images and noise are finite.
         """
@@ -71,15 +71,15 @@ class Consistency(Objective):
         x_t = self.schedule.diffuse(batch.x_0, draws.noise, t)
         with torch.no_grad():
             x_r = solve(self.schedule, draws.estimator, x_t, t, r, batch, self.steps, self.method)
-        with shared_dropout(x_t.device) as mask:
-            f_t = self.jump(model, x_t, t, s, batch.network_condition)
-            f_r = x_r
-            if draws.bootstraps:
-                bootstrap = r > s
-                with torch.no_grad(), mask.again():
-                    inside = torch.where(bootstrap, r, t)
-                    f_r = self.jump(target, x_r, inside, s, batch.network_condition)
-                    f_r = torch.where(expand(bootstrap, x_r), f_r, x_r)
+        mask = SharedDropout(x_t.device)
+        f_t = self.jump(model, x_t, t, s, batch.network_condition)
+        f_r = x_r
+        if draws.bootstraps:
+            bootstrap = r > s
+            inside = torch.where(bootstrap, r, t)
+            with torch.no_grad(), mask.again():
+                f_r = self.jump(target, x_r, inside, s, batch.network_condition)
+            f_r = torch.where(expand(bootstrap, x_r), f_r, x_r)
         wide = torch.promote_types(f_t.dtype, torch.float32)
         return self.weight(times, self.schedule) * self.distance(f_t.to(wide), f_r.to(wide))
 

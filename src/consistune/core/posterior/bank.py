@@ -18,12 +18,12 @@ import torch.distributed as dist
 from torch import Tensor
 
 from consistune.core.noise import NoiseSchedule
-from consistune.core.posterior.mean import LogPrior, Reference, Span, posterior_from, stream
+from consistune.core.posterior.mean import LogPrior, Reference, Span
 from consistune.core.posterior.streaming import Stream
 
 BankKind: TypeAlias = Literal["auto", "device", "host", "sharded"]
 AUTO_SHARE = 0.5
-"""`auto` gives the bank at most this share of the memory that is free."""
+"""`auto` gives the bank at most this share of the free memory."""
 
 
 def make_bank(
@@ -31,8 +31,9 @@ def make_bank(
 ) -> Reference:
     """References on the host (in memory or mapped) → the same as a bank for queries on `device`.
 
-    auto: `device` where the set fits in half of the free device memory (on the CPU half of the machine's,
-    and the map itself serves); else `sharded` where a process's share fits and `may_shard`; else `host`.
+    auto: `device` where the set fits in half of the free device memory (on the CPU: half of the machine's,
+    and a memory-mapped set stays mapped); else `sharded` where a process's share fits and `may_shard`;
+    else `host`.
     Raises ValueError for `sharded` in a run of one process, or of fewer images than processes.
     """
     device = torch.empty(0, device=device).device  # "cuda" becomes "cuda:0", as tensors report it
@@ -148,7 +149,7 @@ class _Slot:
 class ShardedReference(Reference):
     """A process's share of a set: rows cuts[rank] … cuts[rank + 1] − 1.
 
-    All processes must call `mean` at the same time, with equally many queries.
+    All processes must call `sums` at the same time, with equally many queries.
 
     Attributes:
         images: the rows of this process.
@@ -175,38 +176,35 @@ class ShardedReference(Reference):
     def take(self, rows: Tensor) -> Tensor:  # noqa: ARG002 - always refused
         raise ValueError("random references need every image, and this process holds only its share of them")
 
-    def mean(
+    def sums(
         self,
         x_t: Tensor,
         t: Tensor,
         schedule: NoiseSchedule,
         group: Tensor | None,
-        *,
-        log_prior: LogPrior | None = None,
-        mirrored: bool = False,
-    ) -> Tensor:
+        log_prior: LogPrior | None,
+        mirrored: bool,
+        block: int,
+    ) -> Stream:
         """All queries go to all processes, each sums over its rows, and the sums go back to be merged.
 
-        x_t, t, group as in `posterior` → x̂_0 [B, C, H, W]. Raises ValueError where there is a log-prior.
+        Raises ValueError where there is a log-prior.
         """
         if log_prior is not None:
             raise ValueError("a sharded bank takes no weighted references")
-        x_t, batch = x_t.detach(), len(x_t)
+        processes, rank, batch = len(self.cuts) - 1, dist.get_rank(), len(x_t)
         group = torch.zeros(batch, dtype=torch.long, device=x_t.device) if group is None else group
-        everyone = _gathered([x_t, t, group], len(self.cuts) - 1)
+        everyone = [_gathered(value, processes) for value in (x_t, t, group)]
         groups = everyone[2].tolist()
-        rank = dist.get_rank()
         mine = [i for i, value in enumerate(groups) if self._shares(value, rank)]
         x, times, labels = (value[_index(mine, x_t)] for value in everyone)
-        sums = stream(x, times, schedule, self, labels, mirrored=mirrored)
+        sums = super().sums(x, times, schedule, labels, None, mirrored, block)
         own = groups[rank * batch : (rank + 1) * batch]
-        asked = [
-            [i for i, value in enumerate(own) if self._shares(value, r)] for r in range(len(self.cuts) - 1)
-        ]
+        asked = [[i for i, value in enumerate(own) if self._shares(value, r)] for r in range(processes)]
         merged = Stream.empty(batch, sums.total.shape[1], sums.total.dtype, x_t.device)
         for queries, part in zip(asked, _returned(sums, [i // batch for i in mine], asked), strict=True):
             merged.merge(_index(queries, x_t), part)
-        return posterior_from(merged, x_t, self).mean
+        return merged
 
     def _shares(self, group: int, rank: int) -> bool:
         """Whether a process has images of a group. Raises ValueError where no process has any."""
@@ -221,14 +219,11 @@ class ShardedReference(Reference):
         )
 
 
-def _gathered(values: list[Tensor], processes: int) -> list[Tensor]:
-    """Every process's rows of each of the values [b, ...] → [processes·b, ...], in one exchange."""
-    packed = _packed(values)
-    everyone = packed.new_empty(processes * len(packed), packed.shape[1])
-    # torch 2.13 gave it another name, and warns of the old one.
-    gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
-    gather(everyone, packed)
-    return _unpacked(everyone, values)
+def _gathered(value: Tensor, processes: int) -> Tensor:
+    """Every process's rows of a value [b, ...] → [processes·b, ...]."""
+    parts = [torch.empty_like(value, memory_format=torch.contiguous_format) for _ in range(processes)]
+    dist.all_gather(parts, value.contiguous())
+    return torch.cat(parts)
 
 
 def _returned(sums: Stream, owners: list[int], asked: list[list[int]]) -> list[Stream]:
@@ -236,29 +231,15 @@ def _returned(sums: Stream, owners: list[int], asked: list[list[int]]) -> list[S
 
     owners: the process that each sum belongs to. asked: which of our queries each process answers.
     """
-    parts = [sums.maximum, sums.weight, sums.square, sums.total]
-    send = _packed(parts)
     expected = [len(queries) for queries in asked]
-    receive = send.new_empty(sum(expected), send.shape[1])
-    dist.all_to_all_single(receive, send, expected, [owners.count(r) for r in range(len(asked))])
-    return [Stream(*_unpacked(rows, parts)) for rows in torch.split(receive, expected)]
+    sent = [owners.count(process) for process in range(len(asked))]
+    columns = []
+    for value in vars(sums).values():
+        received = value.new_empty(sum(expected), *value.shape[1:])
+        dist.all_to_all_single(received, value, expected, sent)
+        columns.append(torch.split(received, expected))
+    return [Stream(*parts) for parts in zip(*columns, strict=True)]
 
 
 def _index(rows: list[int], like: Tensor) -> Tensor:
     return torch.tensor(rows, dtype=torch.long, device=like.device)
-
-
-def _packed(values: list[Tensor]) -> Tensor:
-    """Tensors [b, ...] of any types → their bytes, uint8 [b, bytes]."""
-    return torch.cat(
-        [v.reshape(len(v), v.shape[1:].numel()).contiguous().view(torch.uint8) for v in values], dim=1
-    )
-
-
-def _unpacked(packed: Tensor, likes: list[Tensor]) -> list[Tensor]:
-    """The inverse, for as many rows as there are; the other sizes and types are those of `likes`."""
-    sizes = [like.shape[1:].numel() * like.element_size() for like in likes]
-    return [
-        part.contiguous().view(like.dtype).view(len(packed), *like.shape[1:])
-        for part, like in zip(torch.split(packed, sizes, dim=1), likes, strict=True)
-    ]

@@ -42,12 +42,12 @@ def quantise(x: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Reference:
-    """The images that stand for p(x_0 | c), the members of a group (class) in consecutive rows.
+    """The images that represent p(x_0 | c). The members of a group (class) are consecutive rows.
 
     Attributes:
         images: [n, C, H, W], uint8 pixels or floating point in [−1, 1] (computed with in float64).
         offsets: group g is rows offsets[g] … offsets[g + 1] − 1.
-        conditions: continuous conditions [n, K], one an image, where there are such.
+        conditions: continuous conditions [n, K], one per image, or None.
     """
 
     images: Tensor
@@ -100,18 +100,39 @@ class Reference:
         """The images of these rows [k], where the queries are."""
         return self.images[rows]
 
-    def mean(
+    def sums(
         self,
         x_t: Tensor,
         t: Tensor,
         schedule: NoiseSchedule,
         group: Tensor | None,
-        *,
-        log_prior: LogPrior | None = None,
-        mirrored: bool = False,
-    ) -> Tensor:
-        """The posterior mean x̂_0 at x_t [B, C, H, W]; see `posterior`."""
-        return posterior(x_t, t, schedule, self, group, log_prior=log_prior, mirrored=mirrored).mean
+        log_prior: LogPrior | None,
+        mirrored: bool,
+        block: int,
+    ) -> Stream:
+        """The sums from which `posterior` computes the mean; same arguments."""
+        if x_t.shape[1:] != self.images.shape[1:]:
+            raise ValueError(
+                f"queries are {list(x_t.shape[1:])}, reference images {list(self.images.shape[1:])}"
+            )
+        if x_t.device != self.device:
+            raise ValueError(f"queries are on {x_t.device}, the reference on {self.device}")
+        t = t.double()
+        alpha, sigma = schedule.alpha(t), schedule.sigma(t)
+        valid = torch.stack([torch.isfinite(x_t).all(), (sigma > 0).all(), (alpha > 0).all()])
+        segments = list(_segments(self, group, len(x_t), valid))
+        y, s = x_t.double() / expand(alpha, x_t), sigma / alpha
+        if not mirrored:
+            return _read(y, s, self, segments, log_prior, block)
+        # A flipped image times y is the image times y flipped, so each query gets a flipped copy.
+        rows = len(x_t)
+        y, s = torch.cat([y, y.flip(-1)]), s.repeat(2)
+        segments = [(torch.cat([q, q + rows]), first, last) for q, first, last in segments]
+        prior = None if log_prior is None else lambda q, *span: log_prior(q % rows, *span)
+        both = _read(y, s, self, segments, prior, block)
+        plain, flipped = both.part(slice(rows)), both.part(slice(rows, None))
+        flipped.total = flipped.total.view(x_t.shape).flip(-1).reshape(flipped.total.shape)
+        return plain.merged(flipped)
 
     def blocks(self, spans: Sequence[Span]) -> Iterator[tuple[Tensor, Tensor]]:
         """Rows [m, C, H, W] of each span in turn, where the queries are, and their ‖x‖² (`squares`)."""
@@ -203,54 +224,7 @@ def posterior(
     references are computed in float64. Where bytes multiply fast (`integers.fast_bytes`), a query's mean does
     not depend on the other queries, to the bit. Source: METHOD §2; STF, 2302.00670.
     """
-    sums = stream(x_t, t, schedule, reference, group, log_prior=log_prior, mirrored=mirrored, block=block)
-    return posterior_from(sums, x_t, reference)
-
-
-@torch.no_grad()
-def stream(
-    x_t: Tensor,
-    t: Tensor,
-    schedule: NoiseSchedule,
-    reference: Reference,
-    group: Tensor | None = None,
-    *,
-    log_prior: LogPrior | None = None,
-    mirrored: bool = False,
-    block: int = BLOCK,
-) -> Stream:
-    """The sums behind `posterior`. Sums over several parts of a reference can be merged."""
-    if x_t.shape[1:] != reference.images.shape[1:]:
-        raise ValueError(
-            f"queries are {list(x_t.shape[1:])}, reference images {list(reference.images.shape[1:])}"
-        )
-    if x_t.device != reference.device:
-        raise ValueError(f"queries are on {x_t.device}, the reference on {reference.device}")
-    t = t.double()
-    alpha, sigma = schedule.alpha(t), schedule.sigma(t)
-    valid = torch.stack([torch.isfinite(x_t).all(), (sigma > 0).all(), (alpha > 0).all()])
-    segments = list(_segments(reference, group, len(x_t), valid))
-    y, s = x_t.double() / expand(alpha, x_t), sigma / alpha
-    if not mirrored:
-        return _read(y, s, reference, segments, log_prior, block)
-    # A flipped image times y is the image times y flipped, so each query gets a flipped copy.
-    segments = [(torch.cat([q, q + len(x_t)]), first, last) for q, first, last in segments]
-    both = _read(
-        torch.cat([y, y.flip(-1)]),
-        s.repeat(2),
-        reference,
-        segments,
-        _repeated(log_prior, len(x_t)),
-        block,
-    )
-    plain, flipped = both.part(slice(len(x_t))), both.part(slice(len(x_t), None))
-    flipped.total = flipped.total.view(x_t.shape).flip(-1).reshape(flipped.total.shape)
-    return plain.merged(flipped)
-
-
-@torch.no_grad()
-def posterior_from(sums: Stream, x_t: Tensor, reference: Reference) -> Posterior:
-    """The posterior in x_t's shape from its sums."""
+    sums = reference.sums(x_t, t, schedule, group, log_prior, mirrored, block)
     mean = _units(reference).to_image(sums.total / sums.weight[:, None]).view(x_t.shape)
     dtype = torch.promote_types(x_t.dtype, torch.float32)
     return Posterior(mean.to(dtype), (sums.weight.square() / sums.square).to(dtype))
@@ -258,11 +232,6 @@ def posterior_from(sums: Stream, x_t: Tensor, reference: Reference) -> Posterior
 
 def _units(reference: Reference) -> type[LevelQuery] | type[FloatQuery]:
     return LevelQuery if reference.images.dtype == torch.uint8 else FloatQuery
-
-
-def _repeated(log_prior: LogPrior | None, rows: int) -> LogPrior | None:
-    """The same log-prior for the queries and, numbered from `rows` on, their flipped copies."""
-    return None if log_prior is None else lambda queries, *span: log_prior(queries % rows, *span)
 
 
 def _read(
@@ -275,7 +244,8 @@ def _read(
 ) -> Stream:
     """The sums over every block of every segment; a block is read once for all queries of its group."""
     query = _units(reference).of(y.flatten(1), s)
-    sums = Stream.empty(len(y), y.shape[1:].numel(), query.sums_dtype, y.device)
+    dtype = torch.float32 if reference.images.dtype == torch.uint8 else torch.float64
+    sums = Stream.empty(len(y), y.shape[1:].numel(), dtype, y.device)
     spans = [
         [(first, min(first + block, stop)) for first in range(start, stop, block)]
         for _, start, stop in segments
@@ -288,20 +258,3 @@ def _read(
             prior = None if log_prior is None else log_prior(queries, *span).double()
             part.read(sums, queries, keys.flatten(1), squares, prior)
     return sums
-
-
-@torch.no_grad()
-def posterior_exact(
-    x_t: Tensor, t: Tensor, schedule: NoiseSchedule, images: Tensor, log_prior: Tensor | None = None
-) -> Tensor:
-    """The same mean written out in float64, for tests and small sets: forms [B, n, d].
-
-    x_t [B, ...], t [B], images [n, ...] (uint8 or floating), log_prior [B, n] or None → float64 [B, ...].
-    """
-    x = (images.double() / HALF_RANGE - 1) if images.dtype == torch.uint8 else images.double()
-    t = t.double()
-    shift = x_t.double()[:, None] - expand(schedule.alpha(t), x[None]) * x[None]
-    logits = -shift.square().flatten(2).sum(2) / (2 * schedule.sigma(t).square())[:, None]
-    if log_prior is not None:
-        logits = logits + log_prior
-    return torch.einsum("bn,n...->b...", torch.softmax(logits, dim=1), x)

@@ -78,17 +78,14 @@ def random_subset(
         pool = shuffled[:size].to(device) + start
         pooled = torch.isin(own, pool)
         extra = torch.unique(own[~pooled])
-        mask = torch.full(
-            (len(index), len(pool) + len(extra)), -torch.inf, dtype=torch.float64, device=device
-        )
-        allowed = torch.cat([torch.ones(len(queries), len(pool), dtype=torch.bool, device=device),
-                             own[:, None] == extra], dim=1)  # fmt: skip
-        allowed[:, len(pool) - 1] = pooled
-        mask[queries] = mask[queries].masked_fill(allowed, 0.0)
         rows.append(torch.cat([pool, extra]))
-        masks.append(mask)
-        offsets.append(offsets[-1] + mask.shape[1])
-    prior = torch.cat(masks, dim=1)
+        allowed = own[:, None] == rows[-1]
+        allowed[:, : len(pool) - 1] = True
+        allowed[:, len(pool) - 1] = pooled
+        masks.append(torch.zeros(len(index), len(rows[-1]), dtype=torch.bool, device=device))
+        masks[-1][queries] = allowed
+        offsets.append(offsets[-1] + len(rows[-1]))
+    prior = torch.cat(masks, dim=1).to(torch.float64).log()  # 0 where allowed, −∞ elsewhere
 
     def log_prior(queries: Tensor, first: int, last: int) -> Tensor:
         return prior[queries, first:last]

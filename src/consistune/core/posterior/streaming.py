@@ -88,23 +88,18 @@ class Stream:
         return Stream(self.maximum[rows], self.weight[rows], self.square[rows], self.total[rows])
 
     def merge(self, rows: Tensor, other: "Stream") -> None:
-        """Add the sums over other references to the queries `rows` [b], each of which is there once."""
-        merged = self.part(rows).merged(other)
-        for name, value in vars(merged).items():
+        """Add the sums over other references to the queries `rows` [b], which are distinct."""
+        for name, value in vars(self.part(rows).merged(other)).items():
             getattr(self, name)[rows] = value
 
     def merged(self, other: "Stream") -> "Stream":
-        """The average over both streams' references."""
+        """The sums over both streams' references."""
         maximum = torch.maximum(self.maximum, other.maximum)
         shift = maximum.clamp(min=-1e300)
-        a = torch.exp(self.maximum - shift).to(self.weight)
-        b = torch.exp(other.maximum - shift).to(self.weight)
-        return Stream(
-            maximum,
-            a * self.weight + b * other.weight,
-            a.square() * self.square + b.square() * other.square,
-            a[:, None] * self.total + b[:, None] * other.total,
-        )
+        a, b = (torch.exp(m - shift).to(self.weight) for m in (self.maximum, other.maximum))
+        weight = a * self.weight + b * other.weight
+        square = a.square() * self.square + b.square() * other.square
+        return Stream(maximum, weight, square, a[:, None] * self.total + b[:, None] * other.total)
 
 
 def weighted_sums(weights: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
@@ -218,10 +213,6 @@ class LevelQuery(NamedTuple):
             0, dtype=torch.float64
         )
 
-    @property
-    def sums_dtype(self) -> torch.dtype:
-        return torch.float32
-
     @staticmethod
     def to_image(mean: Tensor) -> Tensor:
         return (mean + (CENTRE - HALF_RANGE)) / HALF_RANGE
@@ -261,10 +252,6 @@ class FloatQuery(NamedTuple):
     @staticmethod
     def squares(keys: Tensor) -> Tensor:
         return keys.double().square().sum(1)
-
-    @property
-    def sums_dtype(self) -> torch.dtype:
-        return torch.float64
 
     @staticmethod
     def to_image(mean: Tensor) -> Tensor:
