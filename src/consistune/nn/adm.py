@@ -7,7 +7,7 @@ from torch.nn.functional import silu
 
 from consistune.nn.blocks import BlockStyle, ResidualBlock
 from consistune.nn.layers import Conv2d, GroupNorm, Init, Linear, PositionalEmbedding
-from consistune.nn.unet import UNet, decoder_layout, encoder_layout, recorded
+from consistune.nn.unet import UNet, layout, recorded
 
 INIT = Init("kaiming_uniform", weight=math.sqrt(1 / 3), bias=math.sqrt(1 / 3))
 ZERO = Init("kaiming_uniform", weight=0.0)
@@ -34,10 +34,8 @@ class ADMUNet(UNet):
         dropout: float = 0.10,
         label_dropout: float = 0.0,
     ) -> None:
-        super().__init__(image_shape, num_classes, model_channels, channel_mult, recorded(locals()))
+        super().__init__(recorded(locals()))
         channels, embedding = self.image_shape[0], model_channels * channel_mult_emb
-        self.augment_dim = augment_dim
-        self.label_dropout = label_dropout
         self.map_noise = PositionalEmbedding(model_channels, endpoint=False)
         self.map_augment = Linear(augment_dim, model_channels, ZERO, bias=False) if augment_dim else None
         self.map_layer0 = Linear(model_channels, embedding, INIT)
@@ -45,13 +43,13 @@ class ADMUNet(UNet):
         normal = Init("kaiming_normal", weight=math.sqrt(num_classes))
         self.map_label = Linear(num_classes, embedding, normal, bias=False) if num_classes else None
         style = BlockStyle(embedding, dropout, init=INIT, init_zero=ZERO, init_attention=INIT)
-        encoder = encoder_layout(self.levels, self.levels[0].width, num_blocks, attn_resolutions)
-        decoder = decoder_layout(self.levels, encoder, attn_resolutions)
-        self.enc = nn.ModuleDict({encoder[0].name: Conv2d(channels, encoder[0].out_channels, 3, INIT)})
+        finest = self.levels[0].width
+        encoder, decoder = layout(self.levels, finest, num_blocks, attn_resolutions)
+        self.enc = nn.ModuleDict({encoder[0].name: Conv2d(channels, finest, 3, INIT)})
         self.enc.update({spec.name: ResidualBlock.of(spec, style) for spec in encoder[1:]})
         self.dec = nn.ModuleDict({spec.name: ResidualBlock.of(spec, style) for spec in decoder})
-        self.out_norm = GroupNorm(self.levels[0].width, style.eps)
-        self.out_conv = Conv2d(self.levels[0].width, out_channels or channels, 3, ZERO)
+        self.out_norm = GroupNorm(finest, style.eps)
+        self.out_conv = Conv2d(finest, out_channels or channels, 3, ZERO)
 
     def forward(
         self,

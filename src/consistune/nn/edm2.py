@@ -7,11 +7,11 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from consistune.nn.layers import BOX, attend, downsample, filter_2d, split_heads, upsample
+from consistune.nn.layers import BOX, attend, filter_2d, resampled, split_heads
 from consistune.nn.lean import Dropout, clipped
 from consistune.nn.magnitude import MPConv, MPFourier, mp_cat, mp_silu, mp_sum, normalize
 from consistune.nn.precond import EDMPrecond, Precision
-from consistune.nn.unet import BlockSpec, UNet, decoder_layout, encoder_layout, recorded
+from consistune.nn.unet import BlockSpec, UNet, layout, recorded
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,9 @@ class Block(nn.Module):
             self.attn_proj = MPConv(out_channels, out_channels, (1, 1))
 
     def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
-        x = self._resampled(x)
+        if self.resample != "keep":
+            taps = self.options.resample_filter
+            x = resampled(x, self.resample, None if taps == BOX else filter_2d(taps, x.device))
         if self.flavor == "enc":
             x = normalize(self.conv_skip(x), dims=(1,))
         y = self.conv_res0(x, before=mp_silu)
@@ -74,13 +76,6 @@ class Block(nn.Module):
         """dropout(mp_silu(y·(1 + gain·W e)))."""
         y = mp_silu(y * modulation)
         return y if self.dropout is None else self.dropout.masked(y, mask)
-
-    def _resampled(self, x: Tensor) -> Tensor:
-        if self.resample == "keep":
-            return x
-        taps = self.options.resample_filter
-        kernel = None if taps == BOX else filter_2d(taps, x.device)
-        return upsample(x, kernel) if self.resample == "up" else downsample(x, kernel)
 
 
 class EDM2UNet(UNet):
@@ -121,7 +116,7 @@ class EDM2UNet(UNet):
         attn_balance: float = 0.3,
         clip_act: float = 256.0,
     ) -> None:
-        super().__init__(image_shape, num_classes, model_channels, channel_mult, recorded(locals()))
+        super().__init__(recorded(locals()))
         self.concat_balance, self.noise_gain = concat_balance, noise_gain
         channels, finest = self.image_shape[0], self.levels[0].width
         noise = finest if channel_mult_noise is None else model_channels * channel_mult_noise
@@ -142,8 +137,7 @@ class EDM2UNet(UNet):
             clip_act=clip_act,
             resample_filter=tuple(resample_filter),
         )
-        encoder = encoder_layout(self.levels, finest, num_blocks, attn_resolutions)
-        decoder = decoder_layout(self.levels, encoder, attn_resolutions)
+        encoder, decoder = layout(self.levels, finest, num_blocks, attn_resolutions)
         # The input has a further channel, a constant one: no layer has a bias.
         self.enc = nn.ModuleDict({encoder[0].name: MPConv(channels + 1, finest, (3, 3))})
         self.enc.update({spec.name: Block(spec, options, "enc") for spec in encoder[1:]})

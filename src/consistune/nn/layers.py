@@ -6,6 +6,7 @@ convolutions and attention; bf16 uses it, because its 8 bits are too few for a s
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -26,16 +27,10 @@ Resample = Literal["keep", "up", "down", "down-after"]
 BOX = (1, 1)
 
 
-def normal(*shape: int) -> Tensor:
-    """torch.randn; without values on the meta device, where torch.randn would take a second."""
+def fresh(shape: tuple[int, ...], fill: Callable[[Tensor], Tensor]) -> Tensor:
+    """fill(torch.empty(shape)); without values on the meta device, where drawing would take a second."""
     empty = torch.empty(shape)
-    return empty if empty.is_meta else empty.normal_()
-
-
-def uniform(*shape: int) -> Tensor:
-    """torch.rand, treated as `normal`."""
-    empty = torch.empty(shape)
-    return empty if empty.is_meta else empty.uniform_()
+    return empty if empty.is_meta else fill(empty)
 
 
 @dataclass(frozen=True)
@@ -50,15 +45,12 @@ class Init:
     bias: float = 0.0
 
     def draw(self, shape: tuple[int, ...], fan_in: int, fan_out: int, factor: float) -> nn.Parameter:
-        empty = torch.empty(shape)
-        if empty.is_meta:  # drawing without storage would take a second
-            return nn.Parameter(empty)
         if factor == 0:
-            return nn.Parameter(empty.zero_())
+            return nn.Parameter(fresh(shape, Tensor.zero_))
         variance = 2 / (fan_in + fan_out) if self.distribution.startswith("xavier") else 1 / fan_in
         if self.distribution.endswith("normal"):
-            return nn.Parameter(empty.normal_() * (factor * math.sqrt(variance)))
-        return nn.Parameter(empty.uniform_(-1, 1) * (factor * math.sqrt(3 * variance)))
+            return nn.Parameter(fresh(shape, Tensor.normal_) * (factor * math.sqrt(variance)))
+        return nn.Parameter(fresh(shape, lambda x: x.uniform_(-1, 1)) * (factor * math.sqrt(3 * variance)))
 
 
 class Product(nn.Module):
@@ -110,10 +102,7 @@ class Resampler(Product):
         self.register_buffer("resample_filter", kernel)
 
     def forward(self, x: Tensor) -> Tensor:
-        kernel = None if self.box else self.resample_filter
-        if self.resample == "up":
-            return upsample(x, kernel)
-        return downsample(x, kernel) if self.resample == "down" else x
+        return resampled(x, self.resample, None if self.box else self.resample_filter)
 
 
 class Conv2d(Resampler):
@@ -143,7 +132,7 @@ class Conv2d(Resampler):
         # The border is padded once, before the convolution, for both filters; the bias is added last.
         padding = self.padding + (self.resample_filter.shape[-1] - 1) // 2
         x = self.convolve(x, self.weight, None, padding, out)
-        return depthwise(x, self.resample_filter, 0) + self.bias.to(x.dtype)[:, None, None]
+        return depthwise(conv2d, x, self.resample_filter, 0) + self.bias.to(x.dtype)[:, None, None]
 
 
 def filter_2d(taps: tuple[int, ...], device: torch.device | None = None) -> Tensor:
@@ -154,28 +143,27 @@ def filter_2d(taps: tuple[int, ...], device: torch.device | None = None) -> Tens
     return (torch.outer(f, f) / f.sum().square())[None, None]
 
 
-def depthwise(x: Tensor, kernel: Tensor, padding: int) -> Tensor:
-    """Filter every channel with `kernel` [1, 1, L, L] at stride 2."""
+def depthwise(convolution: Callable[..., Tensor], x: Tensor, kernel: Tensor, padding: int) -> Tensor:
+    """Filter every channel with `kernel` [1, 1, L, L] at stride 2, by conv2d or conv_transpose2d."""
     channels = int(x.shape[1])  # a constant where a graph is traced
-    return conv2d(
-        x, kernel.to(x.dtype).expand(channels, -1, -1, -1), stride=2, padding=padding, groups=channels
-    )
+    kernel = kernel.to(x.dtype).expand(channels, -1, -1, -1)
+    return convolution(x, kernel, stride=2, padding=padding, groups=channels)
 
 
-def downsample(x: Tensor, kernel: Tensor | None) -> Tensor:
-    """x [B, C, H, W] → [B, C, H/2, W/2], filtered; kernel None: the 2 × 2 mean."""
+def resampled(x: Tensor, resample: Resample, kernel: Tensor | None) -> Tensor:
+    """x [B, C, H, W] → [B, C, H/2, W/2] ("down"), [B, C, 2H, 2W] ("up"), or x itself.
+
+    Down filters by kernel [1, 1, L, L]; up puts zeros between the pixels and filters by 4·kernel. Without a
+    kernel down takes the means of 2 × 2 pixels, and up copies pixels.
+    """
+    if resample not in ("up", "down"):
+        return x
     if kernel is None:
-        return avg_pool2d(x, 2)
-    return depthwise(x, kernel, padding=(kernel.shape[-1] - 1) // 2)
-
-
-def upsample(x: Tensor, kernel: Tensor | None) -> Tensor:
-    """x [B, C, H, W] → [B, C, 2H, 2W]: zeros between, filtered by 4·kernel; kernel None: copied pixels."""
-    if kernel is None:
-        return interpolate(x, scale_factor=2, mode="nearest")
-    channels, padding = int(x.shape[1]), (kernel.shape[-1] - 1) // 2
-    weight = (4 * kernel.to(x.dtype)).expand(channels, -1, -1, -1)
-    return conv_transpose2d(x, weight, stride=2, padding=padding, groups=channels)
+        return avg_pool2d(x, 2) if resample == "down" else interpolate(x, scale_factor=2, mode="nearest")
+    padding = (kernel.shape[-1] - 1) // 2
+    if resample == "down":
+        return depthwise(conv2d, x, kernel, padding)
+    return depthwise(conv_transpose2d, x, 4 * kernel.to(x.dtype), padding)
 
 
 class GroupNorm(nn.GroupNorm):
@@ -211,6 +199,12 @@ def attend(q: Tensor, k: Tensor, v: Tensor, like: Tensor, dtype: torch.dtype | N
     return scaled_dot_product_attention(q, k, v).transpose(2, 3).reshape(like.shape).to(like.dtype)
 
 
+def cos_sin(u: Tensor, f: Tensor) -> Tensor:
+    """u [B], f [n] → [cos(u f) | sin(u f)] [B, 2n], as u."""
+    angle = torch.outer(u, f.to(u))
+    return torch.cat([angle.cos(), angle.sin()], dim=1)
+
+
 class PositionalEmbedding(nn.Module):
     """u [B] → [cos(u f) | sin(u f)] [B, features], f_i = 10000^(−i/(half − endpoint)), i < half."""
 
@@ -221,9 +215,7 @@ class PositionalEmbedding(nn.Module):
 
     def forward(self, u: Tensor) -> Tensor:
         i = torch.arange(self.frequencies, dtype=torch.float32, device=u.device)
-        f = (1 / 10000) ** (i / (self.frequencies - self.endpoint))
-        angle = torch.outer(u, f.to(u.dtype))
-        return torch.cat([angle.cos(), angle.sin()], dim=1)
+        return cos_sin(u, (1 / 10000) ** (i / (self.frequencies - self.endpoint)))
 
 
 class FourierEmbedding(nn.Module):
@@ -233,8 +225,7 @@ class FourierEmbedding(nn.Module):
 
     def __init__(self, features: int, scale: float) -> None:
         super().__init__()
-        self.register_buffer("freqs", normal(features // 2) * scale)
+        self.register_buffer("freqs", fresh((features // 2,), Tensor.normal_) * scale)
 
     def forward(self, u: Tensor) -> Tensor:
-        angle = torch.outer(u, (2 * math.pi * self.freqs).to(u.dtype))
-        return torch.cat([angle.cos(), angle.sin()], dim=1)
+        return cos_sin(u, 2 * math.pi * self.freqs)

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear, silu
 
-from consistune.nn.layers import Product, normal, uniform
+from consistune.nn.layers import Product, fresh
 from consistune.nn.lean import recomputed
 
 EPS = 1e-4
@@ -58,7 +58,7 @@ class MPConv(Product):
 
     def __init__(self, in_channels: int, out_channels: int, kernel: tuple[int, ...] = ()) -> None:
         super().__init__()
-        self.weight = nn.Parameter(normal(out_channels, in_channels, *kernel))
+        self.weight = nn.Parameter(fresh((out_channels, in_channels, *kernel), Tensor.normal_))
 
     def forward(
         self,
@@ -104,8 +104,8 @@ class MPFourier(nn.Module):
 
     def __init__(self, features: int, bandwidth: float = 1.0) -> None:
         super().__init__()
-        self.register_buffer("freqs", 2 * math.pi * normal(features) * bandwidth)
-        self.register_buffer("phases", 2 * math.pi * uniform(features))
+        self.register_buffer("freqs", 2 * math.pi * fresh((features,), Tensor.normal_) * bandwidth)
+        self.register_buffer("phases", 2 * math.pi * fresh((features,), Tensor.uniform_))
 
     def forward(self, u: Tensor) -> Tensor:
         dtype = _at_least_fp32(u)

@@ -178,8 +178,9 @@ class Preconditioned(nn.Module):
 class EDMPrecond(Preconditioned):
     """EDM's preconditioning (2206.00364, table 1), F's input, output and target at unit variance.
 
-    c_skip = σ_d²/(σ² + σ_d²), c_out = σ·σ_d/√(σ² + σ_d²), c_in = 1/√(σ² + σ_d²), c_noise = ln(σ)/4.
-    At σ = 0: D(x; 0) = x, the consistency boundary; the logarithm is clamped, its factor c_out is 0.
+    c_skip = σ_d²/((σ − b)² + σ_d²), c_out = (σ − b)·σ_d/√(σ² + σ_d²), c_in = 1/√(σ² + σ_d²),
+    c_noise = ln(σ)/4, with the consistency boundary D(x; b) = x at b = 0; `CMPrecond` moves it. At σ = 0 the
+    logarithm is clamped; its factor c_out is 0.
 
     Args:
         sigma_min, sigma_max: the range of noise levels; None: unbounded.
@@ -203,19 +204,15 @@ class EDMPrecond(Preconditioned):
         self.sigma_max = math.inf if sigma_max is None else sigma_max
         self.noise_scale = noise_scale
 
+    @property
+    def boundary(self) -> float:
+        """The noise level b with D(x; b) = x."""
+        return 0.0
+
     def scalings(self, sigma: Tensor) -> Scalings:
-        variance = sigma.square() + self.sigma_data**2
-        c_in = variance.rsqrt()
+        above, variance = sigma - self.boundary, self.sigma_data**2
+        c_in = (sigma.square() + variance).rsqrt()
         c_noise = sigma.clamp(min=torch.finfo(sigma.dtype).tiny).log() / 4 * self.noise_scale
-        return Scalings(self.sigma_data**2 / variance, sigma * self.sigma_data * c_in, c_in, c_noise)
-
-    def from_sigma_min(self, sigma: Tensor) -> Scalings:
-        """The scalings with their boundary D(x; σ) = x moved from σ = 0 to σ_min.
-
-        c_skip = σ_d²/((σ − σ_min)² + σ_d²), c_out = (σ − σ_min)·σ_d/√(σ² + σ_d²).
-        """
-        c_in, c_noise = EDMPrecond.scalings(self, sigma)[2:]
-        above, variance = sigma - self.sigma_min, self.sigma_data**2
         return Scalings(variance / (above.square() + variance), above * self.sigma_data * c_in, c_in, c_noise)
 
 
@@ -235,8 +232,9 @@ class CMPrecond(EDMPrecond):
     ) -> None:
         super().__init__(network, sigma_data, sigma_min, sigma_max, noise_scale, precision)
 
-    def scalings(self, sigma: Tensor) -> Scalings:
-        return self.from_sigma_min(sigma)
+    @property
+    def boundary(self) -> float:
+        return self.sigma_min
 
 
 class ECTPrecond(EDMPrecond):
@@ -255,5 +253,6 @@ class ECTPrecond(EDMPrecond):
     ) -> None:
         super().__init__(network, sigma_data, sigma_min, sigma_max, noise_scale, precision)
 
-    def scalings(self, sigma: Tensor) -> Scalings:
-        return super().scalings(sigma) if self.training else self.from_sigma_min(sigma)
+    @property
+    def boundary(self) -> float:
+        return 0.0 if self.training else self.sigma_min

@@ -2,15 +2,15 @@
 
 import math
 from itertools import pairwise
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import pixel_shuffle, pixel_unshuffle, silu
 
 from consistune.nn.blocks import BlockStyle, ResidualBlock
-from consistune.nn.layers import Conv2d, GroupNorm, Init
-from consistune.nn.unet import recorded
+from consistune.nn.layers import Conv2d, GroupNorm, Init, cos_sin
+from consistune.nn.unet import RawNetwork, recorded
 
 
 class SinusoidalEmbedding(nn.Module):
@@ -30,25 +30,15 @@ class SinusoidalEmbedding(nn.Module):
         self.register_buffer("frequencies", frequencies, persistent=False)
 
     def forward(self, u: Tensor) -> Tensor:
-        angle = u[:, None] * self.frequencies.to(u)
-        return torch.cat([angle.cos(), angle.sin()], dim=1)
+        return cos_sin(u, self.frequencies)
 
 
-class Embedded(nn.Module):
-    """The common part of both networks: the attributes of a raw network, and the embedding."""
+class Embedded(RawNetwork):
+    """The common part of both networks: the embedding of noise level and class."""
 
-    def __init__(
-        self,
-        image_shape: tuple[int, int, int] | list[int],
-        num_classes: int,
-        embedding: int,
-        options: dict[str, object],
-    ) -> None:
-        super().__init__()
-        channels, height, width = image_shape
-        self.image_shape = (channels, height, width)
-        self.num_classes = num_classes
-        self.options = options
+    def __init__(self, options: dict[str, Any]) -> None:
+        super().__init__(options)
+        num_classes, embedding = self.num_classes, options["embedding"]
         self.map_noise = SinusoidalEmbedding(32)
         self.map_label = nn.Linear(num_classes, embedding, bias=False) if num_classes else None
         self.map_hidden = nn.Linear(32, embedding)
@@ -103,7 +93,7 @@ class ResidualMLP(Embedded):
         embedding: int = 128,
         dropout: float = 0.0,
     ) -> None:
-        super().__init__(image_shape, num_classes, embedding, recorded(locals()))
+        super().__init__(recorded(locals()))
         pixels = math.prod(self.image_shape)
         self.enter = nn.Linear(pixels, width)
         self.trunk = nn.ModuleList(
@@ -158,7 +148,7 @@ class PatchUNet(Embedded):
         embedding: int = 128,
         dropout: float = 0.0,
     ) -> None:
-        super().__init__(image_shape, num_classes, embedding, recorded(locals()))
+        super().__init__(recorded(locals()))
         multiple = patch * 2 ** (len(channel_mult) - 1)
         if any(side % multiple for side in self.image_shape[1:]):
             raise ValueError(f"the images' sides {self.image_shape[1:]} must be multiples of {multiple}")

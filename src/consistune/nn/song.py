@@ -18,7 +18,7 @@ from consistune.nn.layers import (
     PositionalEmbedding,
     Resampler,
 )
-from consistune.nn.unet import BlockSpec, UNet, decoder_layout, encoder_layout, recorded
+from consistune.nn.unet import BlockSpec, UNet, layout, recorded
 
 INIT = Init("xavier_uniform")
 INIT_ZERO = Init("xavier_uniform", weight=1e-5)
@@ -66,10 +66,8 @@ class SongUNet(UNet):
         resample_filter: tuple[int, ...] = (1, 1),
         fourier_scale: float = 16.0,
     ) -> None:
-        super().__init__(image_shape, num_classes, model_channels, channel_mult, recorded(locals()))
+        super().__init__(recorded(locals()))
         channels = self.image_shape[0]
-        self.augment_dim = augment_dim
-        self.label_dropout = label_dropout
         noise, embedding = model_channels * channel_mult_noise, model_channels * channel_mult_emb
         self.map_noise: nn.Module = PositionalEmbedding(noise, endpoint=True)
         if embedding_type == "fourier":
@@ -91,8 +89,7 @@ class SongUNet(UNet):
             heads=1,
             taps=tuple(resample_filter),
         )
-        encoder = encoder_layout(self.levels, model_channels, num_blocks, attn_resolutions)
-        decoder = decoder_layout(self.levels, encoder, attn_resolutions, attend_last_only=True)
+        encoder, decoder = layout(self.levels, model_channels, num_blocks, attn_resolutions, last_only=True)
         self.enc = _encoder(encoder, channels, encoder_type, style)
         self.dec = _decoder(decoder, out_channels or channels, decoder_type, style)
 

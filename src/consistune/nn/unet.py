@@ -33,49 +33,59 @@ class BlockSpec(NamedTuple):
         return f"{self.level.name}_{self.role}"
 
 
-def encoder_layout(
-    levels: list[Level], first_width: int, num_blocks: int, attn_resolutions: tuple[int, ...]
-) -> list[BlockSpec]:
-    """A convolution of the image; then at each level a step down and the blocks. Each output is a skip."""
-    specs = [BlockSpec(levels[0], "conv", 0, first_width)]
+def layout(
+    levels: list[Level],
+    first_width: int,
+    num_blocks: int,
+    attn_resolutions: tuple[int, ...],
+    last_only: bool = False,
+) -> tuple[list[BlockSpec], list[BlockSpec]]:
+    """The modules of the encoder and of the decoder.
+
+    Encoder: a convolution of the image to `first_width`; then at each level a step down (but at the finest)
+    and num_blocks blocks. Each output is a skip. Decoder: at each level two blocks (the coarsest) or a step
+    up, then a block for each skip of the level. With `last_only`, only the last of these has attention.
+    """
+    encoder = [BlockSpec(levels[0], "conv", 0, first_width)]
+    width = first_width
     for level in levels:
-        width = specs[-1].out_channels
         if level is not levels[0]:
-            specs.append(BlockSpec(level, "down", width, width, "down"))
+            encoder.append(BlockSpec(level, "down", width, width, "down"))
         attention = level.resolution in attn_resolutions
         for index in range(num_blocks):
-            width = specs[-1].out_channels
-            specs.append(BlockSpec(level, f"block{index}", width, level.width, attention=attention))
-    return specs
-
-
-def decoder_layout(
-    levels: list[Level],
-    encoder: list[BlockSpec],
-    attn_resolutions: tuple[int, ...],
-    attend_last_only: bool = False,
-) -> list[BlockSpec]:
-    """At each level two blocks (the coarsest) or a step up, then a block for each skip of the level."""
+            encoder.append(BlockSpec(level, f"block{index}", width, level.width, attention=attention))
+            width = level.width
+    decoder = [
+        BlockSpec(levels[-1], "in0", width, width, attention=True),
+        BlockSpec(levels[-1], "in1", width, width),
+    ]
     skips = [spec.out_channels for spec in encoder]
-    width, specs = skips[-1], list[BlockSpec]()
     for level in reversed(levels):
-        if level is levels[-1]:
-            specs += [
-                BlockSpec(level, "in0", width, width, attention=True),
-                BlockSpec(level, "in1", width, width),
-            ]
-        else:
-            specs.append(BlockSpec(level, "up", width, width, "up"))
+        if level is not levels[-1]:
+            decoder.append(BlockSpec(level, "up", width, width, "up"))
         last = sum(spec.level is level for spec in encoder) - 1
         for index in range(last + 1):
-            attention = level.resolution in attn_resolutions and (index == last or not attend_last_only)
-            role, widened = f"block{index}", width + skips.pop()
-            specs.append(BlockSpec(level, role, widened, level.width, attention=attention))
+            attention = level.resolution in attn_resolutions and (index == last or not last_only)
+            widened = width + skips.pop()
+            decoder.append(BlockSpec(level, f"block{index}", widened, level.width, attention=attention))
             width = level.width
-    return specs
+    return encoder, decoder
 
 
-class UNet(nn.Module):
+class RawNetwork(nn.Module):
+    """What `Preconditioned` reads of a network, from the arguments of its constructor (`recorded`)."""
+
+    def __init__(self, options: dict[str, Any]) -> None:
+        super().__init__()
+        channels, height, width = options["image_shape"]
+        self.image_shape = (channels, height, width)
+        self.num_classes: int = options["num_classes"]
+        self.augment_dim: int = options.get("augment_dim", 0)
+        self.label_dropout: float = options.get("label_dropout", 0.0)
+        self.options = options
+
+
+class UNet(RawNetwork):
     """Raw network F: (x [B, C, H, W], c_noise [B], one_hot [B, num_classes] or None, …) → [B, out, H, W].
 
     The result has the dtype of x; the embedding is computed in the dtype of c_noise, fp32. The modules have
@@ -91,32 +101,20 @@ class UNet(nn.Module):
     dec: nn.ModuleDict
 
     precisions: ClassVar[tuple[str, ...]] = ("fp32", "bf16", "fp16")
-    augment_dim: int = 0
-    label_dropout: float = 0.0
     checkpointing: bool = False
 
-    def __init__(
-        self,
-        image_shape: tuple[int, int, int] | list[int],
-        num_classes: int,
-        model_channels: int,
-        channel_mult: tuple[int, ...],
-        options: dict[str, Any],
-    ) -> None:
-        super().__init__()
-        channels, height, width = image_shape
-        deepest = len(channel_mult) - 1
+    def __init__(self, options: dict[str, Any]) -> None:
+        super().__init__(options)
+        _, height, width = self.image_shape
+        deepest = len(options["channel_mult"]) - 1
         if height != width or height % 2**deepest:
             raise ValueError(
                 f"{height}×{width} images do not fit: a U-Net of {deepest + 1} levels takes square images "
                 f"whose side is a multiple of {2**deepest}"
             )
-        self.image_shape = (channels, height, width)
-        self.num_classes = num_classes
-        self.options = options
         self.levels = [
-            Level(f"{height >> i}x{height >> i}", height >> i, model_channels * mult)
-            for i, mult in enumerate(channel_mult)
+            Level(f"{height >> i}x{height >> i}", height >> i, options["model_channels"] * mult)
+            for i, mult in enumerate(options["channel_mult"])
         ]
 
     def encode(self, x: Tensor, embedding: Tensor) -> list[Tensor]:
