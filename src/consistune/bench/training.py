@@ -36,9 +36,6 @@ FORMS: dict[str, dict[str, Any]] = {
     "bf16, checkpointing": {"precision": "bf16", "checkpointing": True},
 }
 """Options of `trainer_of` whose peak memory is compared with the plain loop's."""
-FREED_AT_ONCE = {"MALLOC_MMAP_THRESHOLD_": str(1 << 20)}
-"""With this environment variable glibc returns a tensor's memory to the system as soon as it is freed.
-Without it glibc keeps freed blocks for later use, and they count in the peak."""
 
 
 @dataclass(frozen=True)
