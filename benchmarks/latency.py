@@ -11,10 +11,12 @@ sampling: DDPM++ at 32×32 against diffusers' ConsistencyModelPipeline, used as 
   before they are timed.
 """
 
+import re
 import subprocess
 import sys
 import tempfile
 from argparse import Namespace
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -26,9 +28,25 @@ from consistune.bench.workload import Workload
 from consistune.system.host import machine
 from harness import Benchmark, Record
 
+IMPORT = re.compile(r"import time:\s*(\d+) \|\s*(\d+) \|( *)(\S+)")
+"""A line of `python -X importtime`: own and cumulative microseconds, indentation, module."""
+
 benchmark = Benchmark(__doc__)
 benchmark.parser.add_argument("--batches", type=int, nargs="+", default=[1, 16], help="of sampling")
 benchmark.parser.add_argument("--compile", action="store_true", help="sampling through torch.compile too")
+
+
+def imports_of(words: Sequence[str], at_least: float = 0.02) -> dict[str, float]:
+    """Seconds of each package that `consistune …` imports, nested imports included, longest first.
+
+    Packages below `at_least` seconds are left out.
+    """
+    packages: dict[str, float] = {}
+    for _, total, _, name in IMPORT.findall(commands_of.run(words, "-X", "importtime")):
+        package = name.partition(".")[0]
+        packages[package] = max(packages.get(package, 0.0), int(total) / 1e6)
+    long = {name: round(seconds, 3) for name, seconds in packages.items() if seconds >= at_least}
+    return dict(sorted(long.items(), key=lambda item: -item[1]))
 
 
 @benchmark.section("startup.json", rounds=7, threads=2)
@@ -36,7 +54,7 @@ def startup(given: Namespace) -> Record:
     with tempfile.TemporaryDirectory() as folder:
         commands = commands_of.commands(Path(folder))
         times = commands_of.timed(commands, given.rounds)
-        imports = {name: commands_of.imports(words) for name, words in commands.items()}
+        imports = {name: imports_of(words) for name, words in commands.items()}
     empty = {"python": lambda: subprocess.run([sys.executable, "-c", "pass"], check=True)}
     return {
         "machine": machine(),

@@ -32,7 +32,6 @@ from consistune.bench.plain import PlainLoop
 from consistune.bench.timing import Timing, alternate, ratio
 from consistune.bench.training import (
     FORMS,
-    FREED_AT_ONCE,
     PLAIN,
     TOLERANCE,
     against_plain,
@@ -52,6 +51,9 @@ from consistune.train.loop import Trainer
 from harness import Benchmark, Record, clock, in_pair, table
 from step_model import BYTES_PER_PARAMETER, MeasuredStep, StepModel, state_bytes
 
+FREED_AT_ONCE = {"MALLOC_MMAP_THRESHOLD_": str(1 << 20)}
+"""With this environment variable glibc returns a tensor's memory to the system as soon as it is freed.
+Without it glibc keeps freed blocks for later use, and they count in the peak."""
 SMALL = {
     "network": {
         "kind": "song",

@@ -10,7 +10,7 @@ import torch
 import typer
 
 from consistune import doctor
-from consistune.cli.doctor import doctor as command
+from consistune.cli.machine import doctor as command
 from consistune.doctor import Finding
 
 PROJECT = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text(encoding="utf-8"))["project"]

@@ -5,6 +5,7 @@ import platform
 import re
 import shutil
 import sys
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from importlib import metadata
 from importlib.util import find_spec
@@ -70,18 +71,15 @@ def required_packages() -> list[str]:
     return [re.split(r"[^\w.-]", line)[0] for line in requirements if "extra ==" not in line]
 
 
-def _versions() -> list[Finding]:
-    findings = [
-        Finding("versions", "consistune", f"{package_version()} in {Path(__file__).parent}"),
-        Finding("versions", "python", f"{platform.python_version()} in {sys.prefix}"),
-        Finding("versions", "system", platform.platform()),
-    ]
+def _versions() -> Iterator[Finding]:
+    yield Finding("versions", "consistune", f"{package_version()} in {Path(__file__).parent}")
+    yield Finding("versions", "python", f"{platform.python_version()} in {sys.prefix}")
+    yield Finding("versions", "system", platform.platform())
     for package in required_packages():
         version = _version(package)
-        state: State = "good" if version else "problem"
-        findings.append(Finding("versions", package, version or "not installed", state))
+        yield Finding("versions", package, version or "not installed", "good" if version else "problem")
     cuda = f"for CUDA {torch.version.cuda}" if torch.version.cuda else "for the CPU only"
-    return [*findings, Finding("versions", "torch build", cuda)]
+    yield Finding("versions", "torch build", cuda)
 
 
 def _version(package: str) -> str | None:
@@ -91,24 +89,22 @@ def _version(package: str) -> str | None:
         return None
 
 
-def _devices() -> list[Finding]:
+def _devices() -> Iterator[Finding]:
     cores, threads = len(os.sched_getaffinity(0)), torch.get_num_threads()
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    cpu = f"{cores} cores, {threads} threads, {memory / 2**30:.1f} GiB of memory"
-    findings = [Finding("devices", "cpu", cpu)]
+    about = f"{cores} cores, {threads} threads, {memory / 2**30:.1f} GiB of memory"
+    yield Finding("devices", "cpu", about)
     if os.environ.get("OMP_NUM_THREADS"):
-        findings.append(Finding("devices", "OMP_NUM_THREADS", os.environ["OMP_NUM_THREADS"]))
+        yield Finding("devices", "OMP_NUM_THREADS", os.environ["OMP_NUM_THREADS"])
     for index in range(torch.cuda.device_count()):
         free, total = torch.cuda.mem_get_info(index)
         about = f"{torch.cuda.get_device_name(index)}, {free / 2**30:.1f} of {total / 2**30:.1f} GiB free"
-        findings.append(Finding("devices", f"cuda:{index}", about))
+        yield Finding("devices", f"cuda:{index}", about)
     if not torch.cuda.is_available():
-        findings.append(Finding("devices", "cuda", "no device is available", "missing"))
-    return findings
+        yield Finding("devices", "cuda", "no device is available", "missing")
 
 
-def _precisions() -> list[Finding]:
-    findings = []
+def _precisions() -> Iterator[Finding]:
     cuda = [torch.device("cuda", index) for index in range(torch.cuda.device_count())]
     for device in (torch.device("cpu"), *cuda):
         for dtype in (torch.float32, torch.bfloat16, torch.float16):
@@ -116,12 +112,11 @@ def _precisions() -> list[Finding]:
             error = _product_error(device, dtype)
             if isinstance(error, str) or error > TOLERANCE[dtype]:
                 state: State = "problem" if dtype == torch.float32 else "missing"
-                findings.append(Finding("precision", name, f"does not work: {error}", state))
+                yield Finding("precision", name, f"does not work: {error}", state)
             else:
-                findings.append(Finding("precision", name, f"works (error {error:.0e})"))
+                yield Finding("precision", name, f"works (error {error:.0e})")
         if device.type == "cuda":
-            findings.append(_tf32(device))
-    return findings
+            yield _tf32(device)
 
 
 def _product_error(device: torch.device, dtype: torch.dtype) -> float | str:
@@ -149,27 +144,25 @@ def _tf32(device: torch.device) -> Finding:
     return Finding("precision", f"tf32 on {device}", value, "good" if used else "missing")
 
 
-def _compilers() -> list[Finding]:
+def _compilers() -> Iterator[Finding]:
     """What torch.compile needs: a C++ compiler for the CPU, triton for CUDA."""
     candidates = [os.environ["CXX"]] if os.environ.get("CXX") else ["g++", "clang++"]
     compiler = next(filter(None, map(shutil.which, candidates)), None)
-    state: State = "good" if compiler else "missing"
-    findings = [Finding("torch.compile", "C++ compiler (CPU)", compiler or "not found", state)]
+    yield _found("torch.compile", "C++ compiler (CPU)", compiler, "not found")
     if torch.cuda.is_available():
-        installed = find_spec("triton") is not None
-        value = "installed" if installed else "not installed"
-        findings.append(Finding("torch.compile", "triton (CUDA)", value, "good" if installed else "missing"))
-    return findings
+        installed = "installed" if find_spec("triton") else None
+        yield _found("torch.compile", "triton (CUDA)", installed, "not installed")
 
 
-def _extras() -> list[Finding]:
-    findings = []
+def _extras() -> Iterator[Finding]:
     for package, (extra, use) in EXTRAS.items():
         version = _version(package)
         install = f'not installed: {use} (pip install "consistune[{extra}]")'
-        value = f"{version}: {use}" if version else install
-        findings.append(Finding("extras", package, value, "good" if version else "missing"))
-    return findings
+        yield _found("extras", package, version and f"{version}: {use}", install)
+
+
+def _found(section: str, name: str, value: str | None, otherwise: str) -> Finding:
+    return Finding(section, name, value or otherwise, "good" if value else "missing")
 
 
 def _disk() -> Finding:

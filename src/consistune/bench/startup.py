@@ -1,6 +1,5 @@
-"""How long the program takes to start, in processes of its own, and what its imports cost."""
+"""How long the program takes to start, in processes of its own."""
 
-import re
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -9,9 +8,6 @@ from pathlib import Path
 
 from consistune.bench.timing import Timing, alternate
 from consistune.nn import store
-
-IMPORT = re.compile(r"import time:\s*(\d+) \|\s*(\d+) \|( *)(\S+)")
-"""A line of `python -X importtime`: own and cumulative microseconds, indentation, module."""
 
 
 def commands(folder: Path) -> dict[str, tuple[str, ...]]:
@@ -24,23 +20,10 @@ def commands(folder: Path) -> dict[str, tuple[str, ...]]:
 
 def timed(commands: dict[str, tuple[str, ...]], rounds: int) -> dict[str, Timing]:
     """Wall-clock seconds of `consistune …` from a cold process. Raises RuntimeError where it fails."""
-    return alternate({name: partial(_run, words) for name, words in commands.items()}, rounds)
+    return alternate({name: partial(run, words) for name, words in commands.items()}, rounds)
 
 
-def imports(words: Sequence[str], at_least: float = 0.02) -> dict[str, float]:
-    """Seconds of each package that `consistune …` imports, nested imports included, longest first.
-
-    Packages below `at_least` seconds are left out.
-    """
-    packages: dict[str, float] = {}
-    for _, total, _, name in IMPORT.findall(_run(words, "-X", "importtime")):
-        package = name.partition(".")[0]
-        packages[package] = max(packages.get(package, 0.0), int(total) / 1e6)
-    long = {name: round(seconds, 3) for name, seconds in packages.items() if seconds >= at_least}
-    return dict(sorted(long.items(), key=lambda item: -item[1]))
-
-
-def _run(words: Sequence[str], *options: str) -> str:
+def run(words: Sequence[str], *options: str) -> str:
     """Run `python OPTIONS -m consistune WORDS`; what it writes to standard error."""
     command = [sys.executable, *options, "-m", "consistune", *words]
     done = subprocess.run(command, capture_output=True, text=True, check=False)

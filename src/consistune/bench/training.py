@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from consistune.bench.plain import PlainLoop, losses
 from consistune.bench.timing import Timing, alternate, in_own_process
@@ -35,9 +36,6 @@ FORMS: dict[str, dict[str, Any]] = {
     "bf16, checkpointing": {"precision": "bf16", "checkpointing": True},
 }
 """Options of `trainer_of` whose peak memory is compared with the plain loop's."""
-FREED_AT_ONCE = {"MALLOC_MMAP_THRESHOLD_": str(1 << 20)}
-"""With this environment variable glibc returns a tensor's memory to the system as soon as it is freed.
-Without it glibc keeps freed blocks for later use, and they count in the peak."""
 
 
 @dataclass(frozen=True)
@@ -55,21 +53,23 @@ def compare(model: Preconditioned, inputs: StepInputs) -> Errors:
     batch = Batch(inputs.x_0, inputs.labels, torch.arange(len(inputs.x_0)))
     ours = objective().at(model, model, batch, inputs.times, inputs.noise)
     ours.mean().backward()  # type: ignore[no-untyped-call]
-    gradients = [p.grad for p in model.parameters()]
+    gradient = _gradient(model)
     model.zero_grad()
     model.load_state_dict(weights)  # a forward pass of EDM2 in training normalises them in place
     plain = losses(model, inputs.x_0, inputs.times, inputs.noise, inputs.labels)
     plain.mean().backward()  # type: ignore[no-untyped-call]
-    pairs = [
-        (a, p.grad)
-        for a, p in zip(gradients, model.parameters(), strict=True)
-        if a is not None and p.grad is not None
-    ]
-    error = sum(float((a - b).double().square().sum()) for a, b in pairs) ** 0.5
-    length = sum(float(b.double().square().sum()) for _, b in pairs) ** 0.5
+    plain_gradient = _gradient(model)
     model.zero_grad()
-    difference = torch.linalg.vector_norm(ours.detach() - plain.detach())
-    return Errors(float(difference / torch.linalg.vector_norm(plain.detach())), error / length)
+    return Errors(_relative(ours.detach(), plain.detach()), _relative(gradient, plain_gradient))
+
+
+def _gradient(model: Preconditioned) -> Tensor:
+    """All gradients as one vector, float64."""
+    return torch.cat([p.grad.double().flatten() for p in model.parameters() if p.grad is not None])
+
+
+def _relative(a: Tensor, b: Tensor) -> float:
+    return float((a - b).norm() / b.norm())
 
 
 def checked(workload: Workload, precision: Word) -> Errors:

@@ -11,13 +11,11 @@ from typer import Option
 import consistune
 from consistune.cli import (
     analyze,
-    bench,
     data,
-    demo,
-    doctor,
     ema,
     evaluate,
     interop,
+    machine,
     reproduce,
     sample,
     train,
@@ -33,7 +31,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 COMMANDS: dict[str, Callable[..., None]] = {
-    "demo": demo.demo,
+    "demo": reproduce.demo,
     "train": train.train,
     "sample": sample.sample,
     "evaluate": evaluate.evaluate,
@@ -41,8 +39,8 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "export": interop.export,
     "analyze": analyze.analyze,
     "reproduce": reproduce.reproduce,
-    "bench": bench.bench,
-    "doctor": doctor.doctor,
+    "bench": machine.bench,
+    "doctor": machine.doctor,
 }
 for name, command in COMMANDS.items():
     app.command(name)(command)

@@ -1,4 +1,4 @@
-"""`consistune reproduce`: make the paper's figures and tables."""
+"""`consistune demo` and `consistune reproduce`: trainings from scratch, measured and shown on a page."""
 
 from pathlib import Path
 from typing import Annotated, cast, get_args
@@ -36,8 +36,6 @@ def reproduce(
 
     After an interruption, the same command continues; several at once share the trainings.
     """
-    import torch
-
     from consistune.reproduce.run import names
     from consistune.reproduce.run import reproduce as make
     from consistune.reproduce.spec import Scale
@@ -56,10 +54,8 @@ def reproduce(
     check_at_least(1, seeds, "--seeds")
     chosen = pick_device(device)
     if chosen.type == "cpu":
-        # Networks this small gain little from a second thread, and lose much where the cores are shared.
-        torch.set_num_threads(1)
-    advice = "give the same command to continue"
-    with Screen() as screen, screen.exit_when_interrupted(advice):
+        _use_one_thread()
+    with Screen() as screen, screen.exit_when_interrupted("give the same command to continue"):
         study = Study(
             out,
             data,
@@ -72,6 +68,30 @@ def reproduce(
         )
         for each in sorted(names(), key=LAST.__contains__) if name is None else [name]:
             screen.say(str(make(each, study)))
+
+
+def demo(
+    out: Annotated[Path, Option(help="The folder for all results.")] = Path("runs/demo"),
+    seed: Annotated[int, Option(help="Seed of all three trainings.")] = 0,
+) -> None:
+    """Pretrain on scikit-learn's digits, tune with ECT and SCT, sample, measure, and write a report.
+
+    After an interruption, the same command continues.
+    """
+    from consistune.reproduce.demo import Demo
+
+    _use_one_thread()
+    command = f"consistune demo --out {out} --seed {seed}"
+    with Screen() as screen, screen.exit_when_interrupted(f"continue with: {command}"):
+        page = Demo(out, seed, screen).run()
+    print(page)
+
+
+def _use_one_thread() -> None:
+    """Networks this small gain little from a second thread, and lose much where the cores are shared."""
+    import torch
+
+    torch.set_num_threads(1)
 
 
 def _print_experiments() -> None:

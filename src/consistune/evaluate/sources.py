@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from consistune.core.rng import mix_seed
-from consistune.core.sampling import Sampler
+from consistune.core.sampling import PhasedSteps, Sampler
 from consistune.core.types import Denoiser
 from consistune.errors import UserError
 from consistune.evaluate.request import LabelRule, Request
@@ -65,11 +65,8 @@ class ModelSource:
         if self.label_rule == "uniform":
             return torch.tensor([number % classes for number in numbers])
         if self.labels is None:
-            raise UserError(
-                "the labels of the training images are not known",
-                "--labels data",
-                "give --data, or --labels uniform",
-            )
+            what = "the labels of the training images are not known"
+            raise UserError(what, "--labels data", "give --data, or --labels uniform")
         return self.labels[torch.tensor([number % len(self.labels) for number in numbers])]
 
     def in_steps(self, steps: int | None, request: Request) -> "ModelSource":
@@ -83,9 +80,8 @@ class ModelSource:
     @property
     def evaluations(self) -> int:
         """Network evaluations for an image."""
-        stops = getattr(self.sampler, "stops", None)
-        if stops is not None:
-            return len(stops(80.0)) - 1
+        if isinstance(self.sampler, PhasedSteps):
+            return len(self.sampler.stops(80.0)) - 1
         return int(self.sampler.evaluations)  # type: ignore[attr-defined]
 
     @property

@@ -29,11 +29,8 @@ def first_model(recipe: Recipe, data: DataSplit) -> Preconditioned:
     """
     classes = len(data.train.class_names) if recipe.conditional else 0
     if (recipe.network is None) == (recipe.start_from is None):
-        raise UserError(
-            "a run needs either a network or weights to start from",
-            "network, start_from",
-            "give one of the two keys",
-        )
+        what = "a run needs either a network or weights to start from"
+        raise UserError(what, "network, start_from", "give one of the two keys")
     network = {"dropout": recipe.dropout, "dropout_res": recipe.dropout_res}
     options: dict[str, Any] = {name: value for name, value in network.items() if value is not None}
     torch.manual_seed(recipe.train.seed)

@@ -96,37 +96,26 @@ def _edges(word: tuple[float, ...] | int, *, schedule: NoiseSchedule, **_: Any) 
 def _reference(
     word: str, *, section: Any, recipe: Any, data: DataSplit, device: torch.device | str, **_: Any
 ) -> Any:
+    where, bank = f"estimator.reference={word}", f"estimator.bank={section.bank}"
     if word == "all" and recipe.conditional:
-        raise UserError(
-            "references must share the condition, and the recipe is conditional",
-            "estimator.reference=all",
-            "use reference: class, or conditional: false",
-        )
+        what = "references must share the condition, and the recipe is conditional"
+        raise UserError(what, where, "use reference: class, or conditional: false")
     if word == "class" and not recipe.conditional:
-        raise UserError(
-            "an unconditional recipe has no classes",
-            "estimator.reference=class",
-            "use reference: all, or conditional: true",
-        )
+        what = "an unconditional recipe has no classes"
+        raise UserError(what, where, "use reference: all, or conditional: true")
     if word == "batch":
         if section.bank != "auto":
-            raise UserError(
-                "the batch's own images are no bank",
-                f"estimator.bank={section.bank}",
-                "leave bank out, or use reference: class or all",
-            )
+            remedy = "leave bank out, or use reference: class or all"
+            raise UserError("the batch's own images are no bank", bank, remedy)
         return None
     if section.size is not None and section.bank == "sharded":
-        raise UserError(
-            "random references are drawn from the whole set, of which a process would have its share only",
-            f"estimator.size={section.size}",
-            "use bank: device or host",
-        )
+        what = "random references are drawn from the whole set, of which a process would have its share only"
+        raise UserError(what, f"estimator.size={section.size}", "use bank: device or host")
     images = data.train.reference(by_class=word == "class")
     try:
         return make_bank(images, device, section.bank, may_shard=section.size is None)
     except ValueError as error:
-        raise UserError(str(error), f"estimator.bank={section.bank}") from error
+        raise UserError(str(error), bank) from error
 
 
 def _teacher(
@@ -135,9 +124,7 @@ def _teacher(
     teacher = load_weights(path, "estimator.model", device).requires_grad_(False)
     classes = len(data.train.class_names) if recipe.conditional else 0
     if (teacher.image_shape, teacher.num_classes) != (data.train.image_shape, classes):
-        raise UserError(
-            f"the teacher knows images {list(teacher.image_shape)} and {teacher.num_classes} classes, "
-            f"the run has {list(data.train.image_shape)} and {classes}",
-            "estimator.model",
-        )
+        knows = f"the teacher knows images {list(teacher.image_shape)} and {teacher.num_classes} classes"
+        has = f"the run has {list(data.train.image_shape)} and {classes}"
+        raise UserError(f"{knows}, {has}", "estimator.model")
     return rescheduled(teacher, schedule)

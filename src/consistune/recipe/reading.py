@@ -64,9 +64,8 @@ def read_recipe(name: str, overrides: list[str] | tuple[str, ...] = ()) -> Recip
     for override in overrides:
         key, separator, value = override.partition("=")
         if not separator or not key:
-            raise UserError(
-                f"{override!r} is not an override", "key=value", "write for example train.images=1000"
-            )
+            what = f"{override!r} is not an override"
+            raise UserError(what, "key=value", "write for example train.images=1000")
         _assign(data, key.split("."), parse_yaml(value, key), override)
     return validate(data, str(path))
 

@@ -96,9 +96,8 @@ def train_run(
             values |= {f"average {number}, {key}": value for key, value in other.items()}
         return values
 
-    resume = (
-        saved.exists()
-    )  # asked after planning, which takes seconds: another program may have begun the run
+    # Asked after planning, which takes seconds: another program may have begun the run.
+    resume = saved.exists()
     run = RunFolder(folder, text, resume=resume, draw=draw, evaluate=evaluate and measure)
     if resume:
         run.resume(trainer)
@@ -132,8 +131,5 @@ def read_curve(folder: Path) -> list[dict[str, Any]]:
 def _check_images(folder: Path, recipe: Recipe) -> None:
     meta = json.loads((folder / "model" / store.CONFIG).read_text(encoding="utf-8"))["meta"]
     if meta.get("data_sha256") != load_data(recipe.data).train.fingerprint:
-        raise UserError(
-            f"was trained on other images than {recipe.data} has now",
-            str(folder),
-            "bring those back, choose another --out, or remove the folder",
-        )
+        what = f"was trained on other images than {recipe.data} has now"
+        raise UserError(what, str(folder), "bring those back, choose another --out, or remove the folder")

@@ -206,12 +206,8 @@ def samplers(model: Preconditioned, etas: tuple[float, ...]) -> dict[str, Sample
 def digest_of(recipe: Recipe, origin: str | None = None) -> str:
     """Hash of a recipe without its seed and paths; `origin` stands for its weights: its teacher's digest."""
     train: Any = recipe.train
-    same = {
-        "train": train.model_copy(update={"seed": 0}),
-        "start_from": origin,
-        "data": Path(recipe.data).name,
-    }
-    return _short(to_yaml(recipe.model_copy(update=same)))
+    of_all = {"train": train.model_copy(update={"seed": 0}), "data": Path(recipe.data).name}
+    return _short(to_yaml(recipe.model_copy(update={"start_from": origin, **of_all})))
 
 
 def _short(*parts: str) -> str:
@@ -254,13 +250,13 @@ def _update_teacher_path(saved: Path, recipe: Recipe) -> None:
 
 
 def _phased(recipe: Recipe, phases: int) -> Any:
-    plain = json.loads(recipe.model_dump_json())
+    plain = recipe.model_dump(mode="json")
     plain["pairs"] = {"kind": "phased", "edges": phases, "pairs": plain["pairs"]}
     return validate(plain, f"phases={phases}")
 
 
 def _without_labels(recipe: Recipe) -> Any:
-    plain = json.loads(recipe.model_dump_json())
+    plain = recipe.model_dump(mode="json")
     plain["conditional"] = False
     estimator = plain.get("estimator")  # a diffusion recipe has none; a blend has one inside
     while estimator is not None:

@@ -199,11 +199,5 @@ def _estimator(study: Study, recipe: Any) -> NoiseEstimator:
     def reference(word: str, **_: Any) -> Any:
         return None if word == "batch" else study.data.train.reference(recipe.conditional)
 
-    return build(
-        recipe.estimator,
-        "estimator",
-        words={"reference": reference},
-        context={},
-        schedule=EDM(),
-        mirrored=False,
-    )
+    words = {"reference": reference}
+    return build(recipe.estimator, "estimator", words=words, context={}, schedule=EDM(), mirrored=False)
