@@ -17,21 +17,30 @@ from consistune.core.rng import ImageNoise
 from consistune.core.sampling import ODE, Multistep, PhasedSteps, Sampler
 from consistune.core.types import Denoiser
 from consistune.errors import UserError
-from consistune.nn import store
+from consistune.nn import hub, store
+from consistune.nn.module import Factory
 from consistune.nn.precond import Preconditioned
 from consistune.pages.pictures import SMALLEST_SIDE, grid, save_png
 
 
-def load(path: str | Path, device: torch.device | str = "cpu") -> Preconditioned:
+def load(
+    path: str | Path, device: torch.device | str = "cpu", network: Factory | None = None
+) -> Preconditioned:
     """The model in a folder (`nn.store`), a run's folder, or an official checkpoint (`interop.checkpoints`).
 
+    path: also "hf://user/name" or "hf://user/name@revision", a model on the Hugging Face Hub.
+    network: for a model around a module that is not ours, a function that makes the module (`nn.module`).
     In evaluation mode. Nothing in the file is executed. Raises UserError for anything else.
     """
+    if str(path).startswith(hub.PREFIX):
+        path = hub.download(str(path))
     if Path(path).is_file():
         from consistune.interop.checkpoints import load_checkpoint
 
+        if network is not None:
+            raise UserError("a checkpoint's network is built from its file", "network", "leave it out")
         return load_checkpoint(path).to(device)
-    return store.load(path, device)
+    return store.load(path, device, network)
 
 
 DIFFUSION_STEPS = 18

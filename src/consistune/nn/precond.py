@@ -5,7 +5,9 @@ D(x; σ) = c_skip·x + c_out·F(c_in·x; c_noise)
 
 import inspect
 import math
-from typing import ClassVar, Literal, NamedTuple
+from importlib import import_module
+from pathlib import Path
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -63,6 +65,17 @@ class Preconditioned(nn.Module):
     @property
     def network(self) -> nn.Module:
         return getattr(self, self.network_name)
+
+    def save(self, folder: str | Path) -> Path:
+        """Write the model's folder, as `nn.store.save`."""
+        # By name, because those files import this one.
+        path: Path = import_module("consistune.nn.store").save(self, folder)
+        return path
+
+    def push_to_hub(self, repo_id: str, **options: Any) -> str:
+        """Upload the model's folder to the Hugging Face Hub, as `nn.hub.push`; returns its address."""
+        url: str = import_module("consistune.nn.hub").push(self, repo_id, **options)
+        return url
 
     @property
     def options(self) -> dict[str, object]:
