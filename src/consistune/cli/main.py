@@ -11,6 +11,7 @@ from typer import Option
 import consistune
 from consistune.cli import (
     analyze,
+    create,
     data,
     ema,
     evaluate,
@@ -32,6 +33,7 @@ app = typer.Typer(
 )
 COMMANDS: dict[str, Callable[..., None]] = {
     "demo": reproduce.demo,
+    "create": create.create,
     "train": train.train,
     "sample": sample.sample,
     "evaluate": evaluate.evaluate,
