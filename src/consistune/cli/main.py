@@ -17,6 +17,7 @@ from consistune.cli import (
     evaluate,
     interop,
     machine,
+    recipes,
     reproduce,
     sample,
     train,
@@ -34,6 +35,7 @@ app = typer.Typer(
 COMMANDS: dict[str, Callable[..., None]] = {
     "demo": reproduce.demo,
     "create": create.create,
+    "init": recipes.init,
     "train": train.train,
     "sample": sample.sample,
     "evaluate": evaluate.evaluate,
@@ -47,6 +49,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
 for name, command in COMMANDS.items():
     app.command(name)(command)
 app.add_typer(data.app, name="data")
+app.add_typer(recipes.app, name="recipes")
 app.add_typer(ema.app, name="ema")
 
 DEBUG = "--debug"
