@@ -59,10 +59,13 @@ class NoiseSchedule(ABC):
         so that s = t is exactly the identity, σ_s = 0 gives exactly x̂_0, and α_t = 0 divides nothing by 0.
         x_t, x0_hat [B, ...], t > 0 and s [B] → [B, ...]. Source: METHOD §0.
         """
-        alpha_t, sigma_t, alpha_s, sigma_s = self.alpha(t), self.sigma(t), self.alpha(s), self.sigma(s)
-        keep = sigma_s / sigma_t
-        move = (alpha_s * sigma_t - alpha_t * sigma_s) / sigma_t
-        return expand(keep, x_t) * x_t + expand(move, x_t) * x0_hat
+        keep = self.sigma(s) / self.sigma(t)
+        return expand(keep, x_t) * x_t + expand(self.move(t, s), x_t) * x0_hat
+
+    def move(self, t: Tensor, s: Tensor) -> Tensor:
+        """α_s − σ_s·α_t/σ_t: what a step from t > 0 to s makes of a change of x̂_0, [B]; 0 at s = t."""
+        sigma_t = self.sigma(t)
+        return (self.alpha(s) * sigma_t - self.alpha(t) * self.sigma(s)) / sigma_t
 
     def noise_hat(self, x_t: Tensor, x0_hat: Tensor, t: Tensor) -> Tensor:
         """ε̂ = (x_t − α_t·x̂_0)/σ_t. x_t, x0_hat [B, ...], t > 0 [B] → [B, ...]."""
