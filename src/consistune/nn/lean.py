@@ -10,7 +10,15 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 from torch.utils.checkpoint import checkpoint
+
+
+def transformed() -> bool:
+    """Whether a derivative is taken around the call: `torch.func.jvp`, `grad`, or forward-mode AD."""
+    if torch.compiler.is_compiling():
+        return False
+    return forward_ad._current_level >= 0 or torch._C._are_functorch_transforms_active()
 
 
 def recomputed(function: Callable[..., Tensor], *inputs: Any) -> Tensor:
@@ -33,16 +41,24 @@ def clipped(x: Tensor, limit: float) -> Tensor:
 
 class _Clipped(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, limit: float) -> Tensor:
-        ctx.limit = limit
-        y = x.clamp(-limit, limit)
-        ctx.save_for_backward(y)
-        return y
+    def forward(x: Tensor, limit: float) -> Tensor:
+        return x.clamp(-limit, limit)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, float], output: Tensor) -> None:
+        ctx.limit = inputs[1]
+        ctx.save_for_backward(output)
+        ctx.save_for_forward(output)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
         (y,) = ctx.saved_tensors
         return gradient * (y.abs() < ctx.limit), None
+
+    @staticmethod
+    def jvp(ctx: Any, tangent: Tensor, _: None) -> Tensor:
+        (y,) = ctx.saved_tensors
+        return tangent * (y.abs() < ctx.limit)
 
 
 class Dropout(nn.Dropout):
