@@ -49,21 +49,22 @@ def point(model: Preconditioned) -> tuple[Tensor, ...]:
     return x, sigma, along, rate
 
 
-@pytest.mark.parametrize("grad", [True, False])
+@pytest.mark.parametrize(("grad", "second"), [(True, True), (False, False)])
 @pytest.mark.parametrize("name", NETWORKS)
-def test_the_forward_derivative_is_that_of_finite_differences(name, grad) -> None:
+def test_the_forward_derivative_is_that_of_finite_differences(name, grad, second) -> None:
     """In training mode: the same dropout mask, EDM2's weights and clipped activations included."""
     options: dict[str, Any] = {"clip_act": 1.5} if name == "edm2" else {}
-    model = made(name, **options)
+    model = made(name, **options, second_time=second)
     if hasattr(model.network, "checkpointing"):
         model.network.checkpointing = True
     labels = torch.tensor([0, 2]) if model.num_classes else None
     x, sigma, along, rate = point(model)
+    s = sigma / 3 if second else None
     weights = [parameter.clone() for parameter in model.parameters()]
 
     def value(x: Tensor, sigma: Tensor) -> Tensor:
         torch.manual_seed(1)
-        return model(x, sigma, labels)
+        return model(x, sigma, labels, s)
 
     with torch.set_grad_enabled(grad):
         y, slope = torch.func.jvp(value, (x, sigma), (along, rate))

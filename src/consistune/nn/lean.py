@@ -36,29 +36,23 @@ def recomputed(function: Callable[..., Tensor], *inputs: Any) -> Tensor:
 
 def clipped(x: Tensor, limit: float) -> Tensor:
     """x clamped to ±limit. It keeps its result, which the next layer keeps too; torch.clamp keeps x."""
+    if transformed():  # a forward derivative in _Clipped would break the graph of a compiled network
+        return x.clamp(-limit, limit)
     return _Clipped.apply(x, limit)  # type: ignore[no-untyped-call]
 
 
 class _Clipped(torch.autograd.Function):
     @staticmethod
-    def forward(x: Tensor, limit: float) -> Tensor:
-        return x.clamp(-limit, limit)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor, float], output: Tensor) -> None:
-        ctx.limit = inputs[1]
-        ctx.save_for_backward(output)
-        ctx.save_for_forward(output)
+    def forward(ctx: Any, x: Tensor, limit: float) -> Tensor:
+        ctx.limit = limit
+        y = x.clamp(-limit, limit)
+        ctx.save_for_backward(y)
+        return y
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
         (y,) = ctx.saved_tensors
         return gradient * (y.abs() < ctx.limit), None
-
-    @staticmethod
-    def jvp(ctx: Any, tangent: Tensor, _: None) -> Tensor:
-        (y,) = ctx.saved_tensors
-        return tangent * (y.abs() < ctx.limit)
 
 
 class Dropout(nn.Dropout):
