@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from consistune.core.guidance import Guided
-from consistune.core.noise import EDM, NoiseSchedule
+from consistune.core.noise import EDM, NoiseSchedule, rescheduled
 from consistune.core.posterior.mean import quantise
 from consistune.core.rng import ImageNoise
 from consistune.core.sampling import ODE, Multistep, PhasedSteps, Sampler
@@ -145,7 +145,7 @@ def _draw(
 ) -> Tensor:
     """One batch of finite samples, as uint8 [N, C, H, W] on the CPU."""
     noise = ImageNoise(seeds, next(model.parameters()).device)
-    x = sampler(denoiser, schedule, noise, model.image_shape, labels)
+    x = sampler(rescheduled(denoiser, schedule), schedule, noise, model.image_shape, labels)
     _check_finite(x, seeds)
     return quantise(x).cpu()
 
