@@ -6,6 +6,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
@@ -28,11 +29,11 @@ class PreparationProgress(Progress):
         self.screen, self.stack = screen, stack
 
     def started(self, source: Source, done: int) -> None:
-        self.screen.say(f"{source.kind}: {len(source):,} images, {len(source.class_names):,} classes")
-        for note in source.notes:
-            self.screen.say(f"note: {note}")
+        lines = [f"{source.kind}: {len(source):,} images, {len(source.class_names):,} classes"]
+        lines += [f"note: {note}" for note in source.notes]
         if done:
-            self.screen.say(f"continuing after {done:,} images of an earlier run")
+            lines.append(f"continuing after {done:,} images of an earlier run")
+        self.screen.say(escape("\n".join(lines)))
         self.bar = self.stack.enter_context(self.screen.bar("preparing", len(source), done))
 
     def advanced(self, count: int) -> None:

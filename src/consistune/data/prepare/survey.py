@@ -102,5 +102,4 @@ def _sample(source: Source) -> list[bytes]:
     """The readable ones of 256 encoded images, evenly spread."""
     count = min(SAMPLE, len(source))
     items = np.linspace(0, len(source) - 1, count).round().astype(int).tolist()
-    raws = (raw for item in items for raw in source.read(source.task(item, item + 1)))
-    return [raw for raw in raws if isinstance(raw, bytes)]
+    return [raw for raw in source.sample(items) if isinstance(raw, bytes)]
