@@ -176,9 +176,10 @@ def _labels(
         if model.num_classes == 0:
             return None
         return torch.tensor([seed % model.num_classes for seed in seeds], device=device)
-    labels = torch.as_tensor(condition, device=device)
+    labels = torch.as_tensor(condition, device="cpu")
     if labels.ndim == 0:
         labels = labels.expand(len(seeds))
     if len(labels) != len(seeds):
         raise ValueError(f"{len(labels)} conditions for {len(seeds)} seeds")
-    return labels
+    model.one_hot(labels, len(labels), torch.empty(0))  # refuses unknown labels before they are on a card
+    return labels.to(device)

@@ -13,7 +13,7 @@ import torch
 from torch import Generator, Tensor
 
 from consistune.core.noise import EDM, NoiseSchedule
-from consistune.core.types import Progress, Times
+from consistune.core.types import Progress, Times, moved, widest
 
 
 class TimePairs(Protocol):
@@ -55,7 +55,8 @@ class LogNormal:
         if self.low is None and self.high is None:
             normal = torch.randn(n, generator=generator, device=generator.device)
             return torch.exp(self.mean + self.std * normal)
-        uniform = torch.rand(n, generator=generator, device=generator.device, dtype=torch.float64)
+        dtype = widest(generator.device)
+        uniform = torch.rand(n, generator=generator, device=generator.device, dtype=dtype)
         return self.quantile(uniform).float()
 
     def quantile(self, uniform: Tensor) -> Tensor:
@@ -215,9 +216,9 @@ class GridPairs:
 
     def sample(self, n: int, progress: Progress, generator: Generator) -> Times:
         grid = karras_grid(self.size.points(progress), self.low, self.high, self.rho)
-        weights = self.probabilities(grid).to(generator.device)
-        i = torch.multinomial(weights, n, replacement=True, generator=generator)
-        grid = grid.to(generator.device, torch.float32)
+        weights = self.probabilities(grid).to(widest(generator.device))
+        i = torch.multinomial(moved(weights, generator.device), n, replacement=True, generator=generator)
+        grid = moved(grid.float(), generator.device)
         return ordered(self.schedule, grid[i + 1], grid[i])
 
 
@@ -239,7 +240,7 @@ class Phased:
 
     def sample(self, n: int, progress: Progress, generator: Generator) -> Times:
         times = self.pairs.sample(n, progress, generator)
-        edges = torch.tensor((0.0, *self.edges), device=times.t.device, dtype=times.t.dtype)
+        edges = moved(torch.tensor((0.0, *self.edges), dtype=times.t.dtype), times.t.device)
         s = edges[torch.searchsorted(edges, times.t) - 1]
         return Times(times.t, torch.maximum(times.r, s), s)
 

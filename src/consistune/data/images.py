@@ -3,7 +3,7 @@
 import hashlib
 import tempfile
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from pathlib import Path
 
@@ -11,14 +11,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from consistune.core.posterior.bank import free_memory
 from consistune.core.posterior.mean import Reference, dequantise
-from consistune.core.types import Batch
+from consistune.core.types import Batch, moved
 from consistune.data.prepare.survey import ImageOptions, choose_transform
 from consistune.data.prepare.transform import BadImage
 from consistune.data.prepared import is_prepared, open_part, read_meta
 from consistune.data.sources.base import SourceOptions, printable
 from consistune.data.sources.detect import open_source
 from consistune.errors import UserError
+
+RESIDENT_SHARE = 0.1
+"""Of a card's free memory; a larger set is copied batch by batch."""
 
 
 @dataclass(frozen=True)
@@ -63,8 +67,24 @@ class ImageSet:
 
     def batch(self, rows: Tensor, conditional: bool, device: torch.device | str = "cpu") -> Batch:
         """The training batch of these rows [B]: images in [−1, 1], labels (if `conditional`), the rows."""
-        labels = self.labels[rows].to(device) if conditional else None
-        return Batch(dequantise(self.images[rows].to(device)), labels, rows.to(device))
+        device = torch.device(device)
+
+        def chosen(values: Tensor) -> Tensor:
+            taken = values[moved(rows, values.device)]
+            return (
+                moved(taken.pin_memory(), device)
+                if device.type == "cuda" and not taken.is_cuda
+                else taken.to(device)
+            )
+
+        labels = chosen(self.labels) if conditional else None
+        return Batch(dequantise(chosen(self.images)), labels, moved(rows, device))
+
+    def resident(self, device: torch.device) -> "ImageSet":
+        """The set in a card's memory where it takes at most RESIDENT_SHARE of what is free; else as it is."""
+        if device.type != "cuda" or self.images.nbytes > RESIDENT_SHARE * free_memory(device):
+            return self
+        return replace(self, images=self.images.to(device), labels=self.labels.to(device))
 
     def reference(self, by_class: bool, device: torch.device | str = "cpu") -> Reference:
         """The set as references for the score identity: one group for each class, or one group."""

@@ -96,7 +96,7 @@ class Trainer:
         """`processes` decide the device where they are given. Raises UserError for unfit options."""
         self.processes = processes or Processes(torch.device(device))
         self.device = self.processes.device
-        self.objective, self.data, self.options = objective, data, options
+        self.objective, self.data, self.options = objective, data.resident(self.device), options
         if options.batch % self.processes.count:
             raise UserError(
                 f"{options.batch} images do not divide among {self.processes.count} processes", "train.batch"
@@ -237,7 +237,7 @@ class Trainer:
         """Over all processes, in one exchange: the mean loss, the losses by t, and whether any must stop."""
         parts = self._parts()
         table = loss_by_time(t[parts[0].start : parts[-1].stop], losses)
-        own = torch.stack([losses.sum(), losses.new_tensor(float(stop))])
+        own = torch.stack([losses.sum(), losses.new_full((), float(stop))])
         every = self.processes.sum(torch.cat([own, table.flatten().to(own)]))
         return every[0] / self.options.batch, every[2:].view_as(table), every[1]
 

@@ -45,6 +45,18 @@ def nearest_prior(bank: Tensor, conditions: Tensor, count: int) -> LogPrior:
     return log_prior
 
 
+def label_prior(labels: Tensor) -> LogPrior:
+    """0 for references of the query's label, −∞ for the others, where the references are the batch itself."""
+
+    def log_prior(queries: Tensor, first: int, last: int) -> Tensor:
+        other = labels[queries, None] != labels[first:last]
+        return torch.zeros(other.shape, dtype=torch.float64, device=other.device).masked_fill(
+            other, -torch.inf
+        )
+
+    return log_prior
+
+
 def random_subset(
     reference: Reference, group: Tensor | None, index: Tensor, size: int, generator: Generator
 ) -> tuple[Reference, LogPrior]:
