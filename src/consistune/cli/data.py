@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 from typer import Argument, Option
 
-from consistune.cli.options import check_at_least
+from consistune.cli.options import check_at_least, check_choice
 from consistune.cli.screen import Screen, console
 from consistune.errors import UserError
 
@@ -49,9 +49,18 @@ def prepare(
     layout: Annotated[str | None, Option(help="nhwc or nchw, for an npz whose shape fits both.")] = None,
     strict: Annotated[bool, Option("--strict", help="Stop at the first bad image.")] = False,
     workers: Annotated[int | None, Option(help="Number of processes; default: one per core.")] = None,
+    latents: Annotated[
+        str | None,
+        Option(
+            help="Encode the images: taef2, a folder of diffusers, or a model of latents (as its data were)."
+        ),
+    ] = None,
+    flip: Annotated[bool, Option("--flip", help="With --latents: encode the mirrored images too.")] = False,
+    store: Annotated[str | None, Option(help="With --latents: uint8 (default) or float16.")] = None,
+    device: Annotated[str | None, Option(help="With --latents: where to encode; default: auto.")] = None,
 ) -> None:
     """Convert images to the form that training reads. After an interruption, the same command continues."""
-    from consistune.cli.data_view import PreparationProgress, counts, print_bad
+    from consistune.cli.data_view import PreparationProgress, counts, prepare_as_latents, print_bad
     from consistune.data.prepare import pool
     from consistune.data.prepare import run as preparation
     from consistune.data.prepare.split import Split
@@ -66,8 +75,19 @@ def prepare(
         strict,
         workers or pool.cores(),
     )
+    given = {"--flip": flip, "--store": store, "--device": device}
+    for option, value in given.items():
+        if latents is None and value:
+            raise UserError("has no effect without --latents", option, "add --latents taef2, or leave it out")
+    check_choice(store, ("uint8", "float16"), "--store")
     with Screen() as screen, ExitStack() as stack:
-        meta = preparation.prepare(source, dest, options, PreparationProgress(screen, stack))
+        progress = PreparationProgress(screen, stack)
+        if latents is None:
+            meta = preparation.prepare(source, dest, options, progress)
+        else:
+            meta = prepare_as_latents(
+                source, dest, options, progress, latents, flip, store or "uint8", device or "auto"
+            )
     print_bad(meta, dest)
     console.print(counts(meta), highlight=False)
     print(dest)
@@ -79,12 +99,17 @@ def info(
     verify: Annotated[
         bool, Option("--verify", help="Check the files' SHA-256; exit status 1 if one differs.")
     ] = False,
+    show: Annotated[
+        Path | None, Option(help="Of latents: write images over their decoded latents to this .png file.")
+    ] = None,
 ) -> None:
     """Describe a prepared data set, or a source and how to prepare it."""
-    from consistune.cli.data_view import print_prepared, print_source
+    from consistune.cli.data_view import print_prepared, print_source, show_decoded
     from consistune.data.prepared import damaged, is_prepared, open_part, read_meta
 
     if not is_prepared(path):
+        if show is not None:
+            raise UserError("is not a prepared set of latents", str(path), "leave out --show")
         if verify:
             raise UserError("is not a prepared set: there is nothing to verify", str(path))
         print_source(path)
@@ -93,6 +118,8 @@ def info(
     for side in meta.parts:
         open_part(path, meta, side)
     print_prepared(path, meta)
+    if show is not None:
+        show_decoded(path, show)
     if verify:
         names = damaged(path, meta)
         print(

@@ -48,11 +48,13 @@ class Reference:
         images: [n, C, H, W], uint8 pixels or floating point in [−1, 1] (computed with in float64).
         offsets: group g is rows offsets[g] … offsets[g + 1] − 1.
         conditions: continuous conditions [n, K], one per image, or None.
+        scale: a stored value v stands for x = scale·v; latents as uint8 reach beyond [−1, 1].
     """
 
     images: Tensor
     offsets: tuple[int, ...]
     conditions: Tensor | None = None
+    scale: float = 1.0
     _squared: set[Span] = field(default_factory=set, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -118,7 +120,7 @@ class Reference:
         if x_t.device != self.device:
             raise ValueError(f"queries are on {x_t.device}, the reference on {self.device}")
         t = t.double()
-        alpha, sigma = schedule.alpha(t), schedule.sigma(t)
+        alpha, sigma = schedule.alpha(t) * self.scale, schedule.sigma(t)
         valid = torch.stack([torch.isfinite(x_t).all(), (sigma > 0).all(), (alpha > 0).all()])
         segments = list(_segments(self, group, len(x_t), valid))
         y, s = x_t.double() / expand(alpha, x_t), sigma / alpha
@@ -225,7 +227,7 @@ def posterior(
     not depend on the other queries, to the bit. Source: METHOD §2; STF, 2302.00670.
     """
     sums = reference.sums(x_t, t, schedule, group, log_prior, mirrored, block)
-    mean = _units(reference).to_image(sums.total / sums.weight[:, None]).view(x_t.shape)
+    mean = _units(reference).to_image(sums.total / sums.weight[:, None]).view(x_t.shape) * reference.scale
     dtype = torch.promote_types(x_t.dtype, torch.float32)
     return Posterior(mean.to(dtype), (sums.weight.square() / sums.square).to(dtype))
 
