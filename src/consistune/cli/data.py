@@ -1,28 +1,33 @@
 """`consistune data prepare` and `consistune data info`: image data sets."""
 
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Annotated
 
 import typer
 from typer import Argument, Option
 
-from consistune.cli.options import check_at_least, check_choice
-from consistune.cli.screen import Screen, console
+from consistune.cli.options import check_at_least
+from consistune.cli.screen import console
 from consistune.errors import UserError
+
+Source = Annotated[
+    Path,
+    Argument(
+        help="CIFAR's archive or folder; ImageNet's tree or downsampled batches; a folder, ZIP, npz or "
+        "parquet shards of images."
+    ),
+]
+Autoencoder = Annotated[
+    str | None,
+    Option(help="Encode the images: taef2, a folder of diffusers, or a model of latents (as its data were)."),
+]
 
 app = typer.Typer(no_args_is_help=True, help="Prepare an image data set, or describe one.")
 
 
 @app.command("prepare")
 def prepare(
-    source: Annotated[
-        Path,
-        Argument(
-            help="CIFAR's archive or folder; ImageNet's tree or downsampled batches; a folder, ZIP, npz or "
-            "parquet shards of images."
-        ),
-    ],
+    source: Source,
     dest: Annotated[Path, Argument(help="The folder to make.")],
     size: Annotated[
         int | None, Option(help="Side of the square images in pixels; default: unchanged.")
@@ -49,45 +54,28 @@ def prepare(
     layout: Annotated[str | None, Option(help="nhwc or nchw, for an npz whose shape fits both.")] = None,
     strict: Annotated[bool, Option("--strict", help="Stop at the first bad image.")] = False,
     workers: Annotated[int | None, Option(help="Number of processes; default: one per core.")] = None,
-    latents: Annotated[
-        str | None,
-        Option(
-            help="Encode the images: taef2, a folder of diffusers, or a model of latents (as its data were)."
-        ),
-    ] = None,
+    latents: Autoencoder = None,
     flip: Annotated[bool, Option("--flip", help="With --latents: encode the mirrored images too.")] = False,
     store: Annotated[str | None, Option(help="With --latents: uint8 (default) or float16.")] = None,
     device: Annotated[str | None, Option(help="With --latents: where to encode; default: auto.")] = None,
 ) -> None:
     """Convert images to the form that training reads. After an interruption, the same command continues."""
-    from consistune.cli.data_view import PreparationProgress, counts, prepare_as_latents, print_bad
+    from consistune.cli.data_view import counts, latent_options, prepare_shown, print_bad
     from consistune.data.prepare import pool
-    from consistune.data.prepare import run as preparation
+    from consistune.data.prepare.run import PrepareOptions
     from consistune.data.prepare.split import Split
     from consistune.data.prepare.survey import ImageOptions
     from consistune.data.sources.base import SourceOptions
 
     check_at_least(1, workers, "--workers")
-    options = preparation.PrepareOptions(
+    options = PrepareOptions(
         SourceOptions(format=format, labels=labels, layout=layout),
         ImageOptions(size=size, crop=crop, filter=filter, background=background, mode=mode),
         Split(fraction=held_out, by=split_by, seed=seed),
         strict,
         workers or pool.cores(),
     )
-    given = {"--flip": flip, "--store": store, "--device": device}
-    for option, value in given.items():
-        if latents is None and value:
-            raise UserError("has no effect without --latents", option, "add --latents taef2, or leave it out")
-    check_choice(store, ("uint8", "float16"), "--store")
-    with Screen() as screen, ExitStack() as stack:
-        progress = PreparationProgress(screen, stack)
-        if latents is None:
-            meta = preparation.prepare(source, dest, options, progress)
-        else:
-            meta = prepare_as_latents(
-                source, dest, options, progress, latents, flip, store or "uint8", device or "auto"
-            )
+    meta = prepare_shown(source, dest, options, latent_options(latents, flip, store, device))
     print_bad(meta, dest)
     console.print(counts(meta), highlight=False)
     print(dest)

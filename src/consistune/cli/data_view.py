@@ -4,18 +4,23 @@ import sys
 import tempfile
 from contextlib import ExitStack
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from consistune.cli.options import check_choice, pick_device
 from consistune.cli.screen import Bar, Screen, console
-from consistune.data.prepare.run import PrepareOptions, Progress
+from consistune.data.prepare.run import PrepareOptions, Progress, prepare
 from consistune.data.prepared import META, Meta
 from consistune.data.sources.base import Source, SourceOptions, printable
 from consistune.data.sources.detect import open_source
 from consistune.errors import UserError
 from consistune.nn.autoencoder.record import Latents
+
+if TYPE_CHECKING:
+    from consistune.data.prepare.latents import LatentOptions
 
 MAX_BAD = 10
 """At most so many bad images are listed."""
@@ -49,31 +54,43 @@ class PreparationProgress(Progress):
         self.encoded = done
 
 
-def prepare_as_latents(
-    source: Path,
-    dest: Path,
-    options: PrepareOptions,
-    progress: PreparationProgress,
-    word: str,
-    flip: bool,
-    store: str,
-    device: str,
-) -> Meta:
-    """`prepare --latents WORD`: an autoencoder, or a model of latents whose normalisation is kept."""
-    from consistune.cli.options import pick_device
-    from consistune.data.prepare.latents import LatentOptions, prepare_latents
+def latent_options(
+    word: str | None, flip: bool, store: str | None, device: str | None
+) -> "LatentOptions | None":
+    """What --latents and its companions ask for; None without --latents, where the others have no effect.
+
+    The word names an autoencoder, or a model of latents, whose normalisation is then kept.
+    """
+    if word is None:
+        for option, value in {"--flip": flip, "--store": store, "--device": device}.items():
+            if value:
+                remedy = "add --latents taef2, or leave it out"
+                raise UserError("has no effect without --latents", option, remedy)
+        return None
+    from consistune.data.prepare.latents import LatentOptions
     from consistune.models import find, load
     from consistune.nn.autoencoder.space import from_card
     from consistune.nn.store import is_model_folder
 
+    check_choice(store, ("uint8", "float16"), "--store")
     like, found = None, find(word)
     if is_model_folder(found) or is_model_folder(found / "model"):
         like = from_card(load(found).card)
         if like is None:
             raise UserError("is a model of pictures", f"--latents {word}", "give taef2 or a model of latents")
         word = like.autoencoder
-    chosen = LatentOptions(word, flip, store, like, pick_device(device))  # type: ignore[arg-type]  # checked
-    return prepare_latents(source, dest, options, chosen, progress, progress.encoding)
+    return LatentOptions(word, flip, store or "uint8", like, pick_device(device or "auto"))  # type: ignore[arg-type]
+
+
+def prepare_shown(source: Path, dest: Path, options: PrepareOptions, chosen: "LatentOptions | None") -> Meta:
+    """Prepare a source, as latents where they are chosen, and show the progress."""
+    with Screen() as screen, ExitStack() as stack:
+        progress = PreparationProgress(screen, stack)
+        if chosen is None:
+            return prepare(source, dest, options, progress)
+        from consistune.data.prepare.latents import prepare_latents
+
+        return prepare_latents(source, dest, options, chosen, progress, progress.encoding)
 
 
 def show_decoded(path: Path, out: Path) -> None:
