@@ -18,9 +18,13 @@ from consistune.core.sampling import ODE, Multistep, PhasedSteps, Sampler
 from consistune.core.types import Denoiser
 from consistune.errors import UserError
 from consistune.nn import hub, store
+from consistune.nn.autoencoder.space import from_card, open_space
 from consistune.nn.module import Factory
 from consistune.nn.precond import Preconditioned
 from consistune.pages.pictures import SMALLEST_SIDE, grid, save_png
+
+BOX = Path(__file__).parent / "box"
+"""The models that come with the package, a folder each."""
 
 
 def load(
@@ -28,7 +32,8 @@ def load(
 ) -> Preconditioned:
     """The model in a folder (`nn.store`), a run's folder, or an official checkpoint (`interop.checkpoints`).
 
-    path: also "hf://user/name" or "hf://user/name@revision", a model on the Hugging Face Hub.
+    path: also "hf://user/name" or "hf://user/name@revision", a model on the Hugging Face Hub; where there is
+    no such path, the built-in model of that name.
     network: for a model around a module that is not ours, a function that makes the module (`nn.module`).
     In evaluation mode. Nothing in the file is executed. Raises UserError for anything else.
     """
@@ -40,7 +45,19 @@ def load(
         if network is not None:
             raise UserError("a checkpoint's network is built from its file", "network", "leave it out")
         return load_checkpoint(path).to(device)
-    return store.load(path, device, network)
+    return store.load(find(path), device, network)
+
+
+def find(path: str | Path) -> Path:
+    """The path, or where there is nothing the folder of the built-in model of that name."""
+    built_in = {folder.name: folder for folder in BOX.glob("*/")}
+    return Path(path) if Path(path).exists() else built_in.get(str(path), Path(path))
+
+
+def picture_shape(model: Preconditioned) -> tuple[int, int, int]:
+    """(C, H, W) of the pictures that `sample` gives."""
+    latents = from_card(model.card)
+    return model.image_shape if latents is None else latents.picture_shape
 
 
 DIFFUSION_STEPS = 18
@@ -91,6 +108,7 @@ def sample(
     batch: int = 256,
     schedule: NoiseSchedule | None = None,
     progress: Callable[[int], None] | None = None,
+    latents: bool = False,
 ) -> Tensor:
     """Draw one image a seed.
 
@@ -107,18 +125,21 @@ def sample(
         batch: the number of images at a time; it changes the memory, not the results.
         schedule: the process of the sampler; None: EDM's.
         progress: called with the number of images done.
+        latents: of a model of latents, give the autoencoder's latents and do not decode them.
 
     Returns:
-        uint8 images [N, C, H, W].
+        uint8 images [N, C, H, W]; with `latents`, fp32 [N, c, h, w].
 
     Raises ValueError as `default_sampler` does, for steps or mid_t beside a sampler, and for labels that do
-    not fit the seeds or the model; UserError, with the seeds, for images that are not finite.
+    not fit the seeds or the model; UserError, with the seeds, for images that are not finite, and for
+    `latents` of a model of pictures.
     """
     if sampler is not None and not (steps is None and mid_t is None):
         raise ValueError("steps and mid_t belong to the default sampler: give them or a sampler")
     seeds = list(seeds)
     labels = _labels(model, seeds, condition, next(model.parameters()).device)
     sampler = sampler or default_sampler(model, steps, mid_t, eta)
+    finish = _finishing(model, latents)
     denoiser = Guided(model, worse, guidance, *guidance_interval) if guidance != 1.0 else model
     training = model.training
     model.eval()
@@ -127,12 +148,23 @@ def sample(
         for start in range(0, len(seeds), batch):
             part = slice(start, start + batch)
             own = None if labels is None else labels[part]
-            images.append(_draw(model, denoiser, sampler, schedule or EDM(), seeds[part], own))
+            images.append(finish(_draw(model, denoiser, sampler, schedule or EDM(), seeds[part], own)))
             if progress is not None:
                 progress(len(seeds[part]))
     finally:
         model.train(training)
-    return torch.cat(images) if images else torch.empty(0, *model.image_shape, dtype=torch.uint8)
+    return torch.cat(images) if images else finish(torch.empty(0, *model.image_shape))
+
+
+def _finishing(model: Preconditioned, latents: bool) -> Callable[[Tensor], Tensor]:
+    """What makes of samples x what is delivered, on the CPU: uint8 images, or with `latents` raw latents."""
+    record = from_card(model.card)
+    if record is None:
+        if latents:
+            raise UserError("the model makes pictures, not latents", "latents", "leave the option out")
+        return lambda x: quantise(x).cpu()
+    space = open_space(record, next(model.parameters()).device)
+    return (lambda x: space.raw(x).cpu()) if latents else space.decode
 
 
 def _draw(
@@ -143,11 +175,11 @@ def _draw(
     seeds: list[int],
     labels: Tensor | None,
 ) -> Tensor:
-    """One batch of finite samples, as uint8 [N, C, H, W] on the CPU."""
+    """One batch of finite samples x [N, C, H, W]."""
     noise = ImageNoise(seeds, next(model.parameters()).device)
     x = sampler(rescheduled(denoiser, schedule), schedule, noise, model.image_shape, labels)
     _check_finite(x, seeds)
-    return quantise(x).cpu()
+    return x
 
 
 def _check_finite(x: Tensor, seeds: list[int]) -> None:

@@ -25,3 +25,7 @@ Format = Annotated[
 ]
 AllowMissing = Annotated[int, Option(help="Images that may be left out because they cannot be used.")]
 FollowLinks = Annotated[bool, Option("--follow-links", help="Follow links in a folder.")]
+Autoencoder = Annotated[
+    str | None,
+    Option(help="Encode the images: taef2, a folder of diffusers, or a model of latents (as its data were)."),
+]

@@ -16,10 +16,11 @@ from consistune.core.posterior.mean import Reference, dequantise
 from consistune.core.types import Batch, moved
 from consistune.data.prepare.survey import ImageOptions, choose_transform
 from consistune.data.prepare.transform import BadImage
-from consistune.data.prepared import is_prepared, open_part, read_meta
+from consistune.data.prepared import PICTURES, is_prepared, open_part, read_meta
 from consistune.data.sources.base import SourceOptions, printable
 from consistune.data.sources.detect import open_source
 from consistune.errors import UserError
+from consistune.nn.autoencoder.record import Latents
 
 RESIDENT_SHARE = 0.1
 """Of a card's free memory; a larger set is copied batch by batch."""
@@ -32,6 +33,7 @@ class ImageSet:
     Attributes:
         class_names: one for each label.
         files: name → SHA-256 of the set's files, where they are recorded; else None.
+        latents: of a set of latents, their autoencoder and normalisation; its `images` are uint8 or float16.
     """
 
     name: str
@@ -39,6 +41,7 @@ class ImageSet:
     labels: Tensor
     class_names: tuple[str, ...]
     files: Mapping[str, str] | None = None
+    latents: Latents | None = None
 
     @classmethod
     def of(cls, name: str, images: Tensor, labels: Tensor, class_names: tuple[str, ...]) -> "ImageSet":
@@ -61,6 +64,11 @@ class ImageSet:
         return total.hexdigest()
 
     @property
+    def scale(self) -> float:
+        """A stored value v in [−1, 1] stands for scale·v."""
+        return 1.0 if self.latents is None else self.latents.scale
+
+    @property
     def image_shape(self) -> tuple[int, int, int]:
         _, channels, height, width = self.images.shape
         return channels, height, width
@@ -78,7 +86,9 @@ class ImageSet:
             )
 
         labels = chosen(self.labels) if conditional else None
-        return Batch(dequantise(chosen(self.images)), labels, moved(rows, device))
+        stored = chosen(self.images)
+        values = dequantise(stored) if stored.dtype == torch.uint8 else stored.float()
+        return Batch(values * self.scale, labels, moved(rows, device))
 
     def resident(self, device: torch.device) -> "ImageSet":
         """The set in a card's memory where it takes at most RESIDENT_SHARE of what is free; else as it is."""
@@ -90,17 +100,27 @@ class ImageSet:
         """The set as references for the score identity: one group for each class, or one group."""
         images = self.images.to(device)
         if not by_class:
-            return Reference.ungrouped(images)
+            return Reference(images, (0, len(images)), scale=self.scale)
         sizes = torch.bincount(self.labels, minlength=len(self.class_names))
-        return Reference(images, (0, *torch.cumsum(sizes, 0).tolist()))
+        return Reference(images, (0, *torch.cumsum(sizes, 0).tolist()), scale=self.scale)
 
 
 @dataclass(frozen=True)
 class DataSplit:
-    """Images to train on, and images of the same kind for evaluation only (None where there are none)."""
+    """Images to train on, and images of the same kind for evaluation only (None where there are none).
+
+    Attributes:
+        pictures: of a set of latents, the pictures that were encoded.
+    """
 
     train: ImageSet
     held_out: ImageSet | None
+    pictures: "DataSplit | None" = None
+
+    @property
+    def to_look_at(self) -> "DataSplit":
+        """The pictures with which samples are compared."""
+        return self.pictures or self
 
     def need_held_out(self, what: str) -> ImageSet:
         """The held-out images. Raises UserError where there are none; `what` says what needs them."""
@@ -174,8 +194,10 @@ def open_prepared(path: Path) -> DataSplit:
             torch.from_numpy(labels),
             meta.class_names,
             meta.parts[side].sha256,
+            meta.latents,
         )
-    return DataSplit(sides["train"], sides.get("held-out"))
+    pictures = None if meta.latents is None else open_prepared(path / PICTURES)
+    return DataSplit(sides["train"], sides.get("held-out"), pictures)
 
 
 def read_unprepared(path: Path) -> ImageSet:

@@ -11,7 +11,7 @@ import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import torch
 import torch.distributed as dist
@@ -41,10 +41,11 @@ def make_bank(
     processes = dist.get_world_size() if dist.is_initialized() else 1
     if kind == "auto":
         kind = _fitting_kind(reference.images.nbytes, processes if may_shard else 1, free_memory(device))
+    own: dict[str, Any] = {name: getattr(reference, name) for name in ("offsets", "conditions", "scale")}
     if kind == "host":
-        return HostReference(reference.images, reference.offsets, reference.conditions, target=device)
+        return HostReference(**own, images=reference.images, target=device)
     if kind == "device":
-        return Reference(reference.images.to(device), reference.offsets, reference.conditions)
+        return Reference(**own, images=reference.images.to(device))
     if processes == 1:
         raise ValueError(
             "a sharded bank needs several processes, and this run has one; "
@@ -176,7 +177,8 @@ class ShardedReference(Reference):
         first, last = cuts[rank], cuts[rank + 1]
         offsets = tuple(min(max(offset, first), last) - first for offset in reference.offsets)
         own = reference.images[first:last].to(device)
-        return cls(own, offsets, global_offsets=reference.offsets, cuts=cuts)
+        scale, whole = reference.scale, reference.offsets
+        return cls(own, offsets, scale=scale, global_offsets=whole, cuts=cuts)
 
     def take(self, rows: Tensor) -> Tensor:  # noqa: ARG002 - always refused
         raise ValueError("random references need every image, and this process holds only its share of them")

@@ -60,11 +60,13 @@ class Reference:
         images: [n, C, H, W], uint8 pixels or floating point in [−1, 1] (computed with in float64).
         offsets: group g is rows offsets[g] … offsets[g + 1] − 1.
         conditions: continuous conditions [n, K], one per image, or None.
+        scale: a stored value v stands for x = scale·v; latents as uint8 reach beyond [−1, 1].
     """
 
     images: Tensor
     offsets: tuple[int, ...]
     conditions: Tensor | None = None
+    scale: float = 1.0
     _squared: set[Span] = field(default_factory=set, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -162,7 +164,8 @@ class Reference:
         if group is not None and (group.shape != x_t.shape[:1] or group.is_floating_point()):
             raise ValueError(f"group must be integers [{len(x_t)}], got {group.dtype} {list(group.shape)}")
         t = t.double()
-        alpha, sigma, rows, prior = schedule.alpha(t), schedule.sigma(t), len(x_t), log_prior
+        alpha, sigma = schedule.alpha(t) * self.scale, schedule.sigma(t)
+        rows, prior = len(x_t), log_prior
         y, s = x_t.double() / expand(alpha, x_t), sigma / alpha
         if mirrored:
             # A flipped image times y is the image times y flipped, so each query gets a flipped copy.
@@ -313,10 +316,10 @@ def posterior(
         x_t, t, group = x_t.to(home), t.to(home), None if group is None else group.to(home)
     sums = reference.sums(x_t, t, schedule, group, log_prior, mirrored, block, own)
     units = _units(reference)
-    mean = units.to_image(sums.total / sums.weight[:, None]).view(x_t.shape)
+    mean = units.to_image(sums.total / sums.weight[:, None]).view(x_t.shape) * reference.scale
     dtype = torch.promote_types(x_t.dtype, torch.float32)
     size = sums.weight.square() / sums.square
-    scatter = units.to_length(root_variance(sums))
+    scatter = units.to_length(root_variance(sums)) * reference.scale
     return Posterior(mean.to(device, dtype), size.to(device, dtype), scatter.to(device, dtype))
 
 

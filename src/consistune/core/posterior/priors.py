@@ -102,4 +102,4 @@ def random_subset(
     def log_prior(queries: Tensor, first: int, last: int) -> Tensor:
         return prior[queries, first:last]
 
-    return Reference(reference.take(torch.cat(rows)), tuple(offsets)), log_prior
+    return Reference(reference.take(torch.cat(rows)), tuple(offsets), scale=reference.scale), log_prior

@@ -7,7 +7,7 @@ DEST.part: `data/` is renamed to DEST at the end, `work/` holds the journal and 
 
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -65,8 +65,14 @@ class Progress:
 SILENT = Progress()
 
 
-def prepare(path: Path, dest: Path, options: PrepareOptions, progress: Progress = SILENT) -> Meta:
-    """Prepare a source as the folder `dest`.
+def prepare(
+    path: Path,
+    dest: Path,
+    options: PrepareOptions,
+    progress: Progress = SILENT,
+    check: Callable[[tuple[int, int, int]], object] = lambda _shape: None,
+) -> Meta:
+    """Prepare a source as the folder `dest`. `check` may refuse the images' shape before any is converted.
 
     Raises UserError for a source that cannot be read, options that do not fit it, a destination that exists,
     a source without a good image, with `strict` for the first bad image, and where more images would be left
@@ -85,6 +91,7 @@ def prepare(path: Path, dest: Path, options: PrepareOptions, progress: Progress 
                 raise UserError(f"{printable(name)} {reason}", str(path), "leave out --strict")
             check_allowed(source, {}, options.allow_missing)
             transform, shape = choose_transform(source, options.images)
+            check(shape)
             rows = _rows(source, options.split)
             preparation = Preparation(source, transform, shape, rows, options.split, data, work)
             _begin(preparation, journal)
