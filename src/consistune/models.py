@@ -131,7 +131,7 @@ def sample(
         uint8 images [N, C, H, W]; with `latents`, fp32 [N, c, h, w].
 
     Raises ValueError as `default_sampler` does, for steps or mid_t beside a sampler, and for labels that do
-    not fit; UserError, with the seeds, for images that are not finite, and for latents of a model of pictures.
+    not fit; UserError, with the seeds, for images that are not finite, or latents of a model of pictures.
     """
     if sampler is not None and not (steps is None and mid_t is None):
         raise ValueError("steps and mid_t belong to the default sampler: give them or a sampler")
