@@ -11,27 +11,36 @@ import torch
 from torch import Tensor
 
 from consistune.core.guidance import Guided
-from consistune.core.noise import EDM, NoiseSchedule
+from consistune.core.noise import EDM, NoiseSchedule, rescheduled
 from consistune.core.posterior.mean import quantise
 from consistune.core.rng import ImageNoise
 from consistune.core.sampling import ODE, Multistep, PhasedSteps, Sampler
 from consistune.core.types import Denoiser
 from consistune.errors import UserError
-from consistune.nn import store
+from consistune.nn import hub, store
+from consistune.nn.module import Factory
 from consistune.nn.precond import Preconditioned
 from consistune.pages.pictures import SMALLEST_SIDE, grid, save_png
 
 
-def load(path: str | Path, device: torch.device | str = "cpu") -> Preconditioned:
+def load(
+    path: str | Path, device: torch.device | str = "cpu", network: Factory | None = None
+) -> Preconditioned:
     """The model in a folder (`nn.store`), a run's folder, or an official checkpoint (`interop.checkpoints`).
 
+    path: also "hf://user/name" or "hf://user/name@revision", a model on the Hugging Face Hub.
+    network: for a model around a module that is not ours, a function that makes the module (`nn.module`).
     In evaluation mode. Nothing in the file is executed. Raises UserError for anything else.
     """
+    if str(path).startswith(hub.PREFIX):
+        path = hub.download(str(path))
     if Path(path).is_file():
         from consistune.interop.checkpoints import load_checkpoint
 
+        if network is not None:
+            raise UserError("a checkpoint's network is built from its file", "network", "leave it out")
         return load_checkpoint(path).to(device)
-    return store.load(path, device)
+    return store.load(path, device, network)
 
 
 DIFFUSION_STEPS = 18
@@ -136,7 +145,7 @@ def _draw(
 ) -> Tensor:
     """One batch of finite samples, as uint8 [N, C, H, W] on the CPU."""
     noise = ImageNoise(seeds, next(model.parameters()).device)
-    x = sampler(denoiser, schedule, noise, model.image_shape, labels)
+    x = sampler(rescheduled(denoiser, schedule), schedule, noise, model.image_shape, labels)
     _check_finite(x, seeds)
     return quantise(x).cpu()
 

@@ -28,10 +28,18 @@ def test_prepare_says_where_it_is_and_info_what_it_is(tmp_path: Path) -> None:
     assert status == 0
     assert "20 images, 2 classes" in out
     assert f"consistune data prepare {source} DEST" in out
-    status, out, _ = consistune(
-        "data", "prepare", source, tmp_path / "set", "--held-out", 0.2, "--workers", 1
-    )
+    arguments = ("data", "prepare", source, tmp_path / "set", "--held-out", 0.2, "--workers", 1)
+    status, _, line = consistune(*arguments)
+    assert status == 2
+    assert "1 image would be left out (1 is not an image that can be read, the first is" in line
+    assert "--allow-missing 1" in line
+    status, out, err = consistune(*arguments, "--allow-missing", 1)
     assert (status, out) == (0, f"{tmp_path / 'set'}\n")
+    assert "continuing after 20 images" in err
+    rows = [line.split("│") for line in err.splitlines() if "│" in line]
+    cells = [[cell.strip() for cell in row[1:-1]] for row in rows]
+    bad = "1 is not an image that can be read"
+    assert sorted(cells) == [["held-out", "4", "3", "1", bad], ["train", "16", "16", "0", ""]]
     status, out, _ = consistune("data", "info", tmp_path / "set", "--verify")
     assert status == 0
     for words in ("16 train and 3 held-out images, 3×8×8, 2 classes", "left out    1 images", "as they were"):

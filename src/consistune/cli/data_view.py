@@ -6,6 +6,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
@@ -17,6 +18,8 @@ from consistune.data.sources.detect import open_source
 
 MAX_BAD = 10
 """At most so many bad images are listed."""
+MAX_REASONS = 4
+"""At most so many reasons are listed for a split."""
 MAX_CLASSES = 20
 """At most so many classes are listed."""
 
@@ -26,13 +29,15 @@ class PreparationProgress(Progress):
 
     def __init__(self, screen: Screen, stack: ExitStack) -> None:
         self.screen, self.stack = screen, stack
+        self.shown = 0
 
     def started(self, source: Source, done: int) -> None:
-        self.screen.say(f"{source.kind}: {len(source):,} images, {len(source.class_names):,} classes")
-        for note in source.notes:
-            self.screen.say(f"note: {note}")
+        lines = [f"{source.kind}: {len(source):,} images, {len(source.class_names):,} classes"]
+        lines += [f"note: {note}" for note in source.notes]
+        self.shown = len(source.notes)
         if done:
-            self.screen.say(f"continuing after {done:,} images of an earlier run")
+            lines.append(f"continuing after {done:,} images of an earlier run")
+        self.screen.say(escape("\n".join(lines)))
         self.bar = self.stack.enter_context(self.screen.bar("preparing", len(source), done))
 
     def advanced(self, count: int) -> None:
@@ -46,16 +51,34 @@ def counts(meta: Meta) -> str:
     return f"{images} images, {channels}×{height}×{width}, {len(meta.class_names):,} classes"
 
 
-def print_bad(meta: Meta, dest: Path) -> None:
-    """Print on standard error which images were left out, and why."""
-    if not meta.bad:
-        return
-    lines = [f"{len(meta.bad):,} images were left out:"]
+def print_outcome(meta: Meta, dest: Path, shown: int) -> None:
+    """Print on standard error what became of every image, and the notes after the `shown` first ones."""
+    lines = [f"left out: {len(meta.bad):,}"] if meta.bad else []
     lines += [f"  {printable(entry['image'])} {entry['reason']}" for entry in meta.bad[:MAX_BAD]]
     if len(meta.bad) > MAX_BAD:
         lines.append(f"  … all are listed in {dest / META}")
+    lines += [f"note: {note}" for note in meta.notes[shown:]]
     for line in lines:
-        console.print(line, highlight=False, markup=False)
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
+    console.print(accounts_table(meta))
+    console.print(counts(meta), highlight=False)
+
+
+def accounts_table(meta: Meta) -> Table:
+    """For each split: the images found, taken, left out, and why."""
+    table = Table("split", "found", "taken", "left out", "why")
+    for column in table.columns[1:4]:
+        column.justify = "right"
+    for account in meta.accounts:
+        reasons = list(account.left_out.items())
+        why = [f"{count:,} {reason}" for reason, count in reasons[:MAX_REASONS]]
+        why += [f"{sum(n for _, n in reasons[MAX_REASONS:]):,} for other reasons"] * (
+            len(reasons) > MAX_REASONS
+        )
+        numbers = (account.found, account.taken, account.found - account.taken)
+        cells = (printable(account.split), *(f"{n:,}" for n in numbers), printable("; ".join(why)))
+        table.add_row(*(Text(cell) for cell in cells))
+    return table
 
 
 def print_prepared(path: Path, meta: Meta) -> None:
@@ -69,6 +92,8 @@ def print_prepared(path: Path, meta: Meta) -> None:
     print(f"left out    {len(meta.bad):,} images")
     for note in meta.notes:
         print(f"note        {note}")
+    if meta.accounts:
+        Console(file=sys.stdout).print(accounts_table(meta))
     table = Table("class", "name", *meta.parts)
     for column in (0, *range(2, 2 + len(meta.parts))):
         table.columns[column].justify = "right"

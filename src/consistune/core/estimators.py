@@ -12,7 +12,7 @@ from torch import Generator, Tensor
 
 from consistune.core.guidance import Guided
 from consistune.core.noise import NoiseSchedule
-from consistune.core.posterior.mean import LogPrior, Reference, posterior
+from consistune.core.posterior.mean import LogPrior, Posterior, Reference, posterior
 from consistune.core.posterior.priors import kernel_prior, nearest_prior, random_subset
 from consistune.core.types import Batch, Denoiser, Times, expand
 
@@ -27,6 +27,19 @@ class NoiseEstimator(Protocol):
     local: ClassVar[bool] = False
 
     def clean(self, x_t: Tensor, t: Tensor, batch: Batch) -> Tensor: ...
+
+    def clean_and_scatter(self, x_t: Tensor, t: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
+        """x̂_0 and the root variance √(E‖x_0 − x̂_0‖²) [B] of the posterior that it is the mean of.
+
+        Raises ValueError where the estimator knows no posterior.
+        """
+        del x_t, t, batch
+        raise ValueError(f"{type(self).__name__} knows no posterior, so no scatter of it")
+
+    @property
+    def knows_posterior(self) -> bool:
+        """Whether there is a `clean_and_scatter`."""
+        return False
 
     def bind(self, batch: Batch, times: Times, generator: Generator | None) -> "NoiseEstimator":
         """This estimator for one training step: its random choices made, what depends on r computed.
@@ -54,6 +67,13 @@ class OneSample(NoiseEstimator):
 
     def clean(self, x_t: Tensor, t: Tensor, batch: Batch) -> Tensor:  # noqa: ARG002 - not needed
         return batch.x_0
+
+    def clean_and_scatter(self, x_t: Tensor, t: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
+        return self.clean(x_t, t, batch), torch.zeros_like(t)
+
+    @property
+    def knows_posterior(self) -> bool:
+        return True
 
 
 @dataclass(frozen=True)
@@ -133,8 +153,19 @@ class ScoreIdentity(NoiseEstimator):
         del times
         return _Subset(replace(self, reference=subset, size=None), prior)
 
-    def clean(self, x_t: Tensor, t: Tensor, batch: Batch, log_prior: LogPrior | None = None) -> Tensor:
-        """x̂_0 with the references weighted by `log_prior`; None: by their conditions."""
+    def clean(self, x_t: Tensor, t: Tensor, batch: Batch) -> Tensor:
+        return self.posterior(x_t, t, batch).mean
+
+    def clean_and_scatter(self, x_t: Tensor, t: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
+        found = self.posterior(x_t, t, batch)
+        return found.mean, found.scatter
+
+    @property
+    def knows_posterior(self) -> bool:
+        return True
+
+    def posterior(self, x_t: Tensor, t: Tensor, batch: Batch, log_prior: LogPrior | None = None) -> Posterior:
+        """The posterior over the references, weighted by `log_prior`; None: by their conditions."""
         if self.size is not None:
             raise ValueError("random references are drawn by bind(): call that first")
         if self.reference is None:
@@ -144,7 +175,7 @@ class ScoreIdentity(NoiseEstimator):
         if log_prior is None:
             log_prior = self._condition_prior(reference, batch)
         mirrored = self.mirrored
-        return posterior(x_t, t, self.schedule, reference, group, log_prior=log_prior, mirrored=mirrored).mean
+        return posterior(x_t, t, self.schedule, reference, group, log_prior=log_prior, mirrored=mirrored)
 
     def _condition_prior(self, reference: Reference, batch: Batch) -> LogPrior | None:
         if self.bandwidth is None and self.nearest is None:
@@ -188,7 +219,11 @@ class _Subset(NoiseEstimator):
         return _Subset(self.identity, log_prior)
 
     def clean(self, x_t: Tensor, t: Tensor, batch: Batch) -> Tensor:
-        return self.identity.clean(x_t, t, batch, self.log_prior)
+        return self.identity.posterior(x_t, t, batch, self.log_prior).mean
+
+    def clean_and_scatter(self, x_t: Tensor, t: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
+        found = self.identity.posterior(x_t, t, batch, self.log_prior)
+        return found.mean, found.scatter
 
 
 @dataclass(frozen=True)
@@ -213,6 +248,10 @@ class Blend(NoiseEstimator):
     def reference_bytes(self) -> int:
         return self.estimator.reference_bytes()
 
+    @property
+    def knows_posterior(self) -> bool:
+        return self.estimator.knows_posterior
+
     def bind(self, batch: Batch, times: Times, generator: Generator | None) -> NoiseEstimator:
         gap = 1 - self.schedule.noise_to_signal(times.r) / self.schedule.noise_to_signal(times.t)
         return _Blended(self.estimator.bind(batch, times, generator), (gap / self.full_gap).clamp(max=1))
@@ -232,5 +271,11 @@ class _Blended(NoiseEstimator):
         return _Blended(self.estimator.rows(part), self.rho[part])
 
     def clean(self, x_t: Tensor, t: Tensor, batch: Batch) -> Tensor:
-        x0_hat = self.estimator.clean(x_t, t, batch)
-        return batch.x_0 + expand(self.rho, x_t) * (x0_hat - batch.x_0)
+        return self._blended(self.estimator.clean(x_t, t, batch), batch)
+
+    def clean_and_scatter(self, x_t: Tensor, t: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
+        x0_hat, scatter = self.estimator.clean_and_scatter(x_t, t, batch)
+        return self._blended(x0_hat, batch), self.rho * scatter
+
+    def _blended(self, x0_hat: Tensor, batch: Batch) -> Tensor:
+        return batch.x_0 + expand(self.rho, x0_hat) * (x0_hat - batch.x_0)

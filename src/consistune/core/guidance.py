@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from consistune.core.types import Conditioning, Denoiser, expand
+from consistune.core.types import Conditioning, Denoiser, expand, predict
 
 
 @dataclass(frozen=True)
@@ -23,12 +23,21 @@ class Guided:
     low: float = 0.0
     high: float = float("inf")
 
-    def __call__(self, x_t: Tensor, t: Tensor, condition: Conditioning = None) -> Tensor:
-        better = self.model(x_t, t, condition)
+    @property
+    def two_times(self) -> bool:
+        return getattr(self.model, "two_times", False)
+
+    def __call__(
+        self, x_t: Tensor, t: Tensor, condition: Conditioning = None, s: Tensor | None = None
+    ) -> Tensor:
+        better = predict(self.model, x_t, t, condition, s)
         if self.omega == 1.0:
             return better
         inside = (t > self.low) & (t <= self.high)
         if not bool(inside.any()):
             return better
-        worse = self.model(x_t, t, None) if self.worse is None else self.worse(x_t, t, condition)
+        if self.worse is None:
+            worse = predict(self.model, x_t, t, None, s)
+        else:
+            worse = predict(self.worse, x_t, t, condition, s)
         return torch.where(expand(inside, better), worse + self.omega * (better - worse), better)

@@ -56,12 +56,15 @@ class LogNormal:
             normal = torch.randn(n, generator=generator, device=generator.device)
             return torch.exp(self.mean + self.std * normal)
         uniform = torch.rand(n, generator=generator, device=generator.device, dtype=torch.float64)
-        floor, ceiling = self._quantile(self.low, 0.0), self._quantile(self.high, 1.0)
-        normal = torch.special.ndtri(floor + (ceiling - floor) * uniform)
-        ratio = torch.exp(self.mean + self.std * normal)
-        return ratio.clamp(self.low, self.high).float()
+        return self.quantile(uniform).float()
 
-    def _quantile(self, bound: float | None, otherwise: float) -> float:
+    def quantile(self, uniform: Tensor) -> Tensor:
+        """The ratio below which the law has this mass: its inverse distribution function, float64 [n]."""
+        floor, ceiling = self._mass_below(self.low, 0.0), self._mass_below(self.high, 1.0)
+        normal = torch.special.ndtri(floor + (ceiling - floor) * uniform)
+        return torch.exp(self.mean + self.std * normal).clamp(self.low, self.high)
+
+    def _mass_below(self, bound: float | None, otherwise: float) -> float:
         if bound is None:
             return otherwise
         return 0.5 * (1 + math.erf((math.log(bound) - self.mean) / (self.std * math.sqrt(2))))

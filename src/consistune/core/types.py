@@ -1,7 +1,7 @@
 """The types that all parts share: a batch of data, a condition, a pair of times, a denoiser, progress."""
 
 from dataclasses import dataclass
-from typing import Protocol, TypeAlias
+from typing import Protocol, TypeAlias, cast
 
 from torch import Tensor
 
@@ -82,6 +82,29 @@ class Denoiser(Protocol):
     """
 
     def __call__(self, x_t: Tensor, t: Tensor, condition: Conditioning = None) -> Tensor: ...
+
+
+class TwoTimeDenoiser(Protocol):
+    """x̂_0 = D(x_t, t, s | condition), with which `NoiseSchedule.step` reaches the flow's solution at s ≤ t.
+
+    s None is s = t, where x̂_0 is the posterior mean; s = 0 gives the trajectory's end. `two_times` tells such
+    a model from a `Denoiser`; `predict` calls either.
+    """
+
+    two_times: bool
+
+    def __call__(
+        self, x_t: Tensor, t: Tensor, condition: Conditioning = None, s: Tensor | None = None
+    ) -> Tensor: ...
+
+
+def predict(
+    model: Denoiser, x_t: Tensor, t: Tensor, condition: Conditioning = None, s: Tensor | None = None
+) -> Tensor:
+    """x̂_0 of a jump from t to s: a two-time model is told s, for another model it changes nothing."""
+    if s is None or not getattr(model, "two_times", False):
+        return model(x_t, t, condition)
+    return cast(TwoTimeDenoiser, model)(x_t, t, condition, s)
 
 
 def expand(value: Tensor, like: Tensor) -> Tensor:

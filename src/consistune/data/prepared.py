@@ -39,6 +39,16 @@ class Part:
 
 
 @dataclass(frozen=True)
+class Account:
+    """The images of a split: found = taken + all that are left out, counted by reason."""
+
+    split: str
+    found: int
+    taken: int
+    left_out: dict[str, int]
+
+
+@dataclass(frozen=True)
 class Meta:
     """The content of a prepared folder's meta.json.
 
@@ -52,6 +62,7 @@ class Meta:
         parts: "train", and "held-out" where there is one.
         bad: {image, reason} of the images that were left out.
         notes: what the user should know about how the source was read.
+        accounts: what was found and taken of each split of the source.
     """
 
     source: dict[str, Any]
@@ -63,6 +74,7 @@ class Meta:
     parts: dict[str, Part]
     bad: list[dict[str, str]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    accounts: list[Account] = field(default_factory=list)
 
     @property
     def bytes(self) -> int:

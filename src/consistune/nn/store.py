@@ -21,6 +21,7 @@ from consistune.nn.adm import ADMUNet
 from consistune.nn.baselines import IDDPMPrecond, VEPrecond, VPPrecond
 from consistune.nn.card import ModelCard
 from consistune.nn.edm2 import EDM2Precond, EDM2UNet
+from consistune.nn.module import DenoiserPrecond, Factory, ModuleNetwork
 from consistune.nn.precond import CMPrecond, ECTPrecond, EDMPrecond, Preconditioned
 from consistune.nn.small import PatchUNet, ResidualMLP
 from consistune.nn.song import SongUNet
@@ -38,6 +39,7 @@ NETWORKS: dict[str, type[Network]] = {
     "song": SongUNet,
     "adm": ADMUNet,
     "edm2": EDM2UNet,
+    "module": ModuleNetwork,
 }
 PRECONDITIONERS: dict[str, type[Preconditioned]] = {
     part.kind: part
@@ -49,17 +51,26 @@ PRECONDITIONERS: dict[str, type[Preconditioned]] = {
         CMPrecond,
         ECTPrecond,
         EDM2Precond,
+        DenoiserPrecond,
     )
 }
 
 
-def build(config: dict[str, Any], where: str = "model configuration") -> Preconditioned:
+def build(
+    config: dict[str, Any], where: str = "model configuration", network: Factory | None = None
+) -> Preconditioned:
     """A model with fresh weights from {"network": {"kind", …}, "precond": {"kind", …}, "meta": a card}.
 
+    network: makes the module of a network that is not ours (`nn.module`).
     Raises UserError, beginning with `where`, for unknown kinds and arguments.
     """
-    network = _make(NETWORKS, config.get("network"), f"{where}: network")
-    model = _make(PRECONDITIONERS, config.get("precond"), f"{where}: precond", network)
+    part = config.get("network")
+    if network is not None:
+        if not isinstance(part, dict) or part.get("kind") != "module":
+            raise UserError("the network is one of ours", where, "leave network= out")
+        part = {**part, "module": network()}
+    made = _make(NETWORKS, part, f"{where}: network")
+    model = _make(PRECONDITIONERS, config.get("precond"), f"{where}: precond", made)
     try:
         model.card = ModelCard.from_json(config.get("meta", {}))
     except ValueError as error:
@@ -76,6 +87,8 @@ def _make(table: dict[str, Any], part: Any, where: str, *args: Any) -> Any:
         raise UserError(f"unknown kind {kind!r}", where, f"known are: {', '.join(sorted(table))}")
     try:
         return table[kind](*args, **options)
+    except UserError:
+        raise
     except (TypeError, ValueError) as error:
         raise UserError(str(error), where) from error
 
@@ -87,7 +100,9 @@ def _load_entry_point(table: dict[str, Any], kind: str) -> None:
         table[kind] = load_entry_point(entry)
 
 
-def shapes(config: dict[str, Any], where: str = "model configuration") -> dict[str, tuple[int, ...]]:
+def shapes(
+    config: dict[str, Any], where: str = "model configuration", network: Factory | None = None
+) -> dict[str, tuple[int, ...]]:
     """Names and shapes of the parameters and buffers of a configuration's model, without allocating them.
 
     They are compared with the weights in a file before the model is built. Raises UserError where no model
@@ -95,7 +110,8 @@ def shapes(config: dict[str, Any], where: str = "model configuration") -> dict[s
     """
     try:
         with torch.device("meta"):
-            return {name: tuple(value.shape) for name, value in build(config, where).state_dict().items()}
+            weights = build(config, where, network).state_dict()
+            return {name: tuple(value.shape) for name, value in weights.items()}
     except UserError:
         raise
     except Exception as error:  # a constructor may raise anything for absurd arguments
@@ -170,8 +186,10 @@ def save(model: Preconditioned, folder: str | Path) -> Path:
     return folder
 
 
-def load(folder: str | Path, device: torch.device | str = "cpu") -> Preconditioned:
-    """The model in a folder, or in a run's folder, in evaluation mode.
+def load(
+    folder: str | Path, device: torch.device | str = "cpu", network: Factory | None = None
+) -> Preconditioned:
+    """The model in a folder, or in a run's folder, in evaluation mode. network: as for `build`.
 
     Raises UserError for anything that is not one.
     """
@@ -192,14 +210,14 @@ def load(folder: str | Path, device: torch.device | str = "cpu") -> Precondition
     if version != FORMAT:
         remedy = f"this version reads format {FORMAT}"
         raise UserError(f"format {version!r} is not known", str(config_path), remedy)
-    expected = shapes(config, str(config_path))
+    expected = shapes(config, str(config_path), network)
     try:
         with safe_open(weights_path, framework="pt") as file:
             stored = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
         if stored != expected:
             odd = min(name for name in stored | expected if stored.get(name) != expected.get(name))
             raise UserError(f"the weights do not fit config.json, beginning with {odd!r}", str(weights_path))
-        model = build(config, str(config_path))
+        model = build(config, str(config_path), network)
         model.load_state_dict(load_file(weights_path), strict=True)
     except (SafetensorError, RuntimeError, OSError) as error:
         raise UserError(f"the weights cannot be read: {error}", str(weights_path)) from error

@@ -22,29 +22,33 @@ SOURCES = {
 """Where the files whose names begin so were published, under CC BY-NC-SA 4.0."""
 
 
-def first_model(recipe: Recipe, data: DataSplit) -> Preconditioned:
-    """The model of a recipe; `card.start_from` names the weights that it starts from.
+def first_model(recipe: Recipe, data: DataSplit, given: Preconditioned | None = None) -> Preconditioned:
+    """The model of a recipe, or `given` adapted to it; `card.start_from` names trained weights.
 
     Raises UserError for keys that contradict each other, and for weights that are missing or do not fit.
     """
     classes = len(data.train.class_names) if recipe.conditional else 0
-    if (recipe.network is None) == (recipe.start_from is None):
+    sources = (recipe.network, recipe.start_from, given)
+    if sum(source is not None for source in sources) != 1:
         what = "a run needs either a network or weights to start from"
         raise UserError(what, "network, start_from", "give one of the two keys")
     network = {"dropout": recipe.dropout, "dropout_res": recipe.dropout_res}
     options: dict[str, Any] = {name: value for name, value in network.items() if value is not None}
     torch.manual_seed(recipe.train.seed)
-    if recipe.start_from is None:
+    if recipe.network is not None:
         model = _fresh(recipe, data.train.image_shape, classes)
         return adapt(model, _preconditioning(recipe, model), **options).model
-    teacher = load_weights(recipe.start_from, "start_from")
+    teacher = given or load_weights(str(recipe.start_from), "start_from")
     if teacher.image_shape != data.train.image_shape:
         shapes = list(teacher.image_shape), list(data.train.image_shape)
         raise UserError(f"the model makes images {shapes[0]}, the data are {shapes[1]}", "start_from")
     # Without augmentation in training, an embedding of its labels would be weights that nothing uses.
     options |= {"num_classes": classes, "augment_dim": LABELS if getattr(recipe, "augment", 0) else 0}
     adapted = adapt(teacher, _preconditioning(recipe, teacher), **options)
-    origin: dict[str, Any] = {"path": recipe.start_from, "new": adapted.new, "dropped": adapted.dropped}
+    if given is not None and given.card.objective is None:
+        return adapted.model  # its weights are fresh
+    path = recipe.start_from or "a model in memory"
+    origin: dict[str, Any] = {"path": path, "new": adapted.new, "dropped": adapted.dropped}
     if teacher.card.provenance is not None:
         origin["provenance"] = teacher.card.provenance
     adapted.model.card = ModelCard(start_from=Origin(**origin))

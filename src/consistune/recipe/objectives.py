@@ -10,9 +10,10 @@ from typing import Annotated, Any, get_type_hints
 
 from pydantic import Field
 
-from consistune.core.estimators import NoiseEstimator
+from consistune.core.estimators import Blend, NoiseEstimator, OneSample, ScoreIdentity
 from consistune.core.noise import NoiseSchedule
 from consistune.core.objectives import (
+    AdaptiveHuber,
     Consistency,
     Denoising,
     Distance,
@@ -94,6 +95,8 @@ def consistency(
     schedule: NoiseSchedule, pairs: TimePairs, estimator: NoiseEstimator, loss: Loss = Loss()
 ) -> Consistency:
     """Tuning: a consistency model."""
+    if isinstance(loss.distance, AdaptiveHuber):
+        _check_scatter(loss.distance, estimator)
     if estimator.local and (loss.steps > 1 or loss.method == "heun"):
         raise UserError(
             "a one-sample estimate, alone or in a blend, is valid only at x_t",
@@ -101,3 +104,16 @@ def consistency(
             "use steps: 1 and method: euler, or another estimator",
         )
     return Consistency(schedule, pairs, estimator, loss.distance, loss.weight, loss.steps, loss.method)
+
+
+def _check_scatter(distance: AdaptiveHuber, estimator: NoiseEstimator) -> None:
+    """Raises UserError where the estimate has no scatter, or none that the distance can read."""
+    where = "loss.distance.scatter"
+    inner = estimator.estimator if isinstance(estimator, Blend) else estimator
+    of_one = isinstance(inner, ScoreIdentity) and inner.size == 1 and not inner.mirrored
+    if isinstance(inner, OneSample) or of_one:
+        what = "a one-sample estimate has no scatter, so the radius would be 0 for every sample"
+        raise UserError(what, where, "use kind: huber, or another estimator")
+    if distance.scatter == "posterior" and not estimator.knows_posterior:
+        what = "the estimator knows no posterior"
+        raise UserError(what, where, "use scatter: own or measured, or estimator: {kind: score-identity}")

@@ -1,5 +1,6 @@
 """From a validated recipe to the objects of a run: data, model, objective, optimizer, options."""
 
+from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any
 
@@ -57,16 +58,37 @@ class Plan:
         )
 
 
-def make_plan(recipe: Recipe, device: torch.device | str = "cpu") -> Plan:
+@dataclass(frozen=True)
+class Given:
+    """Objects from Python in the place of what a recipe names.
+
+    Attributes:
+        data: in the place of `data`. model: of `start_from` or `network`.
+        teacher: of `estimator.model`. objective: of all keys of the objective.
+    """
+
+    data: DataSplit | None = None
+    model: Preconditioned | None = None
+    teacher: Preconditioned | None = None
+    objective: Objective | None = None
+
+
+def make_plan(recipe: Recipe, device: torch.device | str = "cpu", given: Given = Given()) -> Plan:
     """Build every part. Raises UserError for combinations that cannot work, naming the keys."""
-    data = load_data(recipe.data)
+    data = given.data or load_data(recipe.data)
     schedule = build(recipe.schedule, "schedule")
-    model = first_model(recipe, data)
-    objective: Objective = build(
+    model = first_model(recipe, data, given.model)
+    objective: Objective = given.objective or build(
         recipe,
         "",
         words={"reference": _reference, "model": _teacher, "edges": _edges},
-        context={"recipe": recipe, "data": data, "device": device, "schedule": schedule},
+        context={
+            "recipe": recipe,
+            "data": data,
+            "device": device,
+            "schedule": schedule,
+            "teacher": given.teacher,
+        },
         schedule=schedule,
         student=model,
         mirrored=recipe.train.x_flip,
@@ -119,9 +141,17 @@ def _reference(
 
 
 def _teacher(
-    path: str, *, recipe: Any, data: DataSplit, device: torch.device | str, schedule: NoiseSchedule, **_: Any
+    path: str,
+    *,
+    recipe: Any,
+    data: DataSplit,
+    device: torch.device | str,
+    schedule: NoiseSchedule,
+    teacher: Preconditioned | None = None,
+    **_: Any,
 ) -> Any:
-    teacher = load_weights(path, "estimator.model", device).requires_grad_(False)
+    teacher = load_weights(path, "estimator.model") if teacher is None else deepcopy(teacher)
+    teacher = teacher.to(device).eval().requires_grad_(False)
     classes = len(data.train.class_names) if recipe.conditional else 0
     if (teacher.image_shape, teacher.num_classes) != (data.train.image_shape, classes):
         knows = f"the teacher knows images {list(teacher.image_shape)} and {teacher.num_classes} classes"

@@ -61,6 +61,7 @@ PARTS: dict[Any, dict[str, Any]] = {
     },
     objectives.Distance: {
         "huber": objectives.Huber,
+        "adaptive-huber": objectives.AdaptiveHuber,
         "squared-l2": objectives.SquaredL2,
         "l1": objectives.L1,
     },

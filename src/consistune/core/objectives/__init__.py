@@ -8,13 +8,16 @@ from typing import cast
 
 from consistune.core.objectives.base import Draws, Learns, Objective, gaussian_like
 from consistune.core.objectives.consistency import Consistency
+from consistune.core.objectives.continuous import ContinuousConsistency
 from consistune.core.objectives.denoising import Denoising
-from consistune.core.objectives.distances import L1, Distance, Huber, SquaredL2
+from consistune.core.objectives.distances import L1, AdaptiveHuber, Distance, Huber, SquaredL2
 from consistune.core.objectives.weights import InverseCOut, InverseGap, SNRPlus, Uniform, Weight
 
 __all__ = [
     "L1",
+    "AdaptiveHuber",
     "Consistency",
+    "ContinuousConsistency",
     "Denoising",
     "Distance",
     "Draws",

@@ -78,6 +78,17 @@ class Objective(Protocol):
         return self.losses(model, target, self.draw(batch, progress, generator))
 
 
+def check_draws(batch: Batch, times: Times, noise: Tensor) -> None:
+    """Raises ValueError unless t > 0, t ≥ r ≥ 0 and images and noise are finite. One device sync."""
+    ordered = ((times.t > 0) & (times.t >= times.r) & (times.r >= 0) & torch.isfinite(times.t)).all()
+    finite = torch.isfinite(batch.x_0).all() & torch.isfinite(noise).all()
+    images_are_finite, in_order = torch.stack([finite, ordered]).tolist()
+    if not in_order:
+        raise ValueError("a flow map needs finite times t > 0 and t >= r >= 0")
+    if not images_are_finite:
+        raise ValueError("the noisy images contain NaN or infinity: look at the data and the noise")
+
+
 def gaussian_like(x: Tensor, generator: Generator) -> Tensor:
     """ε ~ N(0, I) in the shape and on the device of x, at least fp32, drawn on the generator's device."""
     noise = torch.randn(x.shape, generator=generator, device=generator.device)

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from consistune.core.noise import NoiseSchedule
 from consistune.core.posterior.integers import HALF_RANGE
-from consistune.core.posterior.streaming import FloatQuery, LevelQuery, Stream
+from consistune.core.posterior.streaming import FloatQuery, LevelQuery, Stream, root_variance
 from consistune.core.types import expand
 
 BLOCK = 4096
@@ -154,10 +154,17 @@ class Reference:
 
 
 class Posterior(NamedTuple):
-    """mean x̂_0, as x_t; effective_size 1/Σw² [B]: how many references really count."""
+    """The posterior over the references.
+
+    Attributes:
+        mean: x̂_0, as x_t.
+        effective_size: 1/Σw² [B]: how many references really count.
+        scatter: √(Σ_i w_i‖x⁽ⁱ⁾ − x̂_0‖²) [B], the root variance over the whole image.
+    """
 
     mean: Tensor
     effective_size: Tensor
+    scatter: Tensor
 
 
 def _segments(
@@ -215,7 +222,8 @@ def posterior(
         block: reference rows at a time; memory is O(B·d + B·block + block·d).
 
     Returns:
-        The mean in x_t's shape and (at least fp32) dtype, and the effective size. No gradient flows.
+        The mean in x_t's shape and (at least fp32) dtype, the effective size and the root variance. No
+        gradient flows.
 
     Raises:
         ValueError: shapes or devices that do not fit, groups that are unknown or empty, σ(t) = 0.
@@ -225,9 +233,11 @@ def posterior(
     not depend on the other queries, to the bit. Source: METHOD §2; STF, 2302.00670.
     """
     sums = reference.sums(x_t, t, schedule, group, log_prior, mirrored, block)
-    mean = _units(reference).to_image(sums.total / sums.weight[:, None]).view(x_t.shape)
+    units = _units(reference)
+    mean = units.to_image(sums.total / sums.weight[:, None]).view(x_t.shape)
     dtype = torch.promote_types(x_t.dtype, torch.float32)
-    return Posterior(mean.to(dtype), (sums.weight.square() / sums.square).to(dtype))
+    scatter = units.to_length(root_variance(sums))
+    return Posterior(mean.to(dtype), (sums.weight.square() / sums.square).to(dtype), scatter.to(dtype))
 
 
 def _units(reference: Reference) -> type[LevelQuery] | type[FloatQuery]:

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from consistune.data.prepare import npy, pool
+from consistune.data.prepare.accounts import check_allowed
 from consistune.data.prepare.journal import Journal
 from consistune.data.prepare.preparation import Preparation, finish
 from consistune.data.prepare.split import Rows, Split, held_out
@@ -39,6 +40,7 @@ class PrepareOptions:
         images: size, crop, filter, background, mode.
         split: how a source without a test set is divided.
         strict: stop at the first bad image.
+        allow_missing: images that may be left out; None: any number.
         workers: processes; 1: this one.
     """
 
@@ -46,6 +48,7 @@ class PrepareOptions:
     images: ImageOptions = field(default_factory=ImageOptions)
     split: Split = field(default_factory=Split)
     strict: bool = False
+    allow_missing: int | None = None
     workers: int = 1
 
 
@@ -66,7 +69,8 @@ def prepare(path: Path, dest: Path, options: PrepareOptions, progress: Progress 
     """Prepare a source as the folder `dest`.
 
     Raises UserError for a source that cannot be read, options that do not fit it, a destination that exists,
-    a source without a good image, and with `strict` for the first bad image.
+    a source without a good image, with `strict` for the first bad image, and where more images would be left
+    out than are allowed; then what is done is kept, and a run that allows more goes on from it.
     """
     if dest.exists():
         raise UserError("is already there", str(dest), "remove it, or choose another")
@@ -79,6 +83,7 @@ def prepare(path: Path, dest: Path, options: PrepareOptions, progress: Progress 
             if options.strict and source.skipped:
                 name, reason = source.skipped[0]
                 raise UserError(f"{printable(name)} {reason}", str(path), "leave out --strict")
+            check_allowed(source, {}, options.allow_missing)
             transform, shape = choose_transform(source, options.images)
             rows = _rows(source, options.split)
             preparation = Preparation(source, transform, shape, rows, options.split, data, work)
@@ -90,6 +95,7 @@ def prepare(path: Path, dest: Path, options: PrepareOptions, progress: Progress 
         done = sum(last - first for k, (first, last) in enumerate(preparation.pieces) if k in journal.done)
         progress.started(source, done)
         _convert(preparation, journal, options, progress)
+        check_allowed(source, journal.bad, options.allow_missing)
         meta = finish(preparation, journal)
         data.rename(dest)
         files.sync(dest.parent)
@@ -112,7 +118,7 @@ def _check_unfinished(part: Path) -> None:
 
 def _rows(source: Source, split: Split) -> Rows:
     if source.own_held_out is None:
-        return Rows.of(source.labels, held_out(source.labels, source.groups, split))
+        return Rows.of(source.labels, held_out(source.labels, source.groups, split, source.class_names))
     if split.fraction:
         raise UserError(
             f"the source has a test set of its own ({int(source.own_held_out.sum())} images)",
@@ -147,11 +153,12 @@ def _convert(preparation: Preparation, journal: Journal, options: PrepareOptions
         _stop_at_bad(preparation.source, journal.bad)
     for (kind, k), result in pool.run(_tasks(preparation, journal), options.workers):
         if kind == "piece":
-            entries.append({"piece": k, "bad": result})
+            bad, animated = result
+            entries.append({"piece": k, "bad": bad, "animated": animated})
             first, last = preparation.pieces[k]
             count += last - first
             if options.strict:
-                _stop_at_bad(preparation.source, dict(result))
+                _stop_at_bad(preparation.source, dict(bad))
         else:
             entries.append({"file": k, "sha256": result})
         if time.monotonic() - last_sync >= SYNC_SECONDS:
