@@ -65,9 +65,8 @@ def prepare(
         workers or pool.cores(),
     )
     with Screen() as screen, ExitStack() as stack:
-        progress = PreparationProgress(screen, stack)
-        meta = preparation.prepare(source, dest, options, progress)
-    print_outcome(meta, dest, progress.shown)
+        meta = preparation.prepare(source, dest, options, PreparationProgress(screen, stack))
+    print_outcome(meta, dest)
     print(dest)
 
 
