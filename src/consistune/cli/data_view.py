@@ -36,13 +36,11 @@ class PreparationProgress(Progress):
 
     def __init__(self, screen: Screen, stack: ExitStack) -> None:
         self.screen, self.stack = screen, stack
-        self.shown = 0
         self.encoder: Bar | None = None
 
     def started(self, source: Source, done: int) -> None:
         lines = [f"{source.kind}: {len(source):,} images, {len(source.class_names):,} classes"]
         lines += [f"note: {note}" for note in source.notes]
-        self.shown = len(source.notes)
         if done:
             lines.append(f"continuing after {done:,} images of an earlier run")
         self.screen.say(escape("\n".join(lines)))
@@ -97,7 +95,7 @@ def prepare_shown(source: Path, dest: Path, options: PrepareOptions, chosen: "La
             from consistune.data.prepare.latents import prepare_latents
 
             meta = prepare_latents(source, dest, options, chosen, progress, progress.encoding)
-    print_outcome(meta, dest, progress.shown)
+    print_outcome(meta, dest)
 
 
 def show_decoded(path: Path, out: Path) -> None:
@@ -136,13 +134,13 @@ def counts(meta: Meta) -> str:
     return f"{images} {what}, {shape}, {len(meta.class_names):,} classes"
 
 
-def print_outcome(meta: Meta, dest: Path, shown: int) -> None:
-    """Print on standard error what became of every image, and the notes after the `shown` first ones."""
+def print_outcome(meta: Meta, dest: Path) -> None:
+    """Print on standard error what became of every image, and the notes."""
     lines = [f"left out: {len(meta.bad):,}"] if meta.bad else []
     lines += [f"  {printable(entry['image'])} {entry['reason']}" for entry in meta.bad[:MAX_BAD]]
     if len(meta.bad) > MAX_BAD:
         lines.append(f"  … all are listed in {dest / META}")
-    lines += [f"note: {note}" for note in meta.notes[shown:]]
+    lines += [f"note: {note}" for note in meta.notes]
     for line in lines:
         console.print(line, highlight=False, markup=False, soft_wrap=True)
     console.print(accounts_table(meta))
