@@ -22,16 +22,17 @@ from consistune.nn.precond import Preconditioned
 from consistune.pages.pictures import SMALLEST_SIDE, grid, save_png
 
 
-def load(path: str | Path, device: torch.device | str = "cpu") -> Preconditioned:
+def load(path: str | Path, device: torch.device | str = "cpu", verify: bool = True) -> Preconditioned:
     """The model in a folder (`nn.store`), a run's folder, or an official checkpoint (`interop.checkpoints`).
 
-    In evaluation mode. Nothing in the file is executed. Raises UserError for anything else.
+    In evaluation mode. Nothing in the file is executed. `verify` as in `nn.store.load`. Raises UserError for
+    anything else.
     """
     if Path(path).is_file():
         from consistune.interop.checkpoints import load_checkpoint
 
         return load_checkpoint(path).to(device)
-    return store.load(path, device)
+    return store.load(path, device, verify)
 
 
 DIFFUSION_STEPS = 18
