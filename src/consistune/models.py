@@ -28,13 +28,17 @@ BOX = Path(__file__).parent / "box"
 
 
 def load(
-    path: str | Path, device: torch.device | str = "cpu", network: Factory | None = None
+    path: str | Path,
+    device: torch.device | str = "cpu",
+    network: Factory | None = None,
+    verify: bool = True,
 ) -> Preconditioned:
     """The model in a folder (`nn.store`), a run's folder, or an official checkpoint (`interop.checkpoints`).
 
     path: also "hf://user/name" or "hf://user/name@revision", a model on the Hugging Face Hub; where there is
     no such path, the built-in model of that name.
     network: for a model around a module that is not ours, a function that makes the module (`nn.module`).
+    verify: as in `nn.store.load`.
     In evaluation mode. Nothing in the file is executed. Raises UserError for anything else.
     """
     if str(path).startswith(hub.PREFIX):
@@ -45,7 +49,7 @@ def load(
         if network is not None:
             raise UserError("a checkpoint's network is built from its file", "network", "leave it out")
         return load_checkpoint(path).to(device)
-    return store.load(find(path), device, network)
+    return store.load(find(path), device, network, verify)
 
 
 def find(path: str | Path) -> Path:

@@ -141,8 +141,13 @@ def _begin(preparation: Preparation, journal: Journal) -> None:
         journal.resume(preparation.fingerprint())
         return
     size = len(preparation.source) * int(np.prod(preparation.shape))
-    if size > shutil.disk_usage(preparation.work).free:
-        raise UserError(f"{size / 1e9:.1f} GB are needed, and are not free", str(preparation.data.parent))
+    free = shutil.disk_usage(preparation.work).free
+    if size > free:
+        raise UserError(
+            f"{size:,} bytes are needed, {free:,} are free",
+            str(preparation.data.parent),
+            "free some space, or prepare on another disk",
+        )
     for side, name in enumerate(preparation.sides):
         shape = (preparation.rows.count(side), *preparation.shape)
         npy.create(preparation.data / name / IMAGES, shape, np.uint8)
