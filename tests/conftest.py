@@ -49,7 +49,11 @@ def parity(parity_folder):
 
     def load(name: str) -> dict[str, torch.Tensor]:
         with np.load(parity_folder / f"{name}.npz") as archive:
-            return {key: torch.from_numpy(np.array(archive[key])) for key in archive}
+            arrays = {key: np.array(archive[key]) for key in archive}
+        return {
+            key: value if value.dtype.kind == "U" else torch.from_numpy(value)
+            for key, value in arrays.items()
+        }
 
     return load
 

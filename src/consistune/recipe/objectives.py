@@ -21,10 +21,12 @@ from consistune.core.objectives import (
     InverseGap,
     Learns,
     SNRPlus,
+    Truncated,
     Weight,
 )
 from consistune.core.solve import Method
-from consistune.core.times import LogNormal, TimePairs
+from consistune.core.times import LogNormal, TimePairs, TruncatedPairs
+from consistune.core.types import Denoiser
 from consistune.errors import UserError
 from consistune.nn.edm2 import EDM2Precond
 from consistune.nn.precond import Preconditioned
@@ -95,6 +97,35 @@ def consistency(
     schedule: NoiseSchedule, pairs: TimePairs, estimator: NoiseEstimator, loss: Loss = Loss()
 ) -> Consistency:
     """Tuning: a consistency model."""
+    _check(loss, estimator)
+    return Consistency(schedule, pairs, estimator, loss.distance, loss.weight, loss.steps, loss.method)
+
+
+def truncated(
+    schedule: NoiseSchedule,
+    pairs: TruncatedPairs,
+    estimator: NoiseEstimator,
+    below: Denoiser,
+    boundary_weight: float = 0.1,
+    loss: Loss = Loss(),
+) -> Truncated:
+    """Stage 2 of TCM: a consistency model above t′, over the frozen model `below` of stage 1."""
+    _check(loss, estimator)
+    return Truncated(
+        schedule,
+        estimator=estimator,
+        distance=loss.distance,
+        weight=loss.weight,
+        steps=loss.steps,
+        method=loss.method,
+        pairs=pairs,
+        below=below,
+        boundary_weight=boundary_weight,
+    )
+
+
+def _check(loss: Loss, estimator: NoiseEstimator) -> None:
+    """Raises UserError for a distance or solver steps that the estimator cannot have."""
     if isinstance(loss.distance, AdaptiveHuber):
         _check_scatter(loss.distance, estimator)
     if estimator.local and (loss.steps > 1 or loss.method == "heun"):
@@ -103,7 +134,6 @@ def consistency(
             "loss.steps, loss.method",
             "use steps: 1 and method: euler, or another estimator",
         )
-    return Consistency(schedule, pairs, estimator, loss.distance, loss.weight, loss.steps, loss.method)
 
 
 def _check_scatter(distance: AdaptiveHuber, estimator: NoiseEstimator) -> None:

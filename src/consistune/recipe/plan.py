@@ -1,5 +1,6 @@
 """From a validated recipe to the objects of a run: data, model, objective, optimizer, options."""
 
+import math
 from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any
@@ -7,7 +8,7 @@ from typing import Any
 import torch
 
 from consistune.core.noise import NoiseSchedule, rescheduled
-from consistune.core.objectives import Objective
+from consistune.core.objectives import Objective, Truncated, learned
 from consistune.core.posterior.bank import make_bank
 from consistune.core.times import karras_edges
 from consistune.data.images import DataSplit, load_data
@@ -81,7 +82,7 @@ def make_plan(recipe: Recipe, device: torch.device | str = "cpu", given: Given =
     objective: Objective = given.objective or build(
         recipe,
         "",
-        words={"reference": _reference, "model": _teacher, "edges": _edges},
+        words={"reference": _reference, "model": _teacher, "edges": _edges, "below": _below},
         context={
             "recipe": recipe,
             "data": data,
@@ -93,6 +94,9 @@ def make_plan(recipe: Recipe, device: torch.device | str = "cpu", given: Given =
         student=model,
         mirrored=recipe.train.x_flip,
     )
+    if isinstance(objective, Truncated) and min(recipe.mid_t, default=math.inf) < objective.pairs.boundary:
+        what = f"the model learns no t below the boundary {objective.pairs.boundary:g}"
+        raise UserError(what, f"mid_t={list(recipe.mid_t)}", "give times from the boundary on")
     model.card = model.card.updated(
         objective=recipe.objective,
         data=recipe.data,
@@ -140,21 +144,35 @@ def _reference(
         raise UserError(str(error), bank) from error
 
 
-def _teacher(
+def _teacher(path: str, **context: Any) -> Any:
+    return _frozen(path, "estimator.model", **context)
+
+
+def _below(path: str, **context: Any) -> Any:
+    return _frozen(path, "below", flow_map=True, **context)
+
+
+def _frozen(
     path: str,
+    key: str,
     *,
     recipe: Any,
     data: DataSplit,
     device: torch.device | str,
     schedule: NoiseSchedule,
     teacher: Preconditioned | None = None,
+    flow_map: bool = False,
     **_: Any,
 ) -> Any:
-    teacher = load_weights(path, "estimator.model") if teacher is None else deepcopy(teacher)
+    """A trained model under the recipe's schedule; with `flow_map`, one that reaches the trajectory's end."""
+    teacher = load_weights(path, key) if teacher is None else deepcopy(teacher)
     teacher = teacher.to(device).eval().requires_grad_(False)
     classes = len(data.train.class_names) if recipe.conditional else 0
     if (teacher.image_shape, teacher.num_classes) != (data.train.image_shape, classes):
         knows = f"the teacher knows images {list(teacher.image_shape)} and {teacher.num_classes} classes"
         has = f"the run has {list(data.train.image_shape)} and {classes}"
-        raise UserError(f"{knows}, {has}", "estimator.model")
+        raise UserError(f"{knows}, {has}", key)
+    if flow_map and (teacher.card.edges or learned(teacher.card.to_json()) == "denoiser"):
+        kind = "a phased model" if teacher.card.edges else "a diffusion model"
+        raise UserError(f"{path} is {kind}", key, "give a consistency model of one phase")
     return rescheduled(teacher, schedule)

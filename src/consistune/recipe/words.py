@@ -53,6 +53,7 @@ PARTS: dict[Any, dict[str, Any]] = {
         "doubling": times.DoublingGrid,
     },
     times.LogNormal: {"lognormal": times.LogNormal},
+    times.TimeLaw: {"lognormal": times.LogNormal, "log-student": times.LogStudent},
     estimators.NoiseEstimator: {
         "one-sample": estimators.OneSample,
         "score-identity": estimators.ScoreIdentity,
@@ -89,6 +90,7 @@ PARTS: dict[Any, dict[str, Any]] = {
     objectives.Objective: {
         "diffusion": built_objectives.diffusion,
         "consistency": built_objectives.consistency,
+        "truncated": built_objectives.truncated,
     },
     store.Network: store.NETWORKS,
     Preconditioned: store.PRECONDITIONERS,
@@ -100,6 +102,7 @@ NAMES = {
     "gap": times.Gap,
     "grid-size": times.GridSize,
     "law": times.LogNormal,
+    "time-law": times.TimeLaw,
     "estimator": estimators.NoiseEstimator,
     "distance": objectives.Distance,
     "weight": objectives.Weight,
@@ -111,13 +114,14 @@ NAMES = {
     "precond": Preconditioned,
 }
 """What `register` calls the parts."""
-SINGLE = (optim.Optimizer, TrainOptions, built_objectives.Loss)
+SINGLE = (optim.Optimizer, TrainOptions, built_objectives.Loss, times.TruncatedPairs)
 """Classes of which there is one kind: their sections have no `kind`."""
 
 WORDS: dict[tuple[Any, str], tuple[Any, Any]] = {
     (estimators.ScoreIdentity, "reference"): (Literal["batch", "class", "all"], ...),
     (estimators.ScoreIdentity, "bank"): (BankKind, "auto"),
     (estimators.Teacher, "model"): (str, ...),
+    (built_objectives.truncated, "below"): (str, ...),
     (times.Phased, "edges"): (tuple[float, ...] | Annotated[int, Field(ge=1)], ...),
 }
 """Arguments that a recipe names by a word, with that word's type and default; `bank` says where the

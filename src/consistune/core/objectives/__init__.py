@@ -11,6 +11,7 @@ from consistune.core.objectives.consistency import Consistency
 from consistune.core.objectives.continuous import ContinuousConsistency
 from consistune.core.objectives.denoising import Denoising
 from consistune.core.objectives.distances import L1, AdaptiveHuber, Distance, Huber, SquaredL2
+from consistune.core.objectives.truncated import Truncated
 from consistune.core.objectives.weights import InverseCOut, InverseGap, SNRPlus, Uniform, Weight
 
 __all__ = [
@@ -28,6 +29,7 @@ __all__ = [
     "Objective",
     "SNRPlus",
     "SquaredL2",
+    "Truncated",
     "Uniform",
     "Weight",
     "gaussian_like",

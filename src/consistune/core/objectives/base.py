@@ -29,6 +29,8 @@ class Draws:
         batch, times, noise: the images [B, C, H, W], t, r, s [B] and ε [B, C, H, W].
         estimator: bound to this step; a denoising objective does not use it.
         bootstraps: whether any transition of the whole batch ends above its phase's edge, r > s.
+        share: a further factor of each sample's loss [B], for an objective that averages parts of the batch
+            apart; None: 1.
     """
 
     batch: Batch
@@ -36,6 +38,7 @@ class Draws:
     noise: Tensor
     estimator: NoiseEstimator = OneSample()
     bootstraps: bool = False
+    share: Tensor | None = None
 
     def rows(self, part: slice) -> "Draws":
         """These rows of the batch."""
@@ -45,6 +48,7 @@ class Draws:
             self.noise[part],
             self.estimator.rows(part),
             self.bootstraps,
+            None if self.share is None else self.share[part],
         )
 
 
