@@ -54,11 +54,13 @@ class Objective(Protocol):
     Attributes:
         schedule: the noise schedule under which the models passed to `losses` are denoisers.
         learns: what a trained model's x̂_0 is.
+        needs_two_times: whether the model must be a two-time network.
         edges: the inner edges of a phased model in the schedule's time; () for a plain one.
     """
 
     schedule: NoiseSchedule
     learns: ClassVar[Learns] = "flow-map"
+    needs_two_times: ClassVar[bool] = False
 
     @property
     def edges(self) -> tuple[float, ...]:
