@@ -71,6 +71,12 @@ def make_plan(recipe: Recipe, device: torch.device | str = "cpu") -> Plan:
         student=model,
         mirrored=recipe.train.x_flip,
     )
+    if objective.needs_unlabelled and recipe.train.label_dropout == 0:
+        raise UserError(
+            "guidance in training asks the model without labels, which nothing trains",
+            "train.label_dropout",
+            "give a share of the images, such as 0.1",
+        )
     model.card = model.card.updated(
         objective=recipe.objective,
         data=recipe.data,
@@ -84,7 +90,7 @@ def make_plan(recipe: Recipe, device: torch.device | str = "cpu") -> Plan:
         objective=objective,
         optimizer=build(recipe.optimizer, "optimizer"),
         options=build(recipe.train, "train"),
-        target=build(recipe.target, "target") if objective.learns == "flow-map" else Online(),
+        target=build(recipe.target, "target") if hasattr(recipe, "target") else Online(),
     )
 
 

@@ -101,6 +101,11 @@ class MeanVelocity(Objective):
     guidance: Mixture = Mixture()
 
     needs_two_times: ClassVar[bool] = True
+    uses_target: ClassVar[bool] = False
+
+    @property
+    def needs_unlabelled(self) -> bool:
+        return not self.guidance.idle
 
     def reference_bytes(self) -> int:
         return self.estimator.reference_bytes()
