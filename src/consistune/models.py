@@ -74,8 +74,8 @@ def default_sampler(
     """The sampler that fits a model's card, in a number of steps (None: the model's own number).
 
     A diffusion model is sampled by Heun's method. A phased model jumps from edge to edge, with the share η
-    of edge-skipping. Any other model takes one step, and for each further step returns to a noise level of
-    `mid_t` (None: the card's).
+    of edge-skipping. A two-time model jumps to each noise level of `mid_t`. Any other model takes one step,
+    and for each further step returns to a noise level of `mid_t` (None: the card's).
 
     Raises ValueError where steps and model do not fit, and for steps=None where the card names no objective.
     """
@@ -93,6 +93,8 @@ def default_sampler(
     needed = (steps or 1) - 1
     if len(middle) < needed:
         raise ValueError(f"{needed + 1} steps need {needed} times between; {len(middle)} known: give mid_t")
+    if model.two_times:
+        return PhasedSteps(tuple(sorted(middle[:needed])))
     return Multistep(middle[:needed])
 
 

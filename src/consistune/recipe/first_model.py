@@ -13,6 +13,7 @@ from consistune.nn.adapt import adapt
 from consistune.nn.card import ModelCard, Origin
 from consistune.nn.precond import EDMPrecond, Preconditioned
 from consistune.recipe import Recipe, build
+from consistune.recipe.objectives import objective_class
 from consistune.train.augment import LABELS
 
 SOURCES = {
@@ -34,9 +35,16 @@ def first_model(recipe: Recipe, data: DataSplit, given: Preconditioned | None = 
         raise UserError(what, "network, start_from", "give one of the two keys")
     network = {"dropout": recipe.dropout, "dropout_res": recipe.dropout_res}
     options: dict[str, Any] = {name: value for name, value in network.items() if value is not None}
+    two_times = objective_class(type(recipe).builds).needs_two_times
     torch.manual_seed(recipe.train.seed)
     if recipe.network is not None:
         model = _fresh(recipe, data.train.image_shape, classes)
+        if two_times and not model.two_times:
+            raise UserError(
+                f"{recipe.objective} needs a network that takes a second time",
+                "network",
+                "add second_time: true (a network of your own: see Preconditioned)",
+            )
         return adapt(model, _preconditioning(recipe, model), **options).model
     teacher = given or load_weights(str(recipe.start_from), "start_from")
     if teacher.image_shape != data.train.image_shape:
@@ -44,6 +52,8 @@ def first_model(recipe: Recipe, data: DataSplit, given: Preconditioned | None = 
         raise UserError(f"the model makes images {shapes[0]}, the data are {shapes[1]}", "start_from")
     # Without augmentation in training, an embedding of its labels would be weights that nothing uses.
     options |= {"num_classes": classes, "augment_dim": LABELS if getattr(recipe, "augment", 0) else 0}
+    if two_times:
+        options["second_time"] = True
     adapted = adapt(teacher, _preconditioning(recipe, teacher), **options)
     if given is not None and given.card.objective is None:
         return adapted.model  # its weights are fresh

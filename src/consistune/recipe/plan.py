@@ -97,6 +97,12 @@ def make_plan(recipe: Recipe, device: torch.device | str = "cpu", given: Given =
     if isinstance(objective, Truncated) and min(recipe.mid_t, default=math.inf) < objective.pairs.boundary:
         what = f"the model learns no t below the boundary {objective.pairs.boundary:g}"
         raise UserError(what, f"mid_t={list(recipe.mid_t)}", "give times from the boundary on")
+    if objective.needs_unlabelled and recipe.train.label_dropout == 0:
+        raise UserError(
+            "guidance in training asks the model without labels, which nothing trains",
+            "train.label_dropout",
+            "give a share of the images, such as 0.1",
+        )
     model.card = model.card.updated(
         objective=recipe.objective,
         data=recipe.data,
@@ -110,7 +116,7 @@ def make_plan(recipe: Recipe, device: torch.device | str = "cpu", given: Given =
         objective=objective,
         optimizer=build(recipe.optimizer, "optimizer"),
         options=build(recipe.train, "train"),
-        target=build(recipe.target, "target") if objective.learns == "flow-map" else Online(),
+        target=build(recipe.target, "target") if hasattr(recipe, "target") else Online(),
     )
 
 
