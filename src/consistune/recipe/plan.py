@@ -1,6 +1,6 @@
 """From a validated recipe to the objects of a run: data, model, objective, optimizer, options."""
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
@@ -13,7 +13,7 @@ from consistune.data.images import DataSplit, load_data
 from consistune.errors import UserError
 from consistune.nn.precond import Preconditioned
 from consistune.recipe import Recipe, build
-from consistune.recipe.first_model import first_model, load_weights
+from consistune.recipe.first_model import check_space, first_model, load_weights
 from consistune.system.processes import Processes
 from consistune.train.ema import Online, Target
 from consistune.train.loop import Trainer
@@ -60,6 +60,7 @@ class Plan:
 def make_plan(recipe: Recipe, device: torch.device | str = "cpu") -> Plan:
     """Build every part. Raises UserError for combinations that cannot work, naming the keys."""
     data = load_data(recipe.data)
+    _check_augmentation(recipe, data)
     schedule = build(recipe.schedule, "schedule")
     model = first_model(recipe, data)
     objective: Objective = build(
@@ -77,6 +78,7 @@ def make_plan(recipe: Recipe, device: torch.device | str = "cpu") -> Plan:
         data_sha256=data.train.fingerprint,
         class_names=data.train.class_names if recipe.conditional else (),
         mid_t=getattr(recipe, "mid_t", ()),
+        **({} if data.train.latents is None else {"latents": asdict(data.train.latents)}),
     ).learning(objective)
     return Plan(
         data=data,
@@ -86,6 +88,17 @@ def make_plan(recipe: Recipe, device: torch.device | str = "cpu") -> Plan:
         options=build(recipe.train, "train"),
         target=build(recipe.target, "target") if objective.learns == "flow-map" else Online(),
     )
+
+
+def _check_augmentation(recipe: Recipe, data: DataSplit) -> None:
+    """Raises UserError where latents would be mirrored or warped as if they were pictures."""
+    if data.train.latents is None:
+        return
+    remedy = "leave it out; consistune data prepare --latents … --flip encodes the mirrored pictures too"
+    if recipe.train.x_flip:
+        raise UserError("mirrored latents are not the mirrored picture's latents", "train.x_flip", remedy)
+    if getattr(recipe, "augment", 0):
+        raise UserError("these transforms are of pictures, and the data are latents", "augment", remedy)
 
 
 def _edges(word: tuple[float, ...] | int, *, schedule: NoiseSchedule, **_: Any) -> tuple[float, ...]:
@@ -122,6 +135,7 @@ def _teacher(
     path: str, *, recipe: Any, data: DataSplit, device: torch.device | str, schedule: NoiseSchedule, **_: Any
 ) -> Any:
     teacher = load_weights(path, "estimator.model", device).requires_grad_(False)
+    check_space(teacher, data, "estimator.model")
     classes = len(data.train.class_names) if recipe.conditional else 0
     if (teacher.image_shape, teacher.num_classes) != (data.train.image_shape, classes):
         knows = f"the teacher knows images {list(teacher.image_shape)} and {teacher.num_classes} classes"
