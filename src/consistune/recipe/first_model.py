@@ -10,6 +10,7 @@ from consistune.errors import UserError
 from consistune.models import load
 from consistune.nn import store
 from consistune.nn.adapt import adapt
+from consistune.nn.autoencoder.space import from_card
 from consistune.nn.card import ModelCard, Origin
 from consistune.nn.precond import EDMPrecond, Preconditioned
 from consistune.recipe import Recipe, build
@@ -47,6 +48,7 @@ def first_model(recipe: Recipe, data: DataSplit, given: Preconditioned | None = 
             )
         return adapt(model, _preconditioning(recipe, model), **options).model
     teacher = given or load_weights(str(recipe.start_from), "start_from")
+    check_space(teacher, data, "start_from")
     if teacher.image_shape != data.train.image_shape:
         shapes = list(teacher.image_shape), list(data.train.image_shape)
         raise UserError(f"the model makes images {shapes[0]}, the data are {shapes[1]}", "start_from")
@@ -83,6 +85,18 @@ def _preconditioning(recipe: Recipe, model: Preconditioned) -> dict[str, Any]:
     if "logvar_channels" in config and not getattr(recipe, "uncertainty", False):
         config["logvar_channels"] = 0
     return config
+
+
+def check_space(model: Preconditioned, data: DataSplit, key: str) -> None:
+    """Raises UserError unless model and data are both of pictures, or of the same latents."""
+    known = from_card(model.card)
+    if known is None and model.card.objective is None:
+        return  # nothing is known of it
+    if data.train.latents is not None:
+        data.train.latents.check_same_space(known, f"data {data.train.name}, {key}")
+    elif known is not None:
+        what = f"the model makes latents of {known.autoencoder}, the data are pictures"
+        raise UserError(what, key, "prepare the data with --latents, or use a model of pictures")
 
 
 def load_weights(path: str, key: str, device: torch.device | str = "cpu") -> Preconditioned:

@@ -77,6 +77,11 @@ class Objective(Protocol):
     def needs_unlabelled(self) -> bool:
         return False
 
+    @property
+    def lowest_time(self) -> float:
+        """No t below this is learned."""
+        return 0.0
+
     def reference_bytes(self) -> int:
         """The size of the reference images that a step reads beside its batch."""
         return 0
