@@ -76,6 +76,17 @@ def test_a_mistake_is_named_with_what_is_allowed(override: str, names: list[str]
         ),
         (["loss.steps=2"], ["one-sample", "loss.steps"]),
         (["loss.method=heun"], ["one-sample"]),
+        (
+            ["loss.distance={kind: adaptive-huber, scatter: own}"],
+            ["loss.distance.scatter", "one-sample", "kind: huber"],
+        ),
+        (
+            [
+                "loss.distance={kind: adaptive-huber, scatter: measured}",
+                "estimator={kind: blend, estimator: {kind: score-identity, reference: class, size: 1}}",
+            ],
+            ["loss.distance.scatter", "one-sample", "another estimator"],
+        ),
         (["network=null"], ["network", "start_from"]),
         (["start_from=somewhere"], ["network", "start_from"]),
     ],
@@ -101,6 +112,16 @@ def test_a_teacher_that_knows_other_classes_is_refused(tmp_path: Path) -> None:
     keys = [f"start_from={path}", f"estimator={{kind: teacher, model: {path}}}"]
     with pytest.raises(UserError, match="0 classes"):
         make_plan(read_recipe("digits-ect", keys))
+
+
+def test_a_teachers_posterior_scatter_is_refused_and_its_own_is_not(tmp_path: Path) -> None:
+    path = store.save(make_plan(read_recipe("digits-edm", TINY[:1])).model, tmp_path / "model")
+    keys = [f"start_from={path}", f"estimator={{kind: teacher, model: {path}}}"]
+    make_plan(read_recipe("digits-ect", [*keys, "loss.distance={kind: adaptive-huber, scatter: own}"]))
+    with pytest.raises(UserError, match=r"loss\.distance\.scatter: the estimator knows no posterior"):
+        make_plan(
+            read_recipe("digits-ect", [*keys, "loss.distance={kind: adaptive-huber, scatter: posterior}"])
+        )
 
 
 def test_an_override_reaches_its_object() -> None:

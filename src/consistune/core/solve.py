@@ -23,6 +23,7 @@ def solve(
     batch: Batch,
     steps: int = 1,
     method: Method = "euler",
+    x0_hat: Tensor | None = None,
 ) -> Tensor:
     """x_r from x_t in k = `steps` first-order (Euler) or second-order (Heun) steps.
 
@@ -32,7 +33,8 @@ def solve(
     points are evenly spaced in (σ/α)^{1/7}, EDM's spacing; with r = 0 and k > 1 they end at 0 all the same.
     k > 1 or Heun is n-step TD: it needs estimates away from x_t, which `local` estimators do not have.
 
-    x_t [B, ...], t > r ≥ 0 [B] → x_r [B, ...]. Raises ValueError for a local estimator with k > 1 or Heun.
+    x_t [B, ...], t > r ≥ 0 [B] → x_r [B, ...]; `x0_hat` is the estimate at x_t where it is known already.
+    Raises ValueError for a local estimator with k > 1 or Heun.
     """
     if estimator.local and (steps > 1 or method == "heun"):
         raise ValueError("a one-sample estimate is valid only at x_t: use steps=1 and method='euler'")
@@ -40,7 +42,8 @@ def solve(
     x, u = x_t, t
     for i in range(1, steps + 1):
         v = r if i == steps else schedule.time_at((top + (bottom - top) * i / steps) ** RHO)
-        x0_hat = estimator.clean(x, u, batch)
+        if i > 1 or x0_hat is None:
+            x0_hat = estimator.clean(x, u, batch)
         x_v = schedule.step(x, x0_hat, u, v)
         if method == "heun":
             # With ε̂ the mean of its estimates at u and at v. In y = x/α: y_v = y_u + (s_v − s_u)·ε̂.

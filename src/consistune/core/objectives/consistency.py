@@ -6,9 +6,10 @@ import torch
 from torch import Generator, Tensor
 
 from consistune.core.estimators import NoiseEstimator
+from consistune.core.flow import Steps
 from consistune.core.noise import NoiseSchedule
 from consistune.core.objectives.base import Draws, Objective, gaussian_like
-from consistune.core.objectives.distances import Distance, Huber
+from consistune.core.objectives.distances import AdaptiveHuber, Distance, Huber, length
 from consistune.core.objectives.weights import InverseGap, Weight
 from consistune.core.rng import SharedDropout
 from consistune.core.solve import Method, solve
@@ -28,7 +29,7 @@ class Consistency(Objective):
     schedule: NoiseSchedule
     pairs: TimePairs
     estimator: NoiseEstimator
-    distance: Distance = Huber()
+    distance: Distance | AdaptiveHuber = Huber()
     weight: Weight = InverseGap()
     steps: int = 1
     method: Method = "euler"
@@ -70,22 +71,45 @@ class Consistency(Objective):
         t, r, s = times.t, times.r, times.s
         x_t = self.schedule.diffuse(batch.x_0, draws.noise, t)
         with torch.no_grad():
-            x_r = solve(self.schedule, draws.estimator, x_t, t, r, batch, self.steps, self.method)
+            x0_hat, scatter = self._estimate(x_t, draws)
+            x_r = solve(self.schedule, draws.estimator, x_t, t, r, batch, self.steps, self.method, x0_hat)
         mask = SharedDropout(x_t.device)
         f_t = self.jump(model, x_t, t, s, batch.network_condition)
-        f_r = x_r
-        if draws.bootstraps:
-            bootstrap = r > s
-            inside = torch.where(bootstrap, r, t)
-            with torch.no_grad(), mask.again():
-                f_r = self.jump(target, x_r, inside, s, batch.network_condition)
-            f_r = torch.where(expand(bootstrap, x_r), f_r, x_r)
+        f_r = self._end(target, x_r, draws, mask)
         wide = torch.promote_types(f_t.dtype, torch.float32)
-        return self.weight(times, self.schedule) * self.distance(f_t.to(wide), f_r.to(wide))
+        f_t, f_r = f_t.to(wide), f_r.to(wide)
+        weight, distance = self.weight(times, self.schedule), self.distance
+        if not isinstance(distance, AdaptiveHuber):
+            return weight * distance(f_t, f_r)
+        if scatter is None:
+            f_own = self._end(target, self.schedule.step(x_t, batch.x_0, t, r), draws, mask)
+            radius = distance.scale * length(f_own.to(wide) - f_r)
+        else:
+            radius = distance.radius(times, self.schedule, scatter)
+        return weight * distance(f_t, f_r, radius)
+
+    def _estimate(self, x_t: Tensor, draws: Draws) -> tuple[Tensor, Tensor | None]:
+        """x̂_0 at x_t and its scatter [B], where the distance reads one that needs no pass of the network."""
+        batch, t = draws.batch, draws.times.t
+        kind = self.distance.scatter if isinstance(self.distance, AdaptiveHuber) else None
+        if kind == "posterior":
+            return draws.estimator.clean_and_scatter(x_t, t, batch)
+        x0_hat = draws.estimator.clean(x_t, t, batch)
+        return x0_hat, length(batch.x_0 - x0_hat) if kind == "own" else None
+
+    def _end(self, target: Denoiser, x_r: Tensor, draws: Draws, mask: SharedDropout) -> Tensor:
+        """The target f_θ⁻(x_r, r → s), without gradient; x_r itself where r = s."""
+        if not draws.bootstraps:
+            return x_r
+        t, r, s = draws.times.t, draws.times.r, draws.times.s
+        bootstrap = r > s
+        with torch.no_grad(), mask.again():
+            f_r = self.jump(target, x_r, torch.where(bootstrap, r, t), s, draws.batch.network_condition)
+        return torch.where(expand(bootstrap, x_r), f_r, x_r)
 
     def jump(self, model: Denoiser, x_t: Tensor, t: Tensor, s: Tensor, condition: Conditioning) -> Tensor:
         """f(x_t, t → s): to the lower edge s of the phase, with the model's x̂_0 (METHOD §4)."""
-        return self.schedule.step(x_t, model(x_t, t, condition), t, s)
+        return Steps(model, self.schedule).jump(x_t, t, s, condition)
 
 
 def _check(batch: Batch, times: Times, noise: Tensor) -> bool:

@@ -53,21 +53,24 @@ class Stream:
         maximum: the largest logit m so far, float64 [b].
         weight, square: Σe^{l−m}, Σe^{2(l−m)} [b].
         total: Σe^{l−m}·x [b, d].
+        norm: Σe^{l−m}·‖x‖² [b], float64.
     """
 
     maximum: Tensor
     weight: Tensor
     square: Tensor
     total: Tensor
+    norm: Tensor
 
     @classmethod
     def empty(cls, rows: int, size: int, dtype: torch.dtype, device: torch.device) -> "Stream":
         maximum = torch.full((rows,), -torch.inf, dtype=torch.float64, device=device)
         weight, square = torch.zeros(2, rows, dtype=dtype, device=device)
-        return cls(maximum, weight, square, torch.zeros(rows, size, dtype=dtype, device=device))
+        total = torch.zeros(rows, size, dtype=dtype, device=device)
+        return cls(maximum, weight, square, total, torch.zeros_like(maximum))
 
-    def add(self, rows: Tensor, logits: Tensor, values: Tensor) -> None:
-        """Add logits [b, m] (float64, overwritten) of the queries `rows` [b], values [m, d]."""
+    def add(self, rows: Tensor, logits: Tensor, values: Tensor, norms: Tensor) -> None:
+        """Add logits [b, m] (float64, overwritten) of the queries `rows` [b], values [m, d], ‖x‖² [m]."""
         before = self.maximum[rows]
         top = logits.amax(1)
         maximum = torch.maximum(before, top)
@@ -77,15 +80,17 @@ class Stream:
         shift = maximum.clamp(min=-1e300)
         decay, gain = torch.exp(before - shift).to(weights), torch.exp(top - shift).to(weights)
         squares = torch.linalg.vector_norm(weights, dim=1).square()
+        norm = weights.double() @ norms
         weight, total = weighted_sums(weights, values)
         self.maximum[rows] = maximum
         self.weight[rows] = self.weight[rows] * decay + weight * gain
         self.square[rows] = self.square[rows] * decay.square() + squares * gain.square()
         self.total[rows] = total.mul_(gain[:, None]).addcmul_(self.total[rows], decay[:, None])
+        self.norm[rows] = self.norm[rows] * decay + norm * gain
 
     def part(self, rows: slice | Tensor) -> "Stream":
         """The sums of some of the queries."""
-        return Stream(self.maximum[rows], self.weight[rows], self.square[rows], self.total[rows])
+        return Stream(*(value[rows] for value in vars(self).values()))
 
     def merge(self, rows: Tensor, other: "Stream") -> None:
         """Add the sums over other references to the queries `rows` [b], which are distinct."""
@@ -99,7 +104,8 @@ class Stream:
         a, b = (torch.exp(m - shift).to(self.weight) for m in (self.maximum, other.maximum))
         weight = a * self.weight + b * other.weight
         square = a.square() * self.square + b.square() * other.square
-        return Stream(maximum, weight, square, a[:, None] * self.total + b[:, None] * other.total)
+        total = a[:, None] * self.total + b[:, None] * other.total
+        return Stream(maximum, weight, square, total, a * self.norm + b * other.norm)
 
 
 def weighted_sums(weights: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
@@ -116,15 +122,24 @@ def weighted_sums(weights: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         exact_products(digits, x).reshape(WEIGHT_DIGITS, len(weights), -1).to(weights.dtype)
         for x in (ones, values)
     ]
-    weight, total = (_combine(s) / 127 for s in sums)
+    weight, total = (combined(s) / 127 for s in sums)
     return weight[:, 0], total
 
 
-def _combine(sums: Tensor) -> Tensor:
+def combined(sums: Tensor) -> Tensor:
     """Σ_k sums[k]/254ᵏ, the smallest first; `sums` is overwritten."""
     for i in range(len(sums) - 1, 0, -1):
         sums[i - 1].add_(sums[i], alpha=1 / BASE)
     return sums[0]
+
+
+def root_variance(sums: Stream) -> Tensor:
+    """√(Σ_i w_i‖x⁽ⁱ⁾ − x̂_0‖²) = √(E‖x‖² − ‖x̂_0‖²) in the units of the sums [b], float64.
+
+    0 exactly where one image has all the weight; elsewhere within 1e-6 of ‖x‖² under the root.
+    """
+    mean = sums.total.double() / sums.weight.double()[:, None]
+    return (sums.norm / sums.weight - mean.square().sum(1)).clamp(min=0).sqrt()
 
 
 class LevelQuery(NamedTuple):
@@ -165,23 +180,24 @@ class LevelQuery(NamedTuple):
         x = signed_pixels(keys)
         products = exact_products(self.digits[0], x.T)
         if x.device.type != "cpu":  # choosing would wait for the device
-            stream.add(queries, self._logits(products, x, squares, log_prior), x)
+            stream.add(queries, self._logits(products, x, squares, log_prior), x, squares)
             return
         near = self._near(products, squares, stream.maximum[queries], log_prior)
         for rows, columns in _near_parts(near):
-            chosen = x[columns]
+            chosen, norms = x[columns], squares[columns]
             prior = None if log_prior is None else log_prior[rows][:, columns]
             part = self.rows(rows)
-            logits = part._logits(products[rows][:, columns], chosen, squares[columns], prior)
-            stream.add(queries[rows], logits.masked_fill_(~near[rows][:, columns], -torch.inf), chosen)
+            logits = part._logits(products[rows][:, columns], chosen, norms, prior)
+            logits.masked_fill_(~near[rows][:, columns], -torch.inf)
+            stream.add(queries[rows], logits, chosen, norms)
 
     def _logits(self, products: Tensor, x: Tensor, squares: Tensor, log_prior: Tensor | None) -> Tensor:
         """l [b, m] in float64, from the first digit's products [b, m] and x [m, d]."""
         if fast_bytes(x.device):
             others = exact_products(self.digits[1:].flatten(0, 1), x.T)
-            dots = _combine(torch.cat([products, others]).view(DIGITS, *products.shape).double())
+            dots = combined(torch.cat([products, others]).view(DIGITS, *products.shape).double())
         else:  # what the first digit leaves is small enough for fp32
-            rest = _combine(self.digits[1:].float())
+            rest = combined(self.digits[1:].float())
             dots = torch.add(products, rest @ x.T.float(), alpha=1 / BASE)
         logits = torch.addcmul(-squares, dots, 2 * self.scale[:, None])
         logits.mul_((0.5 / self.width.square())[:, None])
@@ -217,6 +233,10 @@ class LevelQuery(NamedTuple):
     def to_image(mean: Tensor) -> Tensor:
         return (mean + (CENTRE - HALF_RANGE)) / HALF_RANGE
 
+    @staticmethod
+    def to_length(levels: Tensor) -> Tensor:
+        return levels / HALF_RANGE
+
 
 def _near_parts(near: Tensor) -> Iterator[tuple[Tensor, Tensor | slice]]:
     """Rows and columns that cover the pairs `near` [b, m]; rows with few such pairs come first, apart."""
@@ -247,7 +267,7 @@ class FloatQuery(NamedTuple):
     ) -> None:
         x = keys.double()
         logits = (2 * (self.y @ x.T) - squares) / (2 * self.width.square())[:, None]
-        stream.add(queries, logits if log_prior is None else logits + log_prior, x)
+        stream.add(queries, logits if log_prior is None else logits + log_prior, x, squares)
 
     @staticmethod
     def squares(keys: Tensor) -> Tensor:
@@ -256,3 +276,7 @@ class FloatQuery(NamedTuple):
     @staticmethod
     def to_image(mean: Tensor) -> Tensor:
         return mean
+
+    @staticmethod
+    def to_length(length: Tensor) -> Tensor:
+        return length
