@@ -1,6 +1,7 @@
 # make demo   environment, install, the whole job on the embedded data, a report
 # make test   environment, install, the tests
 # make lint   ruff and mypy
+# make docs   the site, in build/site
 #
 # The constraints file pins the CPU build of torch. With a GPU, choose your own build:
 #     make demo CONSTRAINTS=
@@ -13,7 +14,7 @@ INSTALLED   := $(VENV)/.installed
 CARD_TESTS  := tests/card tests/core tests/metrics tests/test_doctor.py tests/train/test_optim.py
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: demo test lint format install clean
+.PHONY: demo test lint docs format install clean
 
 install: $(INSTALLED)
 
@@ -35,6 +36,10 @@ lint: $(INSTALLED)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+docs: $(INSTALLED)
+	$(BIN)/python -m pip install --quiet 'mkdocs-material>=9.5'
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
 
 format: $(INSTALLED)
 	$(BIN)/ruff check --fix .
