@@ -46,7 +46,9 @@ def test_every_command_that_a_page_names_exists() -> None:
             r"```\n(.*?)```|`(consistune [^`]+)`", page.read_text(encoding="utf-8"), re.DOTALL
         ):
             for line in "".join(block).splitlines():
-                words = re.match(r"(?:torchrun .*-m )?consistune ([a-z-]+)(?: ([a-z]+))?(.*)", line.strip())
+                words = re.match(
+                    r"(?:torchrun .*-m )?consistune ([a-z][a-z-]*)(?: ([a-z]+))?(.*)", line.strip()
+                )
                 if words is None:
                     continue
                 command = groups.get(words[1])
