@@ -19,6 +19,7 @@ from consistune.train.ema import Online, Target
 from consistune.train.loop import Trainer
 from consistune.train.optim import Optimizer
 from consistune.train.options import TrainOptions
+from consistune.train.precision import Precision
 
 
 @dataclass(frozen=True)
@@ -127,4 +128,6 @@ def _teacher(
         knows = f"the teacher knows images {list(teacher.image_shape)} and {teacher.num_classes} classes"
         has = f"the run has {list(data.train.image_shape)} and {classes}"
         raise UserError(f"{knows}, {has}", "estimator.model")
-    return rescheduled(teacher, schedule)
+    precision = Precision(recipe.train.precision, teacher, torch.device(device))
+    precision.prepare(teacher)
+    return rescheduled(precision.around(teacher), schedule)

@@ -61,9 +61,17 @@ class TrainingDiverged(RuntimeError):
 class StepLoss(nn.Module):
     """The losses of a part of a step as one module, so that a wrapper for several processes sees one pass."""
 
-    def __init__(self, model: Preconditioned, precision: Precision, schedule: NoiseSchedule) -> None:
+    def __init__(
+        self,
+        model: Preconditioned,
+        precision: Precision,
+        schedule: NoiseSchedule,
+        channels_last: bool = False,
+    ) -> None:
+        """channels_last: the images are put into that memory format, for weights that cannot be."""
         super().__init__()
         self.model, self.precision, self.schedule = model, precision, schedule
+        self.channels_last = channels_last
 
     def forward(self, objective: Objective, target: Preconditioned | None, draws: Draws) -> Tensor:
         """Losses [B] of the objective. target None: the model itself."""
@@ -71,12 +79,12 @@ class StepLoss(nn.Module):
 
     def _denoiser(self, model: Preconditioned) -> Denoiser:
         """The network, made for EDM's schedule, under the objective's; its passes run in the precision."""
+        inner = self.precision.around(model)
 
         def denoise(x_t: Tensor, t: Tensor, condition: Conditioning = None) -> Tensor:
-            with self.precision.scope():
-                return model(x_t, t, condition)
+            return inner(x_t.to(memory_format=torch.channels_last), t, condition)
 
-        return rescheduled(denoise, self.schedule)
+        return rescheduled(denoise if self.channels_last else inner, self.schedule)
 
 
 class Trainer:
@@ -104,14 +112,14 @@ class Trainer:
         origin = model.card.start_from
         check_start(model, "start_from" if origin is None else origin.path)
         self.model = model.to(self.device).train().requires_grad_(True)
-        if options.channels_last:
+        self.sharded = options.shard and self.processes.count > 1
+        if options.channels_last and not self.sharded:  # FSDP2 takes no such weights
             self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.model.card = model.card.trained(objective, data, conditional=model.num_classes > 0)
         self.averages = [EMA(self.model, average) for average in options.ema]
         self.target_options = target
         self.target_average = None if target.decay(0) is None else EMA(self.model, 0.0)
         self.precision = Precision(options.precision, self.model, self.device)
-        self.sharded = options.shard and self.processes.count > 1
         self._prepare()
         self.optimizer, self.optimizer_options = optimizer.build(self.model), optimizer
         if self.sharded:
@@ -129,7 +137,9 @@ class Trainer:
         for model in networks:
             self.precision.prepare(model)
             prepare_network(model.network, self.options)
-        self.step_loss: nn.Module = StepLoss(self.model, self.precision, self.objective.schedule)
+        images_last = self.options.channels_last and self.sharded
+        schedule = self.objective.schedule
+        self.step_loss: nn.Module = StepLoss(self.model, self.precision, schedule, images_last)
         if self.sharded:
             sharding.shard(self.step_loss, self.processes)
             for average in self._all_averages():
@@ -317,5 +327,17 @@ def prepare_network(network: nn.Module, options: TrainOptions) -> None:
             )
         network.checkpointing = True  # type: ignore[assignment]
     if options.compile:
-        # The eager generator's masks, or student and target would not drop out alike.
-        network.compile(options={"fallback_random": True})
+        compile_blocks(network)
+
+
+def compile_blocks(network: nn.Module) -> None:
+    """Compile the forward of each block, or of the whole network where it has none, in place.
+
+    Hooks of a sharded block stay outside of the graph. The masks are the eager generator's, or student and
+    target would not drop out alike.
+    """
+    parts = sharding.blocks(network) or [network]
+    config: Any = torch._dynamo.config
+    config.recompile_limit = max(config.recompile_limit, 8 * len(parts))  # blocks share their code
+    for part in parts:
+        part.forward = torch.compile(part.forward, options={"fallback_random": True})

@@ -5,12 +5,18 @@ from contextlib import contextmanager
 from typing import Literal
 
 import torch
+from torch import Tensor
 
+from consistune.core.types import Conditioning, Denoiser
 from consistune.nn.precond import Preconditioned
 
 Word = Literal["fp32", "tf32", "bf16", "fp16"]
-"""fp32: no TF32 on a GPU either. tf32: a GPU's products of fp32 numbers keep 10 bits of each factor."""
+"""fp32: no TF32 on a GPU either. tf32: a GPU's products of fp32 numbers keep 10 bits of each factor. So do
+those that bf16 and fp16 leave in fp32."""
 HALF = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+FIRST_SCALE = 2.0**10
+"""torch's own first scale of fp16, 2¹⁶, overflows: a loss is weighted by 1/(t − r), up to some thousands."""
 
 
 class Precision:
@@ -27,21 +33,31 @@ class Precision:
         self.word, self.device = word, device
         known = getattr(model.network, "precisions", ("fp32",))
         self.autocast = HALF[word] if word in HALF and word not in known else None
-        self.scaler = torch.amp.GradScaler(device.type, enabled=word == "fp16")
+        self.scaler = torch.amp.GradScaler(device.type, init_scale=FIRST_SCALE, enabled=word == "fp16")
 
     def prepare(self, model: Preconditioned) -> None:
         """Set the precision of a network of the run."""
         own = self.word in HALF and self.autocast is None
         model.precision = self.word if own else "fp32"  # type: ignore[assignment]
 
+    def around(self, model: Preconditioned) -> Denoiser:
+        """The model as a denoiser whose passes run in the precision; see `prepare`."""
+
+        def denoise(x_t: Tensor, t: Tensor, condition: Conditioning = None) -> Tensor:
+            with self.scope():
+                return model(x_t, t, condition)
+
+        return denoise
+
     @contextmanager
     def scope(self) -> Iterator[None]:
         """The context in which a network's forward and backward passes run."""
         matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
-        before = matmul.allow_tf32, cudnn.allow_tf32
-        matmul.allow_tf32 = cudnn.allow_tf32 = self.word == "tf32"
+        before = matmul.allow_tf32, cudnn.allow_tf32, cudnn.benchmark
+        matmul.allow_tf32 = cudnn.allow_tf32 = self.word != "fp32"
+        cudnn.benchmark = True  # a run's shapes do not change: the fastest convolutions are looked for once
         try:
             with torch.autocast(self.device.type, self.autocast, enabled=self.autocast is not None):
                 yield
         finally:
-            matmul.allow_tf32, cudnn.allow_tf32 = before
+            matmul.allow_tf32, cudnn.allow_tf32, cudnn.benchmark = before
