@@ -17,6 +17,7 @@ from consistune.nn.precond import Preconditioned
 from consistune.recipe import read_recipe
 from consistune.recipe.plan import make_plan
 from consistune.train.loop import Trainer
+from consistune.train.options import CARD_PRECISION, TrainOptions
 from consistune.train.sharding import blocks
 from tests.support.together import EDM2, SCT, mlp, trainer_of
 
@@ -208,3 +209,43 @@ def test_flags_of_torch_are_put_back_after_a_pass() -> None:
     with trainer.precision.scope():
         assert (torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.benchmark) == (True, True)
     assert (torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.benchmark) == before
+
+
+def test_the_precision_follows_the_ratio_of_the_times_and_so_does_a_continued_run() -> None:
+    """With r = (1 − 2^−(1 + n))·t after n stages of 64 images, one step each."""
+    keys = ("pairs.gap={kind: const, every_images: 64}", "train.precision={until_ratio: 0.87}")
+    trainer = trainer_of(("digits-sct", mlp(0), *SCT, "train.batch=64", *keys))
+    assert trainer.precision.word == "bf16"
+    words = []
+    for _ in zip(range(4), trainer.steps(), strict=False):
+        words.append(trainer.precision.word)
+        if len(words) == 2:
+            state = trainer.state_dict()
+    assert words == ["bf16", "bf16", "fp32", "fp32"]  # r/t = 1/2, 3/4, 7/8, 15/16
+    again = trainer_of(("digits-sct", mlp(0), *SCT, "train.batch=64", *keys))
+    again.load_state_dict(state)
+    assert next(again.steps()).finite
+    assert again.precision.word == "fp32"
+
+
+def test_until_ratio_needs_an_objective_with_pairs_of_times() -> None:
+    with pytest.raises(UserError, match="no ratio is reached"):
+        make_plan(read_recipe("digits-edm", (mlp(0), "train.precision={until_ratio: 0.9}")))
+    with pytest.raises(UserError, match="until_ratio"):
+        make_plan(
+            read_recipe("digits-sct", (mlp(0), "start_from=null", "train.precision={until_ratio: 2.0}"))
+        )
+
+
+@pytest.mark.parametrize(("images", "compiled"), [(12_800, False), (1_280_000, True)])
+def test_what_is_left_open_is_decided_by_the_device(
+    images: int, compiled: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("consistune.train.options.find_spec", lambda _: object())
+    monkeypatch.setattr("torch.cuda.is_bf16_supported", lambda: True)
+    options = TrainOptions(images=images)
+    here, there = options.on(torch.device("cpu")), options.on(torch.device("cuda"))
+    assert (here.precision, here.compile, here.channels_last) == ("fp32", False, False)
+    assert (there.precision, there.compile, there.channels_last) == (CARD_PRECISION, compiled, True)
+    given = TrainOptions(images=images, precision="tf32", compile=False, channels_last=False)
+    assert given.on(torch.device("cuda")) == given

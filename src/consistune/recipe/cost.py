@@ -109,7 +109,7 @@ def report(plan: Plan, cost: Estimate, folder: Path) -> list[tuple[str, str]]:
     options = plan.options
     rows = [
         ("parameters", f"{cost.parameters:,}"),
-        ("precision", options.precision),
+        ("precision", str(options.precision)),
         ("memory, about", size(cost.memory)),
         ("  weights", size(cost.weights)),
         ("  gradients", size(cost.gradients)),

@@ -19,7 +19,7 @@ from consistune.train.ema import Online, Target
 from consistune.train.loop import Trainer
 from consistune.train.optim import Optimizer
 from consistune.train.options import TrainOptions
-from consistune.train.precision import Precision
+from consistune.train.precision import Precision, UntilRatio
 
 
 @dataclass(frozen=True)
@@ -79,14 +79,23 @@ def make_plan(recipe: Recipe, device: torch.device | str = "cpu") -> Plan:
         class_names=data.train.class_names if recipe.conditional else (),
         mid_t=getattr(recipe, "mid_t", ()),
     ).learning(objective)
+    options = _options(recipe, torch.device(device))
+    if isinstance(build(recipe.train, "train").precision, UntilRatio) and not hasattr(objective, "pairs"):
+        what = "the objective has no pairs of times, so that no ratio is reached"
+        raise UserError(what, "train.precision.until_ratio", "give one precision")
     return Plan(
         data=data,
         model=model,
         objective=objective,
         optimizer=build(recipe.optimizer, "optimizer"),
-        options=build(recipe.train, "train"),
+        options=options,
         target=build(recipe.target, "target") if objective.learns == "flow-map" else Online(),
     )
+
+
+def _options(recipe: Recipe, device: torch.device) -> TrainOptions:
+    options: TrainOptions = build(recipe.train, "train")
+    return options.on(device)
 
 
 def _edges(word: tuple[float, ...] | int, *, schedule: NoiseSchedule, **_: Any) -> tuple[float, ...]:
@@ -128,6 +137,8 @@ def _teacher(
         knows = f"the teacher knows images {list(teacher.image_shape)} and {teacher.num_classes} classes"
         has = f"the run has {list(data.train.image_shape)} and {classes}"
         raise UserError(f"{knows}, {has}", "estimator.model")
-    precision = Precision(recipe.train.precision, teacher, torch.device(device))
+    choice: Any = _options(recipe, torch.device(device)).precision
+    word = choice.first if isinstance(choice, UntilRatio) else choice
+    precision = Precision(word, teacher, torch.device(device))
     precision.prepare(teacher)
     return rescheduled(precision.around(teacher), schedule)

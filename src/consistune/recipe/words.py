@@ -33,6 +33,7 @@ from consistune.nn.precond import Preconditioned
 from consistune.recipe import objectives as built_objectives
 from consistune.train import ema, optim
 from consistune.train.options import TrainOptions
+from consistune.train.precision import UntilRatio
 
 PARTS: dict[Any, dict[str, Any]] = {
     noise.NoiseSchedule: {
@@ -110,7 +111,7 @@ NAMES = {
     "precond": Preconditioned,
 }
 """What `register` calls the parts."""
-SINGLE = (optim.Optimizer, TrainOptions, built_objectives.Loss)
+SINGLE = (optim.Optimizer, TrainOptions, UntilRatio, built_objectives.Loss)
 """Classes of which there is one kind: their sections have no `kind`."""
 
 WORDS: dict[tuple[Any, str], tuple[Any, Any]] = {

@@ -30,7 +30,7 @@ from consistune.train.loss_by_time import NAMES, loss_by_time
 from consistune.train.optim import Optimizer
 from consistune.train.options import TrainOptions
 from consistune.train.order import EpochOrder, Stream, TrainingData
-from consistune.train.precision import Precision
+from consistune.train.precision import Precision, UntilRatio, Word
 from consistune.train.soundness import Soundness, check_start
 
 
@@ -104,11 +104,13 @@ class Trainer:
         """`processes` decide the device where they are given. Raises UserError for unfit options."""
         self.processes = processes or Processes(torch.device(device))
         self.device = self.processes.device
+        options = options.on(self.device)
         self.objective, self.data, self.options = objective, data.resident(self.device), options
         if options.batch % self.processes.count:
             raise UserError(
                 f"{options.batch} images do not divide among {self.processes.count} processes", "train.batch"
             )
+        self.step = self.images = self.nonfinite_total = self.nonfinite_in_a_row = self.rollbacks = 0
         origin = model.card.start_from
         check_start(model, "start_from" if origin is None else origin.path)
         self.model = model.to(self.device).train().requires_grad_(True)
@@ -119,25 +121,23 @@ class Trainer:
         self.averages = [EMA(self.model, average) for average in options.ema]
         self.target_options = target
         self.target_average = None if target.decay(0) is None else EMA(self.model, 0.0)
-        self.precision = Precision(options.precision, self.model, self.device)
+        self.precision = Precision(self._word(), self.model, self.device)
         self._prepare()
         self.optimizer, self.optimizer_options = optimizer.build(self.model), optimizer
         if self.sharded:
             for group in self.optimizer.param_groups:  # one kernel cannot take split and whole tensors
                 group["foreach"] = group["fused"] = False
         self.order = EpochOrder(len(data), options.seed)
-        self.step = self.images = self.nonfinite_total = self.nonfinite_in_a_row = self.rollbacks = 0
         self.by_time = torch.zeros(2, len(NAMES), device=self.device)
 
     def _prepare(self) -> None:
         """Prepare the networks of a step as the options say; their parameters keep their names."""
-        networks = [self.model]
         if self.target_average is not None:
-            networks.append(self.target_average.model.train())  # it draws the student's dropout mask
-        for model in networks:
+            self.target_average.model.train()  # it draws the student's dropout mask
+        for model in self._networks():
             self.precision.prepare(model)
             prepare_network(model.network, self.options)
-        images_last = self.options.channels_last and self.sharded
+        images_last = bool(self.options.channels_last) and self.sharded
         schedule = self.objective.schedule
         self.step_loss: nn.Module = StepLoss(self.model, self.precision, schedule, images_last)
         if self.sharded:
@@ -146,6 +146,15 @@ class Trainer:
                 sharding.shard(average.model, self.processes)
         else:
             self.step_loss = self.processes.replicated(self.step_loss)
+
+    def _networks(self) -> list[Preconditioned]:
+        """Those that compute in a step."""
+        return [self.model] + ([] if self.target_average is None else [self.target_average.model])
+
+    def _word(self) -> Word:
+        """The precision of the next step."""
+        choice: Any = self.options.precision
+        return choice.at(self.objective, self.images) if isinstance(choice, UntilRatio) else choice
 
     @property
     def averaged(self) -> Preconditioned:
@@ -178,6 +187,10 @@ class Trainer:
         rate = self.optimizer_options.rate_at(self.images, self.options.images)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
+        if (word := self._word()) != self.precision.word:
+            self.precision.word = word
+            for model in self._networks():
+                self.precision.prepare(model)
         self.optimizer.zero_grad(set_to_none=True)
         draws = self._draw()
         losses = [self._backward(draws, part) for part in self._parts()]
