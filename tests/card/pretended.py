@@ -169,8 +169,6 @@ class Card(TorchDispatchMode):
         name = func.overloadpacket.__name__ if hasattr(func, "overloadpacket") else str(func)
         device = _device_asked(func, kwargs, tensors, ours)
         to_card = device is not None and device.type == "cuda"
-        if func is aten._fused_sdp_choice.default and ours:
-            return cls._attention(*args[:3])
         others = [x for x in tensors if not isinstance(x, CardTensor)]
         if ours and others and func not in COPIES:
             cls._check_devices(func, name, args, others)
@@ -224,8 +222,8 @@ class Card(TorchDispatchMode):
             cls.current.kernels[name] += 1
 
     @classmethod
-    def _attention(cls, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> int:
-        """Record what CUDA would choose (compute capability 9.0); the values come from the math form."""
+    def attended(cls, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> None:
+        """Record the attention kernel that CUDA would choose (compute capability 9.0)."""
         dense = all(x.stride(-1) == 1 for x in (q, k, v))  # the fused kernels need it
         kind = "math"
         if dense and q.dtype in (torch.bfloat16, torch.float16) and q.shape[-1] <= 256:
@@ -234,7 +232,6 @@ class Card(TorchDispatchMode):
             kind = "mem-efficient"
         if cls.current is not None and not cls.current.quiet:
             cls.current.attention[f"{kind} {q.dtype} {tuple(q.shape)} strides {q.stride()}"] += 1
-        return 0
 
 
 def _device_asked(
@@ -388,6 +385,7 @@ def install() -> None:
     _patch_modules()
     _patch_makers()
     _patch_engine()
+    _patch_attention()
 
 
 def _patch_moves() -> None:
@@ -467,6 +465,17 @@ def _patch_makers() -> None:
     torch.Tensor.new_tensor = lambda self, data, **kwargs: torch.tensor(  # type: ignore[method-assign]
         data, **{"dtype": self.dtype, "device": self.device, **kwargs}
     )
+
+
+def _patch_attention() -> None:
+    attention = nn.functional.scaled_dot_product_attention
+
+    def attended(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, **options: Any) -> torch.Tensor:
+        if isinstance(q, CardTensor):
+            Card.attended(q, k, v)
+        return attention(q, k, v, **options)
+
+    nn.functional.scaled_dot_product_attention = attended  # type: ignore[assignment]
 
 
 def _patch_engine() -> None:

@@ -141,8 +141,6 @@ def _run(request: "Request") -> None:
 
 def _process_device(name: str) -> "torch.device":
     """The device of this process; under torchrun or accelerate launch, join the other processes first."""
-    from accelerate import PartialState
+    from consistune.system.processes import Processes
 
-    chosen = options.pick_device(name)
-    state = PartialState(cpu=chosen.type == "cpu")
-    return state.device if chosen.type == "cuda" and state.num_processes > 1 else chosen
+    return Processes.start(options.pick_device(name)).device

@@ -10,14 +10,9 @@ from consistune.metrics.metric import Block, Metric, Result, SampleBatch
 
 
 @torch.inference_mode()
-def count_correct(
-    model: ImageClassifier,
-    images: Tensor,
-    labels: Tensor,
-    device: torch.device | str = "cpu",
-    batch: int = 512,
-) -> int:
-    """Number of uint8 images [n, C, H, W] that a classifier on `device` gives their label [n]."""
+def count_correct(model: ImageClassifier, images: Tensor, labels: Tensor, batch: int = 512) -> int:
+    """Number of uint8 images [n, C, H, W] that a classifier, wherever it is, gives their label [n]."""
+    device = next(model.parameters()).device
     pairs = zip(torch.split(images, batch), torch.split(labels, batch), strict=True)
     return sum(int((model(x.to(device)).argmax(1) == y.to(device)).sum()) for x, y in pairs)
 
@@ -37,8 +32,7 @@ class Accuracy(Metric):
 
     def accumulate(self, batch: SampleBatch) -> None:
         if batch.labels is not None and self.setup.classifier is not None:
-            device = self.setup.extractor.device
-            correct = count_correct(self.setup.classifier, batch.images, batch.labels, device)
+            correct = count_correct(self.setup.classifier, batch.images, batch.labels)
             self.correct_and_all += torch.tensor([correct, len(batch.labels)])
 
     def result(self) -> Result:

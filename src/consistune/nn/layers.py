@@ -181,7 +181,19 @@ class GroupNorm(nn.GroupNorm):
     def forward(self, x: Tensor) -> Tensor:
         if transformed():  # torch takes a view of the tangent, whose strides may be others than those of x
             x = x.clone(memory_format=torch.contiguous_format)
+        elif x.is_cuda and not x.is_contiguous():
+            return self._in_its_format(x)
         return group_norm(x, self.num_groups, self.weight.to(x.dtype), self.bias.to(x.dtype), self.eps)
+
+    def _in_its_format(self, x: Tensor) -> Tensor:
+        """The same in x's memory format: CUDA's group norm would copy x into the usual one."""
+        wide = x.to(torch.promote_types(x.dtype, torch.float32)).unflatten(1, (self.num_groups, -1))  # type: ignore[no-untyped-call]
+        variance, mean = torch.var_mean(wide, dim=(2, 3, 4), correction=0)
+        rows = torch.rsqrt(variance + self.eps)[:, :, None]
+        scale = rows * self.weight.to(rows.dtype).view(self.num_groups, -1)
+        shift = self.bias.to(rows.dtype).view(self.num_groups, -1) - mean[:, :, None] * scale
+        scale, shift = (value.flatten(1)[:, :, None, None] for value in (scale, shift))
+        return (x * scale + shift).to(x.dtype)
 
 
 def split_heads(qkv: Tensor, heads: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -202,6 +214,8 @@ def attend(q: Tensor, k: Tensor, v: Tensor, like: Tensor, dtype: torch.dtype | N
     does.
     """
     q, k, v = (part.to(dtype or part.dtype) for part in (q, k, v))
+    if q.is_cuda:  # its fast kernels take features that lie side by side alone
+        q, k, v = (part.contiguous() for part in (q, k, v))
     # Only the plain kernel has a forward derivative.
     with sdpa_kernel(SDPBackend.MATH) if transformed() else nullcontext():
         attended = scaled_dot_product_attention(q, k, v)

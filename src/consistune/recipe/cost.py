@@ -116,7 +116,7 @@ def report(plan: Plan, cost: Estimate, folder: Path) -> list[tuple[str, str]]:
     rows = [
         *of,
         ("parameters", f"{cost.parameters:,}"),
-        ("precision", options.precision),
+        ("precision", str(options.precision)),
         ("memory, about", size(cost.memory)),
         ("  weights", size(cost.weights)),
         ("  gradients", size(cost.gradients)),

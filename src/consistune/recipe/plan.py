@@ -20,6 +20,7 @@ from consistune.train.ema import Online, Target
 from consistune.train.loop import Trainer
 from consistune.train.optim import Optimizer
 from consistune.train.options import TrainOptions
+from consistune.train.precision import Precision, UntilRatio
 
 
 @dataclass(frozen=True)
@@ -112,14 +113,23 @@ def make_plan(recipe: Recipe, device: torch.device | str = "cpu", given: Given =
         mid_t=middle,
         **({} if data.train.latents is None else {"latents": asdict(data.train.latents)}),
     ).learning(objective)
+    options = _options(recipe, torch.device(device))
+    if isinstance(build(recipe.train, "train").precision, UntilRatio) and not hasattr(objective, "pairs"):
+        what = "the objective has no pairs of times, so that no ratio is reached"
+        raise UserError(what, "train.precision.until_ratio", "give one precision")
     return Plan(
         data=data,
         model=model,
         objective=objective,
         optimizer=build(recipe.optimizer, "optimizer"),
-        options=build(recipe.train, "train"),
+        options=options,
         target=build(recipe.target, "target") if hasattr(recipe, "target") else Online(),
     )
+
+
+def _options(recipe: Recipe, device: torch.device) -> TrainOptions:
+    options: TrainOptions = build(recipe.train, "train")
+    return options.on(device)
 
 
 def _check_augmentation(recipe: Recipe, data: DataSplit) -> None:
@@ -195,4 +205,8 @@ def _frozen(
     if flow_map and (teacher.card.edges or learned(teacher.card.to_json()) == "denoiser"):
         kind = "a phased model" if teacher.card.edges else "a diffusion model"
         raise UserError(f"{path} is {kind}", key, "give a consistency model of one phase")
-    return rescheduled(teacher, schedule)
+    choice: Any = _options(recipe, torch.device(device)).precision
+    word = choice.first if isinstance(choice, UntilRatio) else choice
+    precision = Precision(word, teacher, torch.device(device))
+    precision.prepare(teacher)
+    return rescheduled(precision.around(teacher), schedule)

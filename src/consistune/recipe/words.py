@@ -33,6 +33,7 @@ from consistune.nn.precond import Preconditioned
 from consistune.recipe import objectives as built_objectives
 from consistune.train import ema, optim
 from consistune.train.options import TrainOptions
+from consistune.train.precision import UntilRatio
 
 PARTS: dict[Any, dict[str, Any]] = {
     noise.NoiseSchedule: {
@@ -123,6 +124,7 @@ NAMES = {
 SINGLE = (
     optim.Optimizer,
     TrainOptions,
+    UntilRatio,
     built_objectives.Loss,
     objectives.Mixture,
     times.TruncatedPairs,

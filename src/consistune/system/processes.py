@@ -16,6 +16,8 @@ from torch.nn.parallel import DistributedDataParallel
 
 OPTIONAL_HEADS = ("logvar", "map_augment")
 """Parameters that an objective need not use: for a model that has some, DDP looks for unused parameters."""
+BACKENDS = {"cuda": "cuda:nccl,cpu:gloo"}
+"""What carries tensors between processes, by device. NCCL refuses the CPU's, which evaluations sum."""
 TIMEOUT = timedelta(hours=2)
 """The longest wait of one process for another; all others wait while the first one measures a model."""
 
@@ -48,10 +50,11 @@ class Processes:
         """
         if launched_processes() == 1:
             return cls(device)
-        from accelerate import PartialState  # imported here: it takes seconds, and one process needs none
-
-        state = PartialState(cpu=device.type == "cpu", timeout=TIMEOUT)
-        return cls(state.device, state.process_index, state.num_processes)
+        if device.type == "cuda":
+            device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+            torch.cuda.set_device(device)
+        distributed.init_process_group(BACKENDS.get(device.type, "gloo"), timeout=TIMEOUT)
+        return cls(device, distributed.get_rank(), distributed.get_world_size())
 
     @property
     def main(self) -> bool:

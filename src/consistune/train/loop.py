@@ -11,7 +11,6 @@ Dropout masks alone are drawn for each part of a batch, from (seed, step, the pa
 
 import math
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -21,7 +20,7 @@ from torch import Tensor, nn
 from consistune.core.noise import NoiseSchedule, rescheduled
 from consistune.core.objectives import Draws, Objective
 from consistune.core.rng import mix_seed
-from consistune.core.types import Batch, Conditioning, Denoiser
+from consistune.core.types import Batch, Denoiser
 from consistune.errors import UserError
 from consistune.nn.precond import Preconditioned
 from consistune.system.processes import Processes, pending
@@ -31,7 +30,7 @@ from consistune.train.loss_by_time import NAMES, loss_by_time
 from consistune.train.optim import Optimizer
 from consistune.train.options import TrainOptions
 from consistune.train.order import EpochOrder, Stream, TrainingData
-from consistune.train.precision import Precision
+from consistune.train.precision import Precision, UntilRatio, Word
 from consistune.train.soundness import Soundness, check_start
 
 
@@ -59,34 +58,20 @@ class TrainingDiverged(RuntimeError):
     """Too many non-finite steps in a row, or a state that is not sound (`train.soundness`)."""
 
 
-@dataclass(frozen=True)
-class Passes:
-    """A model's passes in a run's precision, and its derivatives in fp32."""
-
-    model: Preconditioned
-    precision: Precision
-
-    @property
-    def two_times(self) -> bool:
-        return self.model.two_times
-
-    def __call__(
-        self, x_t: Tensor, t: Tensor, condition: Conditioning = None, s: Tensor | None = None
-    ) -> Tensor:
-        with self.precision.scope():
-            return self.model(x_t, t, condition, s)
-
-    def exactly(self) -> AbstractContextManager[None]:
-        """Where derivatives of the model are taken (`core.derivative`)."""
-        return self.precision.exactly(self.model)
-
-
 class StepLoss(nn.Module):
     """The losses of a part of a step as one module, so that a wrapper for several processes sees one pass."""
 
-    def __init__(self, model: Preconditioned, precision: Precision, schedule: NoiseSchedule) -> None:
+    def __init__(
+        self,
+        model: Preconditioned,
+        precision: Precision,
+        schedule: NoiseSchedule,
+        channels_last: bool = False,
+    ) -> None:
+        """channels_last: the images are put into that memory format, for weights that cannot be."""
         super().__init__()
         self.model, self.precision, self.schedule = model, precision, schedule
+        self.channels_last = channels_last
 
     def forward(self, objective: Objective, target: Preconditioned | None, draws: Draws) -> Tensor:
         """Losses [B] of the objective. target None: the model itself."""
@@ -94,7 +79,7 @@ class StepLoss(nn.Module):
 
     def _denoiser(self, model: Preconditioned) -> Denoiser:
         """The network, made for EDM's schedule, under the objective's; its passes run in the precision."""
-        return rescheduled(Passes(model, self.precision), self.schedule)
+        return rescheduled(self.precision.around(model, self.channels_last), self.schedule)
 
 
 class Trainer:
@@ -114,46 +99,57 @@ class Trainer:
         """`processes` decide the device where they are given. Raises UserError for unfit options."""
         self.processes = processes or Processes(torch.device(device))
         self.device = self.processes.device
+        options = options.on(self.device)
         self.objective, self.data, self.options = objective, data.resident(self.device), options
         if options.batch % self.processes.count:
             raise UserError(
                 f"{options.batch} images do not divide among {self.processes.count} processes", "train.batch"
             )
+        self.step = self.images = self.nonfinite_total = self.nonfinite_in_a_row = self.rollbacks = 0
         origin = model.card.start_from
         check_start(model, "start_from" if origin is None else origin.path)
         self.model = model.to(self.device).train().requires_grad_(True)
-        if options.channels_last:
+        self.sharded = options.shard and self.processes.count > 1
+        if options.channels_last and not self.sharded:  # FSDP2 takes no such weights
             self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.model.card = model.card.trained(objective, data, conditional=model.num_classes > 0)
         self.averages = [EMA(self.model, average) for average in options.ema]
         self.target_options = target
         self.target_average = None if target.decay(0) is None else EMA(self.model, 0.0)
-        self.precision = Precision(options.precision, self.model, self.device)
-        self.sharded = options.shard and self.processes.count > 1
+        self.precision = Precision(self._word(), self.model, self.device)
         self._prepare()
         self.optimizer, self.optimizer_options = optimizer.build(self.model), optimizer
         if self.sharded:
             for group in self.optimizer.param_groups:  # one kernel cannot take split and whole tensors
                 group["foreach"] = group["fused"] = False
         self.order = EpochOrder(len(data), options.seed)
-        self.step = self.images = self.nonfinite_total = self.nonfinite_in_a_row = self.rollbacks = 0
         self.by_time = torch.zeros(2, len(NAMES), device=self.device)
 
     def _prepare(self) -> None:
         """Prepare the networks of a step as the options say; their parameters keep their names."""
-        networks = [self.model]
         if self.target_average is not None:
-            networks.append(self.target_average.model.train())  # it draws the student's dropout mask
-        for model in networks:
+            self.target_average.model.train()  # it draws the student's dropout mask
+        for model in self._networks():
             self.precision.prepare(model)
             prepare_network(model.network, self.options)
-        self.step_loss: nn.Module = StepLoss(self.model, self.precision, self.objective.schedule)
+        images_last = bool(self.options.channels_last) and self.sharded
+        schedule = self.objective.schedule
+        self.step_loss: nn.Module = StepLoss(self.model, self.precision, schedule, images_last)
         if self.sharded:
             sharding.shard(self.step_loss, self.processes)
             for average in self._all_averages():
                 sharding.shard(average.model, self.processes)
         else:
             self.step_loss = self.processes.replicated(self.step_loss)
+
+    def _networks(self) -> list[Preconditioned]:
+        """Those that compute in a step."""
+        return [self.model] + ([] if self.target_average is None else [self.target_average.model])
+
+    def _word(self) -> Word:
+        """The precision of the next step."""
+        choice: Any = self.options.precision
+        return choice.at(self.objective, self.images) if isinstance(choice, UntilRatio) else choice
 
     @property
     def averaged(self) -> Preconditioned:
@@ -186,6 +182,10 @@ class Trainer:
         rate = self.optimizer_options.rate_at(self.images, self.options.images)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
+        if (word := self._word()) != self.precision.word:
+            self.precision.word = word
+            for model in self._networks():
+                self.precision.prepare(model)
         self.optimizer.zero_grad(set_to_none=True)
         draws = self._draw()
         losses = [self._backward(draws, part) for part in self._parts()]
@@ -335,5 +335,17 @@ def prepare_network(network: nn.Module, options: TrainOptions) -> None:
             )
         network.checkpointing = True  # type: ignore[assignment]
     if options.compile:
-        # The eager generator's masks, or student and target would not drop out alike.
-        network.compile(options={"fallback_random": True})
+        compile_blocks(network)
+
+
+def compile_blocks(network: nn.Module) -> None:
+    """Compile the forward of each block, or of the whole network where it has none, in place.
+
+    Hooks of a sharded block stay outside of the graph. The masks are the eager generator's, or student and
+    target would not drop out alike.
+    """
+    parts = sharding.blocks(network) or [network]
+    config: Any = torch._dynamo.config
+    config.recompile_limit = max(config.recompile_limit, 8 * len(parts))  # blocks share their code
+    for part in parts:
+        part.forward = torch.compile(part.forward, options={"fallback_random": True})

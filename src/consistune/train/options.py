@@ -1,10 +1,18 @@
 """The `train` section of a recipe. Durations and intervals are counted in training images."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from importlib.util import find_spec
 from typing import Literal
 
+import torch
+
 from consistune.train.ema import Average, PowerFunction, SnapshotPrecision, as_average
-from consistune.train.precision import Word
+from consistune.train.precision import UntilRatio, Word
+
+CARD_PRECISION = UntilRatio(0.99, "bf16", "tf32")
+"""The default on CUDA: as long as r/t is small enough for bf16's 8 bits to tell the two outputs apart."""
+COMPILED_STEPS = 10_000
+"""Compilation takes minutes, which a shorter run does not earn back."""
 
 
 @dataclass(frozen=True)
@@ -20,9 +28,11 @@ class TrainOptions:
         label_dropout: share of the images whose label the model does not see, which trains its unlabelled
             branch (classifier-free guidance, 2207.12598); references still use the label.
         microbatch: the most images at a time on a process, gradients summed; None: its whole share.
-        precision: what the networks compute in (`train.precision`); losses and references stay fp32.
+        precision: what the networks compute in (`train.precision`); losses and references stay fp32. auto: on
+            CUDA `CARD_PRECISION`, elsewhere fp32.
         clip_norm: gradients longer than this are shortened to it; None: never.
-        compile: networks through torch.compile. channels_last: their weights in that memory format.
+        compile: the networks' blocks through torch.compile; None: on CUDA, from COMPILED_STEPS steps on.
+        channels_last: their weights in that memory format; None: on CUDA.
         checkpointing: U-Net blocks keep only their inputs and compute the rest again for the gradient.
         shard: weights, gradients, optimizer and averages are split over the processes (FSDP2).
         checkpoint_images, log_images: how often, in images. keep: how many checkpoints are kept.
@@ -43,10 +53,10 @@ class TrainOptions:
     x_flip: bool = False
     label_dropout: float = 0.0
     microbatch: int | None = None
-    precision: Word = "fp32"
+    precision: Word | UntilRatio | Literal["auto"] = "auto"
     clip_norm: float | None = None
-    compile: bool = False
-    channels_last: bool = False
+    compile: bool | None = None
+    channels_last: bool | None = None
     checkpointing: bool = False
     shard: bool = False
     checkpoint_images: int = 100_000
@@ -83,3 +93,18 @@ class TrainOptions:
             raise ValueError(f"snapshots must list shares in (0, 1), got {list(self.snapshots)}")
         if self.shard and self.precision == "fp16":
             raise ValueError("shard and precision fp16 do not go together: use bf16")
+
+    def on(self, device: torch.device) -> "TrainOptions":
+        """The same with what is left open decided for a device."""
+        card = device.type == "cuda"
+        precision = self.precision
+        if precision == "auto":
+            precision = "fp32" if not card else CARD_PRECISION if torch.cuda.is_bf16_supported() else "tf32"
+        long = self.images >= COMPILED_STEPS * self.batch
+        compiled = card and long and find_spec("triton") is not None
+        return replace(
+            self,
+            precision=precision,
+            compile=compiled if self.compile is None else self.compile,
+            channels_last=card if self.channels_last is None else self.channels_last,
+        )

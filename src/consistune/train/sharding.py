@@ -26,11 +26,16 @@ def shard(module: nn.Module, processes: Processes) -> None:
     scalars = {p for p in module.parameters() if p.ndim == 0}
     # Resharded after the forward, because an average has no backward and its parts are read afterwards.
     options: dict[str, Any] = {"mesh": mesh, "ignored_params": scalars, "reshard_after_forward": True}
-    for part in list(module.modules()):
-        if isinstance(part, nn.ModuleDict | nn.ModuleList):
-            for block in part.children():
-                fully_shard(block, **options)
+    for block in blocks(module):
+        fully_shard(block, **options)
     fully_shard(module, **options)
+
+
+def blocks(module: nn.Module) -> list[nn.Module]:
+    """The blocks of a network, which are gathered, and compiled, one by one."""
+    containers = nn.ModuleDict, nn.ModuleList
+    inside = [block for part in module.modules() if isinstance(part, containers) for block in part.children()]
+    return [block for block in inside if not isinstance(block, containers)]
 
 
 def local(tensor: Tensor) -> Tensor:

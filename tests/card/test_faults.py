@@ -1,0 +1,88 @@
+"""Faults of code for a card that no CPU shows: each was there once."""
+
+import pytest
+import torch
+from torch.distributed.distributed_c10d import BackendConfig
+
+from consistune.bench.training import plain_step
+from consistune.bench.workload import Workload
+from consistune.core.estimators import OneSample
+from consistune.metrics.accuracy import count_correct
+from consistune.metrics.classifier import ImageClassifier
+from consistune.nn.layers import GroupNorm
+from consistune.system import processes
+from tests.card.pretended import Card
+from tests.card.runs import NETWORKS, SHAPE, consistency, trainer
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device"),
+]
+
+
+def test_a_classifier_on_the_card_judges_images_of_the_host() -> None:
+    images, labels = torch.randint(0, 256, (30, *SHAPE), dtype=torch.uint8), torch.arange(30) % 4
+    classifier = ImageClassifier(SHAPE, 4).eval()
+    here = count_correct(classifier, images, labels)
+    assert count_correct(classifier.cuda(), images, labels) == here
+
+
+def test_processes_on_cards_can_sum_what_lies_on_the_host(monkeypatch: pytest.MonkeyPatch) -> None:
+    given: list[str] = []
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("LOCAL_RANK", "0")
+    monkeypatch.setattr(torch.cuda, "set_device", lambda device: None)
+    monkeypatch.setattr(torch.distributed, "init_process_group", lambda backend, **_: given.append(backend))
+    monkeypatch.setattr(torch.distributed, "get_rank", lambda: 0)
+    monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 2)
+    joined = processes.Processes.start(torch.device("cuda"))
+    assert (joined.device, joined.count) == (torch.device("cuda", 0), 2)
+    backends = BackendConfig(torch.distributed.Backend(given[0])).get_device_backend_map()
+    assert (backends["cuda"], backends["cpu"]) == ("nccl", "gloo")
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_a_group_norm_keeps_the_memory_format_and_its_value(dtype: torch.dtype) -> None:
+    norm = GroupNorm(32, 1e-5)
+    torch.nn.init.normal_(norm.weight)
+    torch.nn.init.normal_(norm.bias)
+    x = (torch.randn(3, 32, 6, 6) * 3 + 1).to(dtype)
+    expected = norm(x.float())
+    found = norm.cuda()(x.cuda().to(memory_format=torch.channels_last))
+    assert found.is_contiguous(memory_format=torch.channels_last)
+    assert found.dtype == dtype
+    allowed = 2e-3 if dtype == torch.float16 else 1e-5
+    torch.testing.assert_close(found.cpu().float(), expected, rtol=allowed, atol=allowed)
+
+
+@pytest.mark.parametrize("word", ["fp32", "bf16"])
+@pytest.mark.parametrize("kind", ["song", "adm", "edm2", "patch-unet"])
+def test_attention_takes_a_fast_kernel(kind: str, word: str, card: Card) -> None:
+    network = {"channels_per_head": 8} if kind == "edm2" else {}
+    card.attention.clear()
+    next(trainer(consistency(OneSample()), kind, precision=word, network=network).steps())
+    slow = [what for what in card.attention if what.startswith("math")]
+    assert not slow
+    if kind in ("song", "edm2"):
+        assert card.attention
+
+
+def test_channels_last_stays_through_the_norms(card: Card) -> None:
+    card.kernels.clear()
+    next(trainer(consistency(OneSample()), "song", channels_last=True).steps())
+    assert card.kernels["native_group_norm"] == 0
+    next(trainer(consistency(OneSample()), "song").steps())
+    assert card.kernels["native_group_norm"] > 0
+
+
+def test_the_plain_loop_has_its_images_on_the_card_before_a_step(card: Card) -> None:
+    config = {
+        "network": {**NETWORKS["song"], "image_shape": SHAPE, "num_classes": 0, "dropout": 0.1},
+        "precond": {"kind": "edm"},
+    }
+    step = plain_step(Workload("song", 4, config=config), "cuda")
+    step()
+    card.waits.clear()
+    step()
+    assert len(card.waits) == 1  # for the loss
+    assert "plain.py" in next(iter(card.waits))
