@@ -31,6 +31,7 @@ demo: $(INSTALLED)
 test: $(INSTALLED)
 	$(BIN)/python -m pytest
 	$(BIN)/python -m pytest -p tests.card.plugin -m gpu $(CARD_TESTS)
+	$(BIN)/python benchmarks/card.py --rehearse
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

@@ -1,16 +1,21 @@
 """The dry run's figures against what is known of the model, and what the command says."""
 
+import re
 from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from torch import nn
 
 from consistune.cli.train import train
 from consistune.errors import UserError
+from consistune.nn import store
 from consistune.recipe import cost as dryrun
 from consistune.recipe import read_recipe
 from consistune.recipe.plan import Plan, make_plan
+from consistune.system.processes import Processes
+from consistune.train.loop import Trainer
 
 NETWORK = "network={kind: mlp, width: 32, blocks: 2}"
 
@@ -88,3 +93,110 @@ def test_the_command_says_it_and_writes_nothing(
 def test_what_is_missing_ends_it_in_one_line() -> None:
     with pytest.raises(UserError, match="train it first: consistune train digits-edm"):
         train("digits-sct", ["start_from=runs/digits-edm/nowhere"], device="cpu", dry_run=True)
+
+
+def test_a_teachers_weights_are_counted_once_and_the_students_are_not_one(tmp_path: Path) -> None:
+    made = plan()
+    store.save(made.model, tmp_path / "teacher")
+    teacher = f"estimator={{kind: teacher, model: {tmp_path / 'teacher'}}}"
+    distilled = dryrun.estimate(plan(teacher))
+    assert distilled.teachers == distilled.weights
+    assert distilled.references == 0
+    under_another_schedule = dryrun.estimate(plan(teacher, "schedule={kind: rectified-flow}"))
+    assert under_another_schedule.teachers == distilled.weights
+    tuned = dryrun.estimate(made)
+    assert tuned.teachers == 0
+    assert distilled.fixed == tuned.fixed - tuned.references + distilled.teachers
+
+
+def test_the_largest_batch_fills_the_usable_memory_and_no_more() -> None:
+    found = dryrun.estimate(plan())
+    most = found.largest_batch(1 << 30)
+    assert found.fixed + most * found.activations <= dryrun.USABLE * (1 << 30)
+    assert found.fixed + (most + 1) * found.activations > dryrun.USABLE * (1 << 30)
+    assert found.largest_batch(found.fixed) == 0
+
+
+@pytest.mark.parametrize(
+    ("text", "size"), [("80GiB", 80 << 30), ("24 GB", 24 * 10**9), ("1.5KiB", 1536), ("100", 100)]
+)
+def test_sizes_of_memory(text: str, size: int) -> None:
+    assert dryrun.memory_size(text) == size
+
+
+@pytest.mark.parametrize("text", ["", "eighty", "80 gigs", "-1GiB", "0GiB", "80GiBs"])
+def test_what_is_no_size_is_refused(text: str) -> None:
+    with pytest.raises(UserError, match="--memory"):
+        dryrun.memory_size(text)
+
+
+def test_the_dry_run_names_the_batch_for_a_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    train("digits-edm", [NETWORK], device="cpu", dry_run=True, memory="1GiB")
+    assert re.search(r"1\.00 GiB have room for, about +[\d,]{5,} images at a time", capsys.readouterr().out)
+    train("digits-edm", [NETWORK], device="cpu", dry_run=True, memory="64KiB")
+    assert "not one image" in capsys.readouterr().out
+    train("digits-edm", [NETWORK], device="cpu", dry_run=True)
+    assert "have room" not in capsys.readouterr().out
+
+
+@pytest.fixture
+def small_card(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """A device on which a step on more than 13 images has no room; the sizes that were tried."""
+    tried: list[int] = []
+    step = Trainer._step
+
+    def limited(self: Trainer, stop: bool) -> object:
+        tried.append(self.options.batch)
+        if (self.options.microbatch or self.options.batch) > 13:
+            raise torch.OutOfMemoryError("no room")
+        return step(self, stop)
+
+    monkeypatch.setattr(Trainer, "_step", limited)
+    return tried
+
+
+def test_the_micro_batch_is_the_first_half_that_fits(small_card: list[int]) -> None:
+    made = plan("train.batch=100", "train.microbatch=50")
+    before = {name: value.clone() for name, value in made.model.state_dict().items()}
+    assert dryrun.fitting_microbatch(made, Processes(torch.device("cpu"))) == 13
+    assert small_card == [100, 50, 25, 13, 13]
+    assert all(torch.equal(value, before[name]) for name, value in made.model.state_dict().items())
+    assert dryrun.fitting_microbatch(plan("train.batch=12"), Processes(torch.device("cpu"))) == 12
+
+
+def test_a_device_without_room_for_one_image_is_refused(
+    small_card: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(dryrun, "memory_of", lambda device: 1)
+    monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda device: None)
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: 1)
+    with pytest.raises(UserError, match="one image does not fit"):
+        dryrun.fitting_microbatch(plan("train.batch=4"), Processes(torch.device("cpu")))
+    assert small_card == [4, 4, 2, 2, 1, 1]
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"batch": "128"}, "write train.batch=N"),
+        ({"batch": "auto"}, "write train.microbatch=N"),
+        ({"batch": "auto", "dry_run": True}, "a run that begins"),
+        ({"memory": "1GiB"}, "add --dry-run"),
+    ],
+)
+def test_options_without_effect_are_refused(options: dict, words: str) -> None:
+    with pytest.raises(UserError, match=words):
+        train("digits-edm", [NETWORK], device="cpu", **options)
+
+
+def test_the_run_keeps_the_micro_batch_that_was_found(
+    small_card: list[int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("consistune.cli.train._check_batch", lambda *_: None)  # as on a card
+    keys = [NETWORK, "train.batch=16", "train.images=32", "train.snapshots=[]"]
+    train("digits-edm", keys, out=tmp_path / "run", device="cpu", batch="auto")
+    assert yaml.safe_load((tmp_path / "run" / "recipe.yaml").read_text())["train"]["microbatch"] == 8
+    assert small_card == [16, 8, 8, 16, 16]

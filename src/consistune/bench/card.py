@@ -7,8 +7,10 @@ from functools import partial
 import torch
 
 from consistune.bench import sampling, training
-from consistune.bench.timing import alternate, times_as_fast
+from consistune.bench.timing import Timing, alternate, times_as_fast
+from consistune.bench.training import products_in
 from consistune.bench.workload import Workload
+from consistune.train.precision import HALF, Word
 
 BATCH = 128
 WARMUP = 11
@@ -18,11 +20,19 @@ Rows = Iterator[tuple[str, str, str]]
 """What is measured, its value, and what it is compared with."""
 
 
-def matrix_rate(dtype: torch.dtype = torch.bfloat16, repeats: int = 20) -> float:
-    """Floating-point operations per second of a product of two SIDE × SIDE matrices on this device."""
-    a, b = (torch.randn(SIDE, SIDE, device="cuda", dtype=dtype) for _ in range(2))
-    timing = alternate({"product": lambda: a @ b}, rounds=5, warmup=2, inner=repeats)["product"]
-    return 2 * SIDE**3 / timing.median
+def product(
+    word: Word = "bf16", device: str = "cuda", side: int = SIDE, rounds: int = 5, inner: int = 20
+) -> Timing:
+    """Seconds of a product of two side × side matrices of random numbers, in a precision of training."""
+    dtype = HALF.get(word, torch.float32)
+    a, b = (torch.randn(side, side, device=device, dtype=dtype) for _ in range(2))
+    with products_in(word):
+        return alternate({"product": lambda: a @ b}, rounds, warmup=2, inner=inner)["product"]
+
+
+def matrix_rate(word: Word = "bf16") -> float:
+    """Floating-point operations per second of a product of two SIDE × SIDE matrices on the CUDA device."""
+    return 2 * SIDE**3 / product(word).median
 
 
 def step_flops(workload: Workload) -> int:

@@ -61,19 +61,25 @@ def onnx_runtime(model: Preconditioned) -> DrawImages:
     return draw
 
 
-def peer(side: int) -> tuple[DrawImages, torch.nn.Module]:
+def peer(
+    side: int, device: str = "cpu", dtype: torch.dtype = torch.float32
+) -> tuple[DrawImages, torch.nn.Module]:
     """diffusers' pipeline as its documentation uses it, and its network. Needs the extra "bench"."""
     from diffusers import CMStochasticIterativeScheduler, ConsistencyModelPipeline, UNet2DModel
 
     torch.manual_seed(0)
-    network = UNet2DModel(
-        sample_size=side,
-        layers_per_block=4,
-        block_out_channels=PEER_CHANNELS,
-        down_block_types=("DownBlock2D", "AttnDownBlock2D", "DownBlock2D"),
-        up_block_types=("UpBlock2D", "AttnUpBlock2D", "UpBlock2D"),
-        norm_num_groups=16,
-    ).eval()
+    network = (
+        UNet2DModel(
+            sample_size=side,
+            layers_per_block=4,
+            block_out_channels=PEER_CHANNELS,
+            down_block_types=("DownBlock2D", "AttnDownBlock2D", "DownBlock2D"),
+            up_block_types=("UpBlock2D", "AttnUpBlock2D", "UpBlock2D"),
+            norm_num_groups=16,
+        )
+        .to(device, dtype)
+        .eval()
+    )
     scheduler = CMStochasticIterativeScheduler(num_train_timesteps=40, sigma_min=0.002, sigma_max=80.0)
     pipeline = ConsistencyModelPipeline(network, scheduler)
     pipeline.set_progress_bar_config(disable=True)

@@ -2,7 +2,8 @@
 
 import itertools
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -21,7 +22,7 @@ from consistune.system.processes import Processes
 from consistune.train.loop import Trainer
 from consistune.train.optim import Optimizer
 from consistune.train.options import TrainOptions
-from consistune.train.precision import Word
+from consistune.train.precision import HALF, Word
 
 TOLERANCE: dict[Word, tuple[float, float]] = {"fp32": (1e-5, 1e-4), "bf16": (0.02, 0.05)}
 """The largest relative error of losses and of gradients against the plain step, by precision."""
@@ -29,6 +30,8 @@ NEVER_DONE = 1 << 40
 MEMORY_STEPS = 2
 """The optimizer's state exists from the second step on."""
 PLAIN = "plain"
+PLAIN_INPUTS = 4
+"""The plain loop goes through so many batches in turn."""
 FORMS: dict[str, dict[str, Any]] = {
     "fp32": {"precision": "fp32"},
     "bf16": {"precision": "bf16"},
@@ -122,13 +125,33 @@ def our_step(workload: Workload, precision: Word = "bf16", **options: Any) -> Ca
     return lambda: next(steps)
 
 
-def plain_step(workload: Workload, device: str = "cpu") -> Callable[[], object]:
-    """A call that takes the plain loop's next step."""
+def plain_step(workload: Workload, device: str = "cpu", precision: Word = "fp32") -> Callable[[], object]:
+    """A call that takes the plain loop's next step; its inputs are made here and lie on the device.
+
+    precision: fp32 (no TF32), tf32, or bf16 under autocast.
+    """
     loop = PlainLoop(workload.model().to(device))
     inputs = itertools.cycle(
-        [StepInputs.of(loop.model, workload.batch, seed).to(device) for seed in range(4)]
+        [StepInputs.of(loop.model, workload.batch, seed).to(device) for seed in range(PLAIN_INPUTS)]
     )
-    return lambda: loop.step(next(inputs))
+
+    def step() -> float:
+        with products_in(precision), torch.autocast(device, HALF.get(precision), enabled=precision in HALF):
+            return loop.step(next(inputs))
+
+    return step
+
+
+@contextmanager
+def products_in(word: Word) -> Iterator[None]:
+    """Products of fp32 numbers on a CUDA device: in TF32 for the word tf32, else in full precision."""
+    matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
+    before = matmul.allow_tf32, cudnn.allow_tf32
+    matmul.allow_tf32 = cudnn.allow_tf32 = word == "tf32"
+    try:
+        yield
+    finally:
+        matmul.allow_tf32, cudnn.allow_tf32 = before
 
 
 def peaks(

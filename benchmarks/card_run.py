@@ -1,0 +1,232 @@
+"""The stages of benchmarks/card.py that start programs: the gpu tests, the data, and whole runs."""
+
+import json
+import re
+import signal
+import subprocess
+import sys
+import tarfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+Record = dict[str, Any]
+Parts = Iterator[tuple[str, Record]]
+PRETENDED = """
+from tests.card import pretended
+pretended.install()
+from consistune.cli.main import main
+with pretended.card():
+    main()
+"""
+OVERHEAD_S = 75.0
+"""Of the run's seconds, for starting programs, compiling, sampling and measuring."""
+PREPARED = "prepared"
+"""This file in the work folder says that `prepare` has ended, well or not."""
+ASSUMED_RATE = 800.0
+"""Images a second where the stage `train` has measured none."""
+TINY_NETWORK = "network={kind: mlp, width: 16, blocks: 1}"
+FAST = ("train.precision=bf16", "train.channels_last=true", "train.compile=true")
+OUTCOME = re.compile(r"^(\S+::.*|tests/\S+) (PASSED|FAILED|ERROR|SKIPPED|XFAIL)\b")
+
+
+@dataclass(frozen=True)
+class Setting:
+    """Where and how the programs run.
+
+    Attributes:
+        mode: "card", "pretend" (the pretended card) or "rehearse" (the CPU).
+        work: a folder for everything that is not kept. out: the folder of the results.
+        archive: CIFAR-10's training images, a .tar.xz of train/CLASS/*.jpg; None: no run on them.
+        seconds: what the stage may take. rate: images a second of a compiled SCT step, if known.
+    """
+
+    mode: str
+    work: Path
+    out: Path
+    archive: Path | None
+    seconds: float
+    rate: float | None
+
+    @property
+    def small(self) -> bool:
+        return self.mode != "card"
+
+    def consistune(self, *words: str) -> list[str]:
+        start = ["-c", PRETENDED] if self.mode == "pretend" else ["-m", "consistune"]
+        return [sys.executable, *start, *words]
+
+    @property
+    def device(self) -> list[str]:
+        return ["--device", "cpu" if self.mode == "rehearse" else "cuda"]
+
+
+def tests(setting: Setting) -> Parts:
+    """All tests marked gpu; on the pretended card a few of them."""
+    some = ["-p", "tests.card.plugin", "tests/core/test_gpu.py"] if setting.small else []
+    command = [sys.executable, "-m", "pytest", "-o", "addopts=", "-v", "-m", "gpu", *some]
+    with subprocess.Popen(
+        command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    ) as run:
+        assert run.stdout is not None
+        found: dict[str, list[str]] = {}
+        lines: list[str] = []
+        for line in run.stdout:
+            lines.append(line.rstrip())
+            if match := OUTCOME.match(line):
+                found.setdefault(match[2].lower(), []).append(match[1])
+                yield "counts", {outcome: len(names) for outcome, names in found.items()}
+    yield "counts", {"exit status": run.returncode}
+    if run.returncode:
+        failed = found.get("failed", []) + found.get("error", [])
+        yield "failures", {"tests": failed, "output": lines[-60:]}
+
+
+def prepare(setting: Setting) -> Parts:
+    """CIFAR-10 from its archive into the form that training reads, beside the other stages."""
+    if setting.archive is None and not setting.small:
+        yield "data", {"failed": "no archive of CIFAR-10 was carried"}
+        return
+    images = setting.work / "images"
+    if setting.small:
+        _few_images(images / "train")
+    else:
+        with tarfile.open(setting.archive) as archive:
+            archive.extractall(images, filter="data")
+    words = ("data", "prepare", str(images / "train"), str(setting.work / "cifar10"))
+    yield "data", call(setting, *words, "--workers", "1" if setting.small else "8")
+
+
+def run(setting: Setting) -> Parts:
+    """Digits from nothing to a measured model; then CIFAR-10, with a kill and a continuation."""
+    if setting.mode != "rehearse":  # the same commands follow, and each takes seconds to start
+        yield from _digits(setting)
+    if setting.mode == "pretend":
+        return
+    data = setting.work / "cifar10"
+    while not (setting.work / PREPARED).exists():
+        time.sleep(0.2)
+    if not data.is_dir():
+        yield "CIFAR-10", {"failed": "its images were not prepared"}
+        return
+    yield from _cifar(setting, data)
+
+
+def call(setting: Setting, *words: str) -> Record:
+    """Run a command of the package. Raises RuntimeError with the end of its output where it fails."""
+    began = time.perf_counter()
+    done = subprocess.run(
+        setting.consistune(*words),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        cwd=setting.work,
+    )
+    if done.returncode:
+        raise RuntimeError(f"consistune {' '.join(words)}: status {done.returncode}\n{done.stdout[-2000:]}")
+    return {"command": " ".join(words), "seconds": round(time.perf_counter() - began, 1)}
+
+
+def _digits(setting: Setting) -> Parts:
+    images = (256, 256) if setting.small else (256_000, 64_000)
+    keys = [TINY_NETWORK, "train.batch=64"] if setting.small else []
+    teacher, model = setting.work / "digits-edm", setting.work / "digits-sct"
+    train = ("train", "digits-edm", *keys, f"train.images={images[0]}", "--out", str(teacher))
+    yield "digits: diffusion", call(setting, *train, *setting.device)
+    keys = ["train.batch=64"] if setting.small else []
+    words = ("train", "digits-sct", *keys, f"start_from={teacher}/model", f"train.images={images[1]}")
+    yield "digits: SCT", call(setting, *words, "--out", str(model), *setting.device)
+    yield (
+        "digits: measures",
+        _measured(setting, model / "model", "digits", "classifier", 64 if setting.small else 2000),
+    )
+
+
+def _cifar(setting: Setting, data: Path) -> Parts:
+    teacher, model = setting.work / "edm", setting.work / "sct"
+    rate = setting.rate or ASSUMED_RATE
+    left = max(setting.seconds - OVERHEAD_S, 30.0)
+    batch = 8 if setting.small else 512
+    first, second = (int(share * left * rate) // batch * batch for share in (0.35, 0.45))
+    if setting.small:
+        first, second = 2 * batch, 40 * batch
+    network = [TINY_NETWORK, "augment=0"] if setting.small else []
+    common = [f"data={data}", f"train.batch={batch}", f"train.log_images={batch}", "train.ema=[0.99]"]
+    common += [] if setting.small else FAST
+    warm = f"optimizer.warmup_images={first // 4}"
+    words = ("train", "cifar10-edm", *network, *common, f"train.images={first}", warm, "--out", str(teacher))
+    yield "CIFAR-10: diffusion", call(setting, *words, *setting.device)
+    keys = [f"train.images={second}", f"train.checkpoint_images={second // 4 // batch * batch}"]
+    keys += [f"start_from={teacher}/model", f"pairs.gap.every_images={max(second // 8, 1)}"]
+    words = ("train", "cifar10-sct", *common, *keys, "--out", str(model), *setting.device)
+    killed = _killed(setting, words, model / "checkpoints")
+    yield "CIFAR-10: SCT, killed", killed
+    yield "CIFAR-10: SCT, continued", call(setting, "train", str(model), "--resume", *setting.device)
+    yield "CIFAR-10: SCT, continued", _continued(model, second)
+    sheet = setting.out / "card-samples.png"
+    drawn = call(
+        setting, "sample", str(model / "model"), "--seeds", "0-63", "--out", str(sheet), *setting.device
+    )
+    yield "CIFAR-10: samples", drawn
+    count = 16 if setting.small else 5000
+    yield "CIFAR-10: measures", _measured(setting, model / "model", str(data), "efficientnet", count)
+
+
+def _killed(setting: Setting, words: tuple[str, ...], checkpoints: Path) -> Record:
+    """Start a training and kill it, without any warning, once it has written a checkpoint."""
+    log = setting.work / "killed.log"
+    with log.open("w") as out:
+        process = subprocess.Popen(setting.consistune(*words), stdout=out, stderr=out, cwd=setting.work)
+    while not any(checkpoints.glob("*")) and process.poll() is None:
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    if process.wait() != -signal.SIGKILL:
+        raise RuntimeError(
+            f"ended before it was killed, status {process.returncode}: {log.read_text()[-2000:]}"
+        )
+    lines = (checkpoints.parent / "metrics.jsonl").read_text().splitlines()
+    return {"command": " ".join(words), "killed after a record of images": _records(lines)[-1].get("images")}
+
+
+def _continued(run_folder: Path, images: int) -> Record:
+    """What the log of a continued run says. Raises RuntimeError where it is not one whole run."""
+    records = [r for r in _records((run_folder / "metrics.jsonl").read_text().splitlines()) if "loss" in r]
+    seen = [record["images"] for record in records]
+    if seen != sorted(set(seen)) or seen[-1] != images:
+        raise RuntimeError(
+            f"the log of the continued run has gaps or repetitions, and ends at {seen[-1]} of {images}"
+        )
+    return {"images": images, "first loss": records[0]["loss"], "last loss": records[-1]["loss"]}
+
+
+def _records(lines: list[str]) -> list[Record]:
+    """Lines of metrics.jsonl; a line that a killed run left unfinished is not one."""
+    return [json.loads(line) for line in lines if line.endswith("}")]
+
+
+def _measured(setting: Setting, model: Path, data: str, features: str, samples: int) -> Record:
+    out = setting.work / f"measured-{features}"
+    options = ("--data", data, "--features", features, "--samples", str(samples), "--out", str(out))
+    done = call(setting, "evaluate", str(model), *options, *setting.device)
+    rows = json.loads((out / "results.json").read_text())["rows"]
+    return {**done, **{name: value["mean"] for name, value in rows[0]["summary"].items()}}
+
+
+def _few_images(folder: Path) -> None:
+    """Ten classes of four small JPEG files, in place of CIFAR-10."""
+    import numpy as np
+    from PIL import Image
+
+    generator = np.random.default_rng(0)
+    for label in range(10):
+        (folder / f"class{label}").mkdir(parents=True)
+        for index in range(4):
+            pixels = generator.integers(0, 255, (32, 32, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(folder / f"class{label}" / f"{index:04d}.jpg")
+
+
+STAGES = {"tests": tests, "prepare": prepare, "run": run}
+"""Stages that start programs; `card_stages` has those that measure in one process."""

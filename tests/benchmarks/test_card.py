@@ -1,0 +1,140 @@
+"""benchmarks/card.py: goals from a record, stages that hang or fail, and a stage of the rehearsal."""
+
+import argparse
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture(autouse=True)
+def scripts(monkeypatch) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+
+
+def timing(*seconds: float) -> dict:
+    return {"median": sorted(seconds)[len(seconds) // 2], "seconds": list(seconds)}
+
+
+def record_of(sct: tuple[float, ...], plain: tuple[float, ...], peaks: dict[str, int]) -> dict:
+    times = {
+        "ECT, bf16, compiled": timing(0.2, 0.1, 0.3),
+        "SCT, bf16, compiled": timing(*sct),
+        "plain, fp32": timing(*plain),
+    }
+    train = {"work": {"FLOP a step": 1e12}, "compiled": {"times": times, "peak bytes": peaks}}
+    ceilings = {"bf16": {"FLOP/s": 8e12}}
+    stages = {"train": {"status": "done", "parts": train}, "ceilings": {"status": "done", "parts": ceilings}}
+    return {"mode": "card", "when": "today", "seconds": 1.0, "missing": [], "stages": stages}
+
+
+def test_goals_compare_within_a_round_and_say_what_is_open() -> None:
+    import card_page
+
+    record = record_of((0.202, 0.101, 0.303), (0.2, 1.0, 3.0), {"SCT, bf16, compiled": 5, "plain, fp32": 10})
+    rows = {row["name"]: (row["value"], row["state"]) for row in card_page.goals(record)}
+    assert rows["SCT's step, 50,000 references, over ECT's"] == ("1.01 (1.01 to 1.01)", "met")
+    assert rows["training over the plain loop, fp32 (ECT's setting)"] == ("10 (1 to 10)", "met")
+    assert rows["compiled step, share of the measured bf16 rate"] == ("0.625 (0.417 to 1.25)", "met")
+    assert rows["memory of SCT's step over the plain loop's, fp32"] == ("0.5 (0.5 to 0.5)", "met")
+    assert rows["training over the plain loop, TF32"] == (card_page.MISSING, "not measured")
+    slower = record_of((0.21, 0.105, 0.315), (0.2, 0.1, 0.3), {})
+    states = {row["name"]: row["state"] for row in card_page.goals(slower)}
+    assert states["SCT's step, 50,000 references, over ECT's"] == "not met"
+    assert states["training over the plain loop, fp32 (ECT's setting)"] == "not met"
+    assert states["memory of SCT's step over the plain loop's, fp32"] == "not measured"
+
+
+def test_the_page_escapes_what_a_failed_stage_says(tmp_path) -> None:
+    import card_page
+
+    record = record_of((1.0,) * 3, (1.0,) * 3, {}) | {"mode": "rehearse"}
+    record["stages"]["run"] = {"status": "failed", "error": "<script>", "parts": {}}
+    page = card_page.page(record, tmp_path)
+    assert "<script>" not in page
+    assert "&lt;script&gt;" in page
+    assert "A rehearsal (rehearse)" in page
+
+
+CHILD = """
+import json, sys, time
+path, how = sys.argv[1:]
+open(path, "w").write(json.dumps({"first": {"of": how}}))
+if how == "hangs": time.sleep(60)
+if how == "fails": raise SystemExit("the card fell off")
+"""
+
+
+def test_a_stage_that_hangs_or_fails_loses_nothing_and_the_next_one_runs(monkeypatch, tmp_path) -> None:
+    import card
+
+    monkeypatch.setattr(card, "SHORTEST_S", 0.1)
+    names = ("hangs", "fails", "works", "late")
+    limits = (1.0, 30.0, 30.0, 0.0)
+    monkeypatch.setattr(card, "STAGES", tuple(map(card.Stage, names, limits)))
+
+    def start(self, name, setting):
+        command = [sys.executable, "-c", CHILD, str(self.work / f"{name}.json"), name]
+        log = (self.work / f"{name}.log").open("w")
+        return subprocess.Popen(command, stdout=log, stderr=log, text=True, start_new_session=True)
+
+    monkeypatch.setattr(card.Kit, "_start", start)
+    given = argparse.Namespace(
+        rehearse=True, pretend=False, out=tmp_path, minutes=1.0, carried=None, only=None
+    )
+    began = time.monotonic()
+    kit = card.Kit(given)
+    kit.run()
+    assert time.monotonic() - began < 30
+    stages = json.loads((tmp_path / "card.json").read_text())["stages"]
+    assert {name: stages[name]["status"] for name in names} == {
+        "hangs": "out of time", "fails": "failed", "works": "done", "late": "no time left",
+    }  # fmt: skip
+    assert all(stages[name]["parts"] == {"first": {"of": name}} for name in names[:3])
+    assert "the card fell off" in stages["fails"]["error"]
+    assert (tmp_path / "card.html").is_file()
+    assert not kit.complete
+    assert not kit.work.exists()
+
+
+def test_a_log_with_a_repetition_is_no_continued_run(tmp_path) -> None:
+    import card_run
+
+    def write(*images: int) -> None:
+        lines = [json.dumps({"images": n, "loss": 1.0}) for n in images]
+        (tmp_path / "metrics.jsonl").write_text("\n".join(lines) + "\n")
+
+    write(8, 16, 24)
+    assert card_run._continued(tmp_path, 24)["images"] == 24
+    for images in ((8, 16, 16, 24), (8, 16)):
+        write(*images)
+        with pytest.raises(RuntimeError, match="gaps or repetitions"):
+            card_run._continued(tmp_path, 24)
+
+
+def test_carried_modules_of_another_python_are_refused(tmp_path) -> None:
+    import card
+
+    with pytest.raises(SystemExit, match="holds no carried modules"):
+        card.environment("card", tmp_path)
+    (tmp_path / "site").mkdir()
+    (tmp_path / "site" / "_core.cpython-27.so").touch()
+    with pytest.raises(SystemExit, match="for another Python"):
+        card.environment("card", tmp_path)
+
+
+def test_one_stage_of_the_rehearsal_in_processes_of_its_own(tmp_path) -> None:
+    command = [sys.executable, str(ROOT / "benchmarks" / "card.py"), "--rehearse", "--out", str(tmp_path)]
+    done = subprocess.run([*command, "--only", "ceilings"], capture_output=True, text=True, check=True)
+    record = json.loads((tmp_path / "card.json").read_text())
+    parts = record["stages"]["ceilings"]["parts"]
+    assert set(parts) == {"machine", "bf16", "tf32", "fp32", "copy"}
+    assert parts["fp32"]["least"] <= parts["fp32"]["FLOP/s"] <= parts["fp32"]["most"]
+    assert all(goal["state"] == "not measured" for goal in record["goals"])
+    assert "not measured" in done.stdout
+    assert parts["machine"]["torch"] in (tmp_path / "card.html").read_text()
