@@ -200,6 +200,11 @@ def test_web_dataset_shards(tmp_path: Path) -> None:
     check(held_out, planar[6:], [index[k] for k in labels[6:]])
     assert meta.bad == []
     assert any("0, 2, 10 are classes 0 … 2" in note for note in meta.notes)
+    for k in range(2):
+        web_shard(
+            tmp_path / "plain" / f"shard-{k:06d}.tar", images[3 * k : 3 * k + 3], labels[3 * k : 3 * k + 3]
+        )
+    check(prepared(tmp_path / "plain")[1], planar[:6], [index[k] for k in labels[:6]])
     web_shard(tmp_path / "one.tar", images[:2], ["dog", "cat"])
     check(prepared(tmp_path / "one.tar")[1], planar[:2], [1, 0])
 
@@ -226,6 +231,8 @@ def test_several_tars_are_folders_or_shards(tmp_path: Path) -> None:
     for k in range(2):
         make_tar(tmp_path / "shards" / f"images-{k:03d}.tar", {f"{k}.png": PNG})
     assert found(tmp_path / "shards")[0] == {"0.png": "all", "1.png": "all"}
+    make_tar(tmp_path / "shards" / "images-002.tar", {"1.png": PNG})
+    assert "has a member 1.png, as images-001.tar has" in refused(tmp_path / "shards")
 
 
 def test_the_result_of_a_tar_is_that_of_the_folder_to_the_byte(tmp_path: Path) -> None:
