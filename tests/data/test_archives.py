@@ -1,5 +1,6 @@
 """tar archives, WebDataset's shards, and the layouts of ImageNet and Tiny-ImageNet."""
 
+import gzip
 import io
 import lzma
 import tarfile
@@ -72,7 +73,10 @@ def test_damaged_and_swollen_tars_are_refused(tmp_path: Path, monkeypatch: pytes
     long = tarfile.TarInfo("x")
     long.type, long.size = tarfile.GNUTYPE_LONGNAME, 1 << 36
     (tmp_path / "long.tar").write_bytes(data[:1024] + long.tobuf() + bytes(10240))
-    for name in ("cut.tar", "cut.tar.xz", "long.tar"):
+    packed = bytearray(gzip.compress(data))
+    packed[40:60] = bytes(20)
+    (tmp_path / "bad.tar.gz").write_bytes(packed)
+    for name in ("cut.tar", "cut.tar.xz", "long.tar", "bad.tar.gz"):
         assert str(tmp_path / name) in refused(tmp_path / name, format="tar")
     monkeypatch.setattr(tars, "ALWAYS", 1 << 20)
     (tmp_path / "bomb.tar.xz").write_bytes(lzma.compress(data + bytes(1 << 25)))

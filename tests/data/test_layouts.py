@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from consistune.data.sources.base import SourceOptions
+from consistune.data.sources.base import SourceOptions, Unreadable
 from consistune.data.sources.detect import open_source
 from consistune.data.sources.labels import number_labels
 from consistune.data.sources.tree import Files, split_of, splits_among
@@ -429,3 +429,17 @@ def test_a_large_row_group_is_read_in_pieces_and_once_for_the_sample(tmp_path: P
     whole = list(opened.read(opened.task(0, 2100)))
     assert [raw for a, b in opened.pieces() for raw in opened.read(opened.task(a, b))] == whole
     assert list(opened.sample([5, 2099, 1024])) == [whole[5], whole[1024], whole[2099]]
+
+
+def test_a_damaged_part_of_a_parquet_file_is_listed(tmp_path: Path) -> None:
+    pq = pytest.importorskip("pyarrow.parquet")
+    source = shard(tmp_path / "a.parquet", {"label": [k % 2 for k in range(40)]})
+    first = pq.ParquetFile(source).metadata.row_group(0).column(1)
+    data = bytearray(source.read_bytes())
+    start = first.dictionary_page_offset or first.data_page_offset
+    data[start : start + 40] = bytes(40)
+    source.write_bytes(data)
+    opened = open_source(source, SourceOptions(), tmp_path / "w")
+    raws = list(opened.read(opened.task(3, 9)))
+    assert len(raws) == 6
+    assert all(isinstance(raw, Unreadable) and "damaged" in raw.reason for raw in raws)

@@ -11,6 +11,7 @@ import lzma
 import re
 import shutil
 import tarfile
+import zlib
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
@@ -48,7 +49,7 @@ MAX_RATIO, ALWAYS = 100, 1 << 30
 """A packed tar may become so many times larger, or so many bytes."""
 MAX_HEADER = 1 << 20
 """Bytes of a header, such as a long name."""
-DAMAGED = (tarfile.TarError, OSError, EOFError, ValueError, lzma.LZMAError, OverflowError)
+DAMAGED = (tarfile.TarError, OSError, EOFError, ValueError, lzma.LZMAError, zlib.error, OverflowError)
 MEMBER = np.dtype([("tar", "i4"), ("offset", "i8"), ("size", "i8")])
 """A member: the number of its tar, and where its bytes are."""
 
