@@ -4,7 +4,8 @@ The image of a seed does not depend on the other seeds that are drawn with it.
 """
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -74,8 +75,8 @@ def default_sampler(
     """The sampler that fits a model's card, in a number of steps (None: the model's own number).
 
     A diffusion model is sampled by Heun's method. A phased model jumps from edge to edge, with the share η
-    of edge-skipping. Any other model takes one step, and for each further step returns to a noise level of
-    `mid_t` (None: the card's).
+    of edge-skipping. A two-time model jumps to each noise level of `mid_t`. Any other model takes one step,
+    and for each further step returns to a noise level of `mid_t` (None: the card's).
 
     Raises ValueError where steps and model do not fit, and for steps=None where the card names no objective.
     """
@@ -93,6 +94,8 @@ def default_sampler(
     needed = (steps or 1) - 1
     if len(middle) < needed:
         raise ValueError(f"{needed + 1} steps need {needed} times between; {len(middle)} known: give mid_t")
+    if model.two_times:
+        return PhasedSteps(tuple(sorted(middle[:needed])))
     return Multistep(middle[:needed])
 
 
@@ -144,19 +147,26 @@ def sample(
     sampler = sampler or default_sampler(model, steps, mid_t, eta)
     finish = _finishing(model, latents)
     denoiser = Guided(model, worse, guidance, *guidance_interval) if guidance != 1.0 else model
-    training = model.training
-    model.eval()
-    try:
-        images = []
+    images = []
+    with _evaluating(model):
         for start in range(0, len(seeds), batch):
             part = slice(start, start + batch)
             own = None if labels is None else labels[part]
             images.append(finish(_draw(model, denoiser, sampler, schedule or EDM(), seeds[part], own)))
             if progress is not None:
                 progress(len(seeds[part]))
+    return torch.cat(images) if images else finish(torch.empty(0, *model.image_shape))
+
+
+@contextmanager
+def _evaluating(model: Preconditioned) -> Iterator[None]:
+    """The model in evaluation mode, in the block."""
+    training = model.training
+    model.eval()
+    try:
+        yield
     finally:
         model.train(training)
-    return torch.cat(images) if images else finish(torch.empty(0, *model.image_shape))
 
 
 def _finishing(model: Preconditioned, latents: bool) -> Callable[[Tensor], Tensor]:

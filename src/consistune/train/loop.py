@@ -11,6 +11,7 @@ Dropout masks alone are drawn for each part of a batch, from (seed, step, the pa
 
 import math
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -58,6 +59,28 @@ class TrainingDiverged(RuntimeError):
     """Too many non-finite steps in a row, or a state that is not sound (`train.soundness`)."""
 
 
+@dataclass(frozen=True)
+class Passes:
+    """A model's passes in a run's precision, and its derivatives in fp32."""
+
+    model: Preconditioned
+    precision: Precision
+
+    @property
+    def two_times(self) -> bool:
+        return self.model.two_times
+
+    def __call__(
+        self, x_t: Tensor, t: Tensor, condition: Conditioning = None, s: Tensor | None = None
+    ) -> Tensor:
+        with self.precision.scope():
+            return self.model(x_t, t, condition, s)
+
+    def exactly(self) -> AbstractContextManager[None]:
+        """Where derivatives of the model are taken (`core.derivative`)."""
+        return self.precision.exactly(self.model)
+
+
 class StepLoss(nn.Module):
     """The losses of a part of a step as one module, so that a wrapper for several processes sees one pass."""
 
@@ -71,12 +94,7 @@ class StepLoss(nn.Module):
 
     def _denoiser(self, model: Preconditioned) -> Denoiser:
         """The network, made for EDM's schedule, under the objective's; its passes run in the precision."""
-
-        def denoise(x_t: Tensor, t: Tensor, condition: Conditioning = None) -> Tensor:
-            with self.precision.scope():
-                return model(x_t, t, condition)
-
-        return rescheduled(denoise, self.schedule)
+        return rescheduled(Passes(model, self.precision), self.schedule)
 
 
 class Trainer:

@@ -58,15 +58,29 @@ class Objective(Protocol):
     Attributes:
         schedule: the noise schedule under which the models passed to `losses` are denoisers.
         learns: what a trained model's x̂_0 is.
+        needs_two_times: whether the model must be a two-time network.
+        uses_target: whether `losses` asks the target network for anything.
+        needs_unlabelled: whether `losses` asks the model without labels, which label dropout trains.
         edges: the inner edges of a phased model in the schedule's time; () for a plain one.
     """
 
     schedule: NoiseSchedule
     learns: ClassVar[Learns] = "flow-map"
+    needs_two_times: ClassVar[bool] = False
+    uses_target: ClassVar[bool] = True
 
     @property
     def edges(self) -> tuple[float, ...]:
         return ()
+
+    @property
+    def needs_unlabelled(self) -> bool:
+        return False
+
+    @property
+    def lowest_time(self) -> float:
+        """No t below this is learned."""
+        return 0.0
 
     def reference_bytes(self) -> int:
         """The size of the reference images that a step reads beside its batch."""

@@ -50,17 +50,21 @@ class Latents:
                 where,
                 "use pictures, or a model of latents",
             )
-        if (self.identity, self.picture_shape) != (other.identity, other.picture_shape):
-            raise UserError(
-                f"are latents of {_told(self)}, the model's are of {_told(other)}",
-                where,
-                "prepare the pictures again with the model's autoencoder",
-            )
+        self.check_same_autoencoder(other, where)
         if (self.mean, self.deviation, self.sigma_data) != (other.mean, other.deviation, other.sigma_data):
             raise UserError(
                 "are normalised by another mean and deviation than the model's",
                 where,
                 "use the set that the model was trained on, or prepare again with --latents MODEL",
+            )
+
+    def check_same_autoencoder(self, other: "Latents", where: str) -> None:
+        """Raises UserError unless latents of both are one autoencoder's, of pictures of one shape."""
+        if (self.identity, self.picture_shape) != (other.identity, other.picture_shape):
+            raise UserError(
+                f"are latents of {_told(self)}, the model's are of {_told(other)}",
+                where,
+                "prepare the pictures again with the model's autoencoder",
             )
 
 
