@@ -1,5 +1,6 @@
 """tar archives, WebDataset's shards, and the layouts of ImageNet and Tiny-ImageNet."""
 
+import gzip
 import io
 import lzma
 import tarfile
@@ -72,7 +73,10 @@ def test_damaged_and_swollen_tars_are_refused(tmp_path: Path, monkeypatch: pytes
     long = tarfile.TarInfo("x")
     long.type, long.size = tarfile.GNUTYPE_LONGNAME, 1 << 36
     (tmp_path / "long.tar").write_bytes(data[:1024] + long.tobuf() + bytes(10240))
-    for name in ("cut.tar", "cut.tar.xz", "long.tar"):
+    packed = bytearray(gzip.compress(data))
+    packed[40:60] = bytes(20)
+    (tmp_path / "bad.tar.gz").write_bytes(packed)
+    for name in ("cut.tar", "cut.tar.xz", "long.tar", "bad.tar.gz"):
         assert str(tmp_path / name) in refused(tmp_path / name, format="tar")
     monkeypatch.setattr(tars, "ALWAYS", 1 << 20)
     (tmp_path / "bomb.tar.xz").write_bytes(lzma.compress(data + bytes(1 << 25)))
@@ -200,6 +204,11 @@ def test_web_dataset_shards(tmp_path: Path) -> None:
     check(held_out, planar[6:], [index[k] for k in labels[6:]])
     assert meta.bad == []
     assert any("0, 2, 10 are classes 0 … 2" in note for note in meta.notes)
+    for k in range(2):
+        web_shard(
+            tmp_path / "plain" / f"shard-{k:06d}.tar", images[3 * k : 3 * k + 3], labels[3 * k : 3 * k + 3]
+        )
+    check(prepared(tmp_path / "plain")[1], planar[:6], [index[k] for k in labels[:6]])
     web_shard(tmp_path / "one.tar", images[:2], ["dog", "cat"])
     check(prepared(tmp_path / "one.tar")[1], planar[:2], [1, 0])
 
@@ -226,6 +235,8 @@ def test_several_tars_are_folders_or_shards(tmp_path: Path) -> None:
     for k in range(2):
         make_tar(tmp_path / "shards" / f"images-{k:03d}.tar", {f"{k}.png": PNG})
     assert found(tmp_path / "shards")[0] == {"0.png": "all", "1.png": "all"}
+    make_tar(tmp_path / "shards" / "images-002.tar", {"1.png": PNG})
+    assert "has a member 1.png, as images-001.tar has" in refused(tmp_path / "shards")
 
 
 def test_the_result_of_a_tar_is_that_of_the_folder_to_the_byte(tmp_path: Path) -> None:

@@ -9,11 +9,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from consistune.data.sources.base import SourceOptions
+from consistune.data.sources.base import SourceOptions, Unreadable
 from consistune.data.sources.detect import open_source
 from consistune.data.sources.labels import number_labels
-from consistune.data.sources.tree import split_of, splits_among
+from consistune.data.sources.tree import Files, split_of, splits_among
 from consistune.errors import UserError
 from tests.support.makers import encoded, pixels
 from tests.support.prepared import prepared
@@ -132,6 +134,26 @@ def test_splits_are_no_classes(tmp_path: Path, zipped: bool, top: str, train: st
     assert found(tree) == (in_tree, {f"{top}{test}/b/2.png": "b"}, strays)
 
 
+def test_a_training_folder_with_classes_is_a_split_whatever_is_beside_it(tmp_path: Path) -> None:
+    source = lay(tmp_path / "set", "train/a/1.png", "train/b/1.png", "pictures/cover.png")
+    assert found(source) == ({"train/a/1.png": "a", "train/b/1.png": "b"}, {}, ["pictures/cover.png"])
+    vehicles = lay(tmp_path / "vehicles", "bus/1.png", "car/1.png", "train/1.png")
+    assert set(found(vehicles)[0].values()) == {"bus", "car", "train"}
+
+
+@pytest.mark.parametrize(
+    ("names", "words"),
+    [
+        ("cat/1.png dog/1.png test/1.png", "test/, which may be a split, beside cat, dog"),
+        ("cat/1.png Valid/cat/1.png", "Valid/, which may be a split"),
+        ("cat/train/1.png cat/test/1.png dog/train/1.png", "inside the folder cat"),
+        ("one/train/a/1.png one/val/a/1.png two/train/a/1.png", "inside the folder one"),
+    ],
+)
+def test_splits_in_other_places_are_refused(tmp_path: Path, names: str, words: str) -> None:
+    assert words in refused(lay(tmp_path / "set", *names.split()))
+
+
 def test_one_held_out_split_is_taken_and_the_others_are_named(tmp_path: Path) -> None:
     source = lay(tmp_path / "set", "train/a/1.png", "val/a/1.png", "test/1.png", "test/2.png")
     opened = open_source(source, SourceOptions(), tmp_path / "work")
@@ -139,6 +161,32 @@ def test_one_held_out_split_is_taken_and_the_others_are_named(tmp_path: Path) ->
     assert found(source)[1] == {"val/a/1.png": "a"}
     lay(source, "val/b/1.png")
     assert "val/b is a class that train/ has not" in refused(source)
+
+
+PARTS = ["train", "Test", "val", "cat", "dog", "images", "10", "2", "x y"]
+
+
+@given(
+    st.sets(st.lists(st.sampled_from(PARTS), max_size=3).map("/".join), min_size=1, max_size=6), st.booleans()
+)
+def test_every_image_of_any_tree_is_accounted_for(folders: set[str], table: bool) -> None:
+    """Taken, left out by name, or in a split that is left out: each once; or all of them refused."""
+    names = sorted({f"{folder}/{k}.png".lstrip("/") for folder in folders for k in range(2)})
+    others = ["val/val_annotations.txt"] if table else []
+    files = Files(names, others, lambda _: b"0.png\tcat\n", "here")
+    try:
+        tree = files.tree(SourceOptions())
+    except UserError:
+        return
+    left = [name for name, _ in tree.skipped]
+    assert len(set(tree.names)) == len(tree.names)
+    assert not set(tree.names) & set(left)
+    assert set(tree.names) | set(left) <= set(names)
+    assert len(tree.names) + len(left) + sum(split.images for split in tree.passed) == len(names)
+    assert set(tree.labels) <= set(range(len(tree.class_names)))
+    for name, label in zip(tree.names, tree.labels, strict=True):
+        word = tree.class_names[label]
+        assert word == "all" or word in name.split("/")[:-1] or (table and word == "cat")
 
 
 # --- what is taken -----------------------------------------------------------------------------------------
@@ -381,3 +429,17 @@ def test_a_large_row_group_is_read_in_pieces_and_once_for_the_sample(tmp_path: P
     whole = list(opened.read(opened.task(0, 2100)))
     assert [raw for a, b in opened.pieces() for raw in opened.read(opened.task(a, b))] == whole
     assert list(opened.sample([5, 2099, 1024])) == [whole[5], whole[1024], whole[2099]]
+
+
+def test_a_damaged_part_of_a_parquet_file_is_listed(tmp_path: Path) -> None:
+    pq = pytest.importorskip("pyarrow.parquet")
+    source = shard(tmp_path / "a.parquet", {"label": [k % 2 for k in range(40)]})
+    first = pq.ParquetFile(source).metadata.row_group(0).column(1)
+    data = bytearray(source.read_bytes())
+    start = first.dictionary_page_offset or first.data_page_offset
+    data[start : start + 40] = bytes(40)
+    source.write_bytes(data)
+    opened = open_source(source, SourceOptions(), tmp_path / "w")
+    raws = list(opened.read(opened.task(3, 9)))
+    assert len(raws) == 6
+    assert all(isinstance(raw, Unreadable) and "damaged" in raw.reason for raw in raws)

@@ -213,6 +213,12 @@ def print_source(path: Path) -> None:
     print(f"            {len(source):,} images, {classes}, {test_images:,} of them a test set of its own")
     if source.groups is not None:
         print(f"            {len(set(source.groups)):,} groups (--split-by group keeps each on one side)")
+    for split in source.passed:
+        print(f"            {printable(split.split)}: {split.images:,} images are left out, {split.reason}")
+    for note in source.notes:
+        print(f"note        {note}")
+    if source.skipped:
+        print(f"left out    {len(source.skipped):,} (--allow-missing)")
     for name, reason in source.skipped[:MAX_BAD]:
         print(f"            {printable(name)} {reason}")
     size = "" if source.shape is not None else " --size SIZE"

@@ -39,6 +39,8 @@ FORMATS = (
 """The formats that Pillow may detect. None of them calls another program, as EPS does."""
 GREY = ("1", "L", "LA", "La", "I", "F")
 
+DARK = 8
+"""Of 255. A wide grey image without a lighter pixel does not fill its type."""
 BITS, SAMPLE_FORMAT = 258, 339
 """Tags of a TIFF."""
 
@@ -223,7 +225,7 @@ def _eight_bits(image: Image.Image, white: float) -> Image.Image:
     if not (low >= 0 and high <= white):  # or not a number
         raise BadImage(f"has grey values from {low:g} to {high:g}, where white is {white:g}")
     scaled = (values + 128) // 257 if white == 0xFFFF else np.floor(values * (255 / white) + 0.5)
-    if high > 0 and scaled.max() == 0:
+    if high > 0 and scaled.max() < DARK:
         raise BadImage(f"would be black: its grey values end at {high:g}, where white is {white:g}")
     return Image.fromarray(scaled.astype(np.uint8))
 

@@ -15,6 +15,7 @@ from consistune.data.sources.arrays import ArrayRows, ImageArray, StoredArray, r
 from consistune.data.sources.base import SourceOptions
 from consistune.data.sources.labels import check_labels
 from consistune.data.sources.npz import Npz
+from consistune.data.sources.tars import DAMAGED
 from consistune.errors import UserError
 from consistune.pickles.arrays import read_arrays
 
@@ -34,7 +35,7 @@ def is_cifar(path: Path) -> bool:
             for _, member in zip(range(MAX_MEMBERS), archive, strict=False):
                 if Path(member.name).parent.name in ("cifar-10-batches-py", "cifar-100-python"):
                     return True
-    except (tarfile.TarError, OSError, EOFError):
+    except DAMAGED:
         return False
     return False
 
@@ -61,7 +62,7 @@ def _unpack_cifar(path: Path, work: Path) -> Path:
                 if content is None:
                     raise UserError(f"{member.name[:80]!a} is not a plain file", str(path))
                 (folder / name).write_bytes(content.read())
-    except (tarfile.TarError, OSError, EOFError) as error:
+    except DAMAGED as error:
         raise UserError(f"cannot be unpacked ({error})", str(path), "is the download complete?") from error
     (folder / "complete").touch()
     return folder

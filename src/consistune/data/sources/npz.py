@@ -1,10 +1,13 @@
 """npy and npz files: their arrays located, never unpickled."""
 
 import io
+import lzma
 import math
 import os
 import shutil
+import struct
 import zipfile
+import zlib
 from pathlib import Path
 from typing import IO, Any
 
@@ -23,7 +26,10 @@ LABELS = ("labels", "label", "arr_1")
 MAX_LABELS_BYTES = 1 << 27
 MAX_NPY_HEADER = 10_000
 MAX_START = MAX_NPY_HEADER + 12
-DAMAGED = (ValueError, OSError, zipfile.BadZipFile, NotImplementedError, RuntimeError)
+DAMAGED = (
+    ValueError, OSError, EOFError, zipfile.BadZipFile, NotImplementedError, RuntimeError,
+    zlib.error, lzma.LZMAError, struct.error,
+)  # fmt: skip
 """What zipfile raises for a damaged, encrypted or unknown member."""
 
 
@@ -53,7 +59,7 @@ class Npz:
         try:
             with zipfile.ZipFile(path) as archive:
                 self.members = {info.filename.removesuffix(".npy"): info for info in archive.infolist()}
-        except (OSError, zipfile.BadZipFile, NotImplementedError) as error:
+        except DAMAGED as error:
             raise UserError(f"cannot be read as an npz ({error})", str(path)) from error
 
     def read(self, name: str) -> NDArray[Any]:

@@ -5,7 +5,7 @@ Needs the extra `parquet` (pyarrow).
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import pairwise, repeat
 from pathlib import Path
 from typing import Any
 
@@ -30,10 +30,26 @@ MIN_PIECE = 1024
 
 
 def read_group(task: tuple[str, int, str, int, int]) -> Iterator[Raw]:
-    """Rows first … last − 1 of a row group; `column` ends in ".bytes" where it is a struct."""
+    """Rows first … last − 1 of a row group; `column` ends in ".bytes" where it is a struct.
+
+    Where the file is damaged, the rows from there on are unreadable.
+    """
+    import pyarrow as pa
+
+    _, _, _, first, last = task
+    done, what = 0, "is missing in its row group"
+    try:
+        for raw in _rows(*task):
+            yield raw
+            done += 1
+    except (pa.ArrowException, OSError, ValueError) as error:
+        what = f"is in a damaged part of the file ({str(error)[:60]!a})"
+    yield from repeat(Unreadable(what), last - first - done)
+
+
+def _rows(file: str, index: int, column: str, first: int, last: int) -> Iterator[Raw]:
     import pyarrow.parquet as pq
 
-    file, index, column, first, last = task
     with pq.ParquetFile(file, memory_map=True) as table:
         row = 0
         for batch in table.iter_batches(batch_size=256, row_groups=[index], columns=[column]):
@@ -131,7 +147,7 @@ def open_parquet(path: Path, options: SourceOptions, _work: Path) -> ParquetRows
                     raise UserError(what, str(file), "prepare them one by one")
                 rows = [table.metadata.row_group(k).num_rows for k in range(table.num_row_groups)]
                 labels = table.read([found.label]).column(0).to_pylist() if found.label else None
-        except (pa.ArrowException, OSError, KeyError) as error:
+        except (pa.ArrowException, OSError, KeyError, ValueError) as error:
             raise UserError(f"cannot be read as parquet ({str(error)[:100]!a})", str(file)) from error
         shards.append(_Shard(file, split, rows, labels))
     if columns is None:

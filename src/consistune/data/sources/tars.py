@@ -11,6 +11,7 @@ import lzma
 import re
 import shutil
 import tarfile
+import zlib
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
@@ -48,7 +49,7 @@ MAX_RATIO, ALWAYS = 100, 1 << 30
 """A packed tar may become so many times larger, or so many bytes."""
 MAX_HEADER = 1 << 20
 """Bytes of a header, such as a long name."""
-DAMAGED = (tarfile.TarError, OSError, EOFError, ValueError, lzma.LZMAError, OverflowError)
+DAMAGED = (tarfile.TarError, OSError, EOFError, ValueError, lzma.LZMAError, zlib.error, OverflowError)
 MEMBER = np.dtype([("tar", "i4"), ("offset", "i8"), ("size", "i8")])
 """A member: the number of its tar, and where its bytes are."""
 
@@ -108,16 +109,22 @@ def open_tar(path: Path, options: SourceOptions, work: Path) -> TarImages:
     """
     files = [path] if path.is_file() else sorted(p for p in path.iterdir() if stem_of(p.name) and p.is_file())
     tars = [_plain(file, work) for file in files]
+    skipped: list[tuple[str, str]] = []
+    inside = [list(_members(tar, str(file), skipped)) for file, tar in zip(files, tars, strict=True)]
+    web = options.labels is None and any(name.endswith(CLASS) for tar in inside for name, _, _ in tar)
     shards = len({re.sub(r"(?<=[-_.])[0-9]+$", "#", stem_of(file.name)) for file in files}) == 1
+    apart = len(files) > 1 and (web or not shards)
     rows: list[tuple[int, int, int]] = []
     where: dict[str, int] = {}
-    skipped: list[tuple[str, str]] = []
-    for number, (file, tar) in enumerate(zip(files, tars, strict=True)):
-        prefix = "" if shards else f"{stem_of(file.name)}/"
-        for name, offset, size in _members(tar, str(file), skipped):
-            if prefix + name in where:
-                skipped.append((prefix + name, "has the name of another; the last is taken"))
-            where[prefix + name] = len(rows)
+    for number, (file, found_in) in enumerate(zip(files, inside, strict=True)):
+        for name, offset, size in found_in:
+            full = f"{stem_of(file.name)}/{name}" if apart else name
+            if full in where:
+                other = files[rows[where[full]][0]]
+                if other != file:
+                    raise UserError(f"has a member {printable(name)}, as {other.name} has", str(file))
+                skipped.append((full, "has the name of another; the last is taken"))
+            where[full] = len(rows)
             rows.append((number, offset, size))
     members = np.array(rows, MEMBER)
 
@@ -131,7 +138,6 @@ def open_tar(path: Path, options: SourceOptions, work: Path) -> TarImages:
 
     found, passed = archive_files(where, lambda name: content(name, START), content, str(path))
     found.skipped += skipped
-    web = options.labels is None and any(name.endswith(CLASS) for name in found.others)
     tree = keyed_tree(found) if web else found.tree(options)
     return TarImages(
         kind="WebDataset shards" if web else f"tar of images {'with' if tree.labelled else 'without'} labels",

@@ -50,6 +50,11 @@ def split_of(name: str) -> str | None:
     return found.pop() if len(found) == 1 else None
 
 
+def is_split_name(folder: str) -> bool:
+    """Whether a folder's name is a split's word and nothing else but numbers, "set", "images" or "data"."""
+    return ALONE.fullmatch(SPLIT.sub("*", folder.casefold())) is not None
+
+
 def splits_among(folders: Collection[str]) -> dict[str, str]:
     """folder → split, for the folders that are splits; empty where they are classes.
 
@@ -64,7 +69,7 @@ def splits_among(folders: Collection[str]) -> dict[str, str]:
             continue
         frame = re.sub("[0-9]+", "0", SPLIT.sub("*", folder.casefold()))
         frames.setdefault(frame, []).append(folder)
-        if ALONE.fullmatch(frame):
+        if is_split_name(folder):
             found[folder] = split
     for same in frames.values():
         if len({split_of(folder) for folder in same}) > 1:
@@ -208,12 +213,12 @@ class Files:
         while not direct and len(folders) == 1:
             ((folder, inside),) = folders.items()
             below, flat = children(inside, f"{prefix}{folder}/")
-            alone = folder.casefold() in IMAGE_FOLDERS or ALONE.fullmatch(SPLIT.sub("*", folder.casefold()))
+            alone = folder.casefold() in IMAGE_FOLDERS or is_split_name(folder)
             if flat and not alone:
                 break  # a class
             prefix += f"{folder}/"
             folders, direct = below, flat
-        splits = splits_among(folders)
+        splits = splits_among(folders) or self._only_training(prefix, folders)
         if splits:
             tree = self.by_split(prefix, splits, folders, direct)
         else:
@@ -221,6 +226,26 @@ class Files:
         if prefix:
             tree.notes.insert(0, f"all images lie in {printable(prefix)}")
         return tree
+
+    def _only_training(self, prefix: str, folders: dict[str, list[str]]) -> dict[str, str]:
+        """The folder `train` with class folders, where others are beside it; else nothing.
+
+        Raises UserError for splits among classes, and for splits below the folders, not above them.
+        """
+        found = {folder: split_of(folder) or "" for folder in folders if is_split_name(folder)}
+        for folder, split in found.items():
+            if split == "train" and not children(folders[folder], f"{prefix}{folder}/")[1]:
+                return {folder: split}
+            if split != "train" and len(folders) > 1:
+                others = brief(sorted(set(folders) - {folder}))
+                what = f"holds {printable(folder)}/, which may be a split, beside {others}"
+                raise UserError(what, self.where, "move it away, or put the others into a folder train/")
+        for folder, names in folders.items():
+            inner = splits_among(children(names, f"{prefix}{folder}/")[0])
+            if len(inner) > 1:
+                what = f"holds splits ({brief(sorted(inner))}) inside the folder {printable(folder)}"
+                raise UserError(what, self.where, "the splits must be above the class folders")
+        return {}
 
     def by_split(
         self, prefix: str, splits: dict[str, str], folders: dict[str, list[str]], direct: list[str]
