@@ -20,7 +20,6 @@ from typing import Any
 import torch
 from torch import nn
 
-from consistune.errors import UserError
 from consistune.models import BOX, load
 from consistune.nn import store
 from consistune.recipe import read_recipe
@@ -103,13 +102,10 @@ def main() -> None:
     packing.add_argument("--results", type=Path, nargs="+", required=True)
     packing.add_argument("--dest", type=Path, default=BOX / NAME)
     given = parser.parse_args()
-    try:
-        if given.stage == "data":
-            print(f"{select(given.source, given.dest):,} images")
-        else:
-            print(pack(given.run, given.teacher, given.results, given.dest))
-    except UserError as error:
-        parser.exit(2, f"{error}\n")
+    if given.stage == "data":
+        print(f"{select(given.source, given.dest):,} images")
+    else:
+        print(pack(given.run, given.teacher, given.results, given.dest))
 
 
 if __name__ == "__main__":
