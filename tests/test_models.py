@@ -1,8 +1,11 @@
 """Sampling: an image belongs to its seed."""
 
+from pathlib import Path
+
 import pytest
 import torch
 
+from consistune import models
 from consistune.core.estimators import OneSample
 from consistune.core.noise import EDM, RectifiedFlow
 from consistune.core.objectives import Consistency, Denoising
@@ -11,6 +14,7 @@ from consistune.core.times import ConstGap, LogNormalPairs, Phased
 from consistune.data.images import digits
 from consistune.errors import UserError
 from consistune.models import default_sampler, sample
+from consistune.nn import store
 from consistune.nn.card import ModelCard
 from consistune.nn.precond import EDMPrecond
 from consistune.nn.small import ResidualMLP
@@ -123,3 +127,17 @@ def test_images_that_are_not_finite_are_an_error_that_names_their_seeds(model: E
     with pytest.raises(UserError, match=r"2 of 4 samples .* \(seeds 3, 13\)"):
         sample(model, [2, 3, 4, 13])
     assert model.training
+
+
+def test_a_built_in_model_is_found_by_its_name_unless_a_path_has_it(tmp_path: Path, monkeypatch) -> None:
+    box, here = tmp_path / "box", tmp_path / "here"
+    here.mkdir()
+    monkeypatch.chdir(here)
+    monkeypatch.setattr(models, "BOX", box)
+    networks = [EDMPrecond(ResidualMLP((1, 8, 8), width=width, blocks=1)) for width in (8, 16)]
+    store.save(networks[0], box / "small")
+    assert models.load("small").network.options["width"] == 8
+    with pytest.raises(UserError, match="no such model folder"):
+        models.load("large")
+    store.save(networks[1], here / "small")
+    assert models.load("small").network.options["width"] == 16

@@ -1,5 +1,6 @@
 """A model's ONNX graph, run by ONNX Runtime, against the model."""
 
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,8 @@ from consistune.errors import UserError
 from consistune.interop import onnx as interop_onnx
 from consistune.interop.export import export_model
 from consistune.nn import store
+from consistune.nn.autoencoder.record import Latents
+from tests.support.autoencoders import tiny
 
 SONG = {"kind": "song", "model_channels": 16, "channel_mult": (1, 2), "attn_resolutions": (4,)}
 EDM2 = {"kind": "edm2", "model_channels": 32, "channel_mult": (1, 2), "attn_resolutions": (4,)}
@@ -59,3 +62,25 @@ def test_a_model_too_large_for_onnx_is_refused(tmp_path: Path, monkeypatch) -> N
     with pytest.raises(UserError, match="do not fit in one ONNX file"):
         export_model(saved(tmp_path, "mlp"), tmp_path / "model.onnx", "onnx")
     assert not (tmp_path / "model.onnx").exists()
+
+
+def test_a_model_of_latents_has_a_decoder_beside_it(tmp_path: Path) -> None:
+    runtime = pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnx")
+    autoencoder = tiny()
+    record = Latents("tiny", autoencoder.identity, 4, (3, 16, 16), (0.5,) * 6, (2.0,) * 6)
+    model = store.build(
+        {"network": {"image_shape": (6, 4, 4), "kind": "mlp", "width": 32}, "precond": {"kind": "edm"}}
+    )
+    model.card = model.card.updated(latents=asdict(record))
+    file = export_model(store.save(model, tmp_path / "model"), tmp_path / "model.onnx", "onnx")
+    session = runtime.InferenceSession(str(file.with_name("model-decoder.onnx")))
+    z = torch.randn(3, 6, 4, 4, generator=torch.Generator().manual_seed(0))
+    (pictures,) = session.run(["pictures"], {"x": z.numpy()})
+    with torch.no_grad():
+        torch.testing.assert_close(
+            torch.from_numpy(pictures), autoencoder.decode(z * 4 + 0.5), rtol=0, atol=1e-5
+        )
+    file.unlink()
+    with pytest.raises(UserError, match=r"model-decoder\.onnx: there is something there already"):
+        export_model(tmp_path / "model", tmp_path / "model.onnx", "onnx")

@@ -3,6 +3,7 @@
 import json
 import shutil
 from dataclasses import replace
+from importlib.metadata import EntryPoint
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from consistune.errors import UserError
+from consistune.nn.autoencoder import table
 from consistune.nn.autoencoder import taef2 as module
 from consistune.nn.autoencoder.base import Pair, in_batches
 from consistune.nn.autoencoder.record import Latents
@@ -130,6 +132,20 @@ def test_the_peak_signal_to_noise_ratio() -> None:
     black = torch.zeros(2, 3, 4, 4, dtype=torch.uint8)
     assert psnr(black, black + 255) == pytest.approx(0)
     assert psnr(black, black + 1) == pytest.approx(48.1308, abs=1e-4)
+
+
+def test_a_package_adds_an_autoencoder_by_an_entry_point(monkeypatch) -> None:
+    entry = EntryPoint("autoencoder:mine", "tests.support.autoencoders:tiny", "consistune.parts")
+    asked = {"group": "consistune.parts", "name": "autoencoder:mine"}
+    monkeypatch.setattr(table, "entry_points", lambda **given: [entry] if given == asked else [])
+    try:
+        assert open_autoencoder("mine").identity == tiny().identity
+    finally:
+        table.AUTOENCODERS.pop("mine", None)
+    broken = EntryPoint("autoencoder:mine", "no.such.module:tiny", "consistune.parts")
+    monkeypatch.setattr(table, "entry_points", lambda **_: [broken])
+    with pytest.raises(UserError, match="entry point autoencoder:mine"):
+        open_autoencoder("mine")
 
 
 def test_a_folder_that_is_no_autoencoder_is_refused(tmp_path: Path) -> None:

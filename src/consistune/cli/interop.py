@@ -27,5 +27,6 @@ def export(
 ) -> None:
     """Write a model for other programs: its weights under the official names, or an ONNX graph."""
     from consistune.interop.export import export_model
+    from consistune.models import find
 
-    print(export_model(model, dest, format))
+    print(export_model(find(model), dest, format))

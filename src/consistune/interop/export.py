@@ -18,19 +18,21 @@ def export_model(folder: str | Path, dest: str | Path, format: str = "safetensor
     if format not in FORMATS:
         raise UserError(f"unknown format {format!r}", "--format", f"known are: {', '.join(FORMATS)}")
     dest = Path(dest)
-    if dest.exists():
-        raise UserError("there is something there already", str(dest), "choose another name, or remove it")
     import json
 
     from safetensors.torch import save
 
+    from consistune.interop.onnx import decoder_path, write_onnx
     from consistune.interop.safetensors import CONFIG_KEY
     from consistune.nn import store
 
+    for path in (dest, decoder_path(dest)) if format == "onnx" else (dest,):
+        if path.exists():
+            raise UserError(
+                "there is something there already", str(path), "choose another name, or remove it"
+            )
     model = store.load(folder)
     if format == "onnx":
-        from consistune.interop.onnx import write_onnx
-
         write_onnx(model, dest)
         return dest
     weights = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}

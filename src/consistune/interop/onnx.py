@@ -5,8 +5,10 @@ import warnings
 from pathlib import Path
 
 import torch
+from torch import Tensor, nn
 
 from consistune.errors import UserError
+from consistune.nn.autoencoder.space import LatentSpace, from_card, open_space
 from consistune.nn.precond import Preconditioned
 from consistune.system.files import atomic_file
 
@@ -20,6 +22,8 @@ def write_onnx(model: Preconditioned, dest: Path) -> None:
 
     Inputs `x` [B, C, H, W], `sigma` [B] and, where the model has classes, `condition` [B, num_classes]:
     one-hot rows, or rows of zeros for no class. Output `x0_hat` [B, C, H, W].
+    Of a model of latents these are latents; NAME-decoder.onnx makes `pictures` [B, 3, H, W] in [−1, 1] (not
+    clamped) of them.
     Raises UserError where the extra `onnx` is not installed, or the weights are too large for one file.
     """
     try:
@@ -36,21 +40,44 @@ def write_onnx(model: Preconditioned, dest: Path) -> None:
     inputs = {"x": torch.randn(2, *model.image_shape), "sigma": torch.tensor([80.0, 0.5])}
     if model.num_classes:
         inputs["condition"] = torch.eye(model.num_classes)[torch.arange(2) % model.num_classes]
-    names = [*inputs, "x0_hat"]
+    graphs = {dest: _graph(model, inputs, "x0_hat")}
+    record = from_card(model.card)
+    if record is not None:
+        latents = {"x": torch.randn(2, *model.image_shape)}
+        graphs[decoder_path(dest)] = _graph(_Decoder(open_space(record)), latents, "pictures")
+    for graph in graphs.values():
+        onnx.checker.check_model(onnx.load_from_string(graph))
+    for path, graph in graphs.items():
+        with atomic_file(path) as file:
+            file.write(graph)
+
+
+def decoder_path(dest: Path) -> Path:
+    """The second file of a model of latents."""
+    return dest.with_name(f"{dest.stem}-decoder{dest.suffix}")
+
+
+class _Decoder(nn.Module):
+    def __init__(self, space: LatentSpace) -> None:
+        super().__init__()
+        self.space, self.autoencoder = space, space.autoencoder
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.autoencoder.decode(self.space.raw(x))
+
+
+def _graph(module: nn.Module, inputs: dict[str, Tensor], output: str) -> bytes:
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
         path = Path(folder) / "model.onnx"
-        warnings.simplefilter("ignore")  # about tracing and the old exporter; the graph is checked below
+        warnings.simplefilter("ignore")  # about tracing and the old exporter; the graph is checked later
         torch.onnx.export(
-            model,
+            module,
             tuple(inputs.values()),
             str(path),
             input_names=list(inputs),
-            output_names=["x0_hat"],
-            dynamic_axes={name: {0: "batch"} for name in names},
+            output_names=[output],
+            dynamic_axes={name: {0: "batch"} for name in [*inputs, output]},
             opset_version=OPSET,
             dynamo=False,
         )
-        graph = path.read_bytes()
-    onnx.checker.check_model(onnx.load_from_string(graph))
-    with atomic_file(dest) as file:
-        file.write(graph)
+        return path.read_bytes()

@@ -137,7 +137,8 @@ def fitting_microbatch(plan: Plan, processes: Processes) -> int:
             remedy = "use train.checkpointing=true, a half precision, or a smaller network"
             raise UserError("a step on one image does not fit", f"memory of {processes.device}", remedy)
         size = -(-size // 2)
-    return -(-share // int(processes.largest(-(-share // size))))
+    parts = torch.tensor(-(-share // size), device=processes.device)
+    return -(-share // int(processes.largest(parts)))
 
 
 def _fits(plan: Plan, device: torch.device, size: int) -> bool:

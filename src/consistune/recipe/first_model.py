@@ -7,7 +7,7 @@ import torch
 
 from consistune.data.images import DataSplit
 from consistune.errors import UserError
-from consistune.models import load
+from consistune.models import find, load
 from consistune.nn import store
 from consistune.nn.adapt import adapt
 from consistune.nn.autoencoder.space import from_card
@@ -101,7 +101,7 @@ def check_space(model: Preconditioned, data: DataSplit, key: str) -> None:
 
 def load_weights(path: str, key: str, device: torch.device | str = "cpu") -> Preconditioned:
     """The model that a recipe's key names. Raises UserError, with where to get it, if it is not there."""
-    if not Path(path).exists():
+    if not find(path).exists():
         raise UserError(f"there is no {path}", key, _remedy(path))
     return load(path, device)
 

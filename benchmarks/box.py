@@ -1,0 +1,113 @@
+"""The model in the box: from a ZIP of emoji to src/consistune/box/emoji64, a model of one step with its card.
+
+    python benchmarks/box.py data emoji64.zip box.zip   # Noto and Fluent emoji only, by `source`
+    consistune data prepare box.zip data/emoji64-latent --latents taef2 --held-out 0.05 --split-by group
+    consistune train emoji64-latent-edm && consistune train emoji64-latent-sct
+    consistune evaluate runs/emoji64-latent-edm --data data/emoji64-latent --samples 2000 --out results/edm
+    consistune evaluate runs/emoji64-latent-sct --data data/emoji64-latent --samples 2000 --out results/sct
+    python benchmarks/box.py pack runs/emoji64-latent-sct --teacher runs/emoji64-latent-edm \\
+        --results results/edm results/sct
+
+`pack` writes the averaged weights as float16, and emoji64.md from the runs' recipes and results.json.
+"""
+
+import argparse
+import json
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from consistune.models import BOX, load
+from consistune.nn import store
+from consistune.recipe import read_recipe
+
+NAME = "emoji64"
+SOURCES = {0: "Noto Emoji 2.048 (Google, Apache-2.0)", 3: "Fluent Emoji 3D (Microsoft, MIT)"}
+"""By their numbers in dataset.json; vendors whose licence asks for more are left out."""
+SHOWN = ("fd-efficientnet-64", "kid", "precision", "recall", "novelty", "copies", "near_copies")
+
+
+def select(source: Path, dest: Path) -> int:
+    """Copy the images of SOURCES, and the columns of dataset.json that run parallel to `labels`."""
+    with zipfile.ZipFile(source) as images, zipfile.ZipFile(dest, "w") as out:
+        table = json.loads(images.read("dataset.json"))
+        kept = [row for row, number in enumerate(table["source"]) if number in SOURCES]
+        count = len(table["labels"])
+        for key, column in table.items():
+            if isinstance(column, list) and len(column) == count:
+                table[key] = [column[row] for row in kept]
+        for name, _ in table["labels"]:
+            out.writestr(name, images.read(name))
+        out.writestr("dataset.json", json.dumps(table))
+    return len(kept)
+
+
+def pack(run: Path, teacher: Path, results: list[Path], dest: Path) -> Path:
+    """The run's averaged model in float16, and its card."""
+    model = load(run)
+    for parameter in (*model.parameters(), *model.buffers()):
+        parameter.data = parameter.data.half()
+    start = model.card.start_from
+    origin = None if start is None else {**start.model_dump(), "path": "emoji64-latent-edm"}
+    model.card = model.card.updated(data="emoji64-latent", start_from=origin)
+    store.save(model, dest)
+    dest.with_suffix(".md").write_text(card(model, run, teacher, results), encoding="utf-8")
+    return dest
+
+
+def card(model: nn.Module, run: Path, teacher: Path, results: list[Path]) -> str:
+    recipes = [read_recipe(str(folder / "recipe.yaml")) for folder in (teacher, run)]
+    seen = [f"{recipe.train.images:,} images, seed {recipe.train.seed}" for recipe in recipes]
+    rows = [row for folder in results for row in json.loads((folder / "results.json").read_text())["rows"]]
+    unique = {row["name"]: row for row in rows}
+    names = [name for name in SHOWN if any(name in row["summary"] for row in rows)]
+    lines = [f"| {' | '.join(['samples', *names])} |", f"|{'---|' * (len(names) + 1)}"]
+    lines += [f"| {' | '.join([row['name'], *(cell(row, n) for n in names)])} |" for row in unique.values()]
+    count = sum(p.numel() for p in model.parameters())
+    return f"""# {NAME}: 64×64 emoji in one step
+
+{count:,} parameters in float16, a model of latents of taef2 (MIT), tuned by SCT (2410.18958) on a CPU.
+
+    consistune sample {NAME} --seeds 0-15 --out grid.png
+
+- **Data**: {"; ".join(SOURCES.values())}: 64×64 over white, labels are the nine categories of emoji.
+- **Licence** of the weights: Apache-2.0, as this package; the data's licences allow it and are named above.
+- **Commands**: those at the head of benchmarks/box.py. Teacher: {seen[0]}. Tuning: {seen[1]}.
+- **Limits**: a small network and a short training: soft pictures, no letters. Not for identifying anything.
+
+Measured against the training pictures (novelty and copies: the memorisation audit, against held-out ones):
+
+{chr(10).join(lines)}
+"""
+
+
+def cell(row: dict[str, Any], name: str) -> str:
+    return f"{row['summary'][name]['mean']:.4g}" if name in row["summary"] else "–"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    stages = parser.add_subparsers(dest="stage", required=True)
+    data = stages.add_parser("data")
+    data.add_argument("source", type=Path)
+    data.add_argument("dest", type=Path)
+    packing = stages.add_parser("pack")
+    packing.add_argument("run", type=Path)
+    packing.add_argument("--teacher", type=Path, required=True)
+    packing.add_argument("--results", type=Path, nargs="+", required=True)
+    packing.add_argument("--dest", type=Path, default=BOX / NAME)
+    given = parser.parse_args()
+    if given.stage == "data":
+        print(f"{select(given.source, given.dest):,} images")
+    else:
+        print(pack(given.run, given.teacher, given.results, given.dest))
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    main()
