@@ -1,4 +1,7 @@
-"""The goals on a card, and the page of benchmarks/card.py: both are made from its record."""
+"""The goals on a card, and the page of benchmarks/card.py: both are made from its record.
+
+python benchmarks/card_page.py      the goals in docs/performance.md, from results/card.json if there
+"""
 
 import json
 import statistics
@@ -8,12 +11,14 @@ from pathlib import Path
 from typing import Any
 
 from consistune.pages.page import MISSING, Cell, Picture, Table, render
+from tables import fill, markdown
 
 Record = dict[str, Any]
 Values = Sequence[float] | None
 """A quantity, once a round; None: not measured."""
 ECT, SCT = "ECT, bf16, compiled", "SCT, bf16, compiled"
-EXPECTED = Path(__file__).parent / "results" / "roofline.json"
+RESULTS = Path(__file__).parent / "results"
+EXPECTED = RESULTS / "roofline.json"
 
 
 def part(record: Record, stage: str, name: str) -> Record:
@@ -111,6 +116,14 @@ def goals(record: Record) -> list[dict[str, str]]:
     return [goal.row(record) for goal in GOALS]
 
 
+def goals_in_docs(record: Record | None) -> str:
+    """The table of goals in Markdown, for the record of a real card or for none."""
+    rows = goals(record or {"stages": {}})
+    devices = part(record, "ceilings", "machine").get("devices", []) if record else []
+    head = ["", "goal", f"measured on {', '.join(devices)}" if devices else "measured", ""]
+    return markdown(head, [[row[key] for key in ("name", "goal", "value", "state")] for row in rows])
+
+
 def page(record: Record, folder: Path) -> str:
     """The page of a record; `folder` has the sample sheet."""
     sheet = folder / "card-samples.png"
@@ -175,3 +188,13 @@ def _expected() -> Table:
             for row in rows
         ],
     )
+
+
+def main() -> None:
+    path = RESULTS / "card.json"
+    record = json.loads(path.read_text()) if path.exists() else None
+    fill("performance.md", "goals", goals_in_docs(record if record and record["mode"] == "card" else None))
+
+
+if __name__ == "__main__":
+    main()

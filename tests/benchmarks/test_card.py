@@ -61,6 +61,17 @@ def test_the_page_escapes_what_a_failed_stage_says(tmp_path) -> None:
     assert "A rehearsal (rehearse)" in page
 
 
+def test_the_docs_say_what_the_record_says_and_no_rehearsals_figures() -> None:
+    import card_page
+
+    page = (ROOT / "docs" / "performance.md").read_text(encoding="utf-8")
+    measured = ROOT / "benchmarks" / "results" / "card.json"
+    record = json.loads(measured.read_text()) if measured.exists() else None
+    assert record is None or record["mode"] == "card"
+    assert card_page.goals_in_docs(record) in page
+    assert record is not None or "by count, not measured" in page
+
+
 CHILD = """
 import json, sys, time
 path, how = sys.argv[1:]
