@@ -10,11 +10,14 @@ from consistune.core.objectives.base import Draws, Learns, Objective, gaussian_l
 from consistune.core.objectives.consistency import Consistency
 from consistune.core.objectives.denoising import Denoising
 from consistune.core.objectives.distances import L1, AdaptiveHuber, Distance, Huber, SquaredL2
+from consistune.core.objectives.lpips import LPIPS
+from consistune.core.objectives.trajectory import Trajectory
 from consistune.core.objectives.truncated import Truncated
 from consistune.core.objectives.weights import InverseCOut, InverseGap, SNRPlus, Uniform, Weight
 
 __all__ = [
     "L1",
+    "LPIPS",
     "AdaptiveHuber",
     "Consistency",
     "Denoising",
@@ -27,6 +30,7 @@ __all__ = [
     "Objective",
     "SNRPlus",
     "SquaredL2",
+    "Trajectory",
     "Truncated",
     "Uniform",
     "Weight",
