@@ -7,18 +7,36 @@
 `consistune.core` holds the method, one equation per part. PyTorch is imported when a function is first used.
 """
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from consistune.data.inputs import as_split
+    from consistune.front import evaluate, steps, train, tune
     from consistune.models import load, sample
+    from consistune.nn.module import wrap
 
-__all__ = ["__version__", "load", "sample"]
+__all__ = ["__version__", "as_split", "evaluate", "load", "sample", "steps", "train", "tune", "wrap"]
 __version__ = "0.1.0"
+WHERE = {
+    "as_split": "data.inputs",
+    "evaluate": "front",
+    "load": "models",
+    "sample": "models",
+    "steps": "front",
+    "train": "front",
+    "tune": "front",
+    "wrap": "nn.module",
+}
 
 
 def __getattr__(name: str) -> Any:
-    if name in {"load", "sample"}:
-        from consistune import models
-
-        return getattr(models, name)
+    if name in WHERE:
+        value = getattr(import_module(f"consistune.{WHERE[name]}"), name)
+        globals()[name] = value
+        return value
     raise AttributeError(f"module 'consistune' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return __all__

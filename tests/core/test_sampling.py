@@ -8,13 +8,34 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from consistune.core.noise import EDM
+from consistune.core.guidance import Guided
+from consistune.core.noise import EDM, Rescheduled
 from consistune.core.rng import ImageNoise
 from consistune.core.sampling import ODE, Multistep, PhasedSteps
 from consistune.core.times import karras_grid
 from tests.support.gaussian import SCHEDULES, Gaussian
 
 SHAPE = (1, 2, 2)
+
+
+class TwoTimes:
+    """The exact flow map of a Gaussian as a two-time network: the x̂_0 whose step ends at the solution."""
+
+    two_times = True
+
+    def __init__(self, schedule) -> None:
+        self.gaussian, self.schedule = Gaussian(schedule), schedule
+
+    def __call__(self, x_t, t, condition=None, s=None):
+        end = self.gaussian.flow(x_t, t, s)
+        keep = self.schedule.sigma(s) / self.schedule.sigma(t)
+        move = self.schedule.alpha(s) - self.schedule.alpha(t) * keep
+        return (end - keep.view(-1, 1, 1, 1) * x_t) / move.view(-1, 1, 1, 1)
+
+    def jump(self, x_t, t, s, condition=None):
+        return self.gaussian.flow(x_t, t, s)
+
+
 every_schedule = pytest.mark.parametrize("schedule", SCHEDULES, ids=lambda s: type(s).__name__)
 
 
@@ -70,6 +91,26 @@ def test_more_steps_of_the_exact_consistency_function_keep_the_distribution(sche
     assert len(model.times) == sampler.evaluations == 4
     assert float(x.mean()) == pytest.approx(0.3, abs=0.02)
     assert float(x.std()) == pytest.approx(0.5, abs=0.02)
+
+
+@every_schedule
+def test_every_kind_of_model_serves_a_sampler_by_its_jump(schedule) -> None:
+    """A two-time network, one with a `jump` of its own, and one guided by itself take the exact jumps."""
+    edges = tuple(float(schedule.time_at(torch.tensor(s))) for s in (0.1, 2.0))
+    sampler, exact = PhasedSteps(edges), TwoTimes(schedule)
+    noise = ImageNoise(range(8))
+    start = schedule.sigma(torch.tensor(schedule.t_max, dtype=torch.float64)) * noise(*SHAPE).double()
+    expected = exact.gaussian.consistency(start, torch.full((8,), schedule.t_max, dtype=torch.float64))
+
+    class OwnJump:
+        jump = exact.jump
+
+    models = (exact, OwnJump(), Guided(exact, exact, 1.5), Rescheduled(TwoTimes(EDM()), schedule))
+    for model in models:
+        x = sampler(model, schedule, ImageNoise(range(8)), SHAPE)
+        torch.testing.assert_close(x, expected, rtol=0, atol=1e-9)
+    one_step = Multistep()(exact, schedule, ImageNoise(range(8)), SHAPE)
+    torch.testing.assert_close(one_step, expected, rtol=0, atol=1e-9)
 
 
 @every_schedule

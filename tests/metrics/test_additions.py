@@ -47,7 +47,7 @@ def test_a_registered_metric_is_measured_beside_the_others(setup: Setup) -> None
     outcome = Suite(setup, ("brightness", "fd"), batch=7).run(
         lambda rows: (IMAGES[list(rows)], None), range(20)
     )
-    assert list(outcome.values) == ["fd-pixels", "fd-pixels_bias", "brightness"]
+    assert list(outcome.values) == ["fd-pixels", "fd-pixels_error", "fd-pixels_bias", "brightness"]
     assert outcome.values["brightness"] == pytest.approx(39.5)
     assert outcome.worst == [(0, 1)]
     with pytest.raises(ValueError, match="already"):
@@ -80,6 +80,8 @@ def test_samples_in_memory_are_measured_as_those_that_are_drawn(setup: Setup) ->
 
 def test_a_metric_that_reads_features_must_say_so(setup: Setup) -> None:
     class Careless(FrechetDistance):
+        stores_features = False
+
         def result(self) -> Result:
             self.block.need_features()
             return super().result()

@@ -124,7 +124,8 @@ def test_the_inception_score_of_parts_is_taken_part_by_part() -> None:
     found = values_of(metric, probabilities, (64, 36), probabilities)
     parts = torch.split(probabilities, 10)
     scores = [float((p * (p.log() - p.mean(0).log())).sum(1).mean().exp()) for p in parts]
-    assert found == pytest.approx({"is": np.mean(scores), "is_deviation": np.std(scores)})
+    error = np.std(scores, ddof=1) / 10**0.5
+    assert found == pytest.approx({"is": np.mean(scores), "is_deviation": np.std(scores), "is_error": error})
 
 
 def test_the_kernel_distance_of_the_whole_equals_the_formula() -> None:
@@ -133,14 +134,13 @@ def test_the_kernel_distance_of_the_whole_equals_the_formula() -> None:
     kernel = lambda u, v: (u @ v.T / 6 + 1) ** 3
     within = sum((kernel(u, u).sum() - np.trace(kernel(u, u))) / (n * (n - 1)) for u in (x, y))
     expected = within - 2 * kernel(x, y).mean()
-    found, error = kernel_distance(a, b, subsets=3, size=1000)
+    found, _ = kernel_distance(a, b, subsets=3, size=1000)
     assert found == pytest.approx(expected, rel=1e-6)
-    assert error == pytest.approx(0, abs=1e-9)
 
 
 def test_the_kernel_distance_of_equals_is_zero_within_its_error() -> None:
     found, error = kernel_distance(features(2000, 8), features(2000, 8, seed=1), subsets=40, size=300)
-    assert abs(found) < 6 * error
+    assert abs(found) < 4 * error
     far, _ = kernel_distance(features(2000, 8), features(2000, 8, seed=1, shift=0.5), subsets=40, size=300)
     assert far > 20 * error
 

@@ -53,6 +53,41 @@ def same(a: Tensor, b: Tensor) -> bool:
 
 
 @pytest.mark.parametrize("kind", NETWORKS)
+def test_a_second_time_keeps_the_teacher_and_is_learned(kind: str) -> None:
+    model = teacher(kind, 4)
+    adapted = adapt(model, second_time=True).model
+    x, sigma = inputs(model)
+    labels = torch.tensor([0, 1, 2, 3, 0])
+    for s in (None, sigma, sigma / 3, torch.zeros(5)):
+        assert torch.equal(adapted(x, sigma, labels, s), model(x, sigma, labels))
+    optimizer = torch.optim.SGD(adapted.parameters(), lr=0.1)
+    for _ in range(2):  # EDM2's new weights move in the second step: their gain begins with zero
+        optimizer.zero_grad()
+        adapted(x, sigma, labels, sigma / 3).square().sum().backward()
+        optimizer.step()
+    with torch.no_grad():
+        ends = [adapted(x[:2], sigma[:2], labels[:2], s) for s in (sigma[:2] / 3, torch.zeros(2))]
+    assert not torch.equal(*ends)
+    assert adapt(adapted).model is adapted
+    with pytest.raises(UserError, match="second time"):
+        adapt(adapted, second_time=False)
+    with pytest.raises(ValueError, match="second time"):
+        model(x, sigma, labels, sigma)
+
+
+def test_the_second_time_is_zero_at_the_first_and_finite_at_zero() -> None:
+    model = teacher("mlp", 0)
+    sigma = torch.tensor([0.002, 0.5, 80.0], dtype=torch.float64)
+    assert torch.equal(model.gap(sigma, sigma), torch.zeros(3, dtype=torch.float64))
+    whole = model.gap(sigma, 0 * sigma)
+    assert torch.equal(whole, whole.sort().values)
+    assert whole[0] > 0.08
+    assert whole[-1] < 2.7
+    far = model.gap(sigma[2:], sigma[1:2]) - (sigma[2:].log() - sigma[1:2].log()) / 4
+    assert far.abs().max() < 1e-5
+
+
+@pytest.mark.parametrize("kind", NETWORKS)
 @pytest.mark.parametrize(("before", "after"), [(0, 4), (4, 0), (4, 7)])
 @torch.no_grad()
 def test_the_first_output_is_the_teachers_without_a_label(kind: str, before: int, after: int) -> None:

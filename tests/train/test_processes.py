@@ -125,7 +125,7 @@ def test_one_process_goes_on_where_two_split_ones_stopped(of_two: tuple[Path, li
 def test_a_signal_to_one_stops_all_in_the_same_step(of_two: tuple[Path, list[Found]]) -> None:
     out, found = of_two
     assert [f["interrupted"] for f in found] == 2 * [{"steps": STOPPED_AT, "status": 143}]
-    assert [checkpoint.step_of(p) for p in checkpoint.paths(out / "run" / "checkpoints")] == [STOPPED_AT]
+    assert [checkpoint.step_of(p) for p in checkpoint.paths(out / "run" / "checkpoints")] == [0, STOPPED_AT]
 
 
 @pytest.mark.parametrize("how", ["skipping", "skipping split"])

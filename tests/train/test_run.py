@@ -288,8 +288,113 @@ def test_a_run_that_cannot_be_saved_ends_with_a_reason(tmp_path: Path) -> None:
         list(run.steps(sick(trainer, lambda t: t.step >= 5)))
     assert (tmp_path / "always" / "log.txt").read_text().count("went back") == 2
     run, trainer = start(tmp_path / "at once", keys=keys)
-    with pytest.raises(TrainingDiverged, match="no checkpoint to return to"):
+    with pytest.raises(TrainingDiverged, match=r"the last sound checkpoint is step-0+-[0-9a-f]{16}\.pt"):
         list(run.steps(sick(trainer, lambda t: True)))
+    assert not (tmp_path / "at once" / "model").exists()
+
+
+def lost(path: Path) -> None:
+    shutil.rmtree(path / "checkpoints")
+
+
+def cut(path: Path) -> None:
+    for file in checkpoint.paths(path / "checkpoints"):
+        os.truncate(file, 1000)
+
+
+def all_but_the_model(path: Path) -> None:
+    lost(path)
+    shutil.rmtree(path / "snapshots")
+    (path / "metrics.jsonl").unlink()
+
+
+def finish(run: RunFolder, trainer: Trainer) -> None:
+    list(run.steps(trainer))
+
+
+def stop_before_the_first_regular_checkpoint(run: RunFolder, trainer: Trainer) -> None:
+    steps = run.steps(trainer)
+    next(steps), next(steps)
+    steps.close()
+
+
+@pytest.mark.parametrize("end", [finish, stop_before_the_first_regular_checkpoint])
+@pytest.mark.parametrize("damage", [lost, cut, all_but_the_model])
+def test_a_run_without_a_sound_checkpoint_is_not_begun_again_in_silence(
+    tmp_path: Path, end: Callable[[RunFolder, Trainer], None], damage: Callable[[Path], None]
+) -> None:
+    if (end, damage) == (stop_before_the_first_regular_checkpoint, all_but_the_model):
+        pytest.skip("nothing of the run is left then")
+    path = tmp_path / "run"
+    end(*start(path))
+    damage(path)
+    before = {p: p.read_bytes() for p in path.rglob("*") if p.is_file() and p.name != "log.txt"}
+    with pytest.raises(UserError, match=r"no checkpoint is sound, and the run had begun: .*(metrics|model)"):
+        start(path, resume=True)
+    assert {p: p.read_bytes() for p in path.rglob("*") if p.is_file() and p.name != "log.txt"} == before
+
+
+def test_the_last_files_are_written_under_the_lock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run, trainer = start(tmp_path / "run")
+    busy: list[str] = []
+
+    def save(model: Preconditioned, path: Path) -> Path:
+        del model
+        with pytest.raises(Busy):
+            start(tmp_path / "run", resume=True)
+        with pytest.raises(Busy):
+            start(tmp_path / "run")
+        busy.append(path.name)
+        return path
+
+    monkeypatch.setattr(store, "save", save)
+    list(run.steps(trainer))
+    assert busy == ["50%", "model"]
+    start(tmp_path / "run", resume=True)
+
+
+def test_from_the_beginning_of_a_run_on_no_other_program_comes_between(tmp_path: Path) -> None:
+    run, trainer = start(tmp_path / "run")
+    with pytest.raises(Busy):
+        start(tmp_path / "run", resume=True)
+    next(run.steps(trainer))
+    run, trainer = start(tmp_path / "run", resume=True)
+    with pytest.raises(Busy):
+        start(tmp_path / "run", resume=True)
+
+
+class BrokenTracker:
+    name = "broken"
+
+    def __init__(self, where: str) -> None:
+        self.where = where
+
+    def __getattr__(self, action: str) -> Callable[..., None]:
+        def act(*args: object, **keys: object) -> None:
+            del args, keys
+            if action == self.where:
+                raise ConnectionError("no network")
+
+        return act
+
+
+@pytest.mark.parametrize("where", ["start", "log", "finish"])
+def test_a_tracker_or_a_measure_that_fails_is_a_warning(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], where: str
+) -> None:
+    monkeypatch.setattr(log, "_tracker", lambda *_: BrokenTracker(where))
+
+    def measure(model: Preconditioned) -> dict[str, float]:
+        raise RuntimeError(f"cannot measure {model.kind}")
+
+    recipe = read_recipe("digits-edm", [*KEYS, "train.evaluate_images=320"])
+    run = RunFolder(tmp_path / "run", to_yaml(recipe), resume=False, evaluate=measure)
+    list(run.steps(make_plan(recipe).trainer()))
+    said = (tmp_path / "run" / "log.txt").read_text()
+    assert said.count("ConnectionError: no network; the run goes on without it") == 1
+    assert said.count("warning: not measured at") == 2
+    assert "no network" in capsys.readouterr().err
+    assert store.load(tmp_path / "run").num_classes == 10
 
 
 def test_the_model_that_measures_best_is_kept(tmp_path: Path) -> None:

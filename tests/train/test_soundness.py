@@ -22,8 +22,10 @@ from consistune.train.soundness import Soundness
 KEYS = ["network={kind: mlp, width: 8, blocks: 1}", "train.batch=64", "train.log_images=64"]
 
 
-@pytest.mark.parametrize(("rate", "images"), [("1e30", 640), (".inf", 640), ("1e3", 1280)])
-@pytest.mark.parametrize("checkpoints", [64, 100_000])
+@pytest.mark.parametrize(
+    ("rate", "images"), [("1e30", 640), (".inf", 640), ("1e3", 1280), ("1e3", 64), ("3e38", 64), ("10", 640)]
+)
+@pytest.mark.parametrize("checkpoints", [64, 320, 100_000])
 def test_a_rate_that_destroys_the_weights_ends_the_run_and_nothing_is_stored(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
     rate: str, images: int, checkpoints: int,
@@ -61,15 +63,37 @@ def test_what_is_sound() -> None:
     assert "not finite" in str(watch.fault())
 
 
+def test_a_loss_that_explodes_within_the_first_steps_is_compared_with_the_first() -> None:
+    watch = Soundness([nn.Linear(2, 2)], Processes(torch.device("cpu")))
+    for loss in [1.5] + [4e5] * 9:
+        watch.follow(loss)
+    assert "median loss grew" in str(watch.fault())
+
+
+@pytest.mark.parametrize("losses", [[-3.0] * 20 + [0.2] * 20, [0.0] + [1.0] * 20, [1.0, 9.0, 0.01] * 9])
+def test_losses_that_are_negative_or_zero_or_scatter_are_sound(losses: list[float]) -> None:
+    watch = Soundness([nn.Linear(2, 2)], Processes(torch.device("cpu")))
+    for loss in losses:
+        watch.follow(loss)
+        assert watch.fault() is None
+
+
+def test_the_result_of_a_few_steps_that_were_all_skipped_is_refused() -> None:
+    watch = Soundness([nn.Linear(2, 2)], Processes(torch.device("cpu")))
+    watch.follow(float("nan"))
+    assert watch.fault() is None
+    assert watch.fault(finished=True) == "most of the last losses are not finite"
+
+
 def test_weights_that_explode_in_a_step_with_a_finite_loss_are_seen() -> None:
     layer, average = nn.Linear(2, 2), nn.Linear(2, 2)
     watch = Soundness([layer, average], Processes(torch.device("cpu")))
     watch.follow(1.0)
     with torch.no_grad():
-        layer.weight[0, 0] = 900.0
+        layer.weight[0, 0] = 90.0
         assert watch.fault() is None
         layer.weight[0, 0] = 1e6
-        assert "largest weight grew" in str(watch.fault())
+        assert "largest weight of a tensor grew from 90 to 1e+06" in str(watch.fault())
         layer.weight[0, 0] = 0.0
         average.bias[1] = torch.nan
     assert watch.fault() == "weights are not finite"

@@ -1,14 +1,23 @@
 """`consistune data prepare` and `consistune data info`: image data sets."""
 
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Annotated
 
 import typer
 from typer import Argument, Option
 
+from consistune.cli.data_options import (
+    AllowMissing,
+    Autoencoder,
+    Filter,
+    FollowLinks,
+    Format,
+    HeldOut,
+    Labels,
+    Size,
+    Source,
+)
 from consistune.cli.options import check_at_least
-from consistune.cli.screen import Screen, console
 from consistune.errors import UserError
 
 app = typer.Typer(no_args_is_help=True, help="Prepare an image data set, or describe one.")
@@ -16,60 +25,49 @@ app = typer.Typer(no_args_is_help=True, help="Prepare an image data set, or desc
 
 @app.command("prepare")
 def prepare(
-    source: Annotated[
-        Path,
-        Argument(
-            help="CIFAR's archive or folder; ImageNet's tree or downsampled batches; a folder, ZIP, npz or "
-            "parquet shards of images."
-        ),
-    ],
+    source: Source,
     dest: Annotated[Path, Argument(help="The folder to make.")],
-    size: Annotated[
-        int | None, Option(help="Side of the square images in pixels; default: unchanged.")
-    ] = None,
+    size: Size = None,
     crop: Annotated[
         str | None, Option(help="With --size: center (default), dhariwal (ADM's), pad, none.")
     ] = None,
-    filter: Annotated[
-        str | None, Option(help="With --size: lanczos (default), box, bicubic, bilinear, hamming, nearest.")
-    ] = None,
+    filter: Filter = None,
     background: Annotated[str, Option(help="Colour of transparent pixels and padding.")] = "white",
     mode: Annotated[str, Option(help="rgb, grey, or auto: grey if all images are grey.")] = "auto",
-    held_out: Annotated[
-        float, Option(help="Share of images to hold out, if the source has no test set.")
-    ] = 0.0,
+    held_out: HeldOut = 0.0,
     split_by: Annotated[str, Option(help="image, or group: keep groups of dataset.json whole.")] = "image",
     seed: Annotated[int, Option(help="Seed of the choice of held-out images.")] = 0,
-    labels: Annotated[
-        str | None, Option(help="A CSV or JSON file; fine or coarse (CIFAR-100); a column (parquet).")
-    ] = None,
-    format: Annotated[
-        str | None, Option(help="cifar, imagenet-batches, folder, zip, npz, parquet; default: detected.")
-    ] = None,
+    labels: Labels = None,
+    format: Format = None,
     layout: Annotated[str | None, Option(help="nhwc or nchw, for an npz whose shape fits both.")] = None,
     strict: Annotated[bool, Option("--strict", help="Stop at the first bad image.")] = False,
+    allow_missing: AllowMissing = 0,
+    follow_links: FollowLinks = False,
     workers: Annotated[int | None, Option(help="Number of processes; default: one per core.")] = None,
+    latents: Autoencoder = None,
+    flip: Annotated[bool, Option("--flip", help="With --latents: encode the mirrored images too.")] = False,
+    store: Annotated[str | None, Option(help="With --latents: uint8 (default) or float16.")] = None,
+    device: Annotated[str | None, Option(help="With --latents: where to encode; default: auto.")] = None,
 ) -> None:
     """Convert images to the form that training reads. After an interruption, the same command continues."""
-    from consistune.cli.data_view import PreparationProgress, counts, print_bad
+    from consistune.cli.data_view import latent_options, prepare_shown
     from consistune.data.prepare import pool
-    from consistune.data.prepare import run as preparation
+    from consistune.data.prepare.run import PrepareOptions
     from consistune.data.prepare.split import Split
     from consistune.data.prepare.survey import ImageOptions
     from consistune.data.sources.base import SourceOptions
 
     check_at_least(1, workers, "--workers")
-    options = preparation.PrepareOptions(
-        SourceOptions(format=format, labels=labels, layout=layout),
+    check_at_least(0, allow_missing, "--allow-missing")
+    options = PrepareOptions(
+        SourceOptions(format=format, labels=labels, layout=layout, links=follow_links),
         ImageOptions(size=size, crop=crop, filter=filter, background=background, mode=mode),
         Split(fraction=held_out, by=split_by, seed=seed),
         strict,
+        allow_missing,
         workers or pool.cores(),
     )
-    with Screen() as screen, ExitStack() as stack:
-        meta = preparation.prepare(source, dest, options, PreparationProgress(screen, stack))
-    print_bad(meta, dest)
-    console.print(counts(meta), highlight=False)
+    prepare_shown(source, dest, options, latent_options(latents, flip, store, device))
     print(dest)
 
 
@@ -79,12 +77,17 @@ def info(
     verify: Annotated[
         bool, Option("--verify", help="Check the files' SHA-256; exit status 1 if one differs.")
     ] = False,
+    show: Annotated[
+        Path | None, Option(help="Of latents: write images over their decoded latents to this .png file.")
+    ] = None,
 ) -> None:
     """Describe a prepared data set, or a source and how to prepare it."""
-    from consistune.cli.data_view import print_prepared, print_source
+    from consistune.cli.data_view import print_prepared, print_source, show_decoded
     from consistune.data.prepared import damaged, is_prepared, open_part, read_meta
 
     if not is_prepared(path):
+        if show is not None:
+            raise UserError("is not a prepared set of latents", str(path), "leave out --show")
         if verify:
             raise UserError("is not a prepared set: there is nothing to verify", str(path))
         print_source(path)
@@ -93,6 +96,8 @@ def info(
     for side in meta.parts:
         open_part(path, meta, side)
     print_prepared(path, meta)
+    if show is not None:
+        show_decoded(path, show)
     if verify:
         names = damaged(path, meta)
         print(

@@ -11,11 +11,13 @@ from typer import Option
 import consistune
 from consistune.cli import (
     analyze,
+    create,
     data,
     ema,
     evaluate,
     interop,
     machine,
+    recipes,
     reproduce,
     sample,
     train,
@@ -32,6 +34,8 @@ app = typer.Typer(
 )
 COMMANDS: dict[str, Callable[..., None]] = {
     "demo": reproduce.demo,
+    "create": create.create,
+    "init": recipes.init,
     "train": train.train,
     "sample": sample.sample,
     "evaluate": evaluate.evaluate,
@@ -45,6 +49,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
 for name, command in COMMANDS.items():
     app.command(name)(command)
 app.add_typer(data.app, name="data")
+app.add_typer(recipes.app, name="recipes")
 app.add_typer(ema.app, name="ema")
 
 DEBUG = "--debug"

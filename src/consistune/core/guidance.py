@@ -1,11 +1,12 @@
 """Guidance: extrapolation from a worse model through a better one (METHOD §5)."""
 
+import math
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from consistune.core.types import Conditioning, Denoiser, expand
+from consistune.core.types import Conditioning, Denoiser, expand, predict
 
 
 @dataclass(frozen=True)
@@ -21,14 +22,24 @@ class Guided:
     worse: Denoiser | None = None
     omega: float = 1.0
     low: float = 0.0
-    high: float = float("inf")
+    high: float = math.inf
 
-    def __call__(self, x_t: Tensor, t: Tensor, condition: Conditioning = None) -> Tensor:
-        better = self.model(x_t, t, condition)
+    @property
+    def two_times(self) -> bool:
+        return getattr(self.model, "two_times", False)
+
+    def __call__(
+        self, x_t: Tensor, t: Tensor, condition: Conditioning = None, s: Tensor | None = None
+    ) -> Tensor:
+        better = predict(self.model, x_t, t, condition, s)
         if self.omega == 1.0:
             return better
         inside = (t > self.low) & (t <= self.high)
-        if not bool(inside.any()):
+        everywhere = self.low <= 0 and self.high == math.inf  # known without a wait for the device
+        if not everywhere and not bool(inside.any()):
             return better
-        worse = self.model(x_t, t, None) if self.worse is None else self.worse(x_t, t, condition)
+        if self.worse is None:
+            worse = predict(self.model, x_t, t, None, s)
+        else:
+            worse = predict(self.worse, x_t, t, condition, s)
         return torch.where(expand(inside, better), worse + self.omega * (better - worse), better)

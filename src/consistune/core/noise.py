@@ -5,12 +5,14 @@ Nothing outside this file depends on which schedule is used (METHOD §0).
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from consistune.core.types import Conditioning, Denoiser, expand
+from consistune.core.types import Conditioning, Denoiser, expand, predict
 
 
 class NoiseSchedule(ABC):
@@ -66,6 +68,31 @@ class NoiseSchedule(ABC):
         """α_s − σ_s·α_t/σ_t: what a step from t > 0 to s makes of a change of x̂_0, [B]; 0 at s = t."""
         sigma_t = self.sigma(t)
         return (self.alpha(s) * sigma_t - self.alpha(t) * self.sigma(s)) / sigma_t
+
+    def rates(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        """α'(t) and σ'(t), by forward differentiation. t > 0 [B] → each [B]."""
+        one = (torch.ones_like(t),)
+        return torch.func.jvp(self.alpha, (t,), one)[1], torch.func.jvp(self.sigma, (t,), one)[1]
+
+    def velocity(self, x_t: Tensor, x0_hat: Tensor, t: Tensor) -> Tensor:
+        """dx_t/dt = α'·x̂_0 + σ'·ε̂ on the flow, with ε̂ = (x_t − α·x̂_0)/σ; nothing is divided by α.
+
+        EDM: (x_t − x̂_0)/t; rectified flow: ε̂ − x̂_0. x_t, x0_hat [B, ...], t > 0 [B] → [B, ...].
+        Source: METHOD §8.
+        """
+        d_alpha, d_sigma = self.rates(t)
+        keep = d_sigma / self.sigma(t)
+        return expand(keep, x_t) * x_t + expand(d_alpha - keep * self.alpha(t), x_t) * x0_hat
+
+    def estimated_velocity(self, x_0: Tensor, noise: Tensor, x0_hat: Tensor, t: Tensor) -> Tensor:
+        """`velocity` at x_t = α·x_0 + σ·ε, without its cancellation at small t where x̂_0 is near x_0.
+
+        α'·x_0 + σ'·ε + (α' − σ'·α/σ)·(x̂_0 − x_0): the velocity of x_0 and ε alone for x̂_0 = x_0.
+        """
+        d_alpha, d_sigma = self.rates(t)
+        own = expand(d_alpha, x_0) * x_0 + expand(d_sigma, x_0) * noise
+        carry = d_alpha - d_sigma * self.alpha(t) / self.sigma(t)
+        return own + expand(carry, x_0) * (x0_hat - x_0)
 
     def noise_hat(self, x_t: Tensor, x0_hat: Tensor, t: Tensor) -> Tensor:
         """ε̂ = (x_t − α_t·x̂_0)/σ_t. x_t, x0_hat [B, ...], t > 0 [B] → [B, ...]."""
@@ -150,14 +177,42 @@ class Trigonometric(NoiseSchedule):
         return torch.atan(noise_to_signal)
 
 
+@dataclass(frozen=True)
+class TrigFlow(NoiseSchedule):
+    """α = cos t, σ = σ_d·sin t, t in (0, π/2]: the process of continuous-time consistency (2410.11081, §3).
+
+    x_t has the data's standard deviation σ_d at every t.
+    """
+
+    sigma_data: float = 0.5
+
+    @property
+    def t_min(self) -> float:  # type: ignore[override]
+        return math.atan(0.002 / self.sigma_data)
+
+    @property
+    def t_max(self) -> float:  # type: ignore[override]
+        return math.atan(80.0 / self.sigma_data)
+
+    def alpha(self, t: Tensor) -> Tensor:
+        return torch.cos(t)
+
+    def sigma(self, t: Tensor) -> Tensor:
+        return self.sigma_data * torch.sin(t)
+
+    def time_at(self, noise_to_signal: Tensor) -> Tensor:
+        return torch.atan(noise_to_signal / self.sigma_data)
+
+
 def convert(x_t: Tensor, t: Tensor, source: NoiseSchedule, target: NoiseSchedule) -> tuple[Tensor, Tensor]:
     """The same noisy image under another schedule: the point at equal signal-to-noise ratio.
 
     u with σ'(u)/α'(u) = σ(t)/α(t), and x_u = (α'(u)/α(t))·x_t. x_t [B, ...], t [B] → x_u, u.
-    Raises ValueError where α(t) = 0: pure noise has no finite ratio.
+    Raises ValueError where α(t) = 0: pure noise has no finite ratio. On a card, which would have to be waited
+    for, the point is then infinite.
     """
     alpha = source.alpha(t)
-    if bool((alpha <= 0).any()):
+    if alpha.device.type == "cpu" and bool((alpha <= 0).any()):
         raise ValueError("cannot convert a point with alpha(t) = 0: its noise-to-signal ratio is infinite")
     u = target.time_at(source.sigma(t) / alpha)
     return expand(target.alpha(u) / alpha, x_t) * x_t, u
@@ -167,16 +222,29 @@ def convert(x_t: Tensor, t: Tensor, source: NoiseSchedule, target: NoiseSchedule
 class Rescheduled:
     """A denoiser for `source` as a denoiser for `schedule`: D'(x_t, t) = D(x_t·α(u)/α'(t), u) at equal σ/α.
 
-    So a network that is preconditioned for EDM trains and samples under any schedule.
+    So a network that is preconditioned for EDM trains and samples under any schedule. A two-time network's
+    second time is converted alike.
     """
 
     model: Denoiser
     schedule: NoiseSchedule
     source: NoiseSchedule = EDM()
 
-    def __call__(self, x_t: Tensor, t: Tensor, condition: Conditioning = None) -> Tensor:
+    @property
+    def two_times(self) -> bool:
+        return getattr(self.model, "two_times", False)
+
+    def exactly(self) -> AbstractContextManager[None]:
+        """The context in which derivatives of the model are taken (`core.derivative`)."""
+        scope: Callable[[], AbstractContextManager[None]] = getattr(self.model, "exactly", nullcontext)
+        return scope()
+
+    def __call__(
+        self, x_t: Tensor, t: Tensor, condition: Conditioning = None, s: Tensor | None = None
+    ) -> Tensor:
         x_u, u = convert(x_t, t, self.schedule, self.source)
-        return self.model(x_u, u, condition)
+        end = None if s is None else self.source.time_at(self.schedule.noise_to_signal(s))
+        return predict(self.model, x_u, u, condition, end)
 
 
 def rescheduled(model: Denoiser, schedule: NoiseSchedule) -> Denoiser:

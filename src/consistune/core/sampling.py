@@ -1,7 +1,7 @@
-"""From noise to images with any denoiser: one step, stochastic multistep, phased, Heun (METHOD §4, §5).
+"""From noise to images with any flow map: one step, stochastic multistep, phased, Heun (METHOD §4, §5).
 
-Samplers keep their state in float64 (the network sees its own dtype) and know nothing of networks beyond
-`Denoiser`. `noise(*shape, dtype=…)` gives the next block of standard normals; see `rng.ImageNoise`.
+Samplers keep their state in float64 (the network sees its own dtype) and ask a model for nothing but
+`FlowMap.jump`. `noise(*shape, dtype=…)` gives the next block of standard normals; see `rng.ImageNoise`.
 """
 
 import itertools
@@ -13,35 +13,37 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from consistune.core.flow import FlowMap, flow_map
 from consistune.core.noise import NoiseSchedule
 from consistune.core.times import karras_grid
 from consistune.core.types import Denoiser
 
 Noise = Callable[..., Tensor]
-Denoise = Callable[[Tensor, Tensor], Tensor]
+Jump = Callable[[Tensor, Tensor, float], Tensor]
 
 
 class Sampler(ABC):
-    """From noise to images with one denoiser. A sampler implements `draw`."""
+    """From noise to images with one model. A sampler implements `draw`."""
 
     def __call__(
         self,
-        model: Denoiser,
+        model: Denoiser | FlowMap,
         schedule: NoiseSchedule,
         noise: Noise,
         shape: Sequence[int],
         condition: Tensor | None = None,
     ) -> Tensor:
         """Images in about [−1, 1], float64 [B, C, H, W]. shape: (C, H, W)."""
+        flow = flow_map(model, schedule)
 
-        def denoise(x: Tensor, t: Tensor) -> Tensor:
-            return model(x, t, condition).double()
+        def jump(x: Tensor, t: Tensor, s: float) -> Tensor:
+            return flow.jump(x, t, _times(s, x), condition).double()
 
-        return self.draw(denoise, schedule, lambda: noise(*shape).double())
+        return self.draw(jump, schedule, lambda: noise(*shape).double())
 
     @abstractmethod
-    def draw(self, denoise: Denoise, schedule: NoiseSchedule, normals: Callable[[], Tensor]) -> Tensor:
-        """denoise(x, t [B]) gives x̂_0 in float64, `normals` the next [B, C, H, W] standard normals."""
+    def draw(self, jump: Jump, schedule: NoiseSchedule, normals: Callable[[], Tensor]) -> Tensor:
+        """jump(x, t [B], s) gives x_s in float64, `normals` the next [B, C, H, W] standard normals."""
 
 
 def prior(schedule: NoiseSchedule, z: Tensor, t_max: float) -> Tensor:
@@ -78,13 +80,13 @@ class Multistep(Sampler):
     def evaluations(self) -> int:
         return 1 + len(self.mid)
 
-    def draw(self, denoise: Denoise, schedule: NoiseSchedule, normals: Callable[[], Tensor]) -> Tensor:
+    def draw(self, jump: Jump, schedule: NoiseSchedule, normals: Callable[[], Tensor]) -> Tensor:
         top = schedule.t_max if self.t_max is None else self.t_max
         x = prior(schedule, normals(), top)
-        x = denoise(x, _times(top, x))
+        x = jump(x, _times(top, x), 0.0)
         for t in self.mid:
             x = schedule.renoise(x, normals(), _times(self.boundary, x), _times(t, x))
-            x = denoise(x, _times(t, x))
+            x = jump(x, _times(t, x), 0.0)
         return x
 
 
@@ -92,6 +94,7 @@ class Multistep(Sampler):
 class PhasedSteps(Sampler):
     """Deterministic sampling of a phased model, with edge-skipping  (SCT, 2410.18958, §4.3, §4.4).
 
+    Any flow map is sampled so through given times; a two-time network (MeanFlow) in this way alone.
     From T jump to η·s_m, s_m the largest edge below T; then from there towards the next edge, and so on
     to 0. η = 1 stops at each edge, 0 < η < 1 steps past it to where the next phase is well learned,
     η = 0 is one step. `eta` is one number for all edges or one per edge, in the order of `edges`.
@@ -124,11 +127,11 @@ class PhasedSteps(Sampler):
             stops.append(eta * s)
         return stops
 
-    def draw(self, denoise: Denoise, schedule: NoiseSchedule, normals: Callable[[], Tensor]) -> Tensor:
+    def draw(self, jump: Jump, schedule: NoiseSchedule, normals: Callable[[], Tensor]) -> Tensor:
         stops = self.stops(schedule.t_max if self.t_max is None else self.t_max)
         x = prior(schedule, normals(), stops[0])
         for t, s in itertools.pairwise(stops):
-            x = schedule.step(x, denoise(x, _times(t, x)), _times(t, x), _times(s, x))
+            x = jump(x, _times(t, x), s)
         return x
 
 
@@ -161,13 +164,13 @@ class ODE(Sampler):
     def evaluations(self) -> int:
         return 2 * self.steps - 1 if self.order == 2 else self.steps
 
-    def draw(self, denoise: Denoise, schedule: NoiseSchedule, normals: Callable[[], Tensor]) -> Tensor:
+    def draw(self, jump: Jump, schedule: NoiseSchedule, normals: Callable[[], Tensor]) -> Tensor:
         grid = self._grid()
         y = normals() * grid[0]
 
         def slope(y: Tensor, s: float) -> Tensor:
             t = schedule.time_at(_times(s, y))
-            return (y - denoise(y * float(schedule.alpha(t[:1])), t)) / s
+            return (y - jump(y * float(schedule.alpha(t[:1])), t, 0.0)) / s
 
         for s, s_next in itertools.pairwise(grid):
             if self.churn > 0 and self.churn_low <= s <= self.churn_high:

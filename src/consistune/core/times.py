@@ -13,7 +13,7 @@ import torch
 from torch import Generator, Tensor
 
 from consistune.core.noise import EDM, NoiseSchedule
-from consistune.core.types import Progress, Times
+from consistune.core.types import Progress, Times, moved, widest
 
 
 class TimePairs(Protocol):
@@ -55,13 +55,17 @@ class LogNormal:
         if self.low is None and self.high is None:
             normal = torch.randn(n, generator=generator, device=generator.device)
             return torch.exp(self.mean + self.std * normal)
-        uniform = torch.rand(n, generator=generator, device=generator.device, dtype=torch.float64)
-        floor, ceiling = self._quantile(self.low, 0.0), self._quantile(self.high, 1.0)
-        normal = torch.special.ndtri(floor + (ceiling - floor) * uniform)
-        ratio = torch.exp(self.mean + self.std * normal)
-        return ratio.clamp(self.low, self.high).float()
+        dtype = widest(generator.device)
+        uniform = torch.rand(n, generator=generator, device=generator.device, dtype=dtype)
+        return self.quantile(uniform).float()
 
-    def _quantile(self, bound: float | None, otherwise: float) -> float:
+    def quantile(self, uniform: Tensor) -> Tensor:
+        """The ratio below which the law has this mass: its inverse distribution function, float64 [n]."""
+        floor, ceiling = self._mass_below(self.low, 0.0), self._mass_below(self.high, 1.0)
+        normal = torch.special.ndtri(floor + (ceiling - floor) * uniform)
+        return torch.exp(self.mean + self.std * normal).clamp(self.low, self.high)
+
+    def _mass_below(self, bound: float | None, otherwise: float) -> float:
         if bound is None:
             return otherwise
         return 0.5 * (1 + math.erf((math.log(bound) - self.mean) / (self.std * math.sqrt(2))))
@@ -314,9 +318,9 @@ class GridPairs:
 
     def sample(self, n: int, progress: Progress, generator: Generator) -> Times:
         grid = karras_grid(self.size.points(progress), self.low, self.high, self.rho)
-        weights = self.probabilities(grid).to(generator.device)
-        i = torch.multinomial(weights, n, replacement=True, generator=generator)
-        grid = grid.to(generator.device, torch.float32)
+        weights = self.probabilities(grid).to(widest(generator.device))
+        i = torch.multinomial(moved(weights, generator.device), n, replacement=True, generator=generator)
+        grid = moved(grid.float(), generator.device)
         return ordered(self.schedule, grid[i + 1], grid[i])
 
 
@@ -338,7 +342,7 @@ class Phased:
 
     def sample(self, n: int, progress: Progress, generator: Generator) -> Times:
         times = self.pairs.sample(n, progress, generator)
-        edges = torch.tensor((0.0, *self.edges), device=times.t.device, dtype=times.t.dtype)
+        edges = moved(torch.tensor((0.0, *self.edges), dtype=times.t.dtype), times.t.device)
         s = edges[torch.searchsorted(edges, times.t) - 1]
         return Times(times.t, torch.maximum(times.r, s), s)
 

@@ -1,9 +1,13 @@
 """The types that all parts share: a batch of data, a condition, a pair of times, a denoiser, progress."""
 
 from dataclasses import dataclass
-from typing import Protocol, TypeAlias
+from typing import Protocol, TypeAlias, cast
 
+import torch
 from torch import Tensor
+
+NO_FLOAT64 = ("mps", "xpu")
+"""Devices without float64 (Intel's have it in some models only)."""
 
 Progress: TypeAlias = int
 """Training images seen so far. Schedules are functions of it, so the batch size changes nothing."""
@@ -84,6 +88,44 @@ class Denoiser(Protocol):
     def __call__(self, x_t: Tensor, t: Tensor, condition: Conditioning = None) -> Tensor: ...
 
 
+class TwoTimeDenoiser(Protocol):
+    """x̂_0 = D(x_t, t, s | condition), with which `NoiseSchedule.step` reaches the flow's solution at s ≤ t.
+
+    s None is s = t, where x̂_0 is the posterior mean; s = 0 gives the trajectory's end. `two_times` tells such
+    a model from a `Denoiser`; `predict` calls either.
+    """
+
+    two_times: bool
+
+    def __call__(
+        self, x_t: Tensor, t: Tensor, condition: Conditioning = None, s: Tensor | None = None
+    ) -> Tensor: ...
+
+
+def predict(
+    model: Denoiser, x_t: Tensor, t: Tensor, condition: Conditioning = None, s: Tensor | None = None
+) -> Tensor:
+    """x̂_0 of a jump from t to s: a two-time model is told s, for another model it changes nothing."""
+    if s is None or not getattr(model, "two_times", False):
+        return model(x_t, t, condition)
+    return cast(TwoTimeDenoiser, model)(x_t, t, condition, s)
+
+
 def expand(value: Tensor, like: Tensor) -> Tensor:
     """Give a per-sample value [B] the trailing axes it needs to broadcast against `like` [B, ...]."""
     return value.reshape(value.shape + (1,) * (like.ndim - value.ndim))
+
+
+def exact_device(device: torch.device) -> torch.device:
+    """Where the float64 work for a device is done: there, or on the CPU where the device has no float64."""
+    return torch.device("cpu") if device.type in NO_FLOAT64 else device
+
+
+def widest(device: torch.device) -> torch.dtype:
+    """float64, or fp32 on a device without it."""
+    return torch.float32 if device.type in NO_FLOAT64 else torch.float64
+
+
+def moved(x: Tensor, device: torch.device) -> Tensor:
+    """x on the device; the host does not wait for a copy to CUDA."""
+    return x.to(device, non_blocking=device.type == "cuda")

@@ -15,8 +15,9 @@ class InceptionScore(Metric):
     """exp of the mean KL divergence of p(y|x) from p(y), over 10 consecutive parts  (1606.03498, eq. 1).
 
     Keeps Σ p and Σ p·ln p of each part in float64, not the probabilities: torchmetrics' own keeps all of
-    them, 200 MB at 50 000 × 1008. Values: "is", the mean over the parts, and "is_deviation", their standard
-    deviation.
+    them, 200 MB at 50 000 × 1008. Values: "is", the mean over the parts; "is_deviation", their standard
+    deviation, which is published; and, of two parts or more, "is_error", the standard error of the mean: the
+    parts share no sample.
     """
 
     uses_probabilities = True
@@ -55,4 +56,7 @@ class InceptionScore(Metric):
         mean = sums[filled] / counts[filled, None]
         divergence = negative_entropies[filled] / counts[filled] - torch.special.xlogy(mean, mean).sum(1)
         scores = divergence.exp()
-        return Result({"is": float(scores.mean()), "is_deviation": float(scores.std(correction=0))})
+        values = {"is": float(scores.mean()), "is_deviation": float(scores.std(correction=0))}
+        if len(scores) > 1:
+            values["is_error"] = float(scores.std() / len(scores) ** 0.5)
+        return Result(values)

@@ -1,14 +1,15 @@
 """A trained model's weights in another form: other labels, options or preconditioning.
 
 Tuning may condition on classes that the teacher did not know, or drop the classes that it knew; likewise for
-augmentation labels. All other weights are copied. The adapted model begins with D(x; σ, any label) equal to
-the teacher's D(x; σ) without a label:
+augmentation labels. A flow map takes a second time. All other weights are copied. The adapted model begins
+with D(x; σ, any label, any s) equal to the teacher's D(x; σ) without a label:
 
-- A new embedding of labels begins with zero.
+- A new embedding of labels, or of the second time, begins with zero.
 - Song adds the class to the noise level's embedding with a bias, which acts without a class too. The bias of
   a dropped class embedding is therefore folded into the next layer: b₀ ← b₀ + W₀·b.
 - EDM2 mixes noise level and class with fixed shares, and normalises its weights, so that they cannot begin
   with zero. A new class embedding begins with share 0, which is learned; the noise level keeps its share.
+  The second time's begins with gain 0, which is learned.
 """
 
 import math
@@ -49,6 +50,8 @@ def adapt(model: Preconditioned, precond: dict[str, Any] | None = None, **networ
     for name in network:
         if name not in options:
             raise UserError(f"{type(model.network).__name__} has no such option", name)
+    if options.get("second_time") and not network.get("second_time", True):
+        raise UserError("a two-time network cannot lose its second time", "second_time", "leave it out")
     form = config["precond"] if precond is None else precond
     if network.items() <= options.items() and form == config["precond"]:
         return Adapted(model)
@@ -78,7 +81,8 @@ def noise_share(network: EDM2UNet) -> float:
 def _copy_weights(old: Preconditioned, new: Preconditioned) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Copy what has the same name and shape → the names that are new, and those that were dropped.
 
-    What is new in the network is set to zero, but for EDM2's class embedding, which has a norm of its own.
+    What is new in the network is set to zero, but for EDM2's embeddings of class and second time, which
+    have a norm of their own.
     """
     given: dict[str, Tensor] = {
         name.replace(f"{old.network_name}.", f"{new.network_name}.", 1): value
@@ -89,7 +93,9 @@ def _copy_weights(old: Preconditioned, new: Preconditioned) -> tuple[tuple[str, 
     for name, value in own.items():
         if name in fitting:
             value.copy_(given[name])
-        elif name.startswith(f"{new.network_name}.") and "emb_label" not in name:
+        elif name.startswith(f"{new.network_name}.") and not {"emb_label", "emb_second"} & set(
+            name.split(".")
+        ):
             value.zero_()
     return tuple(n for n in own if n not in fitting), tuple(n for n in given if n not in fitting)
 

@@ -33,11 +33,14 @@ class ADMUNet(UNet):
         attn_resolutions: tuple[int, ...] = (32, 16, 8),
         dropout: float = 0.10,
         label_dropout: float = 0.0,
+        second_time: bool = False,
     ) -> None:
         super().__init__(recorded(locals()))
         channels, embedding = self.image_shape[0], model_channels * channel_mult_emb
         self.map_noise = PositionalEmbedding(model_channels, endpoint=False)
         self.map_augment = Linear(augment_dim, model_channels, ZERO, bias=False) if augment_dim else None
+        second = Linear(model_channels, model_channels, ZERO, bias=False) if second_time else None
+        self.map_second = second
         self.map_layer0 = Linear(model_channels, embedding, INIT)
         self.map_layer1 = Linear(embedding, embedding, INIT)
         normal = Init("kaiming_normal", weight=math.sqrt(num_classes))
@@ -57,16 +60,26 @@ class ADMUNet(UNet):
         c_noise: Tensor,
         one_hot: Tensor | None = None,
         augment_labels: Tensor | None = None,
+        *,
+        second: Tensor | None = None,
     ) -> Tensor:
-        embedding = self.embed(c_noise, one_hot, augment_labels)
+        embedding = self.embed(c_noise, one_hot, augment_labels, second)
         x = self.decode(self.encode(x, embedding), embedding)
         return self.out_conv(silu(self.out_norm(x)))
 
-    def embed(self, c_noise: Tensor, one_hot: Tensor | None, augment_labels: Tensor | None) -> Tensor:
-        """Noise level [B], classes and augmentation → [B, E]."""
+    def embed(
+        self,
+        c_noise: Tensor,
+        one_hot: Tensor | None,
+        augment_labels: Tensor | None,
+        second: Tensor | None = None,
+    ) -> Tensor:
+        """Noise level [B], classes, augmentation and second time [B] → [B, E]."""
         e = self.map_noise(c_noise)
         if self.map_augment is not None and augment_labels is not None:
             e = e + self.map_augment(augment_labels)
+        if self.map_second is not None and second is not None:
+            e = e + self.map_second(self.map_noise(second))
         e = self.map_layer1(silu(self.map_layer0(e)))
         if self.map_label is not None and one_hot is not None:
             e = e + self.map_label(self.drop_labels(one_hot))

@@ -93,6 +93,7 @@ class EDM2UNet(UNet):
         noise_gain: factor of the noise level's embedding; 1 unless `adapt` changed the classes.
         dropout_res: the finest resolution at which blocks drop out; None: all do (ECT on ImageNet: 16).
         clip_act: activations are clipped to ± this.
+        second_time: whether the network also takes the time where a jump ends (`Preconditioned`).
     """
 
     def __init__(
@@ -115,6 +116,7 @@ class EDM2UNet(UNet):
         res_balance: float = 0.3,
         attn_balance: float = 0.3,
         clip_act: float = 256.0,
+        second_time: bool = False,
     ) -> None:
         super().__init__(recorded(locals()))
         self.concat_balance, self.noise_gain = concat_balance, noise_gain
@@ -125,6 +127,8 @@ class EDM2UNet(UNet):
         self.out_gain = nn.Parameter(torch.zeros([]))
         self.emb_fourier = MPFourier(noise)
         self.emb_noise = MPConv(noise, embedding)
+        if second_time:
+            self.emb_second, self.second_gain = MPConv(noise, embedding), nn.Parameter(torch.zeros([]))
         self.emb_label = MPConv(num_classes, embedding) if num_classes else None
         self.label_balance = nn.Parameter(torch.zeros([])) if label_balance is None else label_balance
         options = BlockOptions(
@@ -144,8 +148,10 @@ class EDM2UNet(UNet):
         self.dec = nn.ModuleDict({spec.name: Block(spec, options, "dec") for spec in decoder})
         self.out_conv = MPConv(finest, channels, (3, 3))
 
-    def forward(self, x: Tensor, c_noise: Tensor, one_hot: Tensor | None = None) -> Tensor:
-        embedding = self.embed(c_noise, one_hot)
+    def forward(
+        self, x: Tensor, c_noise: Tensor, one_hot: Tensor | None = None, *, second: Tensor | None = None
+    ) -> Tensor:
+        embedding = self.embed(c_noise, one_hot, second)
         x = torch.cat([x, torch.ones_like(x[:, :1])], dim=1)
         x = self.decode(self.encode(x, embedding), embedding)
         return self.out_conv(x, gain=self.out_gain)
@@ -153,9 +159,11 @@ class EDM2UNet(UNet):
     def join(self, x: Tensor, skip: Tensor) -> Tensor:
         return mp_cat(x, skip, self.concat_balance)
 
-    def embed(self, c_noise: Tensor, one_hot: Tensor | None) -> Tensor:
-        """Noise level [B] and classes → [B, E]."""
+    def embed(self, c_noise: Tensor, one_hot: Tensor | None, second: Tensor | None = None) -> Tensor:
+        """Noise level [B], classes and second time [B] → [B, E]."""
         e = self.emb_noise(self.emb_fourier(c_noise), gain=self.noise_gain)
+        if self.second_time and second is not None:
+            e = e + self.emb_second(self.emb_fourier(second), gain=self.second_gain)
         if self.emb_label is not None and one_hot is not None:
             e = mp_sum(e, self.emb_label(one_hot * math.sqrt(self.num_classes)), self.label_balance)
         return mp_silu(e)

@@ -7,11 +7,13 @@ convolutions and attention; bf16 uses it, because its 8 bits are too few for a s
 
 import math
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import (
     avg_pool2d,
     conv2d,
@@ -21,6 +23,8 @@ from torch.nn.functional import (
     linear,
     scaled_dot_product_attention,
 )
+
+from consistune.nn.lean import transformed
 
 Resample = Literal["keep", "up", "down", "down-after"]
 """down-after: the convolution first, at the high resolution, then the filter."""
@@ -175,6 +179,8 @@ class GroupNorm(nn.GroupNorm):
         super().__init__(min(32, channels // 4), channels, eps)
 
     def forward(self, x: Tensor) -> Tensor:
+        if transformed():  # torch takes a view of the tangent, whose strides may be others than those of x
+            x = x.clone(memory_format=torch.contiguous_format)
         return group_norm(x, self.num_groups, self.weight.to(x.dtype), self.bias.to(x.dtype), self.eps)
 
 
@@ -196,7 +202,10 @@ def attend(q: Tensor, k: Tensor, v: Tensor, like: Tensor, dtype: torch.dtype | N
     does.
     """
     q, k, v = (part.to(dtype or part.dtype) for part in (q, k, v))
-    return scaled_dot_product_attention(q, k, v).transpose(2, 3).reshape(like.shape).to(like.dtype)
+    # Only the plain kernel has a forward derivative.
+    with sdpa_kernel(SDPBackend.MATH) if transformed() else nullcontext():
+        attended = scaled_dot_product_attention(q, k, v)
+    return attended.transpose(2, 3).reshape(like.shape).to(like.dtype)
 
 
 def cos_sin(u: Tensor, f: Tensor) -> Tensor:

@@ -10,7 +10,15 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 from torch.utils.checkpoint import checkpoint
+
+
+def transformed() -> bool:
+    """Whether a derivative is taken around the call: `torch.func.jvp`, `grad`, or forward-mode AD."""
+    if torch.compiler.is_compiling():
+        return False
+    return forward_ad._current_level >= 0 or torch._C._are_functorch_transforms_active()
 
 
 def recomputed(function: Callable[..., Tensor], *inputs: Any) -> Tensor:
@@ -28,6 +36,8 @@ def recomputed(function: Callable[..., Tensor], *inputs: Any) -> Tensor:
 
 def clipped(x: Tensor, limit: float) -> Tensor:
     """x clamped to ±limit. It keeps its result, which the next layer keeps too; torch.clamp keeps x."""
+    if transformed():  # a forward derivative in _Clipped would break the graph of a compiled network
+        return x.clamp(-limit, limit)
     return _Clipped.apply(x, limit)  # type: ignore[no-untyped-call]
 
 

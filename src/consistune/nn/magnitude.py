@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn.functional import linear, silu
 
 from consistune.nn.layers import Product, fresh
-from consistune.nn.lean import recomputed
+from consistune.nn.lean import recomputed, transformed
 
 EPS = 1e-4
 
@@ -51,7 +51,8 @@ class MPConv(Product):
     Forced weight normalisation: a training pass first overwrites the stored weight by its normalised value,
     so that the effective learning rate stays the same. It does so only while gradients are enabled. A pass of
     the target or the teacher under no_grad computes the same function and does not change the weight, which
-    the student's backward still needs (ECT does the same for its teacher). Before the student's pass, the
+    the student's backward still needs (ECT does the same for its teacher); neither does a pass of which a
+    derivative is taken (`torch.func.jvp`), where a write would be an error. Before the student's pass, the
     weight is as the optimizer left it, which is the same function up to ε. A compiled pass would lose the
     write and give a wrong gradient; it does not write, and the training loop normalises before it.
     """
@@ -72,7 +73,8 @@ class MPConv(Product):
         For the gradient only x, the inputs and the stored weight are kept; `before` and the normalisation are
         computed again.
         """
-        if self.training and torch.is_grad_enabled() and not torch.compiler.is_compiling():
+        writes = torch.is_grad_enabled() and not torch.compiler.is_compiling() and not transformed()
+        if self.training and writes:
             with torch.no_grad():
                 self.weight.copy_(normalize(self.weight.to(_at_least_fp32(self.weight))))
 

@@ -5,7 +5,9 @@ D(x; σ) = c_skip·x + c_out·F(c_in·x; c_noise)
 
 import inspect
 import math
-from typing import ClassVar, Literal, NamedTuple
+from importlib import import_module
+from pathlib import Path
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +25,10 @@ models. bf16: convolutions and attention; sums and norms stay fp32. So the error
 """
 
 
+LOWEST = 0.002
+"""EDM's smallest noise level (2206.00364, §5)."""
+
+
 class Scalings(NamedTuple):
     """c_skip, c_out, c_in, c_noise, each [B]."""
 
@@ -36,7 +42,8 @@ class Preconditioned(nn.Module):
     """A raw network with its preconditioning: the Denoiser that is trained, stored and sampled.
 
     The network is called as network(x, c_noise [B], one_hot [B, num_classes] or None), and with
-    augment_labels [B, augment_dim] where some are given. It has the attributes `image_shape` (C, H, W),
+    augment_labels [B, augment_dim] where some are given, and second=[B] where the network has a `second_time`
+    (a two-time network D(x; σ, s), `core.flow`). It has the attributes `image_shape` (C, H, W),
     `num_classes` (0: unconditional) and `options` (its constructor's arguments, from which a folder rebuilds
     it). A network that also computes in bf16 and fp16, in the dtype of its first argument, lists its
     `precisions`; a network with augmentation labels has their width as `augment_dim`.
@@ -63,6 +70,17 @@ class Preconditioned(nn.Module):
     @property
     def network(self) -> nn.Module:
         return getattr(self, self.network_name)
+
+    def save(self, folder: str | Path) -> Path:
+        """Write the model's folder, as `nn.store.save`."""
+        # By name, because those files import this one.
+        path: Path = import_module("consistune.nn.store").save(self, folder)
+        return path
+
+    def push_to_hub(self, repo_id: str, **options: Any) -> str:
+        """Upload the model's folder to the Hugging Face Hub, as `nn.hub.push`; returns its address."""
+        url: str = import_module("consistune.nn.hub").push(self, repo_id, **options)
+        return url
 
     @property
     def options(self) -> dict[str, object]:
@@ -98,17 +116,30 @@ class Preconditioned(nn.Module):
         return self.network.image_shape  # type: ignore[return-value]
 
     @property
+    def two_times(self) -> bool:
+        """Whether the network takes the noise level where a jump ends."""
+        return getattr(self.network, "second_time", False)
+
+    @property
     def num_classes(self) -> int:
         return self.network.num_classes  # type: ignore[return-value]
 
     def scalings(self, sigma: Tensor) -> Scalings:
         raise NotImplementedError
 
+    def gap(self, sigma: Tensor, s: Tensor) -> Tensor:
+        """ln((σ² + b²)/(s² + b²))/8 [B], b = 0.002: what a two-time network is given of s (our choice).
+
+        It is 0 at s = σ, the difference of c_noise well above b, and finite at s = 0.
+        """
+        growth = torch.log((sigma.square() + LOWEST**2) / (s.square() + LOWEST**2))
+        return growth / 8 * getattr(self, "noise_scale", 1.0)
+
     def one_hot(self, condition: Tensor | None, batch: int, like: Tensor) -> Tensor | None:
         """Class labels [B] or class weights [B, num_classes] → [B, num_classes]; None → zeros ("no class").
 
-        Raises ValueError for labels outside 0 … num_classes − 1, a wrong width, or a condition given to an
-        unconditional model.
+        Raises ValueError for labels outside 0 … num_classes − 1 (on a card they give NaN), for a wrong width,
+        and for a condition given to an unconditional model.
         """
         if self.num_classes == 0:
             if condition is not None:
@@ -122,13 +153,16 @@ class Preconditioned(nn.Module):
                     f"condition has shape {list(condition.shape)}, expected [{batch}, {self.num_classes}]"
                 )
             return condition.to(like)
-        # A compiled graph cannot check values; there a wrong label acts as "no class".
-        if not torch.compiler.is_compiling() and condition.numel():
+        # A compiled graph cannot look at values, and a card would have to be waited for: NaN answers there.
+        if not torch.compiler.is_compiling() and condition.device.type == "cpu" and condition.numel():
             low, high = (int(value) for value in condition.aminmax())
             if low < 0 or high >= self.num_classes:
                 raise ValueError(f"class labels must lie in 0 … {self.num_classes - 1}")
         classes = torch.arange(self.num_classes, device=condition.device)
-        return (condition[:, None] == classes).to(like)
+        one_hot = (condition[:, None] == classes).to(like)
+        if condition.device.type == "cpu":
+            return one_hot
+        return one_hot.masked_fill(((condition < 0) | (condition >= self.num_classes))[:, None], torch.nan)
 
     def augmentation(self, labels: Tensor | None, batch: int, like: Tensor) -> Tensor | None:
         """Augmentation labels [B, augment_dim] as `like`. Raises ValueError for any other shape."""
@@ -151,8 +185,12 @@ class Preconditioned(nn.Module):
         x: Tensor,
         sigma: Tensor | float,
         condition: Conditioning = None,
+        s: Tensor | None = None,
     ) -> Tensor:
         """x [B, C, H, W], sigma [B] or a scalar, condition → x̂_0 [B, C, H, W] in fp32.
+
+        s [B]: for a two-time network, the noise level where the jump ends; None: sigma, where x̂_0 is the
+        posterior mean. Raises ValueError where s is given and the network has no second time.
 
         condition: labels as in `one_hot`, or a `Condition`: a hidden label is a one-hot vector of zeros.
         The noise levels, the scalings and the embedding are fp32 (float64 for a float64 model) in every
@@ -170,8 +208,14 @@ class Preconditioned(nn.Module):
             one_hot = one_hot.masked_fill(given.hidden[:, None], 0.0)
         augment_labels = self.augmentation(given.augment, batch, c_noise)
         extra = () if augment_labels is None else (augment_labels,)
+        second: dict[str, Tensor] = {}
+        if self.two_times:
+            end = sigma if s is None else s.to(x.device, dtype).reshape(-1).expand(batch)
+            second["second"] = self.gap(sigma, end)
+        elif s is not None:
+            raise ValueError("the network has no second time: build it with second_time, or adapt() it")
         trunk = torch.float16 if self.precision == "fp16" else dtype
-        raw = self.network((expand(c_in, x) * x).to(trunk), c_noise, one_hot, *extra).to(dtype)
+        raw = self.network((expand(c_in, x) * x).to(trunk), c_noise, one_hot, *extra, **second).to(dtype)
         return expand(c_skip, x) * x + expand(c_out, x) * raw[:, : x.shape[1]]
 
 

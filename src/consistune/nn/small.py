@@ -42,13 +42,19 @@ class Embedded(RawNetwork):
         self.map_noise = SinusoidalEmbedding(32)
         self.map_label = nn.Linear(num_classes, embedding, bias=False) if num_classes else None
         self.map_hidden = nn.Linear(32, embedding)
+        self.map_second = nn.Linear(32, embedding, bias=False) if self.second_time else None
         self.map_out = nn.Linear(embedding, embedding)
 
-    def embed(self, c_noise: Tensor, one_hot: Tensor | None) -> Tensor:
-        """silu(W₁·silu(W₀·sinusoids(c_noise) + W_label·one_hot)): [B], [B, num_classes] → [B, embedding]."""
+    def embed(self, c_noise: Tensor, one_hot: Tensor | None, second: Tensor | None) -> Tensor:
+        """silu(W₁·silu(W₀·sinusoids(c_noise) + W_label·one_hot + W_second·sinusoids(second))).
+
+        [B], [B, num_classes], [B] → [B, embedding].
+        """
         embedding = self.map_hidden(self.map_noise(c_noise))
         if self.map_label is not None and one_hot is not None:
             embedding = embedding + self.map_label(one_hot)
+        if self.map_second is not None and second is not None:
+            embedding = embedding + self.map_second(self.map_noise(second))
         return silu(self.map_out(silu(embedding)))
 
 
@@ -81,6 +87,7 @@ class ResidualMLP(Embedded):
         width, blocks, expansion: size of the trunk.
         embedding: size of the noise-level and class embedding.
         dropout: probability, on the hidden layer of each block.
+        second_time: whether the network also takes the time where a jump ends (`Preconditioned`).
     """
 
     def __init__(
@@ -92,6 +99,7 @@ class ResidualMLP(Embedded):
         expansion: int = 4,
         embedding: int = 128,
         dropout: float = 0.0,
+        second_time: bool = False,
     ) -> None:
         super().__init__(recorded(locals()))
         pixels = math.prod(self.image_shape)
@@ -103,11 +111,15 @@ class ResidualMLP(Embedded):
         self.leave = nn.Linear(width, pixels)
         if self.map_label is not None:
             nn.init.normal_(self.map_label.weight)
+        if self.map_second is not None:
+            nn.init.zeros_(self.map_second.weight)
         nn.init.zeros_(self.leave.weight)
         nn.init.zeros_(self.leave.bias)
 
-    def forward(self, x: Tensor, c_noise: Tensor, one_hot: Tensor | None = None) -> Tensor:
-        embedding = self.embed(c_noise, one_hot)
+    def forward(
+        self, x: Tensor, c_noise: Tensor, one_hot: Tensor | None = None, *, second: Tensor | None = None
+    ) -> Tensor:
+        embedding = self.embed(c_noise, one_hot, second)
         h = self.enter(x.flatten(1))
         for block in self.trunk:
             h = block(h, embedding)
@@ -133,6 +145,7 @@ class PatchUNet(Embedded):
             has them once.
         embedding: size of the noise-level and class embedding.
         dropout: probability, inside each block.
+        second_time: whether the network also takes the time where a jump ends (`Preconditioned`).
     """
 
     precisions: ClassVar[tuple[str, ...]] = ("fp32", "bf16", "fp16")
@@ -147,6 +160,7 @@ class PatchUNet(Embedded):
         num_blocks: int = 2,
         embedding: int = 128,
         dropout: float = 0.0,
+        second_time: bool = False,
     ) -> None:
         super().__init__(recorded(locals()))
         multiple = patch * 2 ** (len(channel_mult) - 1)
@@ -169,9 +183,13 @@ class PatchUNet(Embedded):
         self.leave = Conv2d(widths[0], inner, 3, ZERO)
         if self.map_label is not None:
             nn.init.normal_(self.map_label.weight)
+        if self.map_second is not None:
+            nn.init.zeros_(self.map_second.weight)
 
-    def forward(self, x: Tensor, c_noise: Tensor, one_hot: Tensor | None = None) -> Tensor:
-        embedding = self.embed(c_noise, one_hot)
+    def forward(
+        self, x: Tensor, c_noise: Tensor, one_hot: Tensor | None = None, *, second: Tensor | None = None
+    ) -> Tensor:
+        embedding = self.embed(c_noise, one_hot, second)
         h, skips = self.enter(pixel_unshuffle(x, self.patch)), list[Tensor]()
         for level, blocks in enumerate(self.encoder):
             if level:

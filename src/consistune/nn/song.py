@@ -22,6 +22,7 @@ from consistune.nn.unet import BlockSpec, UNet, layout, recorded
 
 INIT = Init("xavier_uniform")
 INIT_ZERO = Init("xavier_uniform", weight=1e-5)
+ZERO = Init("xavier_uniform", weight=0.0)
 INIT_ATTENTION = Init("xavier_uniform", weight=math.sqrt(0.2))
 EPS = 1e-6
 
@@ -44,6 +45,7 @@ class SongUNet(UNet):
         encoder_type: with skip and residual the downsampled image is an input of every level.
         decoder_type: with skip every level adds to the output image.
         fourier_scale: standard deviation of the Fourier frequencies (iCT, 2310.14189: 0.02).
+        second_time: whether the network also takes the time where a jump ends (`Preconditioned`).
     """
 
     def __init__(
@@ -65,6 +67,7 @@ class SongUNet(UNet):
         decoder_type: Literal["standard", "skip"] = "standard",
         resample_filter: tuple[int, ...] = (1, 1),
         fourier_scale: float = 16.0,
+        second_time: bool = False,
     ) -> None:
         super().__init__(recorded(locals()))
         channels = self.image_shape[0]
@@ -74,6 +77,7 @@ class SongUNet(UNet):
             self.map_noise = FourierEmbedding(noise, fourier_scale)
         self.map_label = Linear(num_classes, noise, INIT) if num_classes else None
         self.map_augment = Linear(augment_dim, noise, INIT, bias=False) if augment_dim else None
+        self.map_second = Linear(noise, noise, ZERO, bias=False) if second_time else None
         self.map_layer0 = Linear(noise, embedding, INIT)
         self.map_layer1 = Linear(embedding, embedding, INIT)
         style = BlockStyle(
@@ -99,17 +103,31 @@ class SongUNet(UNet):
         c_noise: Tensor,
         one_hot: Tensor | None = None,
         augment_labels: Tensor | None = None,
+        *,
+        second: Tensor | None = None,
     ) -> Tensor:
-        embedding = self.embed(c_noise, one_hot, augment_labels)
+        embedding = self.embed(c_noise, one_hot, augment_labels, second)
         return self.decode(self.encode(x, embedding), embedding)
 
-    def embed(self, c_noise: Tensor, one_hot: Tensor | None, augment_labels: Tensor | None) -> Tensor:
-        """Noise level [B], classes and augmentation → [B, E]; the noise level's features are [sin | cos]."""
-        e = torch.cat(self.map_noise(c_noise).chunk(2, dim=1)[::-1], dim=1)
+    def features(self, u: Tensor) -> Tensor:
+        """u [B] → [sin | cos] of the noise level's frequencies."""
+        return torch.cat(self.map_noise(u).chunk(2, dim=1)[::-1], dim=1)
+
+    def embed(
+        self,
+        c_noise: Tensor,
+        one_hot: Tensor | None,
+        augment_labels: Tensor | None,
+        second: Tensor | None = None,
+    ) -> Tensor:
+        """Noise level [B], classes, augmentation and second time [B] → [B, E]."""
+        e = self.features(c_noise)
         if self.map_label is not None and one_hot is not None:
             e = e + self.map_label(self.drop_labels(one_hot) * math.sqrt(self.num_classes))
         if self.map_augment is not None and augment_labels is not None:
             e = e + self.map_augment(augment_labels)
+        if self.map_second is not None and second is not None:
+            e = e + self.map_second(self.features(second))
         return silu(self.map_layer1(silu(self.map_layer0(e))))
 
     def encode(self, x: Tensor, embedding: Tensor) -> list[Tensor]:

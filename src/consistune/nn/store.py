@@ -1,11 +1,14 @@
 """Models on disk: a folder with config.json (what to build) and model.safetensors (its weights).
 
-Nothing in such a folder is executed. `format` in config.json is the version of this layout; every version
-that was ever written stays readable.
+The card in config.json holds the SHA-256 of model.safetensors as `weights_sha256`. Nothing in the folder is
+executed. `format` in config.json is the version of this layout; every version that was ever written stays
+readable.
 """
 
+import errno
 import json
 import os
+import re
 import shutil
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -14,19 +17,22 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
-from torch import nn
+from torch import Tensor, nn
 
 from consistune.errors import UserError, load_entry_point
 from consistune.nn.adm import ADMUNet
 from consistune.nn.baselines import IDDPMPrecond, VEPrecond, VPPrecond
 from consistune.nn.card import ModelCard
 from consistune.nn.edm2 import EDM2Precond, EDM2UNet
+from consistune.nn.module import DenoiserPrecond, Factory, ModuleNetwork
 from consistune.nn.precond import CMPrecond, ECTPrecond, EDMPrecond, Preconditioned
 from consistune.nn.small import PatchUNet, ResidualMLP
 from consistune.nn.song import SongUNet
-from consistune.system.files import previous, replace_folder
+from consistune.system.files import file_digest, previous, replace_folder, sync
 
 FORMAT = 1
+DIGEST = "weights_sha256"
+"""The card's key, in config.json alone: a model in memory may be changed."""
 ENTRY_POINTS = "consistune.parts"
 """The group of entry points by which other packages add parts: "part:kind" = "module:class"."""
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
@@ -38,6 +44,7 @@ NETWORKS: dict[str, type[Network]] = {
     "song": SongUNet,
     "adm": ADMUNet,
     "edm2": EDM2UNet,
+    "module": ModuleNetwork,
 }
 PRECONDITIONERS: dict[str, type[Preconditioned]] = {
     part.kind: part
@@ -49,17 +56,26 @@ PRECONDITIONERS: dict[str, type[Preconditioned]] = {
         CMPrecond,
         ECTPrecond,
         EDM2Precond,
+        DenoiserPrecond,
     )
 }
 
 
-def build(config: dict[str, Any], where: str = "model configuration") -> Preconditioned:
+def build(
+    config: dict[str, Any], where: str = "model configuration", network: Factory | None = None
+) -> Preconditioned:
     """A model with fresh weights from {"network": {"kind", …}, "precond": {"kind", …}, "meta": a card}.
 
+    network: makes the module of a network that is not ours (`nn.module`).
     Raises UserError, beginning with `where`, for unknown kinds and arguments.
     """
-    network = _make(NETWORKS, config.get("network"), f"{where}: network")
-    model = _make(PRECONDITIONERS, config.get("precond"), f"{where}: precond", network)
+    part = config.get("network")
+    if network is not None:
+        if not isinstance(part, dict) or part.get("kind") != "module":
+            raise UserError("the network is one of ours", where, "leave network= out")
+        part = {**part, "module": network()}
+    made = _make(NETWORKS, part, f"{where}: network")
+    model = _make(PRECONDITIONERS, config.get("precond"), f"{where}: precond", made)
     try:
         model.card = ModelCard.from_json(config.get("meta", {}))
     except ValueError as error:
@@ -76,6 +92,8 @@ def _make(table: dict[str, Any], part: Any, where: str, *args: Any) -> Any:
         raise UserError(f"unknown kind {kind!r}", where, f"known are: {', '.join(sorted(table))}")
     try:
         return table[kind](*args, **options)
+    except UserError:
+        raise
     except (TypeError, ValueError) as error:
         raise UserError(str(error), where) from error
 
@@ -87,7 +105,9 @@ def _load_entry_point(table: dict[str, Any], kind: str) -> None:
         table[kind] = load_entry_point(entry)
 
 
-def shapes(config: dict[str, Any], where: str = "model configuration") -> dict[str, tuple[int, ...]]:
+def shapes(
+    config: dict[str, Any], where: str = "model configuration", network: Factory | None = None
+) -> dict[str, tuple[int, ...]]:
     """Names and shapes of the parameters and buffers of a configuration's model, without allocating them.
 
     They are compared with the weights in a file before the model is built. Raises UserError where no model
@@ -95,7 +115,8 @@ def shapes(config: dict[str, Any], where: str = "model configuration") -> dict[s
     """
     try:
         with torch.device("meta"):
-            return {name: tuple(value.shape) for name, value in build(config, where).state_dict().items()}
+            weights = build(config, where, network).state_dict()
+            return {name: tuple(value.shape) for name, value in weights.items()}
     except UserError:
         raise
     except Exception as error:  # a constructor may raise anything for absurd arguments
@@ -149,10 +170,28 @@ def _is_empty(folder: Path) -> bool:
     return folder.is_dir() and not folder.is_symlink() and not any(folder.iterdir())
 
 
-def save(model: Preconditioned, folder: str | Path) -> Path:
-    """Write a model folder, whole or not at all: beside the old one, then renamed → its path.
+def write_weights(weights: dict[str, Tensor], path: Path) -> None:
+    """Write a safetensors file, on the disk when this returns, with the mode that other new files get.
 
-    Raises UserError as `check_destination` does.
+    Raises OSError, with its number, where the disk is full. safetensors itself raises an error of its own
+    kind, and gives its file the mode 0600.
+    """
+    path.touch()
+    mode = path.stat().st_mode & 0o777
+    try:
+        save_file(weights, path)
+    except SafetensorError as error:
+        number = re.search(r"os error (\d+)", str(error))
+        code = int(number[1]) if number else errno.EIO
+        raise OSError(code, os.strerror(code), str(path)) from error
+    path.chmod(mode)
+    sync(path)
+
+
+def save(model: Preconditioned, folder: str | Path) -> Path:
+    """Write a model folder, whole or not at all: beside the old one, then in its place → its path.
+
+    Raises UserError as `check_destination` does, and OSError as `write_weights` does.
     """
     folder = Path(folder)
     check_destination(folder)
@@ -162,45 +201,82 @@ def save(model: Preconditioned, folder: str | Path) -> Path:
     try:
         partial.mkdir()
         weights = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
-        save_file(weights, partial / WEIGHTS)
-        (partial / CONFIG).write_text(json.dumps(describe(model), indent=2) + "\n", encoding="utf-8")
+        write_weights(weights, partial / WEIGHTS)
+        config = describe(model)
+        config["meta"] = {**config["meta"], DIGEST: file_digest(partial / WEIGHTS)}
+        (partial / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+        sync(partial / CONFIG)
         replace_folder(partial, folder)
+    except OSError as error:
+        if error.errno == errno.ENOSPC:
+            raise OSError(error.errno, error.strerror, str(folder)) from error
+        raise
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return folder
 
 
-def load(folder: str | Path, device: torch.device | str = "cpu") -> Preconditioned:
-    """The model in a folder, or in a run's folder, in evaluation mode.
+def load(
+    folder: str | Path,
+    device: torch.device | str = "cpu",
+    network: Factory | None = None,
+    verify: bool = True,
+) -> Preconditioned:
+    """The model in a folder, or in a run's folder, in evaluation mode. network: as for `build`.
 
-    Raises UserError for anything that is not one.
+    verify: compare the weights with the SHA-256 in the card, where it has one.
+
+    Raises UserError for anything that is not one, and for weights that are not those that were written.
     """
-    folder = Path(folder)
-    if not (folder / CONFIG).exists() and (folder / "model" / CONFIG).exists():
-        folder = folder / "model"
-    if not folder.is_dir():
-        raise UserError("no such model folder", str(folder), f"give a folder with {CONFIG} and {WEIGHTS}")
-    config_path, weights_path = folder / CONFIG, folder / WEIGHTS
-    for path in (config_path, weights_path):
-        if not path.is_file():
-            raise UserError(f"not a model folder: {path.name} is missing", str(folder))
+    folder = _located(Path(folder))
+    config, digest = _read_config(folder)
+    path = folder / WEIGHTS
+    if verify and digest is not None and file_digest(path) != digest:
+        raise UserError(
+            f"the weights are damaged: their SHA-256 is not that in {CONFIG}",
+            str(path),
+            "copy or download the folder again; verify=False loads them as they are",
+        )
+    expected = shapes(config, str(folder / CONFIG), network)
     try:
-        config = json.loads(config_path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"not valid JSON: {error}", str(config_path)) from error
-    version = config.get("format") if isinstance(config, dict) else None
-    if version != FORMAT:
-        remedy = f"this version reads format {FORMAT}"
-        raise UserError(f"format {version!r} is not known", str(config_path), remedy)
-    expected = shapes(config, str(config_path))
-    try:
-        with safe_open(weights_path, framework="pt") as file:
+        with safe_open(path, framework="pt") as file:
             stored = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
         if stored != expected:
             odd = min(name for name in stored | expected if stored.get(name) != expected.get(name))
-            raise UserError(f"the weights do not fit config.json, beginning with {odd!r}", str(weights_path))
-        model = build(config, str(config_path))
-        model.load_state_dict(load_file(weights_path), strict=True)
+            raise UserError(f"the weights do not fit {CONFIG}, beginning with {odd!a}", str(path))
+        model = build(config, str(folder / CONFIG), network)
+        model.load_state_dict(load_file(path), strict=True)
     except (SafetensorError, RuntimeError, OSError) as error:
-        raise UserError(f"the weights cannot be read: {error}", str(weights_path)) from error
+        raise UserError(f"the weights cannot be read: {error}", str(path)) from error
     return model.eval().to(device)
+
+
+def _located(folder: Path) -> Path:
+    """The folder of a model or of a run's model; that which waits while another takes its place, if need be.
+
+    Raises UserError where there is no model.
+    """
+    places = [folder, folder / "model"]
+    places += [previous(place) for place in places if place.name]
+    folder = next((place for place in places if (place / CONFIG).exists()), folder)
+    if not folder.is_dir():
+        raise UserError("no such model folder", str(folder), f"give a folder with {CONFIG} and {WEIGHTS}")
+    for name in (CONFIG, WEIGHTS):
+        if not (folder / name).is_file():
+            raise UserError(f"not a model folder: {name} is missing", str(folder))
+    return folder
+
+
+def _read_config(folder: Path) -> tuple[dict[str, Any], str | None]:
+    """What config.json says, and the digest of the weights if it has one."""
+    path = folder / CONFIG
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"not valid JSON: {error}", str(path)) from error
+    version = config.get("format") if isinstance(config, dict) else None
+    if version != FORMAT:
+        raise UserError(f"format {version!r} is not known", str(path), f"this version reads format {FORMAT}")
+    meta = config.get("meta")
+    digest = meta.pop(DIGEST, None) if isinstance(meta, dict) else None
+    return config, digest

@@ -81,6 +81,7 @@ class RawNetwork(nn.Module):
         self.image_shape = (channels, height, width)
         self.num_classes: int = options["num_classes"]
         self.augment_dim: int = options.get("augment_dim", 0)
+        self.second_time: bool = options.get("second_time", False)
         self.label_dropout: float = options.get("label_dropout", 0.0)
         self.options = options
 

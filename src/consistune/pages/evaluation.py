@@ -100,7 +100,9 @@ def _cell(measure: str, summary: Mapping[str, Any]) -> Cell:
         if measure.startswith(("fid", "fd-")):
             remarks.append(f"(min {_number(measure, value['min'])})")
     for end, sign in REMARKS.items():
-        if f"{measure}_{end}" in summary:
+        # Several blocks show the error themselves; that of a single one is its NAME_error.
+        repeated = end == "error" and value["standard_error"] is not None
+        if f"{measure}_{end}" in summary and not repeated:
             remarks.append(f"({sign}{_number(measure, summary[f'{measure}_{end}']['mean'])})")
     return Cell(text, remarks)
 

@@ -1,6 +1,6 @@
 """Recipes: what words they know and how they become objects (`words`), and how they are read (`reading`)."""
 
-from consistune.recipe.reading import parse_yaml, read_recipe, recipe_path, to_yaml, validate
+from consistune.recipe.reading import parse_yaml, read_recipe, recipe_path, shipped_recipes, to_yaml, validate
 from consistune.recipe.words import Recipe, Section, build, register
 
 __all__ = [
@@ -11,6 +11,7 @@ __all__ = [
     "read_recipe",
     "recipe_path",
     "register",
+    "shipped_recipes",
     "to_yaml",
     "validate",
 ]

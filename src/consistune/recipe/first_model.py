@@ -10,9 +10,11 @@ from consistune.errors import UserError
 from consistune.models import load
 from consistune.nn import store
 from consistune.nn.adapt import adapt
+from consistune.nn.autoencoder.space import from_card
 from consistune.nn.card import ModelCard, Origin
 from consistune.nn.precond import EDMPrecond, Preconditioned
 from consistune.recipe import Recipe, build
+from consistune.recipe.objectives import objective_class
 from consistune.train.augment import LABELS
 
 SOURCES = {
@@ -22,29 +24,43 @@ SOURCES = {
 """Where the files whose names begin so were published, under CC BY-NC-SA 4.0."""
 
 
-def first_model(recipe: Recipe, data: DataSplit) -> Preconditioned:
-    """The model of a recipe; `card.start_from` names the weights that it starts from.
+def first_model(recipe: Recipe, data: DataSplit, given: Preconditioned | None = None) -> Preconditioned:
+    """The model of a recipe, or `given` adapted to it; `card.start_from` names trained weights.
 
     Raises UserError for keys that contradict each other, and for weights that are missing or do not fit.
     """
     classes = len(data.train.class_names) if recipe.conditional else 0
-    if (recipe.network is None) == (recipe.start_from is None):
+    sources = (recipe.network, recipe.start_from, given)
+    if sum(source is not None for source in sources) != 1:
         what = "a run needs either a network or weights to start from"
         raise UserError(what, "network, start_from", "give one of the two keys")
     network = {"dropout": recipe.dropout, "dropout_res": recipe.dropout_res}
     options: dict[str, Any] = {name: value for name, value in network.items() if value is not None}
+    two_times = objective_class(type(recipe).builds).needs_two_times
     torch.manual_seed(recipe.train.seed)
-    if recipe.start_from is None:
+    if recipe.network is not None:
         model = _fresh(recipe, data.train.image_shape, classes)
+        if two_times and not model.two_times:
+            raise UserError(
+                f"{recipe.objective} needs a network that takes a second time",
+                "network",
+                "add second_time: true (a network of your own: see Preconditioned)",
+            )
         return adapt(model, _preconditioning(recipe, model), **options).model
-    teacher = load_weights(recipe.start_from, "start_from")
+    teacher = given or load_weights(str(recipe.start_from), "start_from")
+    check_space(teacher, data, "start_from")
     if teacher.image_shape != data.train.image_shape:
         shapes = list(teacher.image_shape), list(data.train.image_shape)
         raise UserError(f"the model makes images {shapes[0]}, the data are {shapes[1]}", "start_from")
     # Without augmentation in training, an embedding of its labels would be weights that nothing uses.
     options |= {"num_classes": classes, "augment_dim": LABELS if getattr(recipe, "augment", 0) else 0}
+    if two_times:
+        options["second_time"] = True
     adapted = adapt(teacher, _preconditioning(recipe, teacher), **options)
-    origin: dict[str, Any] = {"path": recipe.start_from, "new": adapted.new, "dropped": adapted.dropped}
+    if given is not None and given.card.objective is None:
+        return adapted.model  # its weights are fresh
+    path = recipe.start_from or "a model in memory"
+    origin: dict[str, Any] = {"path": path, "new": adapted.new, "dropped": adapted.dropped}
     if teacher.card.provenance is not None:
         origin["provenance"] = teacher.card.provenance
     adapted.model.card = ModelCard(start_from=Origin(**origin))
@@ -69,6 +85,18 @@ def _preconditioning(recipe: Recipe, model: Preconditioned) -> dict[str, Any]:
     if "logvar_channels" in config and not getattr(recipe, "uncertainty", False):
         config["logvar_channels"] = 0
     return config
+
+
+def check_space(model: Preconditioned, data: DataSplit, key: str) -> None:
+    """Raises UserError unless model and data are both of pictures, or of the same latents."""
+    known = from_card(model.card)
+    if known is None and model.card.objective is None:
+        return  # nothing is known of it
+    if data.train.latents is not None:
+        data.train.latents.check_same_space(known, f"data {data.train.name}, {key}")
+    elif known is not None:
+        what = f"the model makes latents of {known.autoencoder}, the data are pictures"
+        raise UserError(what, key, "prepare the data with --latents, or use a model of pictures")
 
 
 def load_weights(path: str, key: str, device: torch.device | str = "cpu") -> Preconditioned:

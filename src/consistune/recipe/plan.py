@@ -1,7 +1,7 @@
 """From a validated recipe to the objects of a run: data, model, objective, optimizer, options."""
 
-import math
-from dataclasses import dataclass
+from copy import deepcopy
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from consistune.core.noise import NoiseSchedule, rescheduled
-from consistune.core.objectives import Objective, Truncated, learned
+from consistune.core.objectives import Objective, learned
 from consistune.core.objectives.lpips import SMALLEST_SIDE
 from consistune.core.posterior.bank import make_bank
 from consistune.core.times import karras_edges
@@ -18,7 +18,7 @@ from consistune.errors import UserError
 from consistune.models import load_tensors
 from consistune.nn.precond import Preconditioned
 from consistune.recipe import Recipe, build
-from consistune.recipe.first_model import first_model, load_weights
+from consistune.recipe.first_model import check_space, first_model, load_weights
 from consistune.system.processes import Processes
 from consistune.train.ema import Online, Target
 from consistune.train.loop import Trainer
@@ -62,12 +62,28 @@ class Plan:
         )
 
 
-def make_plan(recipe: Recipe, device: torch.device | str = "cpu") -> Plan:
+@dataclass(frozen=True)
+class Given:
+    """Objects from Python in the place of what a recipe names.
+
+    Attributes:
+        data: in the place of `data`. model: of `start_from` or `network`.
+        teacher: of `estimator.model`. objective: of all keys of the objective.
+    """
+
+    data: DataSplit | None = None
+    model: Preconditioned | None = None
+    teacher: Preconditioned | None = None
+    objective: Objective | None = None
+
+
+def make_plan(recipe: Recipe, device: torch.device | str = "cpu", given: Given = Given()) -> Plan:
     """Build every part. Raises UserError for combinations that cannot work, naming the keys."""
-    data = load_data(recipe.data)
+    data = given.data or load_data(recipe.data)
+    _check_augmentation(recipe, data)
     schedule = build(recipe.schedule, "schedule")
-    model = first_model(recipe, data)
-    objective: Objective = build(
+    model = first_model(recipe, data, given.model)
+    objective: Objective = given.objective or build(
         recipe,
         "",
         words={
@@ -77,20 +93,34 @@ def make_plan(recipe: Recipe, device: torch.device | str = "cpu") -> Plan:
             "below": _below,
             "weights": _lpips,
         },
-        context={"recipe": recipe, "data": data, "device": device, "schedule": schedule},
+        context={
+            "recipe": recipe,
+            "data": data,
+            "device": device,
+            "schedule": schedule,
+            "teacher": given.teacher,
+        },
         schedule=schedule,
         student=model,
         mirrored=recipe.train.x_flip,
     )
-    if isinstance(objective, Truncated) and min(recipe.mid_t, default=math.inf) < objective.pairs.boundary:
-        what = f"the model learns no t below the boundary {objective.pairs.boundary:g}"
-        raise UserError(what, f"mid_t={list(recipe.mid_t)}", "give times from the boundary on")
+    middle = getattr(recipe, "mid_t", ())
+    if any(t < objective.lowest_time for t in middle):
+        what = f"the model learns no t below {objective.lowest_time:g}"
+        raise UserError(what, f"mid_t={list(middle)}", "give later times")
+    if objective.needs_unlabelled and recipe.train.label_dropout == 0:
+        raise UserError(
+            "guidance in training asks the model without labels, which nothing trains",
+            "train.label_dropout",
+            "give a share of the images, such as 0.1",
+        )
     model.card = model.card.updated(
         objective=recipe.objective,
         data=recipe.data,
         data_sha256=data.train.fingerprint,
         class_names=data.train.class_names if recipe.conditional else (),
-        mid_t=getattr(recipe, "mid_t", ()),
+        mid_t=middle,
+        **({} if data.train.latents is None else {"latents": asdict(data.train.latents)}),
     ).learning(objective)
     return Plan(
         data=data,
@@ -98,8 +128,19 @@ def make_plan(recipe: Recipe, device: torch.device | str = "cpu") -> Plan:
         objective=objective,
         optimizer=build(recipe.optimizer, "optimizer"),
         options=build(recipe.train, "train"),
-        target=build(recipe.target, "target") if objective.learns == "flow-map" else Online(),
+        target=build(recipe.target, "target") if hasattr(recipe, "target") else Online(),
     )
+
+
+def _check_augmentation(recipe: Recipe, data: DataSplit) -> None:
+    """Raises UserError where latents would be mirrored or warped as if they were pictures."""
+    if data.train.latents is None:
+        return
+    remedy = "leave it out; consistune data prepare --latents … --flip encodes the mirrored pictures too"
+    if recipe.train.x_flip:
+        raise UserError("mirrored latents are not the mirrored picture's latents", "train.x_flip", remedy)
+    if getattr(recipe, "augment", 0):
+        raise UserError("these transforms are of pictures, and the data are latents", "augment", remedy)
 
 
 def _edges(word: tuple[float, ...] | int, *, schedule: NoiseSchedule, **_: Any) -> tuple[float, ...]:
@@ -161,11 +202,14 @@ def _frozen(
     data: DataSplit,
     device: torch.device | str,
     schedule: NoiseSchedule,
+    teacher: Preconditioned | None = None,
     flow_map: bool = False,
     **_: Any,
 ) -> Any:
     """A trained model under the recipe's schedule; with `flow_map`, one that reaches the trajectory's end."""
-    teacher = load_weights(path, key, device).requires_grad_(False)
+    teacher = load_weights(path, key) if teacher is None else deepcopy(teacher)
+    teacher = teacher.to(device).eval().requires_grad_(False)
+    check_space(teacher, data, key)
     classes = len(data.train.class_names) if recipe.conditional else 0
     if (teacher.image_shape, teacher.num_classes) != (data.train.image_shape, classes):
         knows = f"the teacher knows images {list(teacher.image_shape)} and {teacher.num_classes} classes"

@@ -48,12 +48,17 @@ def parse_yaml(text: str, where: str) -> Any:
         raise UserError(f"not valid YAML: {getattr(error, 'problem', None) or error}", place) from error
 
 
+def shipped_recipes() -> list[str]:
+    """The names of the recipes that come with the package."""
+    return sorted(path.stem for path in SHIPPED.glob("*.yaml"))
+
+
 def recipe_path(name: str) -> Path:
     """A file, or the name of a recipe that comes with the package."""
     for path in (Path(name), SHIPPED / f"{name}.yaml"):
         if path.is_file():
             return path
-    known = ", ".join(sorted(p.stem for p in SHIPPED.glob("*.yaml")))
+    known = ", ".join(shipped_recipes())
     raise UserError(f"no such recipe: {name!r}", "RECIPE", f"give a YAML file or one of: {known}")
 
 
@@ -66,7 +71,7 @@ def read_recipe(name: str, overrides: list[str] | tuple[str, ...] = ()) -> Recip
         if not separator or not key:
             what = f"{override!r} is not an override"
             raise UserError(what, "key=value", "write for example train.images=1000")
-        _assign(data, key.split("."), parse_yaml(value, key), override)
+        assign(data, key.split("."), parse_yaml(value, key), override)
     return validate(data, str(path))
 
 
@@ -98,7 +103,8 @@ def _laid_over(base: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:
     return joined
 
 
-def _assign(data: dict[str, Any], keys: list[str], value: Any, override: str) -> None:
+def assign(data: dict[str, Any], keys: list[str], value: Any, override: str) -> None:
+    """Set a key of nested sections. Raises UserError, beginning with `override`, for one below a value."""
     for key in keys[:-1]:
         data = data.setdefault(key, {})
         if not isinstance(data, dict):

@@ -25,7 +25,7 @@ from typing import (
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, create_model
 
-from consistune.core import estimators, noise, objectives, times
+from consistune.core import estimators, intervals, noise, objectives, times
 from consistune.core.posterior.bank import BankKind
 from consistune.errors import UserError, load_entry_point
 from consistune.nn import store
@@ -54,6 +54,7 @@ PARTS: dict[Any, dict[str, Any]] = {
     },
     times.LogNormal: {"lognormal": times.LogNormal},
     times.TimeLaw: {"lognormal": times.LogNormal, "log-student": times.LogStudent},
+    intervals.Intervals: {"logit-normal": intervals.LogitNormal},
     estimators.NoiseEstimator: {
         "one-sample": estimators.OneSample,
         "score-identity": estimators.ScoreIdentity,
@@ -73,6 +74,7 @@ PARTS: dict[Any, dict[str, Any]] = {
         "inverse-c-out": objectives.InverseCOut,
         "uniform": objectives.Uniform,
     },
+    objectives.Scale: {"adaptive-power": objectives.AdaptivePower},
     optim.RateSchedule: {
         "constant": optim.Constant,
         "cosine": optim.Cosine,
@@ -93,6 +95,8 @@ PARTS: dict[Any, dict[str, Any]] = {
         "consistency": built_objectives.consistency,
         "truncated": built_objectives.truncated,
         "trajectory": built_objectives.trajectory,
+        "continuous": built_objectives.continuous,
+        "mean-velocity": built_objectives.mean_velocity,
     },
     store.Network: store.NETWORKS,
     Preconditioned: store.PRECONDITIONERS,
@@ -105,9 +109,11 @@ NAMES = {
     "grid-size": times.GridSize,
     "law": times.LogNormal,
     "time-law": times.TimeLaw,
+    "intervals": intervals.Intervals,
     "estimator": estimators.NoiseEstimator,
     "distance": objectives.Distance,
     "weight": objectives.Weight,
+    "scale": objectives.Scale,
     "rate-schedule": optim.RateSchedule,
     "average": ema.Average,
     "target": ema.Target,
@@ -116,7 +122,13 @@ NAMES = {
     "precond": Preconditioned,
 }
 """What `register` calls the parts."""
-SINGLE = (optim.Optimizer, TrainOptions, built_objectives.Loss, times.TruncatedPairs)
+SINGLE = (
+    optim.Optimizer,
+    TrainOptions,
+    built_objectives.Loss,
+    objectives.Mixture,
+    times.TruncatedPairs,
+)
 """Classes of which there is one kind: their sections have no `kind`."""
 
 WORDS: dict[tuple[Any, str], tuple[Any, Any]] = {
@@ -217,9 +229,8 @@ def recipe_section(kind: str) -> type[Recipe]:
             default = ... if field.is_required() else _default(field.default)
             fields[name] = (_in_sections(get_args(hint)[1]), default)
     fields |= {"objective": (Literal[kind], ...)} | _keys(make)
-    if built_objectives.learns(make) == "flow-map":
-        more = built_objectives.FLOW_MAP_KEYS.items()
-        fields |= {name: (_in_sections(hint), _default(default)) for name, (hint, default) in more}
+    more = built_objectives.further_keys(make).items()
+    fields |= {name: (_in_sections(hint), _default(default)) for name, (hint, default) in more}
     return cast(type[Recipe], _model(kind, Recipe, make, fields))
 
 

@@ -70,13 +70,11 @@ class Processes:
             distributed.all_reduce(values)
         return values
 
-    def largest(self, number: float) -> float:
-        """The largest of the processes' numbers."""
-        if self.count == 1:
-            return number
-        high = torch.tensor(number, device=self.device)
-        distributed.all_reduce(high, distributed.ReduceOp.MAX)
-        return float(high)
+    def largest(self, values: Tensor) -> Tensor:
+        """The largest over all processes, element by element, in place."""
+        if self.count > 1:
+            distributed.all_reduce(values, distributed.ReduceOp.MAX)
+        return values
 
     def agree(self, number: int) -> bool:
         """Whether all processes have the same number."""

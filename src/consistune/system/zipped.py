@@ -62,12 +62,22 @@ def entries(data: memoryview, start: int, size: int, count: int) -> Iterator[Ent
         position = extra_at + extra_size + comment_size
         if position > start + size:
             raise ValueError("its directory is malformed")
-        name = bytes(data[name_at:extra_at]).decode("utf-8" if flags & UTF8 else "cp437")
+        name = _name(bytes(data[name_at:extra_at]), bool(flags & UTF8))
         if FULL32 in (packed, plain, header):
             packed, plain, header = _wide(
                 bytes(data[extra_at : extra_at + extra_size]), packed, plain, header
             )
         yield Entry(name, flags, method, crc, packed, plain, header)
+
+
+def _name(content: bytes, utf8: bool) -> str:
+    """A member's name; without the flag it is UTF-8 too where it can be, as many programs write it."""
+    try:
+        return content.decode("utf-8")
+    except UnicodeDecodeError:
+        if utf8:
+            raise
+        return content.decode("cp437")
 
 
 def _wide(extra: bytes, packed: int, plain: int, header: int) -> tuple[int, int, int]:

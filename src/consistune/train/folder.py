@@ -25,6 +25,7 @@ from consistune.nn import store
 from consistune.system.files import write_atomically
 from consistune.system.host import machine, package_version
 from consistune.system.processes import launched_processes
+from consistune.train.metrics_file import MetricsFile
 
 RECIPE = "recipe.yaml"
 OWN_FOLDERS = ("checkpoints", "snapshots", "ema", "samples")
@@ -61,6 +62,17 @@ def check_continuation(folder: Path, recipe_text: str) -> None:
             str(saved),
             f"continue with `consistune train {folder} --resume`, or choose another --out",
         )
+
+
+def progress(folder: Path) -> str:
+    """What in a run's folder shows that images were trained; "" where there is nothing."""
+    records = MetricsFile(folder).records()
+    found = [f"metrics.jsonl up to {records[-1]['images']:,} images"] if records else []
+    for name in ("checkpoints", "snapshots", "ema", "best", "model"):
+        number = len(list((folder / name).iterdir())) if (folder / name).is_dir() else 0
+        if number:
+            found.append(f"{number} file(s) in {name}" if name in OWN_FOLDERS else f"{name}/")
+    return ", ".join(found)
 
 
 def _method(recipe_text: str) -> Any:

@@ -1,7 +1,9 @@
 """SIGINT and SIGTERM end a run after the current step, with its state saved."""
 
 import signal
+from collections.abc import Callable
 from types import FrameType, TracebackType
+from typing import Any
 
 
 class Interrupted(Exception):
@@ -20,24 +22,32 @@ class Interrupted(Exception):
 class StopSignal:
     """Records the first SIGINT or SIGTERM while the context is open; the second one acts as usual.
 
+    Args:
+        say: takes a line at once, since what must be finished first can take longer than a user waits.
+
     Attributes:
         number: the signal's number; None before there was one.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, say: Callable[[str], None]) -> None:
+        self.say = say
         self.number: int | None = None
+        self._old: dict[int, Any] = {s: signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)}
 
     def received(self) -> bool:
         return self.number is not None
 
     def __enter__(self) -> "StopSignal":
-        self._old = {s: signal.signal(s, self._handle) for s in (signal.SIGINT, signal.SIGTERM)}
+        for number in self._old:
+            signal.signal(number, self._handle)
         return self
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         del frame
         self.number = number
-        signal.signal(number, self._old[signal.Signals(number)])
+        signal.signal(number, self._old[number])
+        name = signal.Signals(number).name
+        self.say(f"{name}: stops when this step is done and saved; a second {name} ends it at once")
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None

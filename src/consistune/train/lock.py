@@ -60,7 +60,8 @@ def folder_lock(folder: Path, say: Callable[[str], None]) -> Iterator[None]:
     except Timeout:
         raise Busy(folder) from None
     except NotImplementedError:  # some network file systems
-        say("warning: this file system has no locks; let no other program train here")
+        say("this file system has no locks; let no other program train here")
+    del say  # it may belong to the lock's owner, who would then never be collected with an open lock
     try:
         yield
     finally:

@@ -2,13 +2,16 @@
 
 Of several processes only the first writes. Whatever a step leaves behind is on disk before the step's
 checkpoint. A run that is continued from a checkpoint therefore repeats everything that was not finished when
-it was killed.
+it was killed. The first checkpoint is that of the start: a run without a sound one has lost something.
+
+The folder's lock is held from the moment in which a run is begun or continued until its last file is there.
 """
 
 import math
+import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import ExitStack, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import NoReturn
@@ -49,14 +52,18 @@ class RunFolder:
                 model for which the first of them is smallest is kept in best/.
             main: False for all but the first of several processes; these only read.
 
-        Raises UserError where a run is there already, or with `resume` none, or one of another recipe.
+        Raises UserError where a run is there already, or with `resume` none, or one of another recipe; Busy
+        where another program trains in the folder.
         """
         self.path, self.draw, self.evaluate, self.main = path, draw, evaluate, main
         self.checkpoints = path / "checkpoints"
         self.metrics = MetricsFile(path)
+        self._held: ExitStack | None = None
         if resume:
             folder.check_continuation(path, recipe_text)
-        elif main:
+        if main:
+            self._lock()
+        if main and not resume:
             folder.create(path, recipe_text)
 
     def say(self, message: str) -> None:
@@ -65,16 +72,34 @@ class RunFolder:
             with (self.path / "log.txt").open("a", encoding="utf-8") as file:
                 file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {message}\n")
 
+    def warn(self, message: str) -> None:
+        """Add a warning to log.txt, and show it."""
+        self.say(f"warning: {message}")
+        if self.main:
+            print(f"warning: {message}", file=sys.stderr)
+
     def resume(self, trainer: Trainer) -> None:
         """Load the newest sound checkpoint, and remove the records that were written after it.
 
-        A run that was killed before its first checkpoint starts again from the beginning. The number of
-        processes may have changed.
+        A run that was killed before it wrote anything starts from the beginning. The number of processes may
+        have changed.
+
+        Raises UserError where the folder shows progress and has no sound checkpoint; it then stays as it is.
         """
-        with self._lock():
-            if self.main:
-                folder.remove_partial_files(self.path)
-            self._load_checkpoint(trainer)
+        if self.main:
+            self._lock()
+            folder.remove_partial_files(self.path)
+        if not self._load_checkpoint(trainer):
+            lost = folder.progress(self.path) if self.main else ""
+            if not trainer.processes.agree(-len(lost)) or lost:
+                raise UserError(
+                    f"no checkpoint is sound, and the run had begun: {lost or 'see the first process'}",
+                    str(self.checkpoints),
+                    f"begin another run with --out, or with start_from={self.path}/model where that is there",
+                )
+        if self.main:
+            self.metrics.truncate(trainer.images)
+        trainer.processes.wait()
         self.say(f"continued at {trainer.images:,} images, on {trainer.processes.count} process(es)")
 
     def steps(self, trainer: Trainer) -> Iterator[StepReport]:
@@ -84,26 +109,34 @@ class RunFolder:
         checkpoint did not help, or there is none.
         """
         self.soundness = trainer.soundness()
+        if self.main:
+            self._lock()
+        held, self._held = self._held, None
         with (
-            self._lock(),
-            log.opened_trackers(trainer.options, self.path, trainer.images, self.main) as trackers,
-            StopSignal() as stop,
+            held or nullcontext(),
+            log.opened_trackers(trainer.options, self.path, trainer.images, self.main, self.warn) as trackers,
+            StopSignal(self.warn) as stop,
         ):
+            if trainer.step == 0:
+                self._save_checkpoint(trainer)
             while True:
-                telemetry = Telemetry(trainer, self._append_metrics, trackers)
+                telemetry = Telemetry(trainer, self._append_metrics, trackers, self.warn)
                 try:
                     yield from self._steps_until_divergence(trainer, stop, telemetry)
                     break
                 except TrainingDiverged as error:
                     self._roll_back(trainer, error)
-        self._save_checkpoint(trainer)
-        self._save_model(trainer, self.path / "model")
-        self._save_samples(trainer)
-        self.say(f"done: {trainer.images:,} images, {trainer.nonfinite_total} non-finite steps")
+            self._save_checkpoint(trainer)
+            self._save_model(trainer, self.path / "model")
+            self._save_samples(trainer)
+            self.say(f"done: {trainer.images:,} images, {trainer.nonfinite_total} non-finite steps")
 
-    def _lock(self) -> AbstractContextManager[None]:
-        """The folder's lock. Of several processes of one program the first holds it for all."""
-        return folder_lock(self.path, self.say) if self.main else nullcontext()
+    def _lock(self) -> None:
+        """Hold the folder's lock, for all processes of one program, until `steps` ends."""
+        if self._held is None:
+            held = ExitStack()
+            held.enter_context(folder_lock(self.path, self.warn))
+            self._held = held
 
     def _append_metrics(self, record: dict[str, float]) -> None:
         if self.main:
@@ -124,7 +157,7 @@ class RunFolder:
             checkpoint_due = checkpoint_due or due(options.checkpoint_images)
             measure_due = due(options.evaluate_images)
             if due(options.log_images) or shares or averages_due or checkpoint_due or measure_due or finished:
-                self._require_sound(report)
+                self._require_sound(report, finished)
             for share in shares:
                 self._save_model(trainer, self.path / "snapshots" / f"{share:.0%}")
             if averages_due:
@@ -149,21 +182,24 @@ class RunFolder:
             self._give_up(error, f"after {rollbacks - 1} returns to a checkpoint")
         if not self._load_checkpoint(trainer):
             self._give_up(error, "and there is no checkpoint to return to")
+        if self.main:
+            self.metrics.truncate(trainer.images)
+        trainer.processes.wait()
         trainer.rollbacks, trainer.nonfinite_total = rollbacks, nonfinite
-        self.soundness = trainer.soundness()
-        self.say(f"warning: {error}; went back to {trainer.images:,} images, to go on with other noise")
+        self.soundness.went_back()
+        self.warn(f"{error}; went back to {trainer.images:,} images, to go on with other noise")
 
     def _give_up(self, error: TrainingDiverged, why: str) -> NoReturn:
         """End the run: say, in log.txt too, what its last sound checkpoint is, and what to try."""
         stored = checkpoint.paths(self.checkpoints)
-        last = f"the last sound checkpoint is {stored[-1].name}" if stored else "no checkpoint was written"
+        last = f"the last sound checkpoint is {stored[-1].name}" if stored else "no checkpoint is there"
         message = f"{error}, {why}; {last}; try a lower optimizer.lr, or train.clip_norm"
         self.say(f"error: {message}")
         raise TrainingDiverged(message) from error
 
-    def _require_sound(self, report: StepReport) -> None:
+    def _require_sound(self, report: StepReport, finished: bool = False) -> None:
         """Raises TrainingDiverged where the trainer's state must not be stored. All processes call it."""
-        fault = self.soundness.fault()
+        fault = self.soundness.fault(finished)
         if fault is not None:
             raise TrainingDiverged(
                 f"diverged at step {report.step} ({report.images:,} images, loss {report.loss:.4g}): {fault}"
@@ -173,7 +209,7 @@ class RunFolder:
         """Put the trainer where the newest sound checkpoint was; False where there is none."""
         state, damaged = checkpoint.load_newest(self.checkpoints)
         for path in damaged:
-            self.say(f"warning: {path.name} is damaged and was passed over")
+            self.warn(f"{path.name} is damaged and was passed over")
         if not trainer.processes.agree(-1 if state is None else state["step"]):
             raise UserError(
                 "the processes see different checkpoints",
@@ -182,9 +218,6 @@ class RunFolder:
             )
         if state is not None:
             trainer.load_state_dict(state)
-        if self.main:
-            self.metrics.truncate(trainer.images)
-        trainer.processes.wait()
         return state is not None
 
     # What follows gathers sharded weights, so that all processes have to call it; the first one writes.
@@ -202,7 +235,7 @@ class RunFolder:
                 try:
                     self.draw(model, self.path / "samples" / f"{trainer.images:012d}.png")
                 except Exception as error:  # whatever a picture fails for, it must not end the training
-                    self.say(f"warning: no picture of samples: {error}")
+                    self.warn(f"no picture of samples: {error}")
 
     def _save_model(self, trainer: Trainer, destination: Path) -> None:
         model = trainer.averaged
@@ -223,17 +256,25 @@ class RunFolder:
         """Log the measure of the averaged model, and keep the model if it is the best."""
         model = trainer.averaged
         if self.main and self.evaluate is not None:
-            values = {EVALUATION + name: float(value) for name, value in self.evaluate(model).items()}
-            first = next(iter(values))
-            earlier = [
-                record[first]
-                for record in self.metrics.records()
-                if math.isfinite(record.get(first, math.nan))
-            ]
-            telemetry.record(trainer, values)
-            if values[first] < min(earlier, default=math.inf):
-                store.save(model, self.path / "best")
+            try:
+                measured = self.evaluate(model)
+            except Exception as error:  # whatever a measure fails for, it must not end the training
+                self.warn(f"not measured at {trainer.images:,} images: {error}")
+            else:
+                self._keep_if_best(trainer, telemetry, model, measured)
         trainer.processes.wait()
+
+    def _keep_if_best(
+        self, trainer: Trainer, telemetry: Telemetry, model: Preconditioned, measured: dict[str, float]
+    ) -> None:
+        values = {EVALUATION + name: float(value) for name, value in measured.items()}
+        first = next(iter(values))
+        earlier = [
+            record[first] for record in self.metrics.records() if math.isfinite(record.get(first, math.nan))
+        ]
+        telemetry.record(trainer, values)
+        if values[first] < min(earlier, default=math.inf):
+            store.save(model, self.path / "best")
 
 
 def _crosses(before: int, after: int, every: int | None) -> bool:

@@ -57,6 +57,22 @@ def test_an_impossible_split_is_refused(tmp_path: Path) -> None:
             Split(**values)  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize("fraction", [0.01, 0.1, 0.9, 0.99])
+@pytest.mark.parametrize("groups", [None, ["a", "b", "b", "c", "d", "d", "d", "e"]])
+def test_every_class_is_on_both_sides(fraction: float, groups: list[str] | None) -> None:
+    labels = np.array([0, 0, 0, 0, 1, 1, 1, 1])
+    split = Split(fraction, "image" if groups is None else "group")
+    chosen = held_out(labels, groups, split)
+    assert set(labels[chosen]) == set(labels[~chosen]) == {0, 1}
+
+
+def test_a_class_of_one_image_cannot_be_divided(tmp_path: Path) -> None:
+    source = edm_zip(tmp_path / "a.zip", pixels(4, 4, 4), [0, 1, 1, 1], class_names=["cat", "dog"])
+    with pytest.raises(UserError, match="class cat has one image"):
+        prepare(source, tmp_path / "dest", PrepareOptions(split=Split(0.1)))
+    assert held_out(np.zeros(4, int), None, Split(0.1)).sum() == 1
+
+
 def test_rows_are_a_permutation_grouped_by_class_and_stable() -> None:
     labels = np.random.default_rng(0).integers(0, 5, 200)
     chosen = held_out(labels, None, Split(0.3))

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import Image, features
 
 from consistune.data.prepare.survey import ImageOptions
-from consistune.data.prepare.transform import FILTERS, BadImage, Transform
+from consistune.data.prepare.transform import FILTERS, BadImage, Transform, has_frames
 from consistune.errors import UserError
 from tests.support.makers import Pixels, encoded, pixels
 
@@ -156,6 +156,49 @@ def test_sixteen_bits_become_eight() -> None:
     assert (Transform("rgb")(encoded(values)) == expected).all()
 
 
+@pytest.mark.parametrize(("kind", "white"), [("int32", 2**31 - 1), ("uint32", 2**32 - 1), ("float32", 1.0)])
+def test_wide_grey_values_are_scaled_by_their_type(kind: str, white: float) -> None:
+    share = np.array([[0, 1, 0.25], [0.5, 0.75, 0.1]])
+    values = (share * white).astype(kind)
+    raw = tiff(values) if kind == "uint32" else encoded(Image.fromarray(values), "TIFF")
+    expected = np.floor(share * 255 + 0.5)
+    for transform in (Transform("grey"), Transform("rgb")):
+        assert np.abs(transform(raw) - expected).max() <= 1
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    if kind != "uint32":
+        turned = encoded(Image.fromarray(np.ascontiguousarray(np.rot90(values))), "TIFF", exif=exif)
+        assert np.abs(Transform("grey")(turned)[0] - expected).max() <= 1
+
+
+def tiff(values: Any) -> bytes:
+    """An uncompressed grey TIFF of unsigned 32-bit values, which Pillow reads but does not write."""
+    height, width = values.shape
+    tags = [
+        (256, width), (257, height), (258, 32), (259, 1), (262, 1), (273, 8), (277, 1), (278, height),
+        (279, values.nbytes), (339, 1),
+    ]  # fmt: skip
+    entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags)
+    pixels = values.astype("<u4").tobytes()
+    start = b"II*\0" + struct.pack("<I", 8 + len(pixels))
+    return start + pixels + struct.pack("<H", len(tags)) + entries + bytes(4)
+
+
+@pytest.mark.skipif(not features.check("avif"), reason="this Pillow has no AVIF")
+def test_avif_is_read() -> None:
+    found = Transform("rgb")(encoded(np.full((8, 8, 3), 200, np.uint8), "AVIF"))
+    assert np.abs(found.astype(int) - 200).max() <= 2
+
+
+@pytest.mark.parametrize("form", ["PNG", "GIF", "WEBP", "TIFF", "AVIF"])
+def test_files_of_several_frames_are_known(form: str) -> None:
+    if form == "AVIF" and not features.check("avif"):
+        pytest.skip("this Pillow has no AVIF")
+    frames = [Image.fromarray(image) for image in pixels(3, 8, 8, 3)]
+    assert has_frames(encoded(frames[0], form, save_all=True, append_images=frames[1:]))
+    assert not has_frames(encoded(frames[0], form))
+
+
 def test_cmyk_is_converted() -> None:
     image = Image.new("CMYK", (8, 8), (0, 255, 255, 0))
     found = Transform("rgb")(encoded(image, "TIFF"))
@@ -222,7 +265,11 @@ BAD = {
     "cut off JPEG": (encoded(pixels(1, 64, 64, 3)[0], "JPEG")[:2000], "truncated"),
     "PostScript": (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n", "not an image"),
     "a bomb": (giant(), "decompression bomb"),
-    "floats": (encoded(Image.fromarray(np.ones((4, 4), np.float32)), "TIFF"), "floating-point"),
+    "floats to 255": (encoded(Image.fromarray(np.full((4, 4), 255, np.float32)), "TIFF"), "where white is 1"),
+    "floats below 0": (encoded(Image.fromarray(np.full((4, 4), -0.5, np.float32)), "TIFF"), "from -0.5"),
+    "no numbers": (encoded(Image.fromarray(np.full((4, 4), np.nan, np.float32)), "TIFF"), "nan"),
+    "small numbers of 32 bits": (encoded(Image.fromarray(np.full((4, 4), 255, np.int32)), "TIFF"), "black"),
+    "small numbers of 16 bits": (encoded(np.full((4, 4), 100, np.uint16)), "black"),
 }
 
 

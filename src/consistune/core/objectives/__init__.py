@@ -8,9 +8,11 @@ from typing import cast
 
 from consistune.core.objectives.base import Draws, Learns, Objective, gaussian_like
 from consistune.core.objectives.consistency import Consistency
+from consistune.core.objectives.continuous import ContinuousConsistency
 from consistune.core.objectives.denoising import Denoising
 from consistune.core.objectives.distances import L1, AdaptiveHuber, Distance, Huber, SquaredL2
 from consistune.core.objectives.lpips import LPIPS
+from consistune.core.objectives.mean_velocity import AdaptivePower, MeanVelocity, Mixture, Scale
 from consistune.core.objectives.trajectory import Trajectory
 from consistune.core.objectives.truncated import Truncated
 from consistune.core.objectives.weights import InverseCOut, InverseGap, SNRPlus, Uniform, Weight
@@ -19,7 +21,9 @@ __all__ = [
     "L1",
     "LPIPS",
     "AdaptiveHuber",
+    "AdaptivePower",
     "Consistency",
+    "ContinuousConsistency",
     "Denoising",
     "Distance",
     "Draws",
@@ -27,8 +31,11 @@ __all__ = [
     "InverseCOut",
     "InverseGap",
     "Learns",
+    "MeanVelocity",
+    "Mixture",
     "Objective",
     "SNRPlus",
+    "Scale",
     "SquaredL2",
     "Trajectory",
     "Truncated",

@@ -61,15 +61,29 @@ class Objective(Protocol):
     Attributes:
         schedule: the noise schedule under which the models passed to `losses` are denoisers.
         learns: what a trained model's x̂_0 is.
+        needs_two_times: whether the model must be a two-time network.
+        uses_target: whether `losses` asks the target network for anything.
+        needs_unlabelled: whether `losses` asks the model without labels, which label dropout trains.
         edges: the inner edges of a phased model in the schedule's time; () for a plain one.
     """
 
     schedule: NoiseSchedule
     learns: ClassVar[Learns] = "flow-map"
+    needs_two_times: ClassVar[bool] = False
+    uses_target: ClassVar[bool] = True
 
     @property
     def edges(self) -> tuple[float, ...]:
         return ()
+
+    @property
+    def needs_unlabelled(self) -> bool:
+        return False
+
+    @property
+    def lowest_time(self) -> float:
+        """No t below this is learned."""
+        return 0.0
 
     def reference_bytes(self) -> int:
         """The size of the reference images that a step reads beside its batch."""
@@ -83,6 +97,17 @@ class Objective(Protocol):
         self, model: Denoiser, target: Denoiser, batch: Batch, progress: Progress, generator: Generator
     ) -> Tensor:
         return self.losses(model, target, self.draw(batch, progress, generator))
+
+
+def check_draws(batch: Batch, times: Times, noise: Tensor) -> None:
+    """Raises ValueError unless t > 0, t ≥ r ≥ 0 and images and noise are finite. One device sync."""
+    ordered = ((times.t > 0) & (times.t >= times.r) & (times.r >= 0) & torch.isfinite(times.t)).all()
+    finite = torch.isfinite(batch.x_0).all() & torch.isfinite(noise).all()
+    images_are_finite, in_order = torch.stack([finite, ordered]).tolist()
+    if not in_order:
+        raise ValueError("a flow map needs finite times t > 0 and t >= r >= 0")
+    if not images_are_finite:
+        raise ValueError("the noisy images contain NaN or infinity: look at the data and the noise")
 
 
 def gaussian_like(x: Tensor, generator: Generator) -> Tensor:

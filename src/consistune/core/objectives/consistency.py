@@ -6,6 +6,7 @@ import torch
 from torch import Generator, Tensor
 
 from consistune.core.estimators import NoiseEstimator
+from consistune.core.flow import Steps
 from consistune.core.noise import NoiseSchedule
 from consistune.core.objectives.base import Draws, Objective, gaussian_like
 from consistune.core.objectives.distances import AdaptiveHuber, Distance, Huber, length
@@ -108,7 +109,7 @@ class Consistency(Objective):
 
     def jump(self, model: Denoiser, x_t: Tensor, t: Tensor, s: Tensor, condition: Conditioning) -> Tensor:
         """f(x_t, t → s): to the lower edge s of the phase, with the model's x̂_0 (METHOD §4)."""
-        return self.schedule.step(x_t, model(x_t, t, condition), t, s)
+        return Steps(model, self.schedule).jump(x_t, t, s, condition)
 
 
 def _check(batch: Batch, times: Times, noise: Tensor) -> bool:

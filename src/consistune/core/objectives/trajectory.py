@@ -1,7 +1,7 @@
 """Consistency mid-training (CMT, 2509.24526): a teacher's trajectories, each regressed onto its end."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Generator, Tensor
@@ -36,6 +36,8 @@ class Trajectory(Objective):
     order: Literal[1, 2, 3] = 3
     low: float = 0.002
     high: float = 80.0
+
+    uses_target: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         if self.estimator.local:

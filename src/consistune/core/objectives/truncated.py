@@ -33,6 +33,10 @@ class Truncated(Consistency):
         if not self.boundary_weight > 0:
             raise ValueError(f"boundary_weight must be positive, got {self.boundary_weight}")
 
+    @property
+    def lowest_time(self) -> float:
+        return self.pairs.boundary
+
     def draw(self, batch: Batch, progress: Progress, generator: Generator) -> Draws:
         n = self.pairs.at_boundary(len(batch))
         at_boundary = torch.arange(len(batch), device=batch.x_0.device) < n

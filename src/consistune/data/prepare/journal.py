@@ -22,6 +22,7 @@ class Journal:
         self.path = path
         self.done: set[int] = set()
         self.bad: dict[int, str] = {}
+        self.animated = 0
         self.hashes: dict[int, str] = {}
         path.parent.mkdir(parents=True, exist_ok=True)
         self._file = path.open("a+b")
@@ -63,6 +64,7 @@ class Journal:
         if "piece" in entry:
             self.done.add(entry["piece"])
             self.bad.update((item, reason) for item, reason in entry["bad"])
+            self.animated += entry.get("animated", 0)
         elif "file" in entry:
             self.hashes[entry["file"]] = entry["sha256"]
 

@@ -14,12 +14,14 @@ from typing import Any
 import numpy as np
 
 from consistune.data.prepare import npy
+from consistune.data.prepare.accounts import make_accounts
 from consistune.data.prepare.journal import Journal
 from consistune.data.prepare.split import Rows, Split
 from consistune.data.prepare.transform import Transform
 from consistune.data.prepare.work import DIGEST_BYTES
 from consistune.data.prepared import IMAGES, LABELS, META, SIDES, Meta, Part, write_meta
 from consistune.data.sources.base import Source
+from consistune.data.sources.labels import brief
 from consistune.errors import UserError
 from consistune.system import files
 
@@ -143,8 +145,22 @@ def _meta(preparation: Preparation, journal: Journal, parts: dict[str, Part]) ->
         held_out="the source's own test set" if source.own_held_out is not None else rule,
         parts=parts,
         bad=bad,
-        notes=source.notes,
+        notes=[*source.notes, *_notes(source, journal, parts)],
+        accounts=make_accounts(source, preparation.rows, journal.bad),
     )
+
+
+def _notes(source: Source, journal: Journal, parts: dict[str, Part]) -> list[str]:
+    """What was noticed while the images were read."""
+    notes = []
+    if journal.animated:
+        have = "image has" if journal.animated == 1 else "images have"
+        notes.append(f"{journal.animated:,} {have} several frames; the first was taken")
+    sizes = np.diff(parts["train"].offsets)
+    empty = [name for name, size in zip(source.class_names, sizes, strict=True) if not size]
+    if empty:
+        notes.append(f"classes without training images: {brief(empty)}")
+    return notes
 
 
 def _source_hash(preparation: Preparation, journal: Journal) -> str:

@@ -7,7 +7,7 @@ DEST.part: `data/` is renamed to DEST at the end, `work/` holds the journal and 
 
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from consistune.data.prepare import npy, pool
+from consistune.data.prepare.accounts import check_allowed
 from consistune.data.prepare.journal import Journal
 from consistune.data.prepare.preparation import Preparation, finish
 from consistune.data.prepare.split import Rows, Split, held_out
@@ -39,6 +40,7 @@ class PrepareOptions:
         images: size, crop, filter, background, mode.
         split: how a source without a test set is divided.
         strict: stop at the first bad image.
+        allow_missing: images that may be left out; None: any number.
         workers: processes; 1: this one.
     """
 
@@ -46,6 +48,7 @@ class PrepareOptions:
     images: ImageOptions = field(default_factory=ImageOptions)
     split: Split = field(default_factory=Split)
     strict: bool = False
+    allow_missing: int | None = None
     workers: int = 1
 
 
@@ -62,11 +65,18 @@ class Progress:
 SILENT = Progress()
 
 
-def prepare(path: Path, dest: Path, options: PrepareOptions, progress: Progress = SILENT) -> Meta:
-    """Prepare a source as the folder `dest`.
+def prepare(
+    path: Path,
+    dest: Path,
+    options: PrepareOptions,
+    progress: Progress = SILENT,
+    check: Callable[[tuple[int, int, int]], object] = lambda _shape: None,
+) -> Meta:
+    """Prepare a source as the folder `dest`. `check` may refuse the images' shape before any is converted.
 
     Raises UserError for a source that cannot be read, options that do not fit it, a destination that exists,
-    a source without a good image, and with `strict` for the first bad image.
+    a source without a good image, with `strict` for the first bad image, and where more images would be left
+    out than are allowed; then what is done is kept, and a run that allows more goes on from it.
     """
     if dest.exists():
         raise UserError("is already there", str(dest), "remove it, or choose another")
@@ -79,7 +89,9 @@ def prepare(path: Path, dest: Path, options: PrepareOptions, progress: Progress 
             if options.strict and source.skipped:
                 name, reason = source.skipped[0]
                 raise UserError(f"{printable(name)} {reason}", str(path), "leave out --strict")
+            check_allowed(source, {}, options.allow_missing)
             transform, shape = choose_transform(source, options.images)
+            check(shape)
             rows = _rows(source, options.split)
             preparation = Preparation(source, transform, shape, rows, options.split, data, work)
             _begin(preparation, journal)
@@ -90,6 +102,7 @@ def prepare(path: Path, dest: Path, options: PrepareOptions, progress: Progress 
         done = sum(last - first for k, (first, last) in enumerate(preparation.pieces) if k in journal.done)
         progress.started(source, done)
         _convert(preparation, journal, options, progress)
+        check_allowed(source, journal.bad, options.allow_missing)
         meta = finish(preparation, journal)
         data.rename(dest)
         files.sync(dest.parent)
@@ -112,7 +125,7 @@ def _check_unfinished(part: Path) -> None:
 
 def _rows(source: Source, split: Split) -> Rows:
     if source.own_held_out is None:
-        return Rows.of(source.labels, held_out(source.labels, source.groups, split))
+        return Rows.of(source.labels, held_out(source.labels, source.groups, split, source.class_names))
     if split.fraction:
         raise UserError(
             f"the source has a test set of its own ({int(source.own_held_out.sum())} images)",
@@ -128,8 +141,13 @@ def _begin(preparation: Preparation, journal: Journal) -> None:
         journal.resume(preparation.fingerprint())
         return
     size = len(preparation.source) * int(np.prod(preparation.shape))
-    if size > shutil.disk_usage(preparation.work).free:
-        raise UserError(f"{size / 1e9:.1f} GB are needed, and are not free", str(preparation.data.parent))
+    free = shutil.disk_usage(preparation.work).free
+    if size > free:
+        raise UserError(
+            f"{size:,} bytes are needed, {free:,} are free",
+            str(preparation.data.parent),
+            "free some space, or prepare on another disk",
+        )
     for side, name in enumerate(preparation.sides):
         shape = (preparation.rows.count(side), *preparation.shape)
         npy.create(preparation.data / name / IMAGES, shape, np.uint8)
@@ -147,11 +165,12 @@ def _convert(preparation: Preparation, journal: Journal, options: PrepareOptions
         _stop_at_bad(preparation.source, journal.bad)
     for (kind, k), result in pool.run(_tasks(preparation, journal), options.workers):
         if kind == "piece":
-            entries.append({"piece": k, "bad": result})
+            bad, animated = result
+            entries.append({"piece": k, "bad": bad, "animated": animated})
             first, last = preparation.pieces[k]
             count += last - first
             if options.strict:
-                _stop_at_bad(preparation.source, dict(result))
+                _stop_at_bad(preparation.source, dict(bad))
         else:
             entries.append({"file": k, "sha256": result})
         if time.monotonic() - last_sync >= SYNC_SECONDS:

@@ -1,11 +1,13 @@
 """Which images are held out, and each image's row: pure functions of labels, groups and a seed."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from consistune.data.sources.base import printable
 from consistune.errors import UserError
 
 
@@ -30,11 +32,15 @@ class Split:
             raise UserError(f"cannot split by {self.by!r}", "--split-by", "image or group")
 
 
-def held_out(labels: NDArray[np.int64], groups: list[str] | None, split: Split) -> NDArray[np.bool_]:
+def held_out(
+    labels: NDArray[np.int64], groups: list[str] | None, split: Split, class_names: Sequence[str] = ()
+) -> NDArray[np.bool_]:
     """bool [n]: `fraction` of each class's images, drawn with a random stream for each class.
 
     By group, whole groups are drawn in random order, as long as they fit in the share of the class of their
-    first image; by image, each image is a group. Raises UserError where there are no groups.
+    first image; by image, each image is a group. Each class has at least one group on either side: where
+    none fits, its smallest is held out.
+    Raises UserError where there are no groups, and for a class (named from `class_names`) of one group.
     """
     if split.by == "group" and groups is None:
         raise UserError("the source has no groups", "--split-by group", "dataset.json has no list 'group'")
@@ -46,13 +52,22 @@ def held_out(labels: NDArray[np.int64], groups: list[str] | None, split: Split) 
     group_labels = labels[first]
     for label in np.unique(group_labels):
         of_class = np.flatnonzero(group_labels == label)
+        if len(of_class) < 2:
+            name = class_names[label] if label < len(class_names) else str(label)
+            what = f"class {printable(name)} has one {split.by}, which cannot be on both sides"
+            raise UserError(what, "--held-out", "add to the class, remove it, or leave the option out")
         left = round(split.fraction * int(sizes[of_class].sum()))
-        for group in np.random.default_rng([split.seed, int(label)]).permutation(of_class):
+        order = np.random.default_rng([split.seed, int(label)]).permutation(of_class)
+        for group in order:
             if left == 0:
                 break
             if sizes[group] <= left:
                 chosen[group] = True
                 left -= int(sizes[group])
+        if not chosen[of_class].any():
+            chosen[order[np.argmin(sizes[order])]] = True
+        if chosen[of_class].all():
+            chosen[order[np.argmin(sizes[order])]] = False
     return chosen[index]
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import ImageColor
 
-from consistune.data.prepare.transform import FILTERS, BadImage, Transform, is_grey, open_image
+from consistune.data.prepare.transform import FILTERS, BadImage, Transform, is_grey, open_image, upright_size
 from consistune.data.sources.base import Source
 from consistune.errors import UserError
 
@@ -81,26 +81,26 @@ def choose_transform(source: Source, options: ImageOptions) -> tuple[Transform, 
         transform = options.transform(grey=channels == 1)
         side = (height, width) if options.size is None else (options.size, options.size)
         return transform, (transform.channels, *side)
-    images = []
+    images, sizes = [], set()
     for raw in _sample(source):
         # An image that cannot be read is listed later, when the images are converted.
         with contextlib.suppress(BadImage):
-            images.append(open_image(raw))
+            image = open_image(raw)
+            sizes.add(upright_size(image))
+            images.append(image)
     if not images:
         raise UserError(f"none of {min(SAMPLE, len(source))} images can be read", str(source.path))
     transform = options.transform(grey=all(is_grey(image) for image in images))
     if options.size is not None:
         return transform, (transform.channels, options.size, options.size)
-    sizes = sorted({image.size for image in images})
+    (a, b), (c, d) = min(sizes), max(sizes)
     if len(sizes) > 1:
-        (a, b), (c, d) = sizes[0], sizes[-1]
         raise UserError(f"has images of different sizes, {a}×{b} to {c}×{d}", str(source.path), "say --size")
-    return transform, (transform.channels, sizes[0][1], sizes[0][0])
+    return transform, (transform.channels, b, a)
 
 
 def _sample(source: Source) -> list[bytes]:
     """The readable ones of 256 encoded images, evenly spread."""
     count = min(SAMPLE, len(source))
     items = np.linspace(0, len(source) - 1, count).round().astype(int).tolist()
-    raws = (raw for item in items for raw in source.read(source.task(item, item + 1)))
-    return [raw for raw in raws if isinstance(raw, bytes)]
+    return [raw for raw in source.sample(items) if isinstance(raw, bytes)]

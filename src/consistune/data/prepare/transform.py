@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError, features
 
 from consistune.data.sources.base import Raw, Unreadable
 
@@ -25,9 +25,22 @@ FILTERS = {
     "bicubic": Image.Resampling.BICUBIC,
     "lanczos": Image.Resampling.LANCZOS,
 }
-FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
+FORMATS = (
+    "PNG",
+    "JPEG",
+    "WEBP",
+    "BMP",
+    "DIB",
+    "GIF",
+    "TIFF",
+    "PPM",
+    *(("AVIF",) if features.check("avif") else ()),
+)
 """The formats that Pillow may detect. None of them calls another program, as EPS does."""
 GREY = ("1", "L", "LA", "La", "I", "F")
+
+BITS, SAMPLE_FORMAT = 258, 339
+"""Tags of a TIFF."""
 
 
 class BadImage(Exception):
@@ -100,11 +113,10 @@ class Transform:
         """Upright, opaque, and in the mode "RGB" or "L"."""
         with strictly():
             image.load()
-        if image.mode == "F":
-            raise BadImage("has floating-point values, whose range is unknown")
+        white = _white(image)
         image = ImageOps.exif_transpose(image)
-        if image.mode.startswith("I"):
-            image = _eight_bits(image)
+        if image.mode == "F" or image.mode.startswith("I"):
+            image = _eight_bits(image, white)
         if image.has_transparency_data:
             image = image.convert("RGBA")
             image = Image.alpha_composite(Image.new("RGBA", image.size, (*self.background, 255)), image)
@@ -174,12 +186,56 @@ def is_grey(image: Image.Image) -> bool:
     return image.mode in GREY or image.mode.startswith("I;16")
 
 
-def _eight_bits(image: Image.Image) -> Image.Image:
-    """16-bit grey → 8 bits: 65535 is 255."""
-    values = np.asarray(image).astype(np.int64)
-    if values.min(initial=0) < 0 or values.max(initial=0) > 65_535:
-        raise BadImage("has grey values beyond 16 bits")
-    return Image.fromarray(((values + 128) // 257).astype(np.uint8))
+def upright_size(image: Image.Image) -> tuple[int, int]:
+    """Width and height after EXIF's orientation; 5 to 8 exchange them."""
+    try:
+        turned = image.getexif().get(ExifTags.Base.Orientation) in (5, 6, 7, 8)
+    except Exception as error:  # as Pillow's decoders
+        raise BadImage(reason(error)) from error
+    return (image.height, image.width) if turned else image.size
+
+
+def has_frames(raw: Raw) -> bool:
+    """Whether an encoded image has more than one frame."""
+    if not isinstance(raw, bytes):
+        return False
+    if raw.startswith(b"\x89PNG"):
+        return raw.find(b"acTL", 0, max(0, raw.find(b"IDAT"))) >= 0
+    if raw[:4] == b"RIFF" and raw[8:16] == b"WEBPVP8X":
+        return bool(raw[20] & 2)
+    if raw.startswith((b"GIF", b"II*", b"MM\0*")):
+        try:
+            return bool(getattr(open_image(raw), "is_animated", False))
+        except Exception:  # a damaged second frame; the first one has been read
+            return False
+    return raw[4:12] == b"ftypavis"
+
+
+def _eight_bits(image: Image.Image, white: float) -> Image.Image:
+    """Grey of 16 or 32 bits, or of floats → 8 bits: `white`, the type's largest value or 1.0, is 255.
+
+    Raises BadImage for values beyond that, and where an image would be black although its values are not 0.
+    """
+    values = np.asarray(image)
+    if image.mode != "F":
+        values = values.astype(np.int64) & 0xFFFF_FFFF if white == 0xFFFF_FFFF else values.astype(np.int64)
+    low, high = values.min(initial=0), values.max(initial=0)
+    if not (low >= 0 and high <= white):  # or not a number
+        raise BadImage(f"has grey values from {low:g} to {high:g}, where white is {white:g}")
+    scaled = (values + 128) // 257 if white == 0xFFFF else np.floor(values * (255 / white) + 0.5)
+    if high > 0 and scaled.max() == 0:
+        raise BadImage(f"would be black: its grey values end at {high:g}, where white is {white:g}")
+    return Image.fromarray(scaled.astype(np.uint8))
+
+
+def _white(image: Image.Image) -> float:
+    """The largest value of an image's type; 1.0 of floats."""
+    if image.mode == "F":
+        return 1.0
+    tags = getattr(image, "tag_v2", {}) if image.mode == "I" else {}
+    bits = int(tags.get(BITS, (16,))[0])
+    signed = int(tags.get(SAMPLE_FORMAT, (1,))[0]) == 2
+    return float(2 ** (bits - signed) - 1)
 
 
 def reason(error: Exception) -> str:

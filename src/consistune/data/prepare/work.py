@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from consistune.data.prepare.npy import HEADER_BYTES
-from consistune.data.prepare.transform import BadImage, Transform
+from consistune.data.prepare.transform import BadImage, Transform, has_frames
 from consistune.data.sources.base import Raw, Reader
 
 DIGEST_BYTES = 32
@@ -47,9 +47,10 @@ class Converter:
     files: tuple[str, str]
     digests: str | None
 
-    def __call__(self, piece: Piece) -> list[tuple[int, str]]:
-        """Write a piece's images. Returns (image, reason) for each bad one."""
+    def __call__(self, piece: Piece) -> tuple[list[tuple[int, str]], int]:
+        """Write a piece's images. Returns (image, reason) of bad ones, and how many have several frames."""
         bad: list[tuple[int, str]] = []
+        animated = 0
         size = int(np.prod(self.shape))
         descriptors = [os.open(path, os.O_WRONLY) for path in self.files]
         digests = bytearray()
@@ -64,6 +65,7 @@ class Converter:
                 except BadImage as error:
                     bad.append((piece.first + item, str(error)))
                     continue
+                animated += has_frames(raw)
                 offset = HEADER_BYTES + int(piece.row[item]) * size
                 os.pwrite(descriptors[piece.side[item]], np.ascontiguousarray(pixels).data, offset)
         finally:
@@ -74,7 +76,7 @@ class Converter:
         if self.digests is not None:
             with open(self.digests, "r+b") as file:
                 os.pwrite(file.fileno(), digests, piece.first * DIGEST_BYTES)
-        return bad
+        return bad, animated
 
 
 def _digest(raw: Raw) -> bytes:

@@ -13,15 +13,39 @@ from typing import Any, ClassVar, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
-HELD_OUT_NAMES = ("val", "validation", "valid", "test")
-"""Names of folders and shards that hold a set's own test images."""
+# fmt: off
+SUFFIXES = (
+    ".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".bmp", ".dib", ".gif", ".tif", ".tiff", ".ppm",
+    ".pgm", ".pbm", ".pnm", ".apng", ".avif",
+)
+UNREAD_SUFFIXES = (
+    ".heic", ".heif", ".jxl", ".jp2", ".j2k", ".psd", ".svg", ".exr", ".hdr", ".tga", ".dds", ".ico", ".eps",
+    ".dng", ".nef",
+)
+"""Images that are not read."""
+TEXTS = (
+    ".txt", ".csv", ".tsv", ".json", ".jsonl", ".xml", ".md", ".html", ".py", ".yaml", ".yml", ".log", ".mat",
+    ".npy", ".npz", ".pkl",
+)
+"""Endings of files that are no images; other files are looked into."""
+# fmt: on
+START = 16
+"""Bytes from which the kind of a file is seen."""
 MAX_IMAGE_BYTES = 1 << 28
 
 
 def printable(name: str) -> str:
     """A name from a source, without the characters that a terminal would act on."""
     return name if name.isprintable() else ascii(name)[1:-1]
+
+
+def starts_like_image(start: bytes) -> bool:
+    """Whether a file's first `START` bytes are those of a PNG, JPEG, GIF, WebP, TIFF, AVIF or HEIC."""
+    return (
+        start.startswith((b"\x89PNG\r\n", b"\xff\xd8\xff", b"GIF87a", b"GIF89a", b"II*\0", b"MM\0*"))
+        or (start[:4] == b"RIFF" and start[8:12] == b"WEBP")
+        or (start[4:8] == b"ftyp" and start[8:12] in (b"avif", b"avis", b"heic", b"heix", b"mif1"))
+    )
 
 
 @dataclass(frozen=True)
@@ -48,11 +72,22 @@ class SourceOptions:
         labels: a CSV or JSON file of labels (folder, zip), "fine" or "coarse" (CIFAR-100), a column's name
             (parquet).
         layout: "nhwc" or "nchw" (npz), where the shape does not show it.
+        links: symbolic links of a folder are followed.
     """
 
     format: str | None = None
     labels: str | None = None
     layout: str | None = None
+    links: bool = False
+
+
+@dataclass(frozen=True)
+class Passed:
+    """A split of the source that is no part of the prepared set: its images, and why."""
+
+    split: str
+    images: int
+    reason: str
 
 
 @dataclass(kw_only=True)
@@ -69,6 +104,8 @@ class Source(ABC):
         groups: [n], images that a split must keep together, from `dataset.json`; None where it has none.
         containers: the files that hold the images, for the source's hash; empty where each image is a file.
         skipped: (name, reason) of each entry of the source that is not one of the n images.
+        held_out_names: what the names of held-out images, and no others, begin with.
+        passed: whole splits that are left out.
         notes: what the user should know about how the source was read.
         shape: (channels, height, width), where the format fixes it.
         piece: images in a piece.
@@ -86,6 +123,8 @@ class Source(ABC):
     groups: list[str] | None = None
     containers: list[Path] = field(default_factory=list)
     skipped: list[tuple[str, str]] = field(default_factory=list)
+    held_out_names: tuple[str, ...] = ()
+    passed: list[Passed] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     shape: tuple[int, int, int] | None = None
     piece: int = 256
@@ -110,6 +149,10 @@ class Source(ABC):
     @abstractmethod
     def read(task: Any) -> Iterator[Raw]:
         """The task's images, in order. It is a `Reader`: a function of a module, which can be pickled."""
+
+    def sample(self, items: list[int]) -> Iterator[Raw]:
+        """These images, for a look at them."""
+        return (raw for item in items for raw in self.read(self.task(item, item + 1)))
 
     def item_files(self) -> Iterator[tuple[str, int]]:
         """(relative name, bytes) of each image, where `items_are_files`."""

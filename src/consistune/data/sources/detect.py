@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from consistune.data.sources import batches, files, npz, parquet, zips
+from consistune.data.sources import batches, files, npz, parquet, tars, zips
 from consistune.data.sources.base import Source, SourceOptions
 from consistune.errors import UserError
 
@@ -39,8 +39,9 @@ FORMATS = {
     "imagenet-batches": Format(batches.is_imagenet_batches, batches.open_imagenet_batches, ()),
     "npz": Format(lambda path: path.suffix in (".npz", ".npy"), npz.open_npz, ("layout",), "file"),
     "parquet": Format(_is_parquet, parquet.open_parquet),
+    "tar": Format(tars.is_tar, tars.open_tar),
     "zip": Format(zipfile.is_zipfile, zips.open_zip, needs="file"),
-    "folder": Format(Path.is_dir, files.open_folder, needs="folder"),
+    "folder": Format(Path.is_dir, files.open_folder, ("labels", "links"), "folder"),
 }
 """By name; a path has the first one that matches. To read another format, add a row."""
 
@@ -70,9 +71,9 @@ def open_source(path: Path, options: SourceOptions, work: Path) -> Source:
         raise UserError(f"is not a {chosen.needs}", str(path))
     if options.layout not in (None, "nhwc", "nchw"):
         raise UserError(f"unknown layout {options.layout!r}", "--layout", "nhwc or nchw")
-    for option in ("labels", "layout"):
-        value = getattr(options, option)
-        if value is not None and option not in chosen.options:
-            raise UserError(f"--{option} {value} means nothing to {name}", str(path), "leave the option out")
+    for option, value in (("labels", options.labels), ("layout", options.layout), ("links", options.links)):
+        if value and option not in chosen.options:
+            given = f"--{option} {value}" if option != "links" else "--follow-links"
+            raise UserError(f"{given} means nothing to {name}", str(path), "leave the option out")
     work.mkdir(parents=True, exist_ok=True)
     return chosen.open(path, options, work)

@@ -6,31 +6,34 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
-import numpy as np
-
 from consistune.data.sources.base import (
-    HELD_OUT_NAMES,
     MAX_IMAGE_BYTES,
+    START,
     SUFFIXES,
+    TEXTS,
     TOO_LARGE,
+    UNREAD_SUFFIXES,
     Raw,
     Source,
     SourceOptions,
     Unreadable,
     printable,
+    starts_like_image,
 )
-from consistune.data.sources.labels import UNLABELLED, read_label_file
+from consistune.data.sources.labels import MAX_FILE_BYTES
+from consistune.data.sources.tree import Files, is_junk, passed_over
 from consistune.errors import UserError
 
-LINK = "is a symbolic link, which is not followed"
+LINK = "is a symbolic link, which is not followed (--follow-links)"
 
 
-def read_files(task: tuple[str, list[str]]) -> Iterator[Raw]:
-    root, names = task
+def read_files(task: tuple[str, list[str], bool]) -> Iterator[Raw]:
+    root, names, links = task
+    # O_NOFOLLOW: the file may have become a link after the folder was listed.
+    flags = os.O_RDONLY | os.O_NONBLOCK | (0 if links else os.O_NOFOLLOW)
     for name in names:
         try:
-            # O_NOFOLLOW: the file may have become a link after the folder was listed.
-            descriptor = os.open(os.path.join(root, name), os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+            descriptor = os.open(os.path.join(root, name), flags)
             with open(descriptor, "rb") as file:
                 data = file.read(MAX_IMAGE_BYTES + 1)
         except OSError as error:
@@ -47,12 +50,13 @@ class ImageFiles(Source):
     read = staticmethod(read_files)
     names: list[str]
     sizes: list[int]
+    links: bool = False
 
     def name(self, item: int) -> str:
         return printable(self.names[item])
 
     def task(self, first: int, last: int) -> Any:
-        return str(self.path), self.names[first:last]
+        return str(self.path), self.names[first:last], self.links
 
     def item_files(self) -> Iterator[tuple[str, int]]:
         return zip(self.names, self.sizes, strict=True)
@@ -60,133 +64,115 @@ class ImageFiles(Source):
 
 @dataclass
 class Listing:
-    """The image files below a folder (name → bytes), and (name, reason) of the entries that are left out."""
+    """What lies below a folder.
+
+    Attributes:
+        sizes: image → bytes.
+        others: the other files.
+        skipped: (name, reason) of entries that are left out.
+        passed: hidden folders and files, and those that a system or this program made.
+    """
 
     sizes: dict[str, int]
+    others: list[str]
     skipped: list[tuple[str, str]]
+    passed: list[str]
 
     @classmethod
-    def of(cls, root: Path, below: str = "") -> "Listing":
-        files: list[tuple[str, int]] = []
-        skipped: list[tuple[str, str]] = []
-        pending = [below]
+    def of(cls, root: Path, links: bool = False) -> "Listing":
+        """The listing; symbolic links are followed, each folder once, or left out."""
+        listing = cls({}, [], [], [])
+        pending, seen = [""], {_identity(root)}
         while pending:
             prefix = pending.pop()
             with os.scandir(root / prefix) as entries:
                 for entry in entries:
                     name = f"{prefix}/{entry.name}" if prefix else entry.name
-                    if entry.is_symlink():
-                        skipped.append((name, LINK))
+                    if is_junk(entry.name):
+                        listing.passed.append(name)
+                    elif entry.is_symlink() and not links:
+                        listing.skipped.append((name, LINK))
                     elif entry.is_dir():
-                        pending.append(name)
-                    elif entry.name.lower().endswith(SUFFIXES):
-                        if entry.is_file():
-                            files.append((name, entry.stat().st_size))
+                        if is_unfinished(root / name):
+                            listing.passed.append(name)
+                        elif not links:
+                            pending.append(name)
+                        elif (identity := _identity(root / name)) in seen:
+                            listing.skipped.append((name, "leads to a folder that is read already"))
                         else:
-                            skipped.append((name, "is not a plain file"))
-        return cls(dict(sorted(files)), sorted(skipped))
+                            seen.add(identity)
+                            pending.append(name)
+                    else:
+                        listing._add(root, name, entry)
+        listing.sizes = dict(sorted(listing.sizes.items()))
+        listing.skipped.sort()
+        return listing
 
-    def add(self, other: "Listing") -> None:
-        self.sizes |= other.sizes
-        self.skipped += other.skipped
+    def _add(self, root: Path, name: str, entry: os.DirEntry[str]) -> None:
+        suffix = os.path.splitext(entry.name)[1].lower()
+        if suffix in UNREAD_SUFFIXES:
+            self.skipped.append((name, f"is an image of a kind that is not read ({suffix})"))
+        elif suffix in SUFFIXES and not entry.is_file():
+            self.skipped.append((name, "is not a plain file"))
+        elif entry.is_file():
+            if suffix in SUFFIXES or (suffix not in TEXTS and starts_like_image(_start(root / name))):
+                self.sizes[name] = entry.stat().st_size
+            else:
+                self.others.append(name)
 
 
-def folders_in(path: Path) -> list[str]:
-    """Names of the sub-folders, sorted, without links."""
-    with os.scandir(path) as entries:
-        return sorted(entry.name for entry in entries if entry.is_dir(follow_symlinks=False))
+def _identity(path: Path) -> tuple[int, int]:
+    stat = path.stat()
+    return stat.st_dev, stat.st_ino
+
+
+def _start(path: Path) -> bytes:
+    """A file's first bytes; none where it cannot be read."""
+    try:
+        with path.open("rb") as file:
+            return file.read(START)
+    except OSError:
+        return b""
+
+
+def is_unfinished(path: Path) -> bool:
+    """Whether a folder is a preparation that this program has begun."""
+    return path.name.endswith(".part") and (path / "work" / "journal").is_file()
 
 
 def open_folder(path: Path, options: SourceOptions, _work: Path) -> ImageFiles:
-    """A folder of images.
-
-    - with a file of labels (`options.labels`, or EDM's `dataset.json` in the folder): labels by file name;
-    - with a sub-folder `train` that has sub-folders: those are the classes, and `val` (or `validation`,
-      `test`) with sub-folders of the same names is the held-out set. ImageNet's tree is this;
-    - with sub-folders: those are the classes;
-    - flat: no labels.
-
-    Classes are numbered in the sorted order of their folders' names (for ImageNet: of the synsets), images in
-    the sorted order of their paths.
-    """
-    table = Path(options.labels) if options.labels is not None else path / "dataset.json"
-    if options.labels is not None or table.is_file():
-        return _labelled_by_file(path, table)
-    folders = folders_in(path)
-    if "train" in folders and (classes := folders_in(path / "train")):
-        return _tree(path, classes, folders)
-    listing = Listing.of(path)
-    if not listing.sizes:
-        raise UserError(f"holds no image ({', '.join(SUFFIXES)})", str(path))
-    if folders:
-        return _by_folder(path, listing, folders, depth=0)
+    """A folder of images; see `Files.tree`."""
+    listing = Listing.of(path, options.links)
+    tree = Files(
+        list(listing.sizes), listing.others, lambda name: _content(path, name), str(path), listing.skipped
+    ).tree(options)
+    tree.notes += passed_over(listing.passed)
+    synsets = tree.labelled and all(
+        n[:1] == "n" and n[1:].isdigit() and len(n) == 9 for n in tree.class_names
+    )
+    by_file = any(not name.startswith(tree.held_out_names or "\0") for name in tree.tables)
     return ImageFiles(
-        kind="a folder of images",
+        kind="ImageNet's tree of synsets"
+        if synsets
+        else "a folder of images with a file of labels"
+        if by_file
+        else "a folder of class folders"
+        if tree.labelled
+        else "a folder of images",
         path=path,
-        labels=np.zeros(len(listing.sizes), np.int64),
-        class_names=UNLABELLED,
-        labelled=False,
-        skipped=listing.skipped,
-        names=list(listing.sizes),
-        sizes=list(listing.sizes.values()),
+        containers=[path / name if name != options.labels else Path(name) for name in tree.tables],
+        names=tree.names,
+        sizes=[listing.sizes[name] for name in tree.names],
+        links=options.links,
+        **tree.attributes(),
     )
 
 
-def _tree(path: Path, classes: list[str], folders: list[str]) -> ImageFiles:
-    listing = Listing.of(path, "train")
-    notes = []
-    has_held_out = False
-    for name in [name for name in HELD_OUT_NAMES if name in folders]:
-        inner = folders_in(path / name)
-        if not inner:
-            notes.append(f"{name}/ has no class folders and was left out")
-            continue
-        if not set(inner) <= set(classes):
-            unknown = sorted(set(inner) - set(classes))[0]
-            raise UserError(f"{name}/{unknown} is a class that train/ has not", str(path))
-        if has_held_out:
-            notes.append(f"{name}/ was left out: there is another held-out set")
-            continue
-        held_out = Listing.of(path, name)
-        has_held_out = bool(held_out.sizes)
-        listing.add(held_out)
-    source = _by_folder(path, listing, classes, depth=1)
-    own = np.array([not name.startswith("train/") for name in source.names])
-    source.own_held_out = own if own.any() else None
-    source.notes += notes
-    return source
-
-
-def _by_folder(path: Path, listing: Listing, classes: list[str], depth: int) -> ImageFiles:
-    """An image's class is the folder at that depth of its name."""
-    outside = [name for name in listing.sizes if name.count("/") <= depth]
-    names = [name for name in listing.sizes if name.count("/") > depth]
-    index = {name: k for k, name in enumerate(classes)}
-    synsets = bool(classes) and all(n[:1] == "n" and n[1:].isdigit() and len(n) == 9 for n in classes)
-    return ImageFiles(
-        kind="ImageNet's tree of synsets" if synsets else "a folder of class folders",
-        path=path,
-        labels=np.array([index[name.split("/")[depth]] for name in names], np.int64),
-        class_names=tuple(classes),
-        skipped=[*listing.skipped, *((name, "lies outside the class folders") for name in outside)],
-        names=names,
-        sizes=[listing.sizes[name] for name in names],
-    )
-
-
-def _labelled_by_file(path: Path, table: Path) -> ImageFiles:
-    listing = Listing.of(path)
-    labels, skipped = read_label_file(table).match(listing.sizes, listing.skipped)
-    if not labels.names:
-        raise UserError("names no image of the folder", str(table), f"write names as below {path}")
-    return ImageFiles(
-        kind="a folder of images with a file of labels",
-        path=path,
-        labels=labels.values,
-        class_names=labels.class_names,
-        groups=labels.groups,
-        containers=[table],
-        skipped=skipped,
-        names=labels.names,
-        sizes=[listing.sizes[name] for name in labels.names],
-    )
+def _content(root: Path, name: str) -> bytes:
+    path = Path(name) if not (root / name).is_file() else root / name
+    try:
+        if path.stat().st_size > MAX_FILE_BYTES:
+            raise UserError(f"more than {MAX_FILE_BYTES} bytes of labels", str(path))
+        return path.read_bytes()
+    except OSError as error:
+        raise UserError(f"cannot be read ({error.strerror})", str(path)) from error

@@ -1,20 +1,26 @@
 """Labels: arrays of them, EDM's dataset.json (2206.00364), and tables of file names and labels."""
 
 import csv
+import io
 import json
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+from unicodedata import normalize
 
 import numpy as np
 from numpy.typing import NDArray
 
-from consistune.data.sources.base import SUFFIXES
+from consistune.data.sources.base import SUFFIXES, printable
 from consistune.errors import UserError
 
 MAX_CLASSES = 1_000_000
 MAX_FILE_BYTES = 1 << 28
+NUMBER = re.compile(r"(0|[1-9][0-9]{0,8})(\.0*)?")
+"""A word that is a number: without leading zeros, and whole."""
+HEADINGS = {"file", "filename", "image", "imagename", "imageid", "id", "name", "path", "filepath"}
 UNLABELLED = ("all",)
 """The class names of a source without labels."""
 
@@ -32,9 +38,89 @@ def check_labels(labels: Any, count: int, where: str, first: int = 0) -> NDArray
     return values
 
 
-def numbered_names(labels: NDArray[np.int64]) -> tuple[str, ...]:
-    """The names "0", "1", … of labels that have no others."""
-    return tuple(str(k) for k in range(int(labels.max(initial=0)) + 1))
+@dataclass(frozen=True)
+class Numbered:
+    """Labels as classes: int64 [n] from 0, the classes' names, and what the user should know of it."""
+
+    values: NDArray[np.int64]
+    class_names: tuple[str, ...]
+    notes: tuple[str, ...] = ()
+
+
+def number_array(labels: Any, count: int, where: str) -> Numbered:
+    """The labels of `count` images: integers, whole floats, booleans or words.
+
+    Raises UserError for any other number of labels, and for others than `number_labels` takes.
+    """
+    values = np.asarray(labels)
+    if values.shape != (count,) or values.dtype.kind not in "iufbUSO":
+        what = f"{count} images need as many integer labels or words, got {values.dtype} {values.shape}"
+        raise UserError(what, where)
+    if values.dtype.kind == "S":
+        values = np.char.decode(values, "utf-8", "replace")
+    return number_labels(values.tolist(), None, where)
+
+
+def number_labels(labels: list[Any], names: Any, where: str) -> Numbered:
+    """Labels → classes.
+
+    Words are numbered in sorted order, or by their place in `names`. Words that are all numbers, and floats
+    that are whole, are numbers. A number is the class itself where `names` are given, or where the labels are
+    0 … K − 1; else the numbers that occur are numbered in ascending order, and a note says so.
+    Raises UserError for an empty label, a negative one, another type, and a label beyond `names`.
+    """
+    if names is not None and not isinstance(names, list):
+        raise UserError("class_names must be a list of names", where)
+    kinds = {type(label) for label in labels}
+    known = None if names is None else [str(name) for name in names]
+    if kinds == {bool}:
+        return _number_words([str(label) for label in labels], known, where)
+    notes: tuple[str, ...] = ()
+    if kinds == {str}:
+        labels = [label.strip() for label in labels]
+        if "" in labels:
+            raise UserError(f"the label of entry {labels.index('') + 1} is empty", where)
+        if not all(NUMBER.fullmatch(label) for label in labels) or set(labels) <= set(known or ()):
+            return _number_words(labels, known, where)
+        kinds = {float if any("." in label for label in labels) else int}
+        labels = [float(label) for label in labels]
+    if labels and all(type(label) is float and label.is_integer() for label in labels):
+        notes = ("the labels are floats, all of them whole",) if kinds == {float} else ()
+        kinds, labels = {int}, [int(label) for label in labels]
+    bad = next((x for x in labels if type(x) is not int or not 0 <= x < MAX_CLASSES), None)
+    if kinds != {int} or bad is not None:
+        raise UserError(f"labels must be numbers from 0, or words; got {str(bad)[:80]!a}", where)
+    numbered = _number_integers(np.array(labels, np.int64), known, where)
+    return replace(numbered, notes=notes + numbered.notes)
+
+
+def _number_words(words: list[str], known: list[str] | None, where: str) -> Numbered:
+    names = sorted(set(words)) if known is None else known
+    index = {name: k for k, name in reversed(list(enumerate(names)))}
+    unknown = next((word for word in words if word not in index), None)
+    if unknown is not None:
+        raise UserError(f"the label {unknown[:80]!a} is not among class_names", where)
+    return Numbered(np.array([index[word] for word in words], np.int64), tuple(names))
+
+
+def _number_integers(values: NDArray[np.int64], known: list[str] | None, where: str) -> Numbered:
+    found, index = np.unique(values, return_inverse=True)
+    count = int(found[-1]) + 1
+    if known is not None:
+        if len(known) < count:
+            raise UserError(f"class_names must name the {count} classes", where)
+        return Numbered(values, tuple(known))
+    names = tuple(str(number) for number in found)
+    if len(found) == count:
+        return Numbered(values, names)
+    note = f"the labels {brief(names)} are classes 0 … {len(found) - 1}, in this order"
+    return Numbered(index.astype(np.int64).reshape(-1), names, (note,))
+
+
+def brief(names: Sequence[str], most: int = 8) -> str:
+    """The first of the names, and how many more there are."""
+    shown = ", ".join(printable(name) for name in names[:most])
+    return shown if len(names) <= most else f"{shown} and {len(names) - most:,} more"
 
 
 @dataclass(frozen=True)
@@ -45,31 +131,43 @@ class LabelTable:
     values: NDArray[np.int64]
     class_names: tuple[str, ...]
     groups: list[str] | None = None
-
-    @classmethod
-    def unlabelled(cls, names: list[str]) -> "LabelTable":
-        return cls(names, np.zeros(len(names), np.int64), UNLABELLED)
+    notes: tuple[str, ...] = ()
 
     def match(
         self, present: Iterable[str], skipped: list[tuple[str, str]]
     ) -> tuple["LabelTable", list[tuple[str, str]]]:
         """The table without the images that are not present, and (name, reason) of all that are left out."""
-        images, known = set(present), set(self.names)
-        explained = {name for name, _ in skipped}
-        rows = [row for row, name in enumerate(self.names) if name in images]
+        images = set(present)
+        names = self._as_present(images)
+        known, explained = set(names), {name for name, _ in skipped}
+        rows = [row for row, name in enumerate(names) if name in images]
         missing = [
             (name, "has a label, but is missing")
-            for name in self.names
+            for name in names
             if name not in images and name not in explained
         ]
         unlabelled = [(name, "has no label") for name in sorted(images - known)]
         table = replace(
             self,
-            names=[self.names[row] for row in rows],
+            names=[names[row] for row in rows],
             values=self.values[np.array(rows, np.int64)],
             groups=None if self.groups is None else [self.groups[row] for row in rows],
         )
         return table, [*skipped, *missing, *unlabelled]
+
+    def _as_present(self, images: set[str]) -> list[str]:
+        """The names as the images have them: in the other Unicode form, or with the suffix they lack here."""
+        if images.issuperset(self.names):
+            return self.names
+        others: dict[str, list[str]] = {}
+        for name in images.difference(self.names):
+            composed = normalize("NFC", name)
+            for key in {composed, composed.rpartition(".")[0]} - {name, ""}:
+                others.setdefault(key, []).append(name)
+        found = [
+            [] if name in images else others.get(normalize("NFC", name), []) for name in self.names
+        ]  # a stem that two images have names neither
+        return [match[0] if len(match) == 1 else name for name, match in zip(self.names, found, strict=True)]
 
 
 def read_label_file(path: Path) -> LabelTable:
@@ -78,30 +176,54 @@ def read_label_file(path: Path) -> LabelTable:
     try:
         if path.stat().st_size > MAX_FILE_BYTES:
             raise UserError(f"more than {MAX_FILE_BYTES} bytes of labels", where)
-        text = path.read_text(encoding="utf-8-sig")
-        if path.suffix.lower() != ".csv":
-            return parse_table(json.loads(text), where)
-        rows = [row for row in csv.reader(text.splitlines()) if row]
+        return parse_label_file(path.read_bytes(), path.suffix.lower() == ".csv", where)
     except OSError as error:
         raise UserError(f"cannot be read ({error.strerror})", where) from error
+
+
+def parse_label_file(content: bytes, is_csv: bool, where: str) -> LabelTable:
+    """The same, of a file's content."""
+    try:
+        text = content.decode("utf-8-sig")
+        if not is_csv:
+            return parse_table(json.loads(text), where)
+        rows = [row for row in csv.reader(io.StringIO(text, newline="")) if any(row)]
     except (ValueError, RecursionError, csv.Error) as error:
         raise UserError(f"is neither CSV nor JSON ({str(error)[:80]!a})", where) from error
-    if rows and not rows[0][0].lower().endswith(SUFFIXES):
+    if rows and _is_heading(rows):
         rows = rows[1:]
     if any(len(row) != 2 for row in rows):
         raise UserError("a line does not have two entries, file and label", where)
-    return parse_table([[name.strip(), _number_or_word(label.strip())] for name, label in rows], where)
+    for name, label in rows:
+        if not label.strip():
+            raise UserError(f"the label of {name[:80]!a} is empty", where, "give it one, or remove its line")
+    return parse_table([[name.strip(), label] for name, label in rows], where)
 
 
-def _number_or_word(text: str) -> int | str:
-    return int(text) if text.isascii() and text.isdigit() and len(text) < 9 else text
+def edm_table(content: bytes, where: str) -> LabelTable | None:
+    """The labels of a dataset.json; None where it says that there are none."""
+    try:
+        table = json.loads(content.decode("utf-8-sig"))
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"is not JSON ({str(error)[:80]!a})", where) from error
+    if isinstance(table, dict) and table.get("labels") is None:
+        return None
+    return parse_table(table, where)
+
+
+def _is_heading(rows: list[list[str]]) -> bool:
+    """The first line names no image, where the others do; or it has a heading's usual words."""
+    suffixed = [row[0].strip().lower().endswith(SUFFIXES) for row in rows[:2]]
+    if any(suffixed):
+        return not suffixed[0]
+    return rows[0][0].strip().lower().replace("_", "") in HEADINGS
 
 
 def parse_table(table: Any, where: str) -> LabelTable:
     """Labels from JSON.
 
     {"labels": [[file, label], …]} with, in parallel, `group`, and `class_names`; or the list alone; or
-    {file: label}. Labels are numbers from 0, or words, which are numbered in sorted order.
+    {file: label}. Labels are numbers or words: see `number_labels`.
     Raises UserError for anything else, for a file named twice, and for a number without a name.
     """
     extra: dict[str, Any] = {}
@@ -114,35 +236,17 @@ def parse_table(table: Any, where: str) -> LabelTable:
     names = [_relative(name, where) for name, _ in table]
     if len(set(names)) < len(names):
         raise UserError("names a file twice", where)
-    values, class_names = _number([label for _, label in table], extra.get("class_names"), where)
+    if any(type(label) is bool for _, label in table):
+        raise UserError("labels must be numbers from 0, or words; got true or false", where)
+    numbered = number_labels([label for _, label in table], extra.get("class_names"), where)
     groups = extra.get("group")
     if groups is not None and (not isinstance(groups, list) or len(groups) != len(names)):
         raise UserError(f"'group' must be a list of {len(names)} entries", where)
-    return LabelTable(names, values, class_names, None if groups is None else [str(g) for g in groups])
+    words = None if groups is None else [str(group) for group in groups]
+    return LabelTable(names, numbered.values, numbered.class_names, words, numbered.notes)
 
 
 def _relative(name: Any, where: str) -> str:
     if not isinstance(name, str) or name.startswith("/") or ".." in name.split("/"):
         raise UserError(f"{str(name)[:80]!a} is not a name below the folder", where)
     return name.removeprefix("./")
-
-
-def _number(labels: list[Any], names: Any, where: str) -> tuple[NDArray[np.int64], tuple[str, ...]]:
-    """Labels as numbers, and the classes' names."""
-    if labels and all(type(label) is str for label in labels):
-        known = tuple(names) if isinstance(names, list) else tuple(sorted(set(labels)))
-        index = {str(name): k for k, name in enumerate(known)}
-        unknown = next((label for label in labels if label not in index), None)
-        if unknown is not None:
-            raise UserError(f"the label {unknown[:80]!a} is not among class_names", where)
-        return np.array([index[label] for label in labels], np.int64), tuple(index)
-    bad = next((label for label in labels if type(label) is not int or not 0 <= label < MAX_CLASSES), None)
-    if bad is not None or not labels:
-        raise UserError(f"labels must be numbers from 0, or words; got {str(bad)[:80]!a}", where)
-    values = np.array(labels, np.int64)
-    count = int(values.max()) + 1
-    if names is None:
-        return values, numbered_names(values)
-    if not isinstance(names, list) or len(names) < count:
-        raise UserError(f"class_names must name the {count} classes", where)
-    return values, tuple(str(name) for name in names)

@@ -13,11 +13,13 @@ from numpy.typing import NDArray
 
 from consistune.data.sources.arrays import ArrayRows, ImageArray, StoredArray
 from consistune.data.sources.base import SourceOptions
-from consistune.data.sources.labels import UNLABELLED, check_labels, numbered_names
+from consistune.data.sources.labels import UNLABELLED, Numbered, brief, number_array
 from consistune.errors import UserError
 from consistune.system import zipped
 from consistune.system.files import atomic_file
 
+LABELS = ("labels", "label", "arr_1")
+"""An array of labels has one of these names."""
 MAX_LABELS_BYTES = 1 << 27
 MAX_NPY_HEADER = 10_000
 MAX_START = MAX_NPY_HEADER + 12
@@ -99,12 +101,13 @@ class Npz:
 
 
 def open_npz(path: Path, options: SourceOptions, work: Path) -> ArrayRows:
-    """An npz with `images` (or `arr_0`) and perhaps `labels` (or `arr_1`), or an npy of images.
+    """An npz with `images` (or `arr_0`) and perhaps `labels` (`label`, `arr_1`), or an npy of images.
 
     images: uint8 [n, H, W, C], [n, C, H, W] or [n, H, W]. The layout is clear where exactly one of axes 1 and
     3 has 1, 3 or 4 entries; otherwise `options.layout` ("nhwc" or "nchw") must say it.
     """
-    labels: NDArray[Any] | None = None
+    labels: Numbered | None = None
+    notes: list[str] = []
     if path.suffix == ".npy":
         array = _locate_npy(path)
     else:
@@ -114,17 +117,21 @@ def open_npz(path: Path, options: SourceOptions, work: Path) -> ArrayRows:
             what = f"has no images or arr_0, but {', '.join(archive.members)[:200]!a}"
             raise UserError(what, str(path), "name the array images")
         array = archive.locate(name)
-        beside = {"images": "labels", "arr_0": "arr_1"}[name]
-        if beside in archive.members:
-            labels = check_labels(archive.read(beside), array.shape[0], f"{path}, labels")
+        beside = next((name for name in LABELS if name in archive.members), None)
+        if beside is not None:
+            labels = number_array(archive.read(beside), array.shape[0], f"{path}, {beside}")
+            notes += labels.notes
+        unused = [member for member in archive.members if member not in (name, beside)]
+        if unused:
+            notes.append(f"arrays that were not used: {brief(unused)}")
     images = _with_layout(array, options.layout, str(path))
-    values = np.zeros(len(images), np.int64) if labels is None else labels
     return ArrayRows(
         kind=path.suffix.removeprefix(".") if path.suffix == ".npy" else "npz",
         path=path,
-        labels=values,
-        class_names=UNLABELLED if labels is None else numbered_names(values),
+        labels=np.zeros(len(images), np.int64) if labels is None else labels.values,
+        class_names=UNLABELLED if labels is None else labels.class_names,
         labelled=labels is not None,
+        notes=notes,
         containers=[path],
         sizes=[len(images)],
         arrays=[images],

@@ -4,7 +4,6 @@ Nothing is unpacked to the disk: an image's bytes are read where they stand in t
 member's name has no effect. Names may have folders; dataset.json may lie in one, with the images below it.
 """
 
-import json
 import mmap
 import zlib
 from collections.abc import Iterator
@@ -16,7 +15,7 @@ import numpy as np
 
 from consistune.data.sources.base import (
     MAX_IMAGE_BYTES,
-    SUFFIXES,
+    START,
     TOO_LARGE,
     Raw,
     Source,
@@ -24,7 +23,7 @@ from consistune.data.sources.base import (
     Unreadable,
     printable,
 )
-from consistune.data.sources.labels import LabelTable, parse_table, read_label_file
+from consistune.data.sources.tree import archive_files, clean_name
 from consistune.errors import UserError
 from consistune.system import zipped
 
@@ -64,6 +63,19 @@ def _unpack(data: bytes, size: int, crc: int, method: int) -> bytes:
     return data
 
 
+def _start(path: Path, member: Any) -> bytes:
+    """A member's first bytes; none where they cannot be read."""
+    header, packed, _, _, method = (int(value) for value in member)
+    try:
+        with path.open("rb") as file:
+            file.seek(header)
+            file.seek(zipped.content_start(header, file.read(30)))
+            data = file.read(min(packed, 16 * START))
+        return zlib.decompressobj(-15).decompress(data, START) if method == zipped.DEFLATED else data[:START]
+    except (OSError, ValueError, OverflowError, zlib.error):
+        return b""
+
+
 @dataclass(kw_only=True)
 class ZipImages(Source):
     """Images that are members of one ZIP."""
@@ -80,34 +92,32 @@ class ZipImages(Source):
 
 
 def open_zip(path: Path, options: SourceOptions, _work: Path) -> ZipImages:
-    """A ZIP of images; labels from `options.labels` (CSV or JSON), from its dataset.json, or none."""
-    where = str(path)
+    """A ZIP of images; which they are, and their labels, are those of a folder with the same files."""
     names, members = read_directory(path)
-    prefix, table = _read_table(path, names, members)
-    if options.labels is not None:
-        table = read_label_file(Path(options.labels))
-    rows = {
-        name[len(prefix) :]: row
-        for row, name in enumerate(names)
-        if name.lower().endswith(SUFFIXES) and name.startswith(prefix)
-    }
-    if not rows:
-        raise UserError("holds no images", where)
-    labelled = table is not None
-    labels, skipped = (table or LabelTable.unlabelled(sorted(rows))).match(rows, [])
-    if not labels.names:
-        raise UserError("its labels name no image in it", where)
+    rows: dict[str, int] = {}
+    for row, name in enumerate(names):
+        rows.setdefault(name, row)
+
+    def content(name: str) -> bytes:
+        if name == options.labels and name not in rows:
+            return Path(name).read_bytes()
+        (raw,) = read_members((str(path), members[rows[name] : rows[name] + 1]))
+        if not isinstance(raw, bytes):
+            raise UserError(getattr(raw, "reason", "cannot be read"), f"{path}, {printable(name)}")
+        return raw
+
+    files, passed = archive_files(rows, lambda name: _start(path, members[rows[name]]), content, str(path))
+    seen: set[str] = set()
+    again = [name for name in names if name in seen or seen.add(name)]  # type: ignore[func-returns-value]
+    files.skipped += [(name, "is in the archive twice; the first is taken") for name in again]
+    tree = files.tree(options)
     return ZipImages(
-        kind="ZIP of images with labels" if labelled else "ZIP of images without labels",
+        kind="ZIP of images with labels" if tree.labelled else "ZIP of images without labels",
         path=path,
-        labels=labels.values,
-        class_names=labels.class_names,
-        labelled=labelled,
-        groups=labels.groups,
         containers=[path],
-        skipped=skipped,
-        names=[prefix + name for name in labels.names],
-        members=members[[rows[name] for name in labels.names]],
+        names=tree.names,
+        members=members[[rows[name] for name in tree.names]],
+        **tree.attributes() | {"notes": [*tree.notes, *passed]},
     )
 
 
@@ -124,26 +134,7 @@ def read_directory(path: Path) -> tuple[list[str], np.ndarray[Any, Any]]:
                 known = entry.method in (zipped.STORED, zipped.DEFLATED)
                 method = entry.method if known and not entry.flags & zipped.ENCRYPTED else UNSUPPORTED
                 members[len(names)] = entry.header, entry.packed, entry.plain, entry.crc, method
-                names.append(entry.name)
+                names.append(clean_name(entry.name))
     except (OSError, ValueError, OverflowError) as error:
         raise UserError(f"cannot be read as a ZIP ({error})", str(path), "give a ZIP of images") from error
     return names, members[: len(names)]
-
-
-def _read_table(path: Path, names: list[str], members: np.ndarray[Any, Any]) -> tuple[str, LabelTable | None]:
-    """The folder of dataset.json, and its labels; "" and None where there is no such file."""
-    tables = [row for row, name in enumerate(names) if name.split("/")[-1] == "dataset.json"]
-    if not tables:
-        return "", None
-    row = min(tables, key=lambda row: names[row].count("/"))
-    where, prefix = f"{path}, dataset.json", names[row].removesuffix("dataset.json")
-    (content,) = read_members((str(path), members[row : row + 1]))
-    if not isinstance(content, bytes):
-        raise UserError(getattr(content, "reason", "cannot be read"), where)
-    try:
-        table = json.loads(content)
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"is not JSON ({str(error)[:80]!a})", where) from error
-    if isinstance(table, dict) and table.get("labels") is None:
-        return prefix, None
-    return prefix, parse_table(table, where)

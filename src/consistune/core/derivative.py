@@ -1,0 +1,27 @@
+"""The forward derivative of a network's pass, for objectives in continuous time."""
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
+from torch import Tensor
+
+from consistune.core.types import Denoiser
+
+
+@torch.no_grad()
+def derivative(
+    model: Denoiser,
+    function: Callable[..., Tensor],
+    point: tuple[Tensor, ...],
+    direction: tuple[Tensor, ...],
+) -> tuple[Tensor, Tensor]:
+    """function(*point), and its derivative along `direction`, both without gradient (`torch.func.jvp`).
+
+    `function` calls the model. A model may have a method `exactly` that returns the context in which its
+    derivative is taken; the training loop's computes in fp32 whatever the run's precision.
+    """
+    scope: Callable[[], AbstractContextManager[None]] = getattr(model, "exactly", nullcontext)
+    with scope():
+        value, slope, *_ = torch.func.jvp(function, point, direction)
+    return value, slope

@@ -1,0 +1,193 @@
+"""Images from Python: a folder's name, tensors, arrays, a Dataset → a `DataSplit`. Nothing is guessed."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from consistune.core.posterior.mean import quantise
+from consistune.data.images import DataSplit, ImageSet, load_data
+from consistune.errors import UserError
+
+CHANNELS = (1, 3)
+IMAGE_KEYS, LABEL_KEYS = ("image", "img", "images"), ("label", "labels", "fine_label")
+WHERE = "data"
+
+
+def as_split(
+    data: Any,
+    labels: Any = None,
+    *,
+    held_out: Any = None,
+    value_range: tuple[float, float] | None = None,
+    class_names: Sequence[str] | None = None,
+    name: str = "images",
+) -> DataSplit:
+    """Images to train on, and held-out images.
+
+    Args:
+        data: a prepared folder or the name of a built-in set; a `DataSplit` or an `ImageSet`; images
+            [N, C, H, W], C 1 or 3, as tensor or array, uint8, or floating point with `value_range`; or a
+            Dataset with a length whose items are images, pairs (image, label), or dictionaries that have
+            "image" and "label", as Hugging Face's datasets give. An image of a Dataset is a PIL image or
+            [C, H, W].
+        labels: integers [N], from 0 without a gap in 0 … K − 1; only beside tensors and arrays.
+        held_out: images of the same kind, in any of these forms but a name; (images, labels) for tensors.
+        value_range: (low, high) of floating-point images, (−1, 1) or (0, 1) for example. They are rounded to
+            the nearest of 256 levels.
+
+    Raises UserError, which says what was seen, for anything else.
+    """
+    given = {
+        "labels": labels,
+        "held_out": held_out,
+        "value_range": value_range,
+        "class_names": class_names,
+    }
+    if isinstance(data, str | Path | DataSplit):
+        extra = [key for key, value in given.items() if value is not None]
+        if extra:
+            raise UserError(
+                f"{', '.join(extra)} would have no effect on a prepared set", WHERE, "leave it out"
+            )
+        return data if isinstance(data, DataSplit) else load_data(str(data))
+    train = _image_set(data, labels, value_range, class_names, name)
+    if held_out is None:
+        return DataSplit(train, None)
+    images, own = held_out if isinstance(held_out, tuple) else (held_out, None)
+    other = _image_set(images, own, value_range, train.class_names, f"{name} held-out")
+    if other.image_shape != train.image_shape:
+        raise UserError(
+            f"images {list(other.image_shape)}, those to train on are {list(train.image_shape)}", "held_out"
+        )
+    return DataSplit(train, other)
+
+
+def _image_set(
+    data: Any, labels: Any, value_range: Any, class_names: Sequence[str] | None, name: str
+) -> ImageSet:
+    if isinstance(data, ImageSet):
+        return data
+    if isinstance(data, np.ndarray):
+        data = torch.from_numpy(data)
+    if not isinstance(data, Tensor):
+        if labels is not None:
+            raise UserError("a Dataset brings its own labels", "labels", "leave labels out")
+        data, labels, known = _read_dataset(data, value_range)
+        class_names = class_names or known
+        value_range = None
+    images = _pixels(data, value_range)
+    found = _labels(labels, len(images))
+    count = int(found.max()) + 1
+    names = tuple(class_names) if class_names else tuple(str(k) for k in range(count))
+    if count > len(names):
+        raise UserError(f"labels go to {count - 1}, class_names has {len(names)} names", "labels")
+    return ImageSet.of(name, images, found, names)
+
+
+def _pixels(images: Tensor, value_range: Any) -> Tensor:
+    """uint8 images [N, C, H, W] on the CPU. Raises UserError for another shape, type or range."""
+    seen = f"{str(images.dtype).removeprefix('torch.')} {list(images.shape)}"
+    if images.ndim != 4 or 0 in images.shape:
+        raise UserError(f"images [N, C, H, W] are needed, {seen} is given", WHERE)
+    if images.shape[1] not in CHANNELS:
+        channels_last = images.shape[-1] in CHANNELS
+        remedy = "use images.permute(0, 3, 1, 2)" if channels_last else "give 1 or 3 channels"
+        raise UserError(f"axis 1 must be 1 or 3 channels, {seen} is given", WHERE, remedy)
+    images = images.detach().cpu()
+    if images.dtype == torch.uint8:
+        if value_range is not None:
+            raise UserError("uint8 images have the range 0 … 255", "value_range", "leave it out")
+        return images
+    if not images.is_floating_point():
+        raise UserError(f"uint8 or floating-point images are needed, {seen} is given", WHERE)
+    low, high = float(images.min()), float(images.max())
+    if value_range is None:
+        raise UserError(
+            f"floating-point images need their range; theirs are {low:.4g} … {high:.4g}",
+            "value_range",
+            "give value_range=(-1, 1), (0, 1) or (0, 255)",
+        )
+    bottom, top = value_range
+    if not (bottom < top and bottom <= low and high <= top):  # also NaN
+        raise UserError(f"the images have values {low:.4g} … {high:.4g}", f"value_range={value_range}")
+    return quantise((images - bottom) * (2 / (top - bottom)) - 1)
+
+
+def _labels(labels: Any, count: int) -> Tensor:
+    """int64 labels [count]; None: all 0. Raises UserError where they do not fit."""
+    if labels is None:
+        return torch.zeros(count, dtype=torch.long)
+    found = torch.as_tensor(labels).detach().cpu()
+    if found.shape != (count,):
+        raise UserError(f"{count} images need labels [{count}], {list(found.shape)} is given", "labels")
+    if found.is_floating_point() or found.dtype == torch.bool:
+        raise UserError(f"labels must be integers, {found.dtype} is given", "labels")
+    present = sorted(set(found.tolist()))
+    if present != list(range(len(present))):
+        shown = ", ".join(map(str, present[:5])) + (", …" if len(present) > 5 else "")
+        raise UserError(f"labels must be 0 … K − 1 without a gap; there are {shown}", "labels")
+    return found.long()
+
+
+def _read_dataset(data: Any, value_range: Any) -> tuple[Tensor, list[int] | None, Sequence[str] | None]:
+    """All items of a Dataset: uint8 images, labels or None, and the classes' names where it knows them."""
+    if not (hasattr(data, "__len__") and hasattr(data, "__getitem__")):
+        raise UserError(
+            f"{type(data).__name__} is no set of images", WHERE, "give a folder, a tensor or a Dataset"
+        )
+    if len(data) == 0:
+        raise UserError("there are no images", WHERE)
+    images: list[Tensor] = []
+    labels: list[Any] = []
+    for index in range(len(data)):
+        image, label = _item(data[index], index)
+        pixels = _pixels(image[None], None if image.dtype == torch.uint8 else value_range)[0]
+        if images and pixels.shape != images[0].shape:
+            raise UserError(
+                f"item {index} is {list(pixels.shape)}, the first is {list(images[0].shape)}",
+                WHERE,
+                "consistune data prepare crops and resizes",
+            )
+        images.append(pixels)
+        labels.append(label)
+    unlabelled = [index for index, label in enumerate(labels) if label is None]
+    if unlabelled and len(unlabelled) < len(labels):
+        raise UserError(f"item {unlabelled[0]} has no label, others have one", WHERE)
+    return torch.stack(images), None if unlabelled else [int(label) for label in labels], _names(data)
+
+
+def _names(data: Any) -> Sequence[str] | None:
+    """The classes' names: torchvision's `classes`, or those of a ClassLabel of Hugging Face's datasets."""
+    features = getattr(data, "features", None)
+    if isinstance(features, Mapping):
+        label = next((features[key] for key in LABEL_KEYS if key in features), None)
+        return getattr(label, "names", None)
+    return getattr(data, "classes", None)
+
+
+def _item(item: Any, index: int) -> tuple[Tensor, Any]:
+    """Image [C, H, W] and label (None: none) of one item of a Dataset."""
+    label = None
+    if isinstance(item, Mapping):
+        key = next((key for key in IMAGE_KEYS if key in item), None)
+        if key is None:
+            raise UserError(f"item {index} has {sorted(map(str, item))}, but no 'image'", WHERE)
+        label = next((item[name] for name in LABEL_KEYS if name in item), None)
+        item = item[key]
+    elif isinstance(item, tuple | list):
+        if len(item) not in (1, 2):
+            raise UserError(f"item {index} has {len(item)} parts", WHERE, "give (image, label)")
+        item, label = item[0], item[1] if len(item) == 2 else None
+    if isinstance(item, Tensor):
+        return item, label
+    if hasattr(item, "convert"):  # a PIL image
+        pixels = np.array(item if item.mode in ("L", "RGB") else item.convert("RGB"))
+        return torch.from_numpy(pixels.reshape(*pixels.shape[:2], -1)).permute(2, 0, 1), label
+    array = np.asarray(item)
+    if array.ndim not in (2, 3) or array.dtype == object:
+        raise UserError(f"item {index} is {type(item).__name__}, not an image", WHERE)
+    return torch.from_numpy(array if array.ndim == 3 else array[None]), label

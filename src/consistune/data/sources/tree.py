@@ -1,0 +1,335 @@
+"""What the names of files say: splits, classes, and what is neither. Folders, ZIPs and tars share it."""
+
+import re
+from collections.abc import Callable, Collection, Iterable
+from dataclasses import dataclass, field
+from os.path import splitext
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from consistune.data.sources.base import (
+    SUFFIXES,
+    TEXTS,
+    UNREAD_SUFFIXES,
+    Passed,
+    SourceOptions,
+    printable,
+    starts_like_image,
+)
+from consistune.data.sources.labels import UNLABELLED, LabelTable, brief, edm_table, read_label_file
+from consistune.data.sources.official import is_kaggle, validation_labels
+from consistune.errors import UserError
+
+SPLITS = {
+    "train": ("train", "training"),
+    "validation": ("val", "validation", "valid", "dev"),
+    "test": ("test", "testing", "eval", "evaluation"),
+}
+"""A split and the words for it, as on the Hugging Face hub; the first held-out one that is there is taken."""
+WORDS = {word: split for split, words in SPLITS.items() for word in words}
+SPLIT = re.compile(rf"(?<![a-z])({'|'.join(WORDS)})(?![a-z])")
+IMAGE_FOLDERS = {"images", "image", "imgs", "img", "jpegimages", "data"}
+EDM_NAME = re.compile(r"[0-9]{5}/img[0-9]{8}\.[a-z]+")
+ALONE = re.compile(r"[^a-z]*\*[^a-z]*((set|images?|imgs?|data)[^a-z]*)?")
+JUNK = {"__macosx", "@eadir", "__pycache__", "lost+found", "$recycle.bin", "system volume information"}
+"""Folders that a system made."""
+OUTSIDE = "lies outside the class folders"
+
+
+def is_junk(part: str) -> bool:
+    """Whether a folder's or file's name is hidden, or one that a system gives."""
+    return part.startswith(".") or part.casefold() in JUNK
+
+
+def split_of(name: str) -> str | None:
+    """The one split whose word a name has between other signs than letters (the hub's rule); else None."""
+    found = {WORDS[word] for word in SPLIT.findall(name.casefold())}
+    return found.pop() if len(found) == 1 else None
+
+
+def splits_among(folders: Collection[str]) -> dict[str, str]:
+    """folder → split, for the folders that are splits; empty where they are classes.
+
+    A folder is a split if its name is a split's word, alone or with numbers, or with "set" or "images"; or if
+    it has that word where another folder has another one (seg_train, seg_test). There must be a training one.
+    """
+    found: dict[str, str] = {}
+    frames: dict[str, list[str]] = {}
+    for folder in folders:
+        split = split_of(folder)
+        if split is None:
+            continue
+        frame = re.sub("[0-9]+", "0", SPLIT.sub("*", folder.casefold()))
+        frames.setdefault(frame, []).append(folder)
+        if ALONE.fullmatch(frame):
+            found[folder] = split
+    for same in frames.values():
+        if len({split_of(folder) for folder in same}) > 1:
+            found |= {folder: split_of(folder) or "" for folder in same}
+    splits = set(found.values())
+    return found if "train" in splits and (len(splits) > 1 or len(found) == len(folders)) else {}
+
+
+def children(names: Iterable[str], prefix: str) -> tuple[dict[str, list[str]], list[str]]:
+    """The names below each folder of `prefix`, and those that lie in it directly."""
+    folders: dict[str, list[str]] = {}
+    direct: list[str] = []
+    for name in names:
+        head, slash, _ = name[len(prefix) :].partition("/")
+        if slash:
+            folders.setdefault(head, []).append(name)
+        else:
+            direct.append(name)
+    return folders, direct
+
+
+@dataclass
+class Tree:
+    """n images of a tree: names, labels, and the rest of `Source`'s attributes that names decide.
+
+    Attributes:
+        tables: the files that the labels are read from.
+    """
+
+    names: list[str]
+    labels: NDArray[np.int64]
+    class_names: tuple[str, ...] = UNLABELLED
+    labelled: bool = False
+    own_held_out: NDArray[np.bool_] | None = None
+    groups: list[str] | None = None
+    skipped: list[tuple[str, str]] = field(default_factory=list)
+    held_out_names: tuple[str, ...] = ()
+    passed: list[Passed] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    tables: list[str] = field(default_factory=list)
+
+    def attributes(self) -> dict[str, Any]:
+        """The arguments of `Source` that the tree decides."""
+        keys = "labels class_names labelled own_held_out groups skipped held_out_names passed notes"
+        return {key: getattr(self, key) for key in keys.split()}
+
+
+@dataclass
+class Part:
+    """Images with their classes' names (None: not known), those beside class folders, and label files."""
+
+    words: dict[str, str | None] = field(default_factory=dict)
+    outside: list[str] = field(default_factory=list)
+    tables: list[str] = field(default_factory=list)
+
+    @property
+    def classes(self) -> set[str]:
+        return {word for word in self.words.values() if word is not None}
+
+    def add(self, other: "Part") -> None:
+        self.words |= other.words
+        self.outside += other.outside
+        self.tables += other.tables
+
+
+@dataclass
+class Files:
+    """The files of a folder or an archive.
+
+    Attributes:
+        images: names, sorted.
+        others: names of all other files.
+        read: a file's content; raises UserError.
+        where: the folder or archive, for messages.
+        skipped: (name, reason) of entries that are left out.
+    """
+
+    images: list[str]
+    others: list[str]
+    read: Callable[[str], bytes]
+    where: str
+    skipped: list[tuple[str, str]] = field(default_factory=list)
+
+    def tree(self, options: SourceOptions) -> Tree:
+        """Which images are taken, with which labels. Raises UserError where there is none.
+
+        - with a file of labels (`options.labels`, or EDM's `dataset.json`, with the images beside or below
+          it): labels by file name;
+        - with folders named train and val or test (`splits_among`): training and held-out images, with
+          classes below them, or without labels;
+        - with folders: those are the classes, in sorted order of the names (of ImageNet: of the synsets);
+        - flat: no labels.
+
+        A folder that alone holds all others is entered.
+        """
+        if not self.images:
+            reason = f": {printable(self.skipped[0][0])} {self.skipped[0][1]}" if self.skipped else ""
+            raise UserError(f"holds no images{reason}", self.where, "their names end in .png, .jpg, .webp, …")
+        if options.labels is not None:
+            if not is_kaggle(Path(options.labels)):
+                return self._by_table(read_label_file(Path(options.labels)), "", options.labels)
+            self.others.append(options.labels)
+        depths = sorted((name.count("/"), name) for name in self.others if base(name) == "dataset.json")
+        if len(depths) > 1 and depths[0][0] == depths[1][0]:
+            what = f"holds {printable(depths[0][1])} and {printable(depths[1][1])}"
+            raise UserError(what, self.where, "prepare one of their folders")
+        if depths:
+            name = depths[0][1]
+            table = edm_table(self.read(name), f"{self.where}, {printable(name)}")
+            prefix = name.removesuffix("dataset.json")
+            if table is not None:
+                return self._by_table(table, prefix, name)
+            below = [image for image in self.images if image.startswith(prefix)]
+            return self.numbered(Part(dict.fromkeys(below), sorted(set(self.images) - set(below))))
+        if all(EDM_NAME.fullmatch(name) for name in self.images):
+            return self.numbered(Part(dict.fromkeys(self.images)))
+        return self._by_names()
+
+    def _by_table(self, table: LabelTable, prefix: str, name: str) -> Tree:
+        inside = [image.removeprefix(prefix) for image in self.images if image.startswith(prefix)]
+        outside = [image for image in self.images if not image.startswith(prefix)]
+        labels, skipped = table.match(inside, [(n.removeprefix(prefix), why) for n, why in self.skipped])
+        if not labels.names:
+            what = f"none of the labels in {printable(name)} is of one of its {len(inside):,} images"
+            raise UserError(what, self.where, f"the first names {printable(table.names[0])}")
+        reason = f"lies outside the folder of {base(name)}"
+        return Tree(
+            names=[prefix + image for image in labels.names],
+            labels=labels.values,
+            class_names=labels.class_names,
+            labelled=True,
+            groups=labels.groups,
+            skipped=[*skipped, *((image, reason) for image in outside)],
+            notes=list(labels.notes),
+            tables=[name],
+        )
+
+    def _by_names(self) -> Tree:
+        folders, direct = children(self.images, "")
+        prefix = ""
+        while not direct and len(folders) == 1:
+            ((folder, inside),) = folders.items()
+            below, flat = children(inside, f"{prefix}{folder}/")
+            alone = folder.casefold() in IMAGE_FOLDERS or ALONE.fullmatch(SPLIT.sub("*", folder.casefold()))
+            if flat and not alone:
+                break  # a class
+            prefix += f"{folder}/"
+            folders, direct = below, flat
+        splits = splits_among(folders)
+        if splits:
+            tree = self.by_split(prefix, splits, folders, direct)
+        else:
+            tree = self.numbered(self.part(prefix, folders, direct))
+        if prefix:
+            tree.notes.insert(0, f"all images lie in {printable(prefix)}")
+        return tree
+
+    def by_split(
+        self, prefix: str, splits: dict[str, str], folders: dict[str, list[str]], direct: list[str]
+    ) -> Tree:
+        parts: dict[str, Part] = {}
+        named: dict[str, list[str]] = {}
+        for folder, split in splits.items():
+            below = f"{prefix}{folder}/"
+            parts.setdefault(split, Part()).add(self.part(below, *children(folders[folder], below)))
+            named.setdefault(split, []).append(folder)
+        notes = [
+            f"{brief(names)} together are the {s} images" for s, names in named.items() if len(names) > 1
+        ]
+        train = parts.pop("train")
+        held, passed = "", []
+        for split, part in sorted(parts.items(), key=lambda item: item[0] != "validation"):
+            unlabelled = bool(train.classes) and not part.classes
+            if held or unlabelled:
+                reason = "has no labels" if unlabelled else f"{brief(named[held])} is the held-out set"
+                passed.append(Passed(brief(named[split]), len(part.words) + len(part.outside), reason))
+                continue
+            if train.classes and not part.classes <= train.classes:
+                unknown = printable(min(part.classes - train.classes))
+                raise UserError(f"{brief(named[split])}/{unknown} is a class that train/ has not", self.where)
+            if not train.classes:
+                part.words = dict.fromkeys([*part.words, *part.outside])
+            held = split
+        held_part = parts.get(held, Part())
+        tree = self.numbered(Part(train.words | held_part.words, tables=train.tables + held_part.tables))
+        tree.skipped += [
+            (n, OUTSIDE) for part in (train, held_part) for n in part.outside if n not in part.words
+        ]
+        stray = direct + [name for folder, names in folders.items() if folder not in splits for name in names]
+        tree.skipped += [(name, "lies outside the folders of the splits") for name in stray]
+        tree.held_out_names = tuple(f"{prefix}{folder}/" for folder in named.get(held, ()))
+        tree.own_held_out = np.array([name in held_part.words for name in tree.names], bool) if held else None
+        tree.passed, tree.notes = passed, [*tree.notes, *notes]
+        return tree
+
+    def part(self, prefix: str, folders: dict[str, list[str]], direct: list[str]) -> Part:
+        """The images below `prefix`: their classes are the folders, or stand in a known file of labels."""
+        if not direct and len(folders) == 1 and next(iter(folders)).casefold() in IMAGE_FOLDERS:
+            ((_, direct),) = folders.items()
+            folders = {}
+        if folders:
+            return Part({name: folder for folder, names in folders.items() for name in names}, direct)
+        words, tables = validation_labels(prefix, direct, self.others, self.read)
+        return Part({name: words.get(base(name).rpartition(".")[0]) for name in direct}, [], tables)
+
+    def numbered(self, part: Part) -> Tree:
+        """The tree of these images; those without a class are left out where others have one."""
+        classes = sorted(part.classes)
+        names = sorted(name for name, word in part.words.items() if word is not None or not classes)
+        skipped = [*self.skipped, *((name, OUTSIDE) for name in part.outside)]
+        skipped += [(name, "has no label") for name, word in part.words.items() if classes and word is None]
+        index = {word: k for k, word in enumerate(classes)}
+        labels = np.array([index.get(part.words[name] or "", 0) for name in names], np.int64)
+        tree = Tree(names, labels, tuple(classes) or UNLABELLED, bool(classes))
+        tree.skipped, tree.tables = skipped, part.tables
+        tree.notes = self.class_notes(classes)
+        return tree
+
+    def class_notes(self, classes: list[str]) -> list[str]:
+        """A note where the classes' numbers are not the numbers that are their names."""
+        if not all(word.isdecimal() for word in classes) or classes == [str(k) for k in range(len(classes))]:
+            return []
+        return [f"classes 0 … {len(classes) - 1} are the folders {brief(classes)}, in this order"]
+
+
+def base(name: str) -> str:
+    return name.rpartition("/")[2]
+
+
+def clean_name(name: str) -> str:
+    """A member's name as one below the archive: "/a", "./a" and "../a" are "a". Backslashes are slashes."""
+    if "/" not in name:
+        name = name.replace("\\", "/")
+    if not (name.startswith(("/", ".")) or "/." in name or "//" in name):
+        return name
+    parts: list[str] = []
+    for part in name.split("/"):
+        if part == "..":
+            del parts[-1:]
+        elif part not in ("", "."):
+            parts.append(part)
+    return "/".join(parts)
+
+
+def archive_files(
+    names: Iterable[str], start: Callable[[str], bytes], read: Callable[[str], bytes], where: str
+) -> tuple[Files, list[str]]:
+    """The files of an archive, by their names and first bytes, and a note on what is passed over."""
+    files, passed = Files([], [], read, where), []
+    for name in names:
+        suffix = splitext(name)[1].lower()
+        if any(is_junk(part) for part in name.split("/")):
+            passed.append(name)
+        elif suffix in UNREAD_SUFFIXES:
+            files.skipped.append((name, f"is an image of a kind that is not read ({suffix})"))
+        elif suffix in SUFFIXES or (suffix not in TEXTS and starts_like_image(start(name))):
+            files.images.append(name)
+        else:
+            files.others.append(name)
+    files.images.sort()
+    return files, passed_over(passed)
+
+
+def passed_over(names: list[str]) -> list[str]:
+    """A note on hidden and system entries, if there are any."""
+    if not names:
+        return []
+    return [f"{len(names):,} hidden or system entries were passed over: {brief(sorted(names), 4)}"]

@@ -1,0 +1,268 @@
+"""The front door for Python: train, tune, evaluate, and the steps of a training one by one.
+
+    import consistune as ct
+    teacher = ct.train(network, data, images=2_000_000)                   # a diffusion model
+    model = ct.tune(teacher, data, method="sct", images=400_000)          # a model of one step
+    images = ct.sample(model, seeds=range(64))
+
+A method is a recipe of the package, `digits-METHOD`: its sections, with durations scaled to the images given
+here. What is not a name may be a torch object of `core`.
+"""
+
+import copy
+import json
+import math
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from consistune.core.objectives import Objective
+from consistune.data.images import DataSplit
+from consistune.data.inputs import as_split
+from consistune.errors import UserError
+from consistune.evaluate.sources import ModelSource
+from consistune.metrics.scores import score_suite
+from consistune.metrics.suite import Suite
+from consistune.models import default_sampler
+from consistune.nn.module import wrap
+from consistune.nn.precond import Preconditioned
+from consistune.recipe import Recipe, read_recipe, shipped_recipes, to_yaml, validate
+from consistune.recipe.plan import Given, make_plan
+from consistune.recipe.reading import assign
+from consistune.train.loop import StepReport, Trainer
+from consistune.train.run import RunFolder
+
+TEMPLATE = "digits-"
+DIFFUSION = "edm"
+DURATIONS = ("every_images", "total_images", "reference_images", "warmup_images")
+"""Keys in training images that follow the whole length of a training."""
+
+
+@dataclass(frozen=True)
+class State:
+    """What `steps` yields after each step of a training.
+
+    Attributes:
+        report: step, images seen, loss, learning rate, gradient norm.
+        trainer: everything else; its methods may be called between two steps.
+    """
+
+    report: StepReport
+    trainer: Trainer
+
+    @property
+    def step(self) -> int:
+        return self.report.step
+
+    @property
+    def images(self) -> int:
+        return self.report.images
+
+    @property
+    def loss(self) -> float:
+        return self.report.loss
+
+    @property
+    def model(self) -> Preconditioned:
+        """The averaged model now: it changes with the next step."""
+        return self.trainer.averaged
+
+
+OnStep = Callable[[State], object]
+"""Called after each step. The training ends early where it returns True."""
+
+
+def methods() -> tuple[str, ...]:
+    """The methods that `tune` knows by name."""
+    names = (name.removeprefix(TEMPLATE) for name in shipped_recipes() if name.startswith(TEMPLATE))
+    return tuple(name for name in names if name != DIFFUSION)
+
+
+def train(
+    network: str | Mapping[str, Any] | nn.Module,
+    data: Any,
+    *,
+    images: int,
+    on_step: OnStep | None = None,
+    **options: Any,
+) -> Preconditioned:
+    """Train a diffusion model (EDM, 2206.00364) on images; returns it with its averaged weights.
+
+    Args:
+        network: a name of ours ("mlp", "patch-unet", "song", …), its section of a recipe {"kind": …}, or a
+            module F(x, c_noise[, labels]) as `wrap` describes, which is copied and stays as it is.
+        data: see `data.inputs.as_split`; use that function to give labels, a range, or held-out images.
+        images: training images to see in all.
+        options: those of `steps`.
+    """
+    return _last(steps(network, data, images=images, method=DIFFUSION, **options), on_step)
+
+
+def tune(
+    teacher: Preconditioned,
+    data: Any,
+    *,
+    images: int,
+    method: str | Objective = "sct",
+    on_step: OnStep | None = None,
+    **options: Any,
+) -> Preconditioned:
+    """Tune a diffusion model into a model of one or a few steps; the teacher stays as it is.
+
+    Args:
+        method: one of `methods()`, or an objective made of parts of `consistune.core`.
+        data, images, on_step, options: as for `train`.
+    """
+    return _last(steps(teacher, data, images=images, method=method, **options), on_step)
+
+
+def _last(states: Iterator[State], on_step: OnStep | None) -> Preconditioned:
+    state = None
+    for state in states:
+        if on_step is not None and on_step(state) is True:
+            break
+    if state is None:
+        raise UserError("the training is finished already", "out", "consistune.load reads its model")
+    return state.model.eval()
+
+
+def steps(
+    model: str | Mapping[str, Any] | nn.Module,
+    data: Any,
+    *,
+    images: int,
+    method: str | Objective = "sct",
+    batch: int = 128,
+    lr: float | None = None,
+    seed: int = 0,
+    conditional: bool | None = None,
+    settings: Mapping[str, Any] | None = None,
+    out: str | Path | None = None,
+    device: str | torch.device = "auto",
+) -> Iterator[State]:
+    """The steps of a training, one by one: `for state in steps(teacher, data, images=…): …`.
+
+    Args:
+        model: what `train` or `tune` begins with. A copy of it is trained.
+        method: "edm" for a diffusion model, one of `methods()`, or an objective.
+        batch: images a step. lr: the learning rate; None: the method's.
+        conditional: use the labels; None: if the teacher does, or, for a new network, if there are classes.
+        settings: other keys of the recipe, {"loss.distance.c": 0.03, "train.ema": [0.999]}.
+        out: a run's folder: log, checkpoints, model. A run that was stopped there is continued.
+        device: "auto": CUDA if there is a device, else the CPU.
+
+    Raises UserError for arguments that do not fit; train.loop.TrainingDiverged as a run does.
+    """
+    split = as_split(data)
+    place = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
+    own, network = _first(model, split, method, conditional)
+    chosen: dict[str, Any] = {"train.images": images, "train.batch": batch, "train.seed": seed}
+    chosen |= {} if lr is None else {"optimizer.lr": lr}
+    chosen |= {"conditional": _conditional(conditional, own, split), "network": network}
+    recipe = method_recipe(method, split.train.name, chosen | dict(settings or {}))
+    teacher = model if isinstance(model, Preconditioned) else None
+    objective = None if isinstance(method, str) else method
+    trainer = make_plan(recipe, place, Given(split, own, teacher, objective)).trainer(place)
+    if out is None:
+        yield from (State(report, trainer) for report in trainer.steps())
+        return
+    folder, text = Path(out), to_yaml(recipe)
+    resume = (folder / "recipe.yaml").exists()
+    run = RunFolder(folder, text, resume=resume)
+    if resume:
+        run.resume(trainer)
+    yield from (State(report, trainer) for report in run.steps(trainer))
+
+
+def _first(
+    model: Any, data: DataSplit, method: str | Objective, conditional: bool | None
+) -> tuple[Preconditioned | None, Any]:
+    """The model that is trained, a copy, and None; or None and the recipe's section of a new network."""
+    if isinstance(model, Preconditioned):
+        return copy.deepcopy(model), None
+    if method != DIFFUSION:
+        what = f"tuning needs a trained diffusion model, {type(model).__name__} is given"
+        raise UserError(what, "teacher", "train one with consistune.train, or consistune.load one")
+    if isinstance(model, nn.Module):
+        classes = len(data.train.class_names) if _conditional(conditional, None, data) else 0
+        return wrap(copy.deepcopy(model), data.train.image_shape, classes), None
+    return None, {"kind": model} if isinstance(model, str) else dict(model)
+
+
+def _conditional(wanted: bool | None, model: Preconditioned | None, data: DataSplit) -> bool:
+    if wanted is not None:
+        return wanted
+    return len(data.train.class_names) > 1 if model is None else model.num_classes > 0
+
+
+def method_recipe(method: str | Objective, data: str, settings: Mapping[str, Any]) -> Recipe:
+    """The recipe of a method with these keys set, and its durations scaled to `train.images`.
+
+    Raises UserError for an unknown method, and as `recipe.validate` does.
+    """
+    word = method if isinstance(method, str) else "ect"  # an objective brings its own parts
+    if word not in (DIFFUSION, *methods()):
+        raise UserError(f"unknown method {word!r}", "method", f"use one of {', '.join(methods())}")
+    recipe: dict[str, Any] = json.loads(read_recipe(TEMPLATE + word).model_dump_json())
+    sizes = recipe["train"]["images"], settings["train.images"]
+    if not isinstance(sizes[1], int) or sizes[1] < 1:
+        raise UserError(f"{sizes[1]!r} is not a number of images", "images", "give an integer from 1 on")
+    recipe["train"]["ema"] = [
+        {"kind": "half-life", "images": math.log(0.5) / math.log(decay) * recipe["train"]["batch"]}
+        for decay in recipe["train"]["ema"]
+    ]
+    scale = sizes[1] / sizes[0]
+    _scale(recipe, scale)
+    for average in recipe["train"]["ema"]:
+        average["images"] = max(1, round(average["images"] * scale))
+    recipe |= {"data": data, "start_from": None, "dropout": None}
+    conditional = settings["conditional"]
+    estimator = recipe.get("estimator", {})
+    if estimator.get("reference") in ("class", "all"):
+        estimator["reference"] = "class" if conditional else "all"
+    for key, value in settings.items():
+        assign(recipe, key.split("."), value, key)
+    return validate(recipe, f"method {word}")
+
+
+def _scale(section: Any, scale: float) -> None:
+    """Multiply every duration of a recipe's sections, in place."""
+    for key, value in section.items():
+        if isinstance(value, dict):
+            _scale(value, scale)
+        elif key in DURATIONS and value:
+            section[key] = max(1, round(value * scale))
+
+
+def evaluate(
+    model: Preconditioned,
+    data: Any,
+    *,
+    samples: int = 2_000,
+    steps: int | None = None,
+    metrics: tuple[str, ...] | None = None,
+    features: str | None = None,
+) -> dict[str, float]:
+    """Measure samples of a model against images: {metric: number}.
+
+    The first is the Fréchet distance to the training images in % of their variance of features
+    (`metrics.scores`); `consistune evaluate` does the same with blocks, error bars and a page.
+
+    Args:
+        data: as for `train`. samples: how many are drawn; few of them bias a distance upwards.
+        steps: of the sampler; None: the model's own number.
+        metrics, features: names as for the command; None: what the data allow.
+    """
+    split = as_split(data)
+    suite = score_suite(split, features, next(model.parameters()).device)
+    if metrics is not None:
+        suite = Suite(suite.setup, metrics)
+    try:
+        source = ModelSource(model, default_sampler(model, steps), split.train.labels)
+    except ValueError as error:
+        raise UserError(str(error), "steps") from error
+    return suite.measure(*source(range(samples))).values

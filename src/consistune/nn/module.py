@@ -1,0 +1,179 @@
+"""Networks that are not ours: any nn.Module inside a preconditioning, stored by the name of its class.
+
+A model folder never runs code that it names: a class is taken from a module that the program has already
+imported, or made by a factory that the caller gives.
+"""
+
+import inspect
+import json
+import sys
+from collections.abc import Callable, Mapping
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from consistune.errors import UserError
+from consistune.nn.precond import EDMPrecond, Preconditioned, Scalings
+
+Labels = Literal["one-hot", "index"]
+"""What a module takes as its third argument: one-hot rows [B, K], zeros where there is no label; or class
+indices [B], K where there is no label (the module's embedding then has K + 1 rows)."""
+
+
+class ModuleNetwork(nn.Module):
+    """module(x [B, C, H, W], c_noise [B]), with labels module(x, c_noise, labels) → [B, C, H, W].
+
+    A result with an attribute `sample`, as diffusers' networks give, stands for that attribute.
+
+    Args:
+        target: "package.module:Class" of the module.
+        config: the arguments of that class, as JSON has them; None: only a factory can make it again.
+        module: the module itself; None: made from target and config.
+
+    Raises UserError where the class is not at hand.
+    """
+
+    def __init__(
+        self,
+        target: str,
+        config: Mapping[str, Any] | None,
+        image_shape: tuple[int, int, int],
+        num_classes: int = 0,
+        labels: Labels = "one-hot",
+        module: nn.Module | None = None,
+    ) -> None:
+        super().__init__()
+        self.module = make_module(target, config) if module is None else module
+        self.image_shape, self.num_classes, self.labels = tuple(image_shape), num_classes, labels
+        self.options: dict[str, Any] = {
+            "target": target,
+            "config": None if config is None else dict(config),
+            "image_shape": list(image_shape),
+            "num_classes": num_classes,
+            "labels": labels,
+        }
+
+    def forward(self, x: Tensor, c_noise: Tensor, one_hot: Tensor | None) -> Tensor:
+        given: tuple[Tensor, ...] = (x, c_noise)
+        if self.num_classes and one_hot is not None:
+            given += (one_hot if self.labels == "one-hot" else class_indices(one_hot),)
+        result = self.module(*given)
+        return getattr(result, "sample", result)
+
+
+class DenoiserPrecond(EDMPrecond):
+    """No preconditioning: the network is itself the denoiser D(x, σ), with D(x, 0) = x for tuning.
+
+    c_skip = 0, c_out = 1, c_in = 1, c_noise = σ.
+    """
+
+    kind = "none"
+
+    def scalings(self, sigma: Tensor) -> Scalings:
+        zero, one = torch.zeros_like(sigma), torch.ones_like(sigma)
+        return Scalings(zero, one, one, sigma)
+
+
+def class_indices(one_hot: Tensor) -> Tensor:
+    """One-hot rows [B, K] → classes [B], int64; K for a row of zeros."""
+    return torch.where(one_hot.any(1), one_hot.argmax(1), one_hot.shape[1])
+
+
+def make_module(target: str, config: Mapping[str, Any] | None) -> nn.Module:
+    """An instance of a class that this program has imported. Raises UserError for others."""
+    remedy = "import it before the model is loaded, or give load(…, network=) a function that makes it"
+    if config is None:
+        raise UserError(f"the arguments of {target} were not stored", "network", remedy)
+    name, _, attribute = target.partition(":")
+    made = getattr(sys.modules.get(name), attribute, None)
+    if not (inspect.isclass(made) and issubclass(made, nn.Module)):
+        raise UserError(f"the network is {target}, which is not imported here", "network", remedy)
+    from_config: Any = getattr(made, "from_config", None)
+    built: nn.Module = from_config(dict(config)) if from_config else made(**config)
+    return built
+
+
+def wrap(
+    module: nn.Module,
+    image_shape: tuple[int, int, int],
+    num_classes: int = 0,
+    *,
+    form: Literal["network", "denoiser"] = "network",
+    config: Mapping[str, Any] | None = None,
+    sigma_data: float = 0.5,
+) -> Preconditioned:
+    """Any module as a model that is trained, tuned, sampled, stored.
+
+    Args:
+        module: F(x, c_noise) or F(x, c_noise, labels), put into EDM's preconditioning; form="denoiser": a
+            D(x, σ) or D(x, σ, labels). x float32 [B, C, H, W], c_noise = ln(σ)/4 and σ [B], labels one-hot
+            [B, K] with zeros where there is none. A diffusers UNet2DModel takes 250·ln(σ) and class indices.
+        num_classes: 0: the module is called without labels.
+        config: the arguments of its class, for storing; None: its attribute `config`, where it has one.
+
+    Raises UserError where one call with two images does not give images of the same shape.
+    """
+    if isinstance(module, Preconditioned):
+        raise UserError("the model has a preconditioning already", type(module).__name__, "give it as it is")
+    own = getattr(module, "config", None) if config is None else config
+    index = num_classes > 0 and getattr(module, "class_embedding", None) is not None
+    network = ModuleNetwork(
+        f"{type(module).__module__}:{type(module).__qualname__}",
+        _plain(own),
+        image_shape,
+        num_classes,
+        "index" if index else "one-hot",
+        module,
+    )
+    noise_scale = 1000.0 if hasattr(module, "time_proj") else 1.0
+    model: Preconditioned = (
+        DenoiserPrecond(network, sigma_data)
+        if form == "denoiser"
+        else EDMPrecond(network, sigma_data, noise_scale=noise_scale)
+    )
+    _try(model, image_shape, num_classes)
+    return model
+
+
+def _plain(config: Any) -> dict[str, Any] | None:
+    """A configuration as JSON has it; None where it is no mapping of plain values."""
+    if not isinstance(config, Mapping):
+        return None
+    try:
+        plain: dict[str, Any] = json.loads(json.dumps(dict(config)))
+    except (TypeError, ValueError):
+        return None
+    return plain
+
+
+@torch.no_grad()
+def _try(model: Preconditioned, image_shape: tuple[int, int, int], num_classes: int) -> None:
+    """Call the model once on two images. Raises UserError where it fails or gives another shape."""
+    parameter = next(model.parameters(), None)
+    if parameter is None:
+        raise UserError("the network has no parameters", "network")
+    training = model.training
+    model.eval()
+    x = torch.zeros(2, *image_shape, device=parameter.device, dtype=model.dtype)
+    labels = torch.zeros(2, dtype=torch.long, device=parameter.device) if num_classes else None
+    name = type(model.network.module).__name__
+    try:
+        raw = model.network(x, x.new_ones(2), model.one_hot(labels, 2, x))
+    except Exception as error:
+        line = " ".join(str(error).split())[:200]
+        takes = "(x, c_noise, labels)" if num_classes else "(x, c_noise)"
+        raise UserError(
+            f"{name}{takes} fails on images [2, {', '.join(map(str, image_shape))}]: "
+            f"{type(error).__name__}: {line}",
+            "network",
+        ) from error
+    finally:
+        model.train(training)
+    if not isinstance(raw, Tensor) or raw.shape != x.shape:
+        seen = list(raw.shape) if isinstance(raw, Tensor) else type(raw).__name__
+        raise UserError(f"{name} gives {seen}, expected images {list(x.shape)}", "network")
+
+
+Factory = Callable[[], nn.Module]
+"""Makes the module of a stored model, with any weights."""

@@ -1,0 +1,109 @@
+"""The recipes that come with the package, listed and explained, and new ones written for own data."""
+
+import inspect
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from consistune.data.images import SETS
+from consistune.recipe.reading import SHIPPED, read_recipe, recipe_path, shipped_recipes
+from consistune.recipe.words import Recipe, Section
+
+RUN_WHOLE = "digits-"
+"""The recipes whose runs are documented whole begin so (docs/digits.md)."""
+RUN_SHORT = "mnist10k-"
+"""Those that were run with fewer images (docs/recipes.md)."""
+
+
+def summary(name: str) -> str:
+    """The first sentence of a shipped recipe's comment."""
+    lines = (SHIPPED / f"{name}.yaml").read_text(encoding="utf-8").splitlines()
+    comment: list[str] = []
+    for line in lines:
+        if not line.startswith("#"):
+            break
+        comment.append(line.lstrip("# "))
+    return re.split(r"\.\s|\.$", " ".join(comment))[0]
+
+
+def needs(recipe: Recipe) -> list[str]:
+    """The data and weights that a recipe names and that are not there."""
+    teacher = getattr(getattr(recipe, "estimator", None), "model", None)
+    paths = [None if recipe.data in SETS else recipe.data, recipe.start_from, teacher]
+    missing = [path for path in paths if path is not None and not Path(path).exists()]
+    return list(dict.fromkeys(missing))
+
+
+def listed() -> Iterator[tuple[str, str, str, list[str]]]:
+    """(name, summary, what was run, what is missing) of every shipped recipe."""
+    for name in shipped_recipes():
+        whole, short = name.startswith(RUN_WHOLE), name.startswith(RUN_SHORT)
+        run = "run whole" if whole else "run in short" if short else "one step run"
+        yield name, summary(name), run, needs(read_recipe(name))
+
+
+def explained(name: str, overrides: tuple[str, ...] = ()) -> str:
+    """A recipe as YAML with every default written out, and the meaning of each key that has one."""
+    return "\n".join(_lines(read_recipe(name, overrides), "")) + "\n"
+
+
+def _lines(part: Section, indent: str) -> Iterator[str]:
+    known = meanings(type(part).builds) | meanings(type(part))
+    for name in type(part).model_fields:
+        value = getattr(part, name)
+        if isinstance(value, Section):
+            yield f"{indent}{name}:"
+            yield from _lines(value, indent + "  ")
+            continue
+        plain = part.model_dump(mode="json")[name]
+        text = yaml.safe_dump(plain, default_flow_style=True, width=10**6, allow_unicode=True)
+        line = f"{indent}{name}: {text.removesuffix('...' + chr(10)).strip()}"
+        yield f"{line:<40}  # {known[name]}" if name in known else line
+
+
+def meanings(make: Any) -> dict[str, str]:
+    """argument → its first sentence, from the lines "name: text" or "name, name: text" of a docstring."""
+    found: dict[str, str] = {}
+    names: list[str] = []
+    text = inspect.cleandoc(inspect.getdoc(make) or "")
+    allowed = set(inspect.signature(make).parameters) if callable(make) else set()
+    for line in text.splitlines():
+        for piece in re.split(r"(?<=[.;]) (?=[a-z_]+(?:, [a-z_]+)*: )", line.strip()):
+            start = re.match(r"([a-z_]\w*(?:, [a-z_]\w*)*): (.*)", piece)
+            if start and set(start[1].split(", ")) & allowed:
+                names = start[1].split(", ")
+                found |= dict.fromkeys(names, start[2])
+            elif not piece:
+                names = []
+            else:
+                found |= {name: f"{found[name]} {piece}" for name in names}
+    return {name: re.split(r"(?<=\.)\s", value)[0].rstrip(".") for name, value in found.items()}
+
+
+def new_recipes(
+    name: str, data: str, method: str, network: dict[str, Any], conditional: bool
+) -> dict[str, str]:
+    """Two commented recipes for own data, file name → text: the teacher's, then the tuned model's."""
+    base = recipe_path(f"mnist10k-{method}").stem
+    reference = "class" if conditional else "all"
+    estimator = f"estimator: {{reference: {reference}}}{' ' * 29}# the images that a target averages over\n"
+    section = yaml.safe_dump(network, default_flow_style=True, sort_keys=False, width=10**6).strip()
+    teacher = f"""# The teacher: a diffusion model (EDM). First: consistune train {name}-teacher.yaml
+extends: mnist10k-edm                                     # consistune recipes show mnist10k-edm
+data: {data}
+conditional: {str(conditional).lower():<45}# whether the network is told the class
+network: {section}
+train: {{images: 1_000_000}}                                # training images to see; more is better
+"""
+    tuned = f"""# The one-step model, tuned from the teacher. Then: consistune train {name}.yaml
+extends: {base:<49}# consistune recipes show {base}
+data: {data}
+conditional: {str(conditional).lower():<45}# as the teacher's
+start_from: runs/{name}-teacher/model
+pairs: {{gap: {{every_images: 100_000}}}}                     # the length of a stage: a sixth of the training
+{estimator if method == "sct" else ""}train: {{images: 600_000}}
+"""
+    return {f"{name}-teacher.yaml": teacher, f"{name}.yaml": tuned}

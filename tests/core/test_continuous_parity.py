@@ -1,0 +1,163 @@
+"""The continuous objective against the published step: parity/scm."""
+
+from dataclasses import dataclass, replace
+
+import pytest
+import torch
+from torch import Tensor
+
+from consistune.core.estimators import NoiseEstimator, OneSample, Teacher
+from consistune.core.noise import EDM, NoiseSchedule, TrigFlow, convert
+from consistune.core.objectives import ContinuousConsistency, InverseGap, Uniform
+from consistune.core.rng import SharedDropout
+from consistune.core.times import LogNormal
+from consistune.core.types import Batch, Times
+from tests.support.toy import ToyDenoiser, close, gradients
+
+STEPS = 10_000
+EXACT, DIFFERENCED = 1e-12, 1e-9
+
+
+@dataclass(frozen=True)
+class Published:
+    """α/(σ·d): the published step divides the mean over the sample by d once more."""
+
+    elements: int
+
+    def __call__(self, times: Times, schedule: NoiseSchedule) -> Tensor:
+        return InverseGap()(times, schedule) / self.elements
+
+
+class Step:
+    """A variant's objective, its networks and its inputs."""
+
+    def __init__(self, arrays: dict[str, Tensor], variant: str) -> None:
+        self.arrays, self.variant = arrays, variant
+        null = int(arrays["null_label"][0])
+        self.net, self.teacher = (ToyDenoiser(arrays, prefix, null) for prefix in ("net_", "teacher_"))
+        self.net.sigma_data = self.teacher.sigma_data = float(arrays["sigma_data"])
+        estimators: dict[str, NoiseEstimator] = {
+            "scd": Teacher(self.teacher),
+            "scd_cfg": Teacher(self.teacher, 1.7),
+        }
+        plain = variant == "sct_plain"
+        self.objective = ContinuousConsistency(
+            EDM(),
+            estimators.get(variant, OneSample()),
+            weight=Uniform() if plain else Published(arrays["x_0"][0].numel()),
+            log_variance=lambda t: self.net.log_variance(t),
+            warmup_images=STEPS,
+            per_root_dim=not plain,
+            sigma_data=float(arrays["sigma_data"]),
+            difference=1e-3 if variant == "sct_fd" else None,
+        )
+        self.batch = Batch(arrays["x_0"], arrays["label"])
+        self.sigma = arrays["sigma"]
+        self.noise = arrays["z"] / float(arrays["sigma_data"])
+        self.progress = int(arrays.get(f"{variant}.iteration", torch.tensor(2 * STEPS)))
+
+    def __getitem__(self, name: str) -> Tensor | None:
+        return self.arrays.get(f"{self.variant}.{name}")
+
+    def loss(self) -> Tensor:
+        return self.objective.at(self.net, self.batch, self.sigma, self.progress, self.noise)
+
+
+VARIANTS = ["sct_r0", "sct_r05", "sct", "scd", "scd_cfg", "sct_plain", "sct_fd"]
+
+
+@pytest.fixture(params=VARIANTS)
+def step(request, parity) -> Step:
+    return Step(parity("scm/scm"), request.param)
+
+
+def test_the_loss_and_its_gradients_are_the_published_ones(step: Step) -> None:
+    relative = DIFFERENCED if step.variant == "sct_fd" else EXACT
+    loss = step.loss()
+    close(loss, step["loss"], relative)
+    for name, gradient in gradients(step.net, loss.mean()).items():
+        if step[f"grad_{name}"] is not None:
+            close(gradient, step[f"grad_{name}"], relative)
+    unweighted = replace(step.objective, weight=Uniform(), log_variance=None)
+    if step["loss_unweighted"] is not None:
+        found = unweighted.at(step.net, step.batch, step.sigma, step.progress, step.noise)
+        close(found, step["loss_unweighted"])
+
+
+def test_what_the_loss_is_made_of(step: Step) -> None:
+    relative = DIFFERENCED if step.variant == "sct_fd" else EXACT
+    objective, condition = step.objective, step.batch.condition
+    trig = TrigFlow(objective.sigma_data)
+    angle = trig.time_at(step.sigma)
+    close(angle, step.arrays["t_hat"])
+    x = trig.diffuse(step.batch.x_0, step.noise, angle)
+    close(x, step.arrays["x_t_hat"])
+    x_t = EDM().diffuse(step.batch.x_0, step.noise, step.sigma)
+    x0_hat = objective.estimator.clean(x_t, step.sigma, step.batch)
+    velocity = trig.estimated_velocity(step.batch.x_0, step.noise, x0_hat, angle)
+    raw = objective.raw(step.net, x, angle, condition)
+    again = SharedDropout(x.device).again
+    with torch.no_grad():
+        slope = objective._slope(step.net, x, x0_hat, velocity, angle, condition, again)
+    warmed = torch.full_like(angle, min(1.0, step.progress / STEPS))
+    g = objective.tangent(x, velocity, raw, slope, angle, warmed)
+    found = {
+        "r": warmed[0],
+        "dxt_dt": velocity,
+        "F": raw,
+        "logvar": step.net.log_variance(step.sigma),
+        "x0_hat": step.net(x_t, step.sigma, condition),
+        "jvp": slope,
+        "g_unnormalised": g,
+        "g_norm": norm(objective, g),
+        "g": objective.normalised(g),
+    }
+    for name, value in found.items():
+        if step[name] is not None:
+            close(value, step[name], relative)
+
+
+def norm(objective: ContinuousConsistency, g: Tensor) -> Tensor:
+    length = g.flatten(1).norm(dim=1)
+    return length / g[0].numel() ** 0.5 if objective.per_root_dim else length
+
+
+@pytest.mark.parametrize("variant", ["sct_r0", "sct_r05", "sct", "scd", "scd_cfg", "sct_plain"])
+def test_in_float32(parity, variant) -> None:
+    step = Step(parity("scm/scm"), variant)
+    step.net.float(), step.teacher.float()
+    step.batch = Batch(step.batch.x_0.float(), step.batch.condition)
+    step.sigma, step.noise = step.sigma.float(), step.noise.float()
+    loss = step.loss()
+    assert loss.dtype == torch.float32
+    close(loss, step["loss"], 2e-5)
+    if step["grad_W2_f32"] is not None:
+        close(gradients(step.net, loss.mean())["W2"], step["grad_W2"], 1e-4)
+
+
+def test_the_coordinates_and_the_warm_up(parity) -> None:
+    maps = parity("scm/trigflow_maps")
+    trig, sigma = TrigFlow(0.5), maps["sigma"]
+    angle = trig.time_at(sigma)
+    close(angle, maps["t_hat"])
+    close(trig.noise_to_signal(angle), maps["sigma_back"])
+    one = torch.ones(len(sigma), 1, 1, 1, dtype=torch.float64)
+    x, back = convert(one, angle, trig, EDM())
+    close(x.flatten(), maps["x_scale"])
+    close(back.log() / 4, maps["c_noise"])
+    close(angle.cos() * angle.sin(), maps["v_t"])
+    zero = torch.zeros_like(sigma)
+    close(InverseGap()(Times(sigma, zero, zero), EDM()), maps["prior_weight"])
+    objective = ContinuousConsistency(EDM(), OneSample(), warmup_images=STEPS)
+    for iteration, expected in zip(maps["warmup_iteration"], maps["warmup_r"], strict=True):
+        draws = objective.draw(
+            Batch(torch.zeros(1, 1, 1, 1)), int(iteration), torch.Generator().manual_seed(0)
+        )
+        close((draws.times.r / draws.times.t)[0], expected, 1e-6)
+
+
+def test_the_law_of_the_noise_level(parity) -> None:
+    law = parity("scm/time_law")
+    for k in range(4):
+        mean, std, low, high = law[f"lognormal_{k}_settings"].tolist()
+        close(LogNormal(mean, std, low, high).quantile(law["uniform"]), law[f"lognormal_{k}"])

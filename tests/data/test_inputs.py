@@ -1,0 +1,108 @@
+"""Images from Python: each form gives the same set, and nothing is taken that was not understood."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+
+from consistune.data.images import DataSplit
+from consistune.data.inputs import as_split
+from consistune.errors import UserError
+
+COLOUR = torch.randint(0, 256, (6, 3, 4, 5), generator=torch.Generator().manual_seed(0)).to(torch.uint8)
+GREY = COLOUR[:, :1]
+LABELS = torch.tensor([1, 0, 2, 1, 0, 2])
+ORDER = torch.tensor([1, 4, 0, 3, 2, 5])
+
+
+class Items:
+    """A Dataset: a length and items."""
+
+    def __init__(self, items: list[Any], classes: Any = None) -> None:
+        self.items = items
+        if classes is not None:
+            self.classes = classes
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def __getitem__(self, index: int) -> Any:
+        return self.items[index]
+
+
+def pil(image: Tensor) -> Image.Image:
+    pixels = image.permute(1, 2, 0).numpy()
+    return Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels)
+
+
+@pytest.mark.parametrize("images", [COLOUR, GREY], ids=["colour", "grey"])
+@pytest.mark.parametrize("form", ["tensor", "array", "minus-one", "zero-one", "pairs", "pil", "hub"])
+def test_every_form_gives_the_same_set(form: str, images: Tensor) -> None:
+    pairs = list(zip(images, LABELS.tolist(), strict=True))
+    split: DataSplit = {
+        "tensor": lambda: as_split(images, LABELS),
+        "array": lambda: as_split(images.numpy(), LABELS.numpy()),
+        "minus-one": lambda: as_split(images / 127.5 - 1, LABELS, value_range=(-1, 1)),
+        "zero-one": lambda: as_split(images.double() / 255, LABELS.tolist(), value_range=(0, 1)),
+        "pairs": lambda: as_split(Items(pairs)),
+        "pil": lambda: as_split(Items([(pil(image), label) for image, label in pairs])),
+        "hub": lambda: as_split(Items([{"image": pil(image), "label": label} for image, label in pairs])),
+    }[form]()
+    assert torch.equal(split.train.images, images[ORDER])
+    assert torch.equal(split.train.labels, LABELS[ORDER])
+    assert split.held_out is None
+
+
+def test_no_labels_are_one_class() -> None:
+    split = as_split(Items(list(COLOUR)))
+    assert split.train.class_names == ("0",)
+    assert torch.equal(split.train.images, COLOUR)
+
+
+def test_names_and_held_out_images() -> None:
+    split = as_split(
+        Items(list(zip(COLOUR, LABELS, strict=True)), ["a", "b", "c"]),
+        held_out=(GREY.expand(6, 3, 4, 5), LABELS),
+    )
+    assert split.train.class_names == ("a", "b", "c")
+    assert split.held_out is not None
+    assert len(split.held_out) == 6
+
+
+@pytest.mark.parametrize(
+    ("make", "said"),
+    [
+        (lambda: as_split(COLOUR.float()), "need their range; theirs are"),
+        (lambda: as_split(COLOUR.float(), value_range=(0, 1)), "the images have values"),
+        (lambda: as_split(torch.full((2, 1, 4, 4), float("nan")), value_range=(-1, 1)), "nan"),
+        (lambda: as_split(COLOUR, value_range=(0, 255)), "leave it out"),
+        (lambda: as_split(COLOUR.permute(0, 2, 3, 1)), r"permute\(0, 3, 1, 2\)"),
+        (lambda: as_split(COLOUR[0]), r"uint8 \[3, 4, 5\] is given"),
+        (lambda: as_split(COLOUR.long()), "uint8 or floating-point"),
+        (lambda: as_split(COLOUR.expand(6, 3, 4, 5).repeat(1, 2, 1, 1)), "1 or 3 channels"),
+        (lambda: as_split(COLOUR[:0]), "are needed"),
+        (lambda: as_split(COLOUR, LABELS[:5]), r"6 images need labels \[6\]"),
+        (lambda: as_split(COLOUR, LABELS + 1), "there are 1, 2, 3"),
+        (lambda: as_split(COLOUR, LABELS * 2), "without a gap"),
+        (lambda: as_split(COLOUR, LABELS - 1), "there are -1, 0, 1"),
+        (lambda: as_split(COLOUR, LABELS.float()), "must be integers"),
+        (lambda: as_split(COLOUR, LABELS, class_names=["a"]), "class_names has 1 names"),
+        (lambda: as_split(Items(list(COLOUR)), LABELS), "brings its own labels"),
+        (lambda: as_split(Items([])), "no images"),
+        (lambda: as_split(Items([COLOUR[0], COLOUR[0][:, :2]])), "item 1 is"),
+        (lambda: as_split(Items([(COLOUR[0], 1), (COLOUR[1], None)])), "item 1 has no label"),
+        (lambda: as_split(Items([{"picture": 1}])), "no 'image'"),
+        (lambda: as_split(Items(["a.png"])), "item 0 is str, not an image"),
+        (lambda: as_split(Items([np.zeros((4, 5, 3), np.uint8)])), "permute"),
+        (lambda: as_split(3), "int is no set of images"),
+        (lambda: as_split("digits", value_range=(0, 1)), "would have no effect"),
+        (lambda: as_split(COLOUR, held_out=GREY), r"images \[1, 4, 5\]"),
+    ],
+)
+def test_what_is_not_understood_is_refused(make: Any, said: str) -> None:
+    with pytest.raises(UserError, match=said) as caught:
+        make()
+    assert "\n" not in str(caught.value)

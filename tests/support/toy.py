@@ -1,0 +1,102 @@
+"""The small network of the parity fixtures, in float64: parity/README.md, "The toy network"."""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from consistune.core.types import Condition
+
+
+class Toy(nn.Module):
+    """out = W2·tanh(W1·x + Wt·emb(s) [+ Wr·emb(q)] [+ Wl[label]] [+ We·extra] + b1) + b2, from a fixture.
+
+    The last row of Wl is the null label where `null` is set.
+    """
+
+    def __init__(self, arrays: Mapping[str, Tensor], prefix: str = "net_", null: int | None = None) -> None:
+        super().__init__()
+        for name, value in arrays.items():
+            if name.startswith(prefix):
+                short = name.removeprefix(prefix)
+                setattr(self, short, nn.Parameter(value.clone(), requires_grad=short != "freqs"))
+        self.null = null
+
+    def embedding(self, u: Tensor) -> Tensor:
+        angle = u[:, None] * self.freqs
+        return torch.cat([angle.sin(), angle.cos()], dim=1)
+
+    def labels(self, condition: Tensor | Condition | None, batch: int) -> Tensor | None:
+        """The row of Wl for each sample; None: the network takes no label."""
+        if not hasattr(self, "Wl"):
+            return None
+        given = condition if isinstance(condition, Condition) else Condition(condition)
+        if given.label is None:
+            return None if self.null is None else torch.full((batch,), self.null)
+        if given.hidden is None:
+            return given.label
+        return torch.where(given.hidden, self.null, given.label)
+
+    def hidden_layer(
+        self, x: Tensor, s: Tensor, label: Tensor | None, q: Tensor | None = None, extra: Tensor | None = None
+    ) -> Tensor:
+        h = x.flatten(1) @ self.W1.T + self.embedding(s) @ self.Wt.T + self.b1
+        if q is not None:
+            h = h + self.embedding(q) @ self.Wr.T
+        if label is not None:
+            h = h + self.Wl[label]
+        if extra is not None:
+            h = h + extra @ self.We.T
+        return torch.tanh(h)
+
+    def out(self, h: Tensor, like: Tensor) -> Tensor:
+        return (h @ self.W2.T + self.b2).view_as(like)
+
+
+class ToyDenoiser(Toy):
+    """The toy inside EDM's preconditioning, with its log variance."""
+
+    sigma_data = 0.5
+
+    def forward(self, x: Tensor, sigma: Tensor, condition: Tensor | Condition | None = None) -> Tensor:
+        variance = sigma.square() + self.sigma_data**2
+        c_in = variance.rsqrt()
+        u = sigma.log() / 4
+        scaled = c_in.view(-1, 1, 1, 1) * x
+        raw = self.out(self.hidden_layer(scaled, u, self.labels(condition, len(x))), x)
+        c_skip, c_out = self.sigma_data**2 / variance, sigma * self.sigma_data * c_in
+        return c_skip.view(-1, 1, 1, 1) * x + c_out.view(-1, 1, 1, 1) * raw
+
+    def log_variance(self, sigma: Tensor) -> Tensor:
+        return self.embedding(sigma.log() / 4) @ self.wv + self.bv
+
+
+def gradients(network: nn.Module, loss: Tensor) -> dict[str, Tensor]:
+    """name → the gradient of a scalar loss."""
+    network.zero_grad()
+    loss.backward()
+    return {name: p.grad for name, p in network.named_parameters() if p.grad is not None}
+
+
+def close(found: Tensor, expected: Tensor, relative: float = 1e-12) -> None:
+    """Equal to `relative` of the array's largest value."""
+    assert found.shape == expected.shape
+    torch.testing.assert_close(
+        found.detach().double(), expected.double(), rtol=0, atol=relative * float(expected.abs().max())
+    )
+
+
+class ToyVelocity(Toy):
+    """The toy as a velocity u(x, t, t − r) of rectified flow, seen as the two-time denoiser x_t − t·u."""
+
+    two_times = True
+
+    def velocity(
+        self, x: Tensor, t: Tensor, r: Tensor, condition: Tensor | Condition | None = None
+    ) -> Tensor:
+        return self.out(self.hidden_layer(x, t, self.labels(condition, len(x)), t - r), x)
+
+    def forward(
+        self, x: Tensor, t: Tensor, condition: Tensor | Condition | None = None, s: Tensor | None = None
+    ) -> Tensor:
+        return x - t.view(-1, 1, 1, 1) * self.velocity(x, t, t if s is None else s, condition)

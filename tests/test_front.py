@@ -1,0 +1,166 @@
+"""The front door for Python: what it trains is what the commands train, and wrong arguments are one line."""
+
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from consistune.core.estimators import OneSample
+from consistune.core.noise import EDM
+from consistune.core.objectives import Consistency, Huber, InverseGap
+from consistune.core.times import LogNormalPairs, SigmoidGap
+from consistune.data.images import digits
+from consistune.data.inputs import as_split
+from consistune.errors import UserError
+from consistune.front import evaluate, method_recipe, methods, steps, train, tune
+from consistune.models import load, sample
+from consistune.nn.precond import Preconditioned
+from consistune.recipe import read_recipe
+from consistune.recipe.plan import make_plan
+
+SMALL = {"kind": "mlp", "width": 16, "blocks": 1, "expansion": 1, "embedding": 16}
+
+
+class Net(nn.Module):
+    """A network that is not ours, with labels."""
+
+    def __init__(self, width: int = 32) -> None:
+        super().__init__()
+        self.config = {"width": width}
+        self.first, self.last = nn.Linear(64 + 1 + 10, width), nn.Linear(width, 64)
+
+    def forward(self, x: Tensor, c_noise: Tensor, labels: Tensor) -> Tensor:
+        given = torch.cat([x.flatten(1), c_noise[:, None], labels], 1)
+        return self.last(torch.relu(self.first(given))).view_as(x)
+
+
+@pytest.fixture(scope="module")
+def teacher() -> Preconditioned:
+    torch.manual_seed(0)
+    return train(Net(), "digits", images=1280, batch=64)
+
+
+def weights(model: nn.Module) -> Tensor:
+    return torch.cat([p.detach().flatten() for p in model.parameters()])
+
+
+def test_a_network_of_ones_own_is_trained_tuned_stored_and_sampled(
+    teacher: Preconditioned, tmp_path: Path
+) -> None:
+    before = weights(teacher).clone()
+    model = tune(teacher, "digits", images=640, batch=64)
+    assert torch.equal(weights(teacher), before)
+    assert not torch.equal(weights(model), before)
+    assert (teacher.card.is_diffusion, model.card.is_diffusion) == (True, False)
+    model.save(tmp_path / "model")
+    again = load(tmp_path / "model")
+    assert torch.equal(sample(again, range(4)), sample(model, range(4)))
+    made = load(tmp_path / "model", network=Net)
+    assert torch.equal(weights(made), weights(model))
+
+
+def test_training_lowers_the_loss() -> None:
+    losses = [state.loss for state in steps(SMALL, "digits", method="edm", images=12_800, batch=64)]
+    assert len(losses) == 200
+    assert sum(losses[-40:]) < 0.9 * sum(losses[:40])
+
+
+def test_the_same_training_as_the_recipe_of_the_same_keys() -> None:
+    keys = ["train.images=640", "train.batch=64", "network.dropout=0.0", "network.width=16"]
+    keys += ["network.blocks=1", "network.expansion=1", "network.embedding=16"]
+    recipe = read_recipe("digits-edm", [*keys, "optimizer.lr_schedule={kind: cosine}"])
+    trainer = make_plan(recipe).trainer()
+    for _ in trainer.steps():
+        pass
+    states = list(steps({**SMALL, "dropout": 0.0}, "digits", method="edm", images=640, batch=64))
+    assert torch.equal(weights(states[-1].trainer.model), weights(trainer.model))
+
+
+@pytest.mark.parametrize("method", methods())
+def test_each_method_takes_steps(method: str, teacher: Preconditioned) -> None:
+    states = list(steps(teacher, "digits", method=method, images=128, batch=64))
+    assert [state.step for state in states] == [1, 2]
+    assert all(math.isfinite(state.loss) for state in states)
+
+
+def test_an_objective_made_of_parts_of_core(teacher: Preconditioned) -> None:
+    pairs = LogNormalPairs(SigmoidGap(every_images=1000))
+    own = Consistency(EDM(), pairs, OneSample(), Huber(), InverseGap())
+    given = {"pairs.gap.every_images": 1000}
+    objects = [s.loss for s in steps(teacher, "digits", method=own, images=256, batch=64)]
+    named = [s.loss for s in steps(teacher, "digits", method="ect", images=256, batch=64, settings=given)]
+    assert objects == named
+
+
+def test_durations_follow_the_length_of_the_training() -> None:
+    short, long = (
+        method_recipe("sct", "digits", {"train.images": n, "conditional": True}) for n in (96_000, 192_000)
+    )
+    assert long.pairs.gap.every_images == 32_000
+    assert short.pairs.gap.every_images == 16_000
+    assert long.train.ema[0].images == pytest.approx(2 * short.train.ema[0].images, abs=1)
+
+
+def test_a_callback_ends_the_training(teacher: Preconditioned) -> None:
+    seen: list[int] = []
+    tune(
+        teacher,
+        "digits",
+        images=6400,
+        batch=64,
+        on_step=lambda state: seen.append(state.step) or state.step == 3,
+    )
+    assert seen == [1, 2, 3]
+
+
+def test_a_stopped_run_is_continued_in_its_folder(teacher: Preconditioned, tmp_path: Path) -> None:
+    options = {"images": 640, "batch": 64, "settings": {"train.checkpoint_images": 128}}
+    whole = tune(teacher, "digits", out=tmp_path / "whole", **options)
+    states = steps(teacher, "digits", out=tmp_path / "cut", **options)
+    for state in states:
+        if state.step == 5:
+            break
+    states.close()
+    again = tune(teacher, "digits", out=tmp_path / "cut", **options)
+    assert torch.equal(weights(again), weights(whole))
+    assert torch.equal(weights(load(tmp_path / "cut")), weights(whole))
+
+
+def test_evaluation_measures_what_it_is_asked(teacher: Preconditioned) -> None:
+    values = evaluate(teacher, "digits", samples=64, steps=3, metrics=("accuracy",))
+    assert set(values) == {"accuracy"}
+    assert 0 <= values["accuracy"] <= 1
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"method": "sctt"}, "unknown method 'sctt'"),
+        ({"images": 0}, "0 is not a number of images"),
+        ({"settings": {"loss.distanec.c": 1}}, "unknown key loss.distanec"),
+        ({"settings": {"start_from": "runs/x"}}, "a run needs either"),
+        ({"lr": -1.0}, "lr"),
+        ({"conditional": False, "settings": {"estimator.reference": "class"}}, "has no classes"),
+    ],
+)
+def test_wrong_arguments_are_one_line(change: dict, said: str, teacher: Preconditioned) -> None:
+    options = {"images": 128, "batch": 64, **change}
+    with pytest.raises(UserError, match=said) as caught:
+        next(steps(teacher, "digits", **options))
+    assert "\n" not in str(caught.value)
+
+
+def test_tuning_needs_a_trained_model() -> None:
+    with pytest.raises(UserError, match="needs a trained diffusion model, Net is given"):
+        tune(Net(), "digits", images=128)
+
+
+def test_tensors_train_as_the_set_they_were_taken_from() -> None:
+    split = digits().train
+    own = as_split(split.images, split.labels)
+    named, given = (
+        [s.loss for s in steps(SMALL, data, method="edm", images=256, batch=64)] for data in ("digits", own)
+    )
+    assert named == given
