@@ -1,6 +1,7 @@
 """The front door for Python: what it trains is what the commands train, and wrong arguments are one line."""
 
 import math
+import re
 from pathlib import Path
 
 import pytest
@@ -164,3 +165,15 @@ def test_tensors_train_as_the_set_they_were_taken_from() -> None:
         [s.loss for s in steps(SMALL, data, method="edm", images=256, batch=64)] for data in ("digits", own)
     )
     assert named == given
+
+
+def test_every_block_of_the_page_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    page = (Path(__file__).parents[1] / "docs" / "python.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    code = re.sub(r"images=\d\d+_000(, batch=256)?", "images=256", "\n".join(blocks))
+    assert len(blocks) == 4
+    assert code.count("images=256") == 5
+    monkeypatch.chdir(tmp_path)
+    scope: dict[str, object] = {"__name__": "python_page"}
+    exec(compile(code, "docs/python.md", "exec"), scope)
+    assert torch.equal(sample(scope["again"], range(64)), scope["images"])

@@ -1,0 +1,15 @@
+# docker build -t consistune .                                       PyTorch for the CPU
+# docker build -t consistune --build-arg TORCH_INDEX=https://download.pytorch.org/whl/cu128 .     for CUDA 12.8
+# docker run --rm -v "$PWD:/work" consistune sample MODEL --out /work/samples.png
+FROM python:3.11-slim
+ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu
+RUN pip install --no-cache-dir torch --index-url "$TORCH_INDEX"
+WORKDIR /build
+COPY pyproject.toml README.md LICENSE ./
+COPY src ./src
+RUN pip install --no-cache-dir ".[features,parquet]" && rm -rf /build
+RUN useradd --create-home user
+USER user
+WORKDIR /work
+ENTRYPOINT ["consistune"]
+CMD ["--help"]
