@@ -25,6 +25,8 @@ LEDGER = DOCS / "results" / "ledger.json"
 FIELDS = ("result", "what", "command", "recipes", "code", "hardware", "seeds", "images", "teacher_images",
           "minutes", "figures", "curve")  # fmt: skip
 GROUPS = {
+    "adaptive_norm_labelled": ("estimator", "norm"),
+    "adaptive_norm_unlabelled": ("estimator", "norm"),
     "digits_levers": ("budget", "estimator", "lever"),
     "digits_seeds": ("set", "estimator", "keys"),
     "methods_digits": ("method",),

@@ -65,6 +65,14 @@ def picture_shape(model: Preconditioned) -> tuple[int, int, int]:
     return model.image_shape if latents is None else latents.picture_shape
 
 
+def load_tensors(path: str | Path) -> dict[str, torch.Tensor]:
+    """The tensors of a state dict, from a safetensors or torch file. Nothing in the file is executed."""
+    from consistune.interop.reading import read_checkpoint
+    from consistune.interop.weights import to_tensor
+
+    return {name: to_tensor(record) for name, record in read_checkpoint(path).tensors.items()}
+
+
 DIFFUSION_STEPS = 18
 """Heun steps of a diffusion model by default: 35 network evaluations, EDM's choice for CIFAR-10."""
 

@@ -24,15 +24,12 @@ from consistune.nn import store
 from consistune.recipe import read_recipe
 from consistune.recipe.plan import make_plan
 from tests.core.test_objectives import Net, gaussian_data, images
-from tests.support.gaussian import SCHEDULES, Gaussian
-from tests.support.toy_network import ToyDenoiser
+from tests.support.gaussian import SCHEDULES, Anisotropic
+from tests.support.toy import ToyDenoiser, close, gradients
 
 every_schedule = pytest.mark.parametrize("schedule", SCHEDULES, ids=lambda s: type(s).__name__)
 PAIRS = TruncatedPairs(SigmoidGap())
-
-
-def close(found: Tensor, expected: Tensor, tolerance: float = 1e-12) -> None:
-    torch.testing.assert_close(found, expected, rtol=0, atol=tolerance * float(expected.abs().max()))
+STD = torch.tensor([[[0.2, 0.5], [0.9, 1.4]]], dtype=torch.float64)
 
 
 # The published step ---------------------------------------------------------------------------------------
@@ -40,7 +37,10 @@ def close(found: Tensor, expected: Tensor, tolerance: float = 1e-12) -> None:
 
 @pytest.mark.parametrize("variant", ["cifar", "cifar_stage0", "imagenet", "imagenet_stage1"])
 def test_it_is_tcms_step(parity, variant: str) -> None:
-    """Losses, their total over the batch and every gradient, at the stored times and noise."""
+    """Losses, their total over the batch and every gradient, at the stored times and noise.
+
+    At r/t = 0.999 the gradient is a difference that cancels three digits: 5e-12 there.
+    """
     fixture = parity("tcm/tcm")
     of = lambda key: fixture[f"{variant}.{key}"]
     student, frozen = ToyDenoiser(fixture), ToyDenoiser(fixture, "stage1_")
@@ -57,10 +57,9 @@ def test_it_is_tcms_step(parity, variant: str) -> None:
     close(losses[boundary], of("loss_boundary"))
     total = objective.losses(student, student, replace(draws, share=shares)).mean()
     close(total, of("total"))
-    total.backward()
-    for name, parameter in student.parameters.items():
-        close(parameter.grad, of(f"grad_{name}"))
-    assert all(parameter.grad is None for parameter in frozen.parameters.values())
+    for name, gradient in gradients(student, total).items():
+        close(gradient, of(f"grad_{name}"), 5e-12 if of("ratio") >= 0.999 else 1e-12)
+    assert all(parameter.grad is None for parameter in frozen.parameters())
     x_r = EDM().diffuse(batch.x_0, of("noise"), times.r)
     with torch.no_grad():
         by = torch.where(
@@ -129,7 +128,8 @@ def test_a_share_sits_at_the_boundary_and_no_t_below_it(schedule, law) -> None:
 
 @every_schedule
 def test_the_exact_consistency_function_has_no_loss_above_itself(schedule) -> None:
-    gaussian = Gaussian(schedule)
+    gaussian = Anisotropic(schedule, STD)
+    exact = lambda x, t, c=None: gaussian.flow(x, t, 0 * t)
     pairs = TruncatedPairs(SigmoidGap(max_ratio=0.9), schedule=schedule)
     objective = Truncated(
         schedule,
@@ -138,16 +138,16 @@ def test_the_exact_consistency_function_has_no_loss_above_itself(schedule) -> No
         steps=60,
         method="heun",
         pairs=pairs,
-        below=gaussian.consistency,
+        below=exact,
     )
 
     def loss(model, objective) -> float:
         g = torch.Generator().manual_seed(2)
         return float(objective(model, model, Batch(gaussian_data(32)), 10**8, g).max())
 
-    assert loss(gaussian.consistency, objective) < 1e-3
+    assert loss(exact, objective) < 1e-3
     assert loss(gaussian.denoise, objective) > 0.05
-    assert loss(gaussian.consistency, replace(objective, below=gaussian.denoise)) > 0.05
+    assert loss(exact, replace(objective, below=gaussian.denoise)) > 0.05
 
 
 def test_the_batchs_mean_is_the_sum_of_the_two_means() -> None:
@@ -210,11 +210,14 @@ def test_a_recipe_trains_above_the_boundary(stage_1: Path) -> None:
         ("below=nowhere", ["below", "nowhere"]),
         ("pairs.boundary=2.0", ["pairs", "boundary"]),
         ("pairs.boundary=-1.0", ["pairs", "boundary"]),
+        ("pairs.boundary=100.0", ["pairs", "boundary", "80"]),
         ("pairs.law={kind: lognormal}", ["pairs", "low", "boundary"]),
+        ("pairs.law={kind: log-student, low: 2.0}", ["pairs", "low 2.0", "boundary"]),
+        ("pairs.law={kind: lognormal, low: 1.0}", ["pairs", "high None"]),
         ("pairs.law.high=0.5", ["pairs.law", "low < high"]),
         ("pairs.share=1.0", ["pairs", "share"]),
         ("boundary_weight=0.0", ["boundary_weight"]),
-        ("mid_t=[0.821]", ["mid_t", "boundary"]),
+        ("mid_t=[0.821]", ["mid_t", "no t below 1"]),
         ("loss.steps=2", ["loss.steps"]),
     ],
 )

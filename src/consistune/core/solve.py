@@ -1,5 +1,6 @@
-"""From t down to r along the probability-flow ODE with any noise estimate: the reward of value estimation."""
+"""Along the probability-flow ODE with any noise estimate: from t to r, the reward, and whole trajectories."""
 
+from collections.abc import Callable
 from typing import Literal
 
 import torch
@@ -56,3 +57,45 @@ def solve(
             x_v = torch.where(mask, schedule.step(x, mean_x0, u, v), x_v)
         x, u = x_v, v
     return x
+
+
+def dpm_solver(
+    schedule: NoiseSchedule,
+    clean: Callable[[Tensor, Tensor], Tensor],
+    x: Tensor,
+    times: Tensor,
+    order: Literal[1, 2, 3] = 3,
+) -> Tensor:
+    """A trajectory by DPM-Solver++, multistep (2211.01095): every point of it, [k + 1, m, ...].
+
+    In λ = ln(α/σ) the flow is x_v = (σ_v/σ_u)·x_u + σ_v·∫ e^λ x̂_0 dλ; x̂_0 is extrapolated by the polynomial
+    through its last `order` values, fewer in the first steps and in the last ones. As published, order 3 has
+    half the curvature's term in it, so that its error falls as that of order 2, from a smaller constant.
+
+    Args:
+        clean: (x [m, ...], t [m]) → x̂_0; called once a step.
+        x: the points at times[0], [m, ...].
+        times: decreasing, with α, σ > 0, [k + 1]; coefficients are computed in float64.
+    """
+    times = times.double()
+    lambdas = -schedule.noise_to_signal(times).log()
+    alpha, sigma = schedule.alpha(times), schedule.sigma(times)
+    points, estimates, last = [x], [], len(times) - 1
+    for i in range(last):
+        estimates.append(clean(x, times[i].to(x).expand(len(x))))
+        h = lambdas[i + 1] - lambdas[i]
+        phi_1 = torch.expm1(-h)
+        phi_2 = phi_1 / h + 1
+        known = min(order, i + 1, last - i)
+        slope: Tensor | float = 0.0
+        if known > 1:
+            before = (lambdas[i] - lambdas[i - 1]) / h
+            first = (estimates[i] - estimates[i - 1]) / before
+            slope = -phi_1 / 2 * first
+        if known > 2:
+            earlier = (lambdas[i - 1] - lambdas[i - 2]) / h
+            second = (first - (estimates[i - 1] - estimates[i - 2]) / earlier) / (before + earlier)
+            slope = phi_2 * (first + before * second) - (phi_2 / h - 0.5) * second
+        x = sigma[i + 1] / sigma[i] * x - alpha[i + 1] * (phi_1 * estimates[i] - slope)
+        points.append(x)
+    return torch.stack(points)

@@ -219,11 +219,14 @@ class TruncatedPairs:
     def __post_init__(self) -> None:
         if not 0 < self.share < 1:
             raise ValueError(f"share must lie in (0, 1), got {self.share}")
-        low, high = self.law.low, self.law.high
-        if not self.boundary > 0 or low is None or high is None or not self.boundary <= low < high:
+        ends = torch.tensor([self.schedule.t_min, self.schedule.t_max], dtype=torch.float64)
+        least, greatest = self.schedule.noise_to_signal(ends).tolist()
+        if not least < self.boundary < greatest:
+            raise ValueError(f"boundary must lie in ({least:g}, {greatest:g}), got {self.boundary}")
+        if self.law.low != self.boundary or self.law.high is None:
             raise ValueError(
-                f"the law must lie above the boundary, 0 < boundary ≤ low < high, got {self.boundary}, "
-                f"{low} and {high}"
+                f"the law must go from the boundary {self.boundary:g} to a highest ratio, "
+                f"got low {self.law.low} and high {self.law.high}"
             )
 
     def at_boundary(self, n: int) -> int:

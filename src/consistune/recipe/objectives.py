@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from inspect import isclass
-from typing import Annotated, Any, cast, get_type_hints
+from typing import Annotated, Any, Literal, cast, get_type_hints
 
 from pydantic import Field
 from torch import Tensor
@@ -29,6 +29,7 @@ from consistune.core.objectives import (
     Objective,
     Scale,
     SNRPlus,
+    Trajectory,
     Truncated,
     Weight,
 )
@@ -140,6 +141,25 @@ def truncated(
         below=below,
         boundary_weight=boundary_weight,
     )
+
+
+def trajectory(
+    schedule: NoiseSchedule,
+    estimator: NoiseEstimator,
+    distance: Distance = Huber(),
+    steps: Annotated[int, Field(ge=1)] = 16,
+    order: Literal[1, 2, 3] = 3,
+    low: float = 0.002,
+    high: float = 80.0,
+) -> Trajectory:
+    """Mid-training (CMT): the points of the estimator's trajectories onto their ends."""
+    if isinstance(distance, AdaptiveHuber):
+        what = "the radius follows a step from t to r, and a trajectory's end has none"
+        raise UserError(what, "distance", "use kind: huber, squared-l2 or lpips")
+    if estimator.local:
+        what = "a one-sample estimate, alone or in a blend, is valid only at x_t"
+        raise UserError(what, "estimator", "use kind: teacher or score-identity")
+    return Trajectory(schedule, estimator, distance, steps, order, low, high)
 
 
 def _check(loss: Loss, estimator: NoiseEstimator) -> None:

@@ -2,16 +2,20 @@
 
 from copy import deepcopy
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from consistune.core.noise import NoiseSchedule, rescheduled
 from consistune.core.objectives import Objective, learned
+from consistune.core.objectives.lpips import SMALLEST_SIDE
 from consistune.core.posterior.bank import make_bank
 from consistune.core.times import karras_edges
 from consistune.data.images import DataSplit, load_data
 from consistune.errors import UserError
+from consistune.models import load_tensors
 from consistune.nn.precond import Preconditioned
 from consistune.recipe import Recipe, build
 from consistune.recipe.first_model import check_space, first_model, load_weights
@@ -83,7 +87,13 @@ def make_plan(recipe: Recipe, device: torch.device | str = "cpu", given: Given =
     objective: Objective = given.objective or build(
         recipe,
         "",
-        words={"reference": _reference, "model": _teacher, "edges": _edges, "below": _below},
+        words={
+            "reference": _reference,
+            "model": _teacher,
+            "edges": _edges,
+            "below": _below,
+            "weights": _lpips,
+        },
         context={
             "recipe": recipe,
             "data": data,
@@ -171,6 +181,19 @@ def _reference(
         return make_bank(images, device, section.bank, may_shard=section.size is None)
     except ValueError as error:
         raise UserError(str(error), bank) from error
+
+
+def _lpips(path: str, *, data: DataSplit, device: torch.device | str, **_: Any) -> dict[str, Tensor]:
+    """The weights of LPIPS in a file, on the device. Raises UserError where they or the images do not fit."""
+    where, shape = "distance.weights", data.train.image_shape
+    if min(shape[1:]) < SMALLEST_SIDE or shape[0] not in (1, 3):
+        needs = f"LPIPS needs 1 or 3 channels and {SMALLEST_SIDE} pixels a side"
+        raise UserError(f"{needs}, the images are {list(shape)}", where, "use distance: {kind: huber}")
+    if not Path(path).is_file():
+        raise UserError(
+            f"there is no {path}", where, "give VGG16's and LPIPS's weights in one safetensors file"
+        )
+    return {name: value.to(device) for name, value in load_tensors(path).items()}
 
 
 def _teacher(path: str, **context: Any) -> Any:

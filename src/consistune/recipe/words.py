@@ -67,6 +67,7 @@ PARTS: dict[Any, dict[str, Any]] = {
         "adaptive-huber": objectives.AdaptiveHuber,
         "squared-l2": objectives.SquaredL2,
         "l1": objectives.L1,
+        "lpips": objectives.LPIPS,
     },
     objectives.Weight: {
         "inverse-gap": objectives.InverseGap,
@@ -94,6 +95,7 @@ PARTS: dict[Any, dict[str, Any]] = {
         "diffusion": built_objectives.diffusion,
         "consistency": built_objectives.consistency,
         "truncated": built_objectives.truncated,
+        "trajectory": built_objectives.trajectory,
         "continuous": built_objectives.continuous,
         "mean-velocity": built_objectives.mean_velocity,
     },
@@ -136,6 +138,7 @@ WORDS: dict[tuple[Any, str], tuple[Any, Any]] = {
     (estimators.ScoreIdentity, "bank"): (BankKind, "auto"),
     (estimators.Teacher, "model"): (str, ...),
     (built_objectives.truncated, "below"): (str, ...),
+    (objectives.LPIPS, "weights"): (str, ...),
     (times.Phased, "edges"): (tuple[float, ...] | Annotated[int, Field(ge=1)], ...),
 }
 """Arguments that a recipe names by a word, with that word's type and default; `bank` says where the

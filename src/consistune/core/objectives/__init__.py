@@ -11,12 +11,15 @@ from consistune.core.objectives.consistency import Consistency
 from consistune.core.objectives.continuous import ContinuousConsistency
 from consistune.core.objectives.denoising import Denoising
 from consistune.core.objectives.distances import L1, AdaptiveHuber, Distance, Huber, SquaredL2
+from consistune.core.objectives.lpips import LPIPS
 from consistune.core.objectives.mean_velocity import AdaptivePower, MeanVelocity, Mixture, Scale
+from consistune.core.objectives.trajectory import Trajectory
 from consistune.core.objectives.truncated import Truncated
 from consistune.core.objectives.weights import InverseCOut, InverseGap, SNRPlus, Uniform, Weight
 
 __all__ = [
     "L1",
+    "LPIPS",
     "AdaptiveHuber",
     "AdaptivePower",
     "Consistency",
@@ -34,6 +37,7 @@ __all__ = [
     "SNRPlus",
     "Scale",
     "SquaredL2",
+    "Trajectory",
     "Truncated",
     "Uniform",
     "Weight",

@@ -31,6 +31,7 @@ class Draws:
         bootstraps: whether any transition of the whole batch ends above its phase's edge, r > s.
         share: a further factor of each sample's loss [B], for an objective that averages parts of the batch
             apart; None: 1.
+        first: the row of the whole batch at which these rows begin.
     """
 
     batch: Batch
@@ -39,6 +40,7 @@ class Draws:
     estimator: NoiseEstimator = OneSample()
     bootstraps: bool = False
     share: Tensor | None = None
+    first: int = 0
 
     def rows(self, part: slice) -> "Draws":
         """These rows of the batch."""
@@ -49,6 +51,7 @@ class Draws:
             self.estimator.rows(part),
             self.bootstraps,
             None if self.share is None else self.share[part],
+            self.first + (part.start or 0),
         )
 
 
