@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import ClassVar, Protocol
+from typing import ClassVar, Protocol, TypeAlias
 
 import torch
 from torch import Generator, Tensor
@@ -17,6 +17,9 @@ from consistune.core.noise import NoiseSchedule
 from consistune.core.objectives.base import Draws, Objective, check_draws, gaussian_like
 from consistune.core.rng import SharedDropout
 from consistune.core.types import Batch, Condition, Conditioning, Denoiser, Progress, Times, expand, predict
+
+Again: TypeAlias = Callable[[], AbstractContextManager[None]]
+"""The context in which a pass draws the dropout mask of the first one (`rng.SharedDropout`)."""
 
 
 class Scale(Protocol):
@@ -63,15 +66,17 @@ class Mixture:
     def idle(self) -> bool:
         return self.omega == 1 and self.kappa == 0
 
-    def __call__(self, model: Denoiser, x_t: Tensor, t: Tensor, batch: Batch, x0_hat: Tensor) -> Tensor:
-        """The mixed x̂_0, in which velocities are affine."""
+    def __call__(
+        self, ask: Callable[[Conditioning], Tensor], t: Tensor, batch: Batch, x0_hat: Tensor
+    ) -> Tensor:
+        """The mixed x̂_0, in which velocities are affine. `ask` gives the model's x̂_0 at r = t."""
         inside = (t >= self.low) & (t <= self.high)
         if batch.hidden is not None:
             inside = inside & ~batch.hidden
-        mixed = self.omega * x0_hat + (1 - self.omega - self.kappa) * model(x_t, t, unlabelled(batch))
+        mixed = self.omega * x0_hat + (1 - self.omega - self.kappa) * ask(unlabelled(batch))
         if self.kappa:
-            mixed = mixed + self.kappa * model(x_t, t, batch.network_condition)
-        return torch.where(expand(inside, x_t), mixed, x0_hat)
+            mixed = mixed + self.kappa * ask(batch.network_condition)
+        return torch.where(expand(inside, x0_hat), mixed, x0_hat)
 
 
 def unlabelled(batch: Batch) -> Conditioning:
@@ -112,8 +117,9 @@ class MeanVelocity(Objective):
 
     def draw(self, batch: Batch, progress: Progress, generator: Generator) -> Draws:
         del progress
-        times = self.intervals.sample(len(batch), generator)
-        times = Times(*(u.to(batch.x_0.device) for u in (times.t, times.r, times.s)))
+        ratios = self.intervals.sample(len(batch), generator)
+        t, r = (self.schedule.time_at(ratio.to(batch.x_0.device)) for ratio in ratios)
+        times = Times(t, torch.minimum(r, t), torch.zeros_like(t))
         return self.bound(batch, times, gaussian_like(batch.x_0, generator), generator)
 
     def at(
@@ -134,17 +140,22 @@ class MeanVelocity(Objective):
         mask = SharedDropout(times.t.device)
         x_t = self.schedule.diffuse(batch.x_0, draws.noise, times.t)
         u = self.mean_velocity(model, x_t, times, batch.network_condition)
-        with torch.no_grad(), mask.again():
-            v = self.velocity(model, x_t, draws)
+        with torch.no_grad():
+            v = self.velocity(model, x_t, draws, mask.again)
         change = self.change(model, x_t, times, batch.network_condition, v, u.detach(), mask.again)
         return self.scale((u - (v - change)).flatten(1).square().sum(1))
 
-    def velocity(self, model: Denoiser, x_t: Tensor, draws: Draws) -> Tensor:
+    def velocity(self, model: Denoiser, x_t: Tensor, draws: Draws, again: Again) -> Tensor:
         """v: the estimator's velocity, with the guidance mixed in."""
         batch, t = draws.batch, draws.times.t
         x0_hat = draws.estimator.clean(x_t, t, batch)
         if not self.guidance.idle:
-            x0_hat = self.guidance(model, x_t, t, batch, x0_hat)
+
+            def ask(condition: Conditioning) -> Tensor:
+                with again():
+                    return model(x_t, t, condition)
+
+            x0_hat = self.guidance(ask, t, batch, x0_hat)
         return self.schedule.estimated_velocity(batch.x_0, draws.noise, x0_hat, t)
 
     def mean_velocity(self, model: Denoiser, x_t: Tensor, times: Times, condition: Conditioning) -> Tensor:
@@ -160,7 +171,7 @@ class MeanVelocity(Objective):
         condition: Conditioning,
         along: Tensor,
         u: Tensor,
-        again: Callable[[], AbstractContextManager[None]],
+        again: Again,
     ) -> Tensor:
         """(t − r)·du/dt along dx_t/dt = `along`: along − u − dX/dt, without gradient."""
 
