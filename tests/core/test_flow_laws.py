@@ -14,6 +14,7 @@ from consistune.core.noise import EDM, NoiseSchedule, RectifiedFlow, Rescheduled
 from consistune.core.objectives import (
     AdaptivePower,
     ContinuousConsistency,
+    ImprovedMeanVelocity,
     MeanVelocity,
     Mixture,
     Objective,
@@ -28,7 +29,7 @@ SHAPE = (1, 2, 3)
 RATIOS = torch.tensor([0.02, 0.1, 0.4, 1.0, 3.0, 20.0], dtype=torch.float64)
 WARM = 100
 every_schedule = pytest.mark.parametrize("schedule", SCHEDULES, ids=lambda s: type(s).__name__)
-every_objective = pytest.mark.parametrize("kind", ["continuous", "mean-velocity"])
+every_objective = pytest.mark.parametrize("kind", ["continuous", "mean-velocity", "improved"])
 
 
 def normal(*shape: int, seed: int = 0) -> Tensor:
@@ -53,7 +54,8 @@ def objective_of(kind: str, schedule: NoiseSchedule, estimator: NoiseEstimator, 
     if kind == "continuous":
         given = {"weight": Uniform(), "warmup_images": WARM, "c": 1.0, **options}
         return ContinuousConsistency(schedule, estimator, **given)
-    return MeanVelocity(schedule, estimator, **{"scale": AdaptivePower(0.0), **options})
+    made = ImprovedMeanVelocity if kind == "improved" else MeanVelocity
+    return made(schedule, estimator, **{"scale": AdaptivePower(0.0), **options})
 
 
 def loss_of(objective: Objective, model: Any, batch: Batch, noise: Tensor, ratios: Tensor = RATIOS) -> Tensor:
@@ -158,9 +160,10 @@ class Spots:
         return centre + share * (x - centre) + (share.sqrt() * t) * noise
 
     def __call__(self, x: Tensor, t: Tensor, condition: Any = None, s: Tensor | None = None) -> Tensor:
-        end = torch.zeros_like(t) if s is None else s
+        if s is None:
+            return self.denoise(x, t)
         start, u, steps = x, t, 30
-        h = (end - t) / steps
+        h = (s - t) / steps
 
         def slope(x: Tensor, u: Tensor) -> Tensor:  # (x − x̂_0)/u, without its 0/0 at the end
             mean = torch.einsum("bn,n...->b...", self.weights(x, u), self.centres)
@@ -173,7 +176,7 @@ class Spots:
             c = slope(x + half * b, u + h / 2)
             d = slope(x + 2 * half * c, u + h)
             x, u = x + half / 3 * (a + 2 * b + 2 * c + d), u + h
-        keep = expand(end / t, x)
+        keep = expand(s / t, x)
         return (x - keep * start) / (1 - keep)
 
 

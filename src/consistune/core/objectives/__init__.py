@@ -11,7 +11,13 @@ from consistune.core.objectives.consistency import Consistency
 from consistune.core.objectives.continuous import ContinuousConsistency
 from consistune.core.objectives.denoising import Denoising
 from consistune.core.objectives.distances import L1, Distance, Huber, SquaredL2
-from consistune.core.objectives.mean_velocity import AdaptivePower, MeanVelocity, Mixture, Scale
+from consistune.core.objectives.mean_velocity import (
+    AdaptivePower,
+    ImprovedMeanVelocity,
+    MeanVelocity,
+    Mixture,
+    Scale,
+)
 from consistune.core.objectives.weights import InverseCOut, InverseGap, SNRPlus, Uniform, Weight
 
 __all__ = [
@@ -23,6 +29,7 @@ __all__ = [
     "Distance",
     "Draws",
     "Huber",
+    "ImprovedMeanVelocity",
     "InverseCOut",
     "InverseGap",
     "Learns",
