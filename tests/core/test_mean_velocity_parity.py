@@ -83,7 +83,7 @@ class Step:
         again = SharedDropout(x_t.device).again
         with torch.no_grad():
             u = objective.mean_velocity(self.net, x_t, self.times, condition)
-            v = objective.velocity(self.net, x_t, draws)
+            v = objective.velocity(self.net, x_t, draws, again)
             change = objective.change(self.net, x_t, self.times, condition, v, u, again)
         error = (u - (v - change)).flatten(1).square().sum(1)
         return {

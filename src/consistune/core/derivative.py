@@ -23,5 +23,6 @@ def derivative(
     """
     scope: Callable[[], AbstractContextManager[None]] = getattr(model, "exactly", nullcontext)
     with scope():
+        point, direction = (tuple(x.contiguous() for x in each) for each in (point, direction))
         value, slope, *_ = torch.func.jvp(function, point, direction)
     return value, slope

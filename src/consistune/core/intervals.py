@@ -1,4 +1,4 @@
-"""The law of (t, r), the ends of a flow map's jump: MeanFlow (2505.13447) and its successors."""
+"""The law of (t, r), the ends of a flow map's jump, in σ/α: MeanFlow (2505.13447) and its successors."""
 
 import math
 from dataclasses import dataclass
@@ -7,15 +7,12 @@ from typing import Literal, Protocol
 import torch
 from torch import Generator, Tensor
 
-from consistune.core.noise import EDM, NoiseSchedule
-from consistune.core.types import Times
-
 
 class Intervals(Protocol):
     """The law of the jumps t → r, where some have r = t."""
 
-    def sample(self, n: int, generator: Generator) -> Times:
-        """n jumps t ≥ r ≥ 0, s = 0, each [n], fp32, on the generator's device."""
+    def sample(self, n: int, generator: Generator) -> tuple[Tensor, Tensor]:
+        """σ/α at t and at r ≤ t, each [n], fp32, on the generator's device."""
         ...
 
 
@@ -43,7 +40,6 @@ class LogitNormal:
     order: Literal["swap", "clamp"] = "clamp"
     exact: bool = False
     highest: float = 0.999
-    schedule: NoiseSchedule = EDM()
 
     def __post_init__(self) -> None:
         if not (self.std > 0 and self.r_std > 0):
@@ -56,12 +52,11 @@ class LogitNormal:
                 "networks nor teachers in EDM's preconditioning know such a noise level"
             )
 
-    def sample(self, n: int, generator: Generator) -> Times:
+    def sample(self, n: int, generator: Generator) -> tuple[Tensor, Tensor]:
         normals = torch.randn(2, n, generator=generator, device=generator.device, dtype=torch.float64)
         uniform = torch.rand(n, generator=generator, device=generator.device, dtype=torch.float64)
-        ends = self.times(normals[0], normals[1], uniform)
-        t, r = (self.schedule.time_at((time / (1 - time)).float()) for time in ends)
-        return Times(t, torch.minimum(r, t), torch.zeros_like(t))
+        t, r = self.times(normals[0], normals[1], uniform)
+        return (t / (1 - t)).float(), (r / (1 - r)).float()
 
     def times(self, normal_t: Tensor, normal_r: Tensor, uniform: Tensor) -> tuple[Tensor, Tensor]:
         """(t, r) in rectified flow's time, from standard normals and uniforms [n]."""

@@ -71,6 +71,7 @@ class NoiseSchedule(ABC):
 
     def rates(self, t: Tensor) -> tuple[Tensor, Tensor]:
         """α'(t) and σ'(t), by forward differentiation. t > 0 [B] → each [B]."""
+        t = t.contiguous()
         one = (torch.ones_like(t),)
         return torch.func.jvp(self.alpha, (t,), one)[1], torch.func.jvp(self.sigma, (t,), one)[1]
 

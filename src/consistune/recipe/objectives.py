@@ -23,6 +23,7 @@ from consistune.core.objectives import (
     Denoising,
     Distance,
     Huber,
+    ImprovedMeanVelocity,
     InverseGap,
     MeanVelocity,
     Mixture,
@@ -217,12 +218,14 @@ def mean_velocity(
     intervals: Intervals = LogitNormal(),
     scale: Scale = AdaptivePower(),
     guidance: Mixture = Mixture(),
+    improved: bool = False,
 ) -> MeanVelocity:
-    """MeanFlow: a two-time network, whose jumps are sampled."""
+    """MeanFlow: a two-time network, whose jumps are sampled. improved: iMF's direction of du/dt."""
     if not guidance.idle and student.num_classes == 0:
         raise UserError(
             "the model takes no labels, so there is nothing to guide it with",
             "guidance",
             "leave guidance out, or use conditional: true",
         )
-    return MeanVelocity(schedule, estimator, intervals, scale, guidance)
+    made = ImprovedMeanVelocity if improved else MeanVelocity
+    return made(schedule, estimator, intervals, scale, guidance)

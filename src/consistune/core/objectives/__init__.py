@@ -12,7 +12,13 @@ from consistune.core.objectives.continuous import ContinuousConsistency
 from consistune.core.objectives.denoising import Denoising
 from consistune.core.objectives.distances import L1, AdaptiveHuber, Distance, Huber, SquaredL2
 from consistune.core.objectives.lpips import LPIPS
-from consistune.core.objectives.mean_velocity import AdaptivePower, MeanVelocity, Mixture, Scale
+from consistune.core.objectives.mean_velocity import (
+    AdaptivePower,
+    ImprovedMeanVelocity,
+    MeanVelocity,
+    Mixture,
+    Scale,
+)
 from consistune.core.objectives.trajectory import Trajectory
 from consistune.core.objectives.truncated import Truncated
 from consistune.core.objectives.weights import InverseCOut, InverseGap, SNRPlus, Uniform, Weight
@@ -28,6 +34,7 @@ __all__ = [
     "Distance",
     "Draws",
     "Huber",
+    "ImprovedMeanVelocity",
     "InverseCOut",
     "InverseGap",
     "Learns",

@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import ClassVar, Protocol
+from typing import ClassVar, Protocol, TypeAlias
 
 import torch
 from torch import Generator, Tensor
@@ -17,6 +17,9 @@ from consistune.core.noise import NoiseSchedule
 from consistune.core.objectives.base import Draws, Objective, check_draws, gaussian_like
 from consistune.core.rng import SharedDropout
 from consistune.core.types import Batch, Condition, Conditioning, Denoiser, Progress, Times, expand, predict
+
+Again: TypeAlias = Callable[[], AbstractContextManager[None]]
+"""The context in which a pass draws the dropout mask of the first one (`rng.SharedDropout`)."""
 
 
 class Scale(Protocol):
@@ -51,27 +54,29 @@ class Mixture:
     omega: float = 1.0
     kappa: float = 0.0
     low: float = 0.0
-    high: float = math.inf
+    high: float | None = None
 
     def __post_init__(self) -> None:
         if not 0 <= self.kappa < 1:
             raise ValueError(f"kappa must lie in [0, 1), got {self.kappa}")
-        if not self.low <= self.high:
+        if self.high is not None and not self.low <= self.high:
             raise ValueError(f"low must not be above high, got {self.low} and {self.high}")
 
     @property
     def idle(self) -> bool:
         return self.omega == 1 and self.kappa == 0
 
-    def __call__(self, model: Denoiser, x_t: Tensor, t: Tensor, batch: Batch, x0_hat: Tensor) -> Tensor:
-        """The mixed x̂_0, in which velocities are affine."""
-        inside = (t >= self.low) & (t <= self.high)
+    def __call__(
+        self, ask: Callable[[Conditioning], Tensor], t: Tensor, batch: Batch, x0_hat: Tensor
+    ) -> Tensor:
+        """The mixed x̂_0, in which velocities are affine. `ask` gives the model's x̂_0 at r = t."""
+        inside = (t >= self.low) & (t <= (math.inf if self.high is None else self.high))
         if batch.hidden is not None:
             inside = inside & ~batch.hidden
-        mixed = self.omega * x0_hat + (1 - self.omega - self.kappa) * model(x_t, t, unlabelled(batch))
+        mixed = self.omega * x0_hat + (1 - self.omega - self.kappa) * ask(unlabelled(batch))
         if self.kappa:
-            mixed = mixed + self.kappa * model(x_t, t, batch.network_condition)
-        return torch.where(expand(inside, x_t), mixed, x0_hat)
+            mixed = mixed + self.kappa * ask(batch.network_condition)
+        return torch.where(expand(inside, x0_hat), mixed, x0_hat)
 
 
 def unlabelled(batch: Batch) -> Conditioning:
@@ -112,8 +117,9 @@ class MeanVelocity(Objective):
 
     def draw(self, batch: Batch, progress: Progress, generator: Generator) -> Draws:
         del progress
-        times = self.intervals.sample(len(batch), generator)
-        times = Times(*(u.to(batch.x_0.device) for u in (times.t, times.r, times.s)))
+        ratios = self.intervals.sample(len(batch), generator)
+        t, r = (self.schedule.time_at(ratio.to(batch.x_0.device)) for ratio in ratios)
+        times = Times(t, torch.minimum(r, t), torch.zeros_like(t))
         return self.bound(batch, times, gaussian_like(batch.x_0, generator), generator)
 
     def at(
@@ -134,18 +140,29 @@ class MeanVelocity(Objective):
         mask = SharedDropout(times.t.device)
         x_t = self.schedule.diffuse(batch.x_0, draws.noise, times.t)
         u = self.mean_velocity(model, x_t, times, batch.network_condition)
-        with torch.no_grad(), mask.again():
-            v = self.velocity(model, x_t, draws)
-        change = self.change(model, x_t, times, batch.network_condition, v, u.detach(), mask.again)
+        with torch.no_grad():
+            v = self.velocity(model, x_t, draws, mask.again)
+            along = self.along(model, x_t, draws, v, mask.again)
+        change = self.change(model, x_t, times, batch.network_condition, along, u.detach(), mask.again)
         return self.scale((u - (v - change)).flatten(1).square().sum(1))
 
-    def velocity(self, model: Denoiser, x_t: Tensor, draws: Draws) -> Tensor:
+    def velocity(self, model: Denoiser, x_t: Tensor, draws: Draws, again: Again) -> Tensor:
         """v: the estimator's velocity, with the guidance mixed in."""
         batch, t = draws.batch, draws.times.t
         x0_hat = draws.estimator.clean(x_t, t, batch)
         if not self.guidance.idle:
-            x0_hat = self.guidance(model, x_t, t, batch, x0_hat)
+
+            def ask(condition: Conditioning) -> Tensor:
+                with again():
+                    return model(x_t, t, condition)
+
+            x0_hat = self.guidance(ask, t, batch, x0_hat)
         return self.schedule.estimated_velocity(batch.x_0, draws.noise, x0_hat, t)
+
+    def along(self, model: Denoiser, x_t: Tensor, draws: Draws, v: Tensor, again: Again) -> Tensor:
+        """dx_t/dt along which du/dt is taken: v."""
+        del model, x_t, draws, again
+        return v
 
     def mean_velocity(self, model: Denoiser, x_t: Tensor, times: Times, condition: Conditioning) -> Tensor:
         """u(x_t, r, t)."""
@@ -160,7 +177,7 @@ class MeanVelocity(Objective):
         condition: Conditioning,
         along: Tensor,
         u: Tensor,
-        again: Callable[[], AbstractContextManager[None]],
+        again: Again,
     ) -> Tensor:
         """(t − r)·du/dt along dx_t/dt = `along`: along − u − dX/dt, without gradient."""
 
@@ -170,3 +187,23 @@ class MeanVelocity(Objective):
 
         _, slope = derivative(model, jump, (x_t, times.t), (along, torch.ones_like(times.t)))
         return along - u - slope
+
+
+@dataclass(frozen=True)
+class ImprovedMeanVelocity(MeanVelocity):
+    """iMF: MeanFlow whose du/dt is taken along the network's own velocity, u at r = t  (2512.02012).
+
+    L = scale(‖V − v‖²) with V = u_θ + sg((t − r)·du/dt): the estimate v is a regression target alone, and
+    does not enter the prediction V. The own velocity sees every label, also those that are hidden from u. Of
+    the published method, an auxiliary head for it and guidance scales as an input of the network are left
+    out; a fixed guidance ω is `Mixture(omega=1, kappa=1 − 1/ω)`.
+    """
+
+    def along(self, model: Denoiser, x_t: Tensor, draws: Draws, v: Tensor, again: Again) -> Tensor:
+        """The network's velocity dx_t/dt = u(x_t, t, t)."""
+        del v
+        batch, t = draws.batch, draws.times.t
+        seen = batch.condition if batch.augment is None else Condition(batch.condition, None, batch.augment)
+        with again():
+            x0_hat = model(x_t, t, seen)
+        return self.schedule.velocity(x_t, x0_hat, t)

@@ -1,0 +1,372 @@
+"""Laws of the objectives in continuous time: fixed points, linearity, bias, and what they share."""
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from consistune.core.estimators import Blend, NoiseEstimator, OneSample, ScoreIdentity, Teacher
+from consistune.core.flow import mean_velocity
+from consistune.core.intervals import LogitNormal
+from consistune.core.noise import EDM, NoiseSchedule, RectifiedFlow, Rescheduled
+from consistune.core.objectives import (
+    AdaptivePower,
+    ContinuousConsistency,
+    ImprovedMeanVelocity,
+    MeanVelocity,
+    Mixture,
+    Objective,
+    Uniform,
+)
+from consistune.core.posterior.mean import Reference
+from consistune.core.types import Batch, Condition, Times, expand
+from consistune.nn import store
+from tests.support.gaussian import SCHEDULES, Anisotropic
+
+SHAPE = (1, 2, 3)
+RATIOS = torch.tensor([0.02, 0.1, 0.4, 1.0, 3.0, 20.0], dtype=torch.float64)
+WARM = 100
+every_schedule = pytest.mark.parametrize("schedule", SCHEDULES, ids=lambda s: type(s).__name__)
+every_objective = pytest.mark.parametrize("kind", ["continuous", "mean-velocity", "improved"])
+
+
+def normal(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+@dataclass(frozen=True)
+class Reversed(NoiseEstimator):
+    """The x̂_0 whose velocity is the negative of another estimator's."""
+
+    inner: NoiseEstimator
+    schedule: NoiseSchedule
+
+    def clean(self, x_t: Tensor, t: Tensor, batch: Batch) -> Tensor:
+        v = self.schedule.velocity(x_t, self.inner.clean(x_t, t, batch), t)
+        d_alpha, d_sigma = self.schedule.rates(t)
+        keep = d_sigma / self.schedule.sigma(t)
+        return (-v - expand(keep, v) * x_t) / expand(d_alpha - keep * self.schedule.alpha(t), v)
+
+
+def objective_of(kind: str, schedule: NoiseSchedule, estimator: NoiseEstimator, **options: Any) -> Any:
+    if kind == "continuous":
+        given = {"weight": Uniform(), "warmup_images": WARM, "c": 1.0, **options}
+        return ContinuousConsistency(schedule, estimator, **given)
+    made = ImprovedMeanVelocity if kind == "improved" else MeanVelocity
+    return made(schedule, estimator, **{"scale": AdaptivePower(0.0), **options})
+
+
+def loss_of(objective: Objective, model: Any, batch: Batch, noise: Tensor, ratios: Tensor = RATIOS) -> Tensor:
+    t = objective.schedule.time_at(ratios)
+    if isinstance(objective, ContinuousConsistency):
+        return objective.at(model, batch, t, WARM, noise)
+    shares = torch.linspace(0, 1, len(t), dtype=t.dtype)  # r = 0 at one end, r = t at the other
+    return objective.at(model, batch, Times(t, shares * t, 0 * t), noise)
+
+
+@every_schedule
+@every_objective
+@pytest.mark.parametrize("sigma_data", [0.5, 1.3])
+def test_the_exact_solution_is_a_fixed_point(schedule, kind, sigma_data) -> None:
+    """On an anisotropic Gaussian with the marginal velocity; with its sign flipped it is none."""
+    world = Anisotropic(
+        schedule, 0.1 + torch.rand(SHAPE, generator=torch.Generator().manual_seed(1)).double()
+    )
+    options = {"sigma_data": sigma_data} if kind == "continuous" else {}
+    x_0, noise = 0.3 + world.std * normal(6, *SHAPE), normal(6, *SHAPE, seed=2)
+    teacher = Teacher(world.denoise)
+    residuals = [
+        loss_of(objective_of(kind, schedule, estimator, **options), world, Batch(x_0), noise).sqrt()
+        for estimator in (teacher, Reversed(teacher, schedule))
+    ]
+    size = schedule.velocity(
+        schedule.diffuse(x_0, noise, schedule.time_at(RATIOS)), x_0, schedule.time_at(RATIOS)
+    )
+    assert residuals[0].max() < 1e-12 * max(1.0, float(size.abs().max()))
+    assert residuals[1].max() > 0.3
+
+
+class Net(nn.Module):
+    """A smooth two-time denoiser with random weights."""
+
+    two_times = True
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(3)
+        self.inner, self.outer = nn.Linear(8, 16).double(), nn.Linear(16, 6).double()
+
+    def forward(self, x: Tensor, t: Tensor, condition: Any = None, s: Tensor | None = None) -> Tensor:
+        s = t if s is None else s
+        times = torch.stack([t.log1p(), s.log1p()], dim=1)
+        return self.outer(torch.tanh(self.inner(torch.cat([x.flatten(1), times], dim=1)))).view_as(x)
+
+
+@every_schedule
+@every_objective
+def test_before_normalisation_the_score_identity_is_the_mean_over_one_sample_forms(schedule, kind) -> None:
+    """Over the images that may have made x_t, with their weights: the same expectation, without variance."""
+    images, net = 0.7 * normal(5, *SHAPE), Net()
+    t = schedule.time_at(torch.tensor([2.5], dtype=torch.float64))
+    x_t = schedule.diffuse(images[:1], normal(1, *SHAPE, seed=4), t)
+    logits = -(x_t - schedule.alpha(t) * images).flatten(1).square().sum(1) / (2 * schedule.sigma(t) ** 2)
+    weights = torch.softmax(logits, 0)
+    identity = ScoreIdentity(schedule, Reference.ungrouped(images))
+
+    def gradient(estimator: NoiseEstimator, image: Tensor) -> Tensor:
+        """Of the loss with respect to the network's output layer: linear in the target."""
+        noise = (x_t - schedule.alpha(t) * image) / schedule.sigma(t)
+        objective = objective_of(kind, schedule, estimator)
+        if kind == "continuous":
+            objective.__dict__["normalised"] = lambda g: g
+        net.zero_grad()
+        times = Times(t, 0.5 * t, 0 * t)
+        at = (t, WARM) if kind == "continuous" else (times,)
+        objective.at(net, Batch(image), *at, noise).sum().backward()
+        return net.outer.weight.grad.clone()
+
+    one = sum(w * gradient(OneSample(), image[None]) for w, image in zip(weights, images, strict=True))
+    marginal = gradient(identity, images[:1])
+    torch.testing.assert_close(marginal, one, rtol=0, atol=1e-6 * float(one.abs().max()))
+    spread = gradient(OneSample(), images[:1]) - marginal
+    assert spread.abs().max() > 1e-2 * one.abs().max()
+
+
+class Spots:
+    """Three spots N(m_i, τ²) as data: the exact flow by steps of the fourth order; EDM's schedule."""
+
+    two_times = True
+    tau = 0.2
+    centres = torch.tensor([[-0.8, 0.1], [0.5, 0.9], [0.6, -0.7]], dtype=torch.float64).view(3, 1, 1, 2)
+
+    def weights(self, x: Tensor, t: Tensor) -> Tensor:
+        """The posterior of the spots [B, 3]."""
+        shift = (x[:, None] - self.centres).flatten(2).square().sum(2)
+        return torch.softmax(-shift / (2 * (t.square() + self.tau**2))[:, None], 1)
+
+    def denoise(self, x: Tensor, t: Tensor, condition: Any = None) -> Tensor:
+        mean = torch.einsum("bn,n...->b...", self.weights(x, t), self.centres)
+        share = expand(self.tau**2 / (t.square() + self.tau**2), x)
+        return mean + share * (x - mean)
+
+    def posterior(self, x: Tensor, t: Tensor, n: int) -> Tensor:
+        """n images that may have made x [1, ...] at t."""
+        g = torch.Generator().manual_seed(0)
+        centre = self.centres[torch.multinomial(self.weights(x, t)[0], n, replacement=True, generator=g)]
+        share = self.tau**2 / (t.square() + self.tau**2)
+        noise = torch.randn(centre.shape, generator=g, dtype=torch.float64)
+        return centre + share * (x - centre) + (share.sqrt() * t) * noise
+
+    def __call__(self, x: Tensor, t: Tensor, condition: Any = None, s: Tensor | None = None) -> Tensor:
+        if s is None:
+            return self.denoise(x, t)
+        start, u, steps = x, t, 30
+        h = (s - t) / steps
+
+        def slope(x: Tensor, u: Tensor) -> Tensor:  # (x − x̂_0)/u, without its 0/0 at the end
+            mean = torch.einsum("bn,n...->b...", self.weights(x, u), self.centres)
+            return expand(u / (u.square() + self.tau**2), x) * (x - mean)
+
+        half = expand(h / 2, x)
+        for _ in range(steps):
+            a = slope(x, u)
+            b = slope(x + half * a, u + h / 2)
+            c = slope(x + half * b, u + h / 2)
+            d = slope(x + 2 * half * c, u + h)
+            x, u = x + half / 3 * (a + 2 * b + 2 * c + d), u + h
+        keep = expand(s / t, x)
+        return (x - keep * start) / (1 - keep)
+
+
+@every_objective
+def test_with_normalisation_one_sample_is_biased_at_the_exact_solution(kind) -> None:
+    """Its mean update there is a part of the updates' mean size; that of the marginal velocity is 0."""
+    world, n = Spots(), 500
+    at = torch.tensor([0.6], dtype=torch.float64)
+    x_t = torch.tensor([[1.0, 0.5]], dtype=torch.float64).view(1, 1, 1, 2)
+
+    def updates(estimator: NoiseEstimator, images: Tensor) -> Tensor:
+        """The derivative of each normalised loss with respect to the model's x̂_0, [n, 2]."""
+        shift = torch.zeros(images.shape, dtype=torch.float64, requires_grad=True)
+
+        class Shifted(Spots):
+            def __call__(self, *inputs: Any) -> Tensor:
+                return super().__call__(*inputs) + shift
+
+        options = {"c": 0.1} if kind == "continuous" else {"scale": AdaptivePower(0.75, 1e-3)}
+        objective = objective_of(kind, EDM(), estimator, **options)
+        t = at.expand(len(images))
+        where = (t, WARM) if kind == "continuous" else (Times(t, 0.3 * t, 0 * t),)
+        loss = objective.at(Shifted(), Batch(images), *where, (x_t - images) / at)
+        return torch.autograd.grad(loss.sum(), shift)[0].flatten(1)
+
+    images = world.posterior(x_t, at, n)
+    one = updates(OneSample(), images)
+    size = one.norm(dim=1).mean()
+    assert one.mean(0).norm() / size > 0.15
+    assert updates(Teacher(world.denoise), images[:1]).norm() / size < 1e-3
+    # Of a long list of images that are as likely as the posterior has them, the plain mean has no bias.
+    v = (x_t - images) / at
+    assert (v.mean(0) - (x_t - world.denoise(x_t, at))[0] / at).norm() < 4 * v.flatten(1).std(
+        0
+    ).norm() / n**0.5
+
+
+@every_schedule
+def test_at_r_equal_t_mean_flow_is_flow_matching(schedule) -> None:
+    """‖u(x_t, t, t) − v‖² with u the velocity of the network's x̂_0; u tends to it as r tends to t."""
+    x_0, noise, net = 0.5 * normal(6, *SHAPE), normal(6, *SHAPE, seed=5), Net()
+    t = schedule.time_at(RATIOS)
+    found = objective_of("mean-velocity", schedule, OneSample()).at(
+        net, Batch(x_0), Times(t, t, 0 * t), noise
+    )
+    d_alpha, d_sigma = (expand(rate, x_0) for rate in schedule.rates(t))
+    x_t = schedule.diffuse(x_0, noise, t)
+    u = schedule.velocity(x_t, net(x_t, t, None, t), t)
+    expected = (u - (d_alpha * x_0 + d_sigma * noise)).flatten(1).square().sum(1)
+    torch.testing.assert_close(found, expected, rtol=1e-10, atol=0)
+    near = mean_velocity(schedule, x_t, x_0, t, t * (1 - 1e-5))
+    torch.testing.assert_close(near, schedule.velocity(x_t, x_0, t), rtol=2e-3, atol=1e-3)
+
+
+@every_schedule
+@every_objective
+def test_a_reference_of_one_image_is_one_sample(schedule, kind) -> None:
+    image, noise, net = normal(1, *SHAPE), normal(1, *SHAPE, seed=6), Net()
+    identity = ScoreIdentity(schedule, Reference.ungrouped(image))
+    a, b = (
+        loss_of(objective_of(kind, schedule, estimator), net, Batch(image), noise, RATIOS[3:4])
+        for estimator in (identity, OneSample())
+    )
+    torch.testing.assert_close(a, b, rtol=1e-12, atol=0)
+
+
+@every_objective
+def test_every_estimator_and_every_share_of_a_batch(kind) -> None:
+    """Losses of rows are the rows of the losses, whatever gives the velocity."""
+    schedule = RectifiedFlow()
+    images, labels = normal(8, *SHAPE), torch.tensor([0] * 4 + [1] * 4)
+    net = Net()
+    identity = ScoreIdentity(schedule, Reference.grouped(images, labels))
+    estimators = (
+        OneSample(),
+        Teacher(lambda x, t, c=None: 0.5 * x),
+        ScoreIdentity(schedule),
+        identity,
+        replace(identity, size=3),
+        ScoreIdentity(schedule, Reference.ungrouped(images)),
+        Blend(schedule, identity),
+    )
+    losses = []
+    for estimator in estimators:
+        objective = objective_of(kind, schedule, estimator)
+        batch = Batch(images, labels, torch.arange(8))
+        if isinstance(estimator, ScoreIdentity) and estimator.reference is not None:
+            batch = batch if len(estimator.reference.offsets) > 2 else replace(batch, condition=None)
+        draws = objective.draw(batch, WARM // 2, torch.Generator().manual_seed(7))
+        whole = objective.losses(net, net, draws)
+        parts = [objective.losses(net, net, draws.rows(part)) for part in (slice(0, 3), slice(3, 8))]
+        torch.testing.assert_close(torch.cat(parts), whole, rtol=1e-5, atol=1e-6)
+        losses.append(whole)
+    assert torch.isfinite(torch.stack(losses)).all()
+    assert len({round(float(loss.sum()), 9) for loss in losses}) >= 5  # the batch is the whole set here
+
+
+@every_schedule
+@every_objective
+def test_a_network_for_edm_trains_alike_under_every_schedule(schedule, kind) -> None:
+    """Rescheduled, a two-time network gives finite losses and gradients; sCM's loss is EDM's to rounding."""
+    x_0, noise, net = 0.5 * normal(6, *SHAPE), normal(6, *SHAPE, seed=8), Net()
+    losses = [
+        loss_of(objective_of(kind, s, OneSample()), Rescheduled(net, s), Batch(x_0), noise)
+        for s in (schedule, EDM())
+    ]
+    assert torch.isfinite(torch.stack(losses)).all()
+    if kind == "continuous":
+        torch.testing.assert_close(*losses, rtol=1e-9, atol=1e-12)
+
+
+# What the published numbers cannot show ---------------------------------------------------------------------
+
+
+def test_guidance_acts_inside_its_interval_and_on_labels_that_are_seen() -> None:
+    t = torch.tensor([0.1, 0.3, 0.5, 0.7, 0.9], dtype=torch.float64)
+    x_t, x0_hat = normal(5, *SHAPE), normal(5, *SHAPE, seed=1)
+    hidden = torch.tensor([False, False, True, False, False])
+    batch = Batch(x_t, torch.tensor([1, 2, 3, 4, 5]), hidden=hidden)
+
+    def ask(condition: Any) -> Tensor:
+        if condition is None:
+            return torch.zeros_like(x_t)
+        assert isinstance(condition, Condition)
+        return expand(condition.label.double(), x_t).expand_as(x_t)
+
+    mixed = Mixture(2.0, 0.25, 0.3, 0.8)(ask, t, batch, x0_hat)
+    for row in (0, 2, 4):  # below, hidden, above
+        assert torch.equal(mixed[row], x0_hat[row])
+    for row in (1, 3):
+        torch.testing.assert_close(mixed[row], 2 * x0_hat[row] + 0.25 * (row + 1))
+    assert MeanVelocity(RectifiedFlow(), OneSample(), guidance=Mixture(2.0)).needs_unlabelled
+
+
+class Masks(nn.Module):
+    """Dropout that remembers its masks."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[Tensor] = []
+
+    def forward(self, x: Tensor) -> Tensor:
+        mask = torch.rand(x.shape) < 0.5
+        self.seen.append(mask)
+        return x * mask * 2
+
+
+@every_objective
+@pytest.mark.parametrize("difference", [None, 1e-3])
+def test_the_derivative_has_the_dropout_mask_of_the_pass(kind, difference) -> None:
+    network = {"kind": "mlp", "image_shape": (1, 4, 4), "width": 8, "num_classes": 2, "second_time": True}
+    model = store.build({"network": network, "precond": {"kind": "edm"}}).double().train()
+    masks = [Masks() for _ in model.network.trunk]
+    for block, mask in zip(model.network.trunk, masks, strict=True):
+        block.dropout = mask
+        nn.init.normal_(block.outer.weight)
+    options: dict[str, Any] = {"guidance": Mixture(0.5, 0.4)}
+    if kind == "continuous":
+        options = {"difference": difference}
+    objective = objective_of(kind, EDM(), OneSample(), **options)
+    batch = Batch(normal(6, 1, 4, 4), torch.tensor([0, 1] * 3))
+    loss_of(objective, model, batch, normal(6, 1, 4, 4, seed=9)).sum().backward()
+    for mask in masks:
+        assert len(mask.seen) >= 2
+        assert all(torch.equal(mask.seen[0], other) for other in mask.seen[1:])
+    assert not torch.equal(masks[0].seen[0], masks[1].seen[0])
+    before = masks[0].seen[0]
+    loss_of(objective, model, batch, normal(6, 1, 4, 4, seed=9))
+    assert not torch.equal(masks[0].seen[-1], before)
+
+
+def test_times_out_of_order_are_refused() -> None:
+    batch, noise = Batch(normal(2, *SHAPE)), normal(2, *SHAPE)
+    t = torch.tensor([0.5, 0.6], dtype=torch.float64)
+    objective = objective_of("mean-velocity", RectifiedFlow(), OneSample())
+    for r in (t + 0.1, t - 1):
+        with pytest.raises(ValueError, match="t >= r >= 0"):
+            objective.at(Net(), batch, Times(t, r, 0 * t), noise)
+    with pytest.raises(ValueError, match="NaN"):
+        objective.at(Net(), batch, Times(t, t, 0 * t), noise * torch.nan)
+
+
+def test_the_law_of_the_jumps() -> None:
+    t, r = LogitNormal(equal=0.4, exact=True).sample(1000, torch.Generator().manual_seed(0))
+    assert bool((r <= t).all())
+    assert int((r[:400] == t[:400]).sum()) == 400
+    law = LogitNormal()  # v1's: 25 %, and its clamping makes them 30 %
+    t, r = law.sample(20_000, torch.Generator().manual_seed(0))
+    assert 0.27 < float((r == t).float().mean()) < 0.33
+    assert float((t / (1 + t)).max()) <= 0.999
+    for wrong in ({"std": 0.0}, {"equal": 1.5}, {"highest": 1.0}):
+        with pytest.raises(ValueError, match=next(iter(wrong))):
+            LogitNormal(**wrong)

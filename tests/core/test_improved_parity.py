@@ -1,0 +1,148 @@
+"""iMF's loss, with the published head and guidance inputs on the toy network: parity/imf."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from consistune.core.estimators import OneSample
+from consistune.core.intervals import LogitNormal
+from consistune.core.noise import RectifiedFlow
+from consistune.core.objectives import AdaptivePower, ImprovedMeanVelocity
+from consistune.core.rng import SharedDropout
+from consistune.core.sampling import PhasedSteps
+from consistune.core.types import Batch, Times
+from tests.support.toy import ToyVelocity, close, gradients
+
+FLOW = RectifiedFlow()
+FLOAT32_SCALES = 1e-7
+"""The reference keeps the guidance scale in float32."""
+
+
+class Heads(ToyVelocity):
+    """The toy with its velocity head; `extra` is the guidance input [1 − 1/ω, t_min, t_max] of u."""
+
+    extra: Tensor
+
+    def heads(self, x: Tensor, t: Tensor, q: Tensor, label: Tensor, extra: Tensor) -> tuple[Tensor, Tensor]:
+        h = self.hidden_layer(x, t, label, q, extra)
+        return self.out(h, x), (h @ self.W3.T + self.b3).view_as(x)
+
+    def velocity(self, x: Tensor, t: Tensor, r: Tensor, condition: Any = None) -> Tensor:
+        return self.heads(x, t, t - r, self.labels(condition, len(x)), self.extra)[0]
+
+
+@dataclass(frozen=True)
+class Published(ImprovedMeanVelocity):
+    """The objective with the published guidance, own velocity and head."""
+
+    share: Tensor = torch.zeros(0)
+    """1 − 1/ω of each sample, 0 outside its interval."""
+
+    def own(self, model: Heads, x_t: Tensor, t: Tensor, label: Tensor, share: Tensor) -> Tensor:
+        zero, one = torch.zeros_like(t), torch.ones_like(t)
+        return model.heads(x_t, t, zero, label, torch.stack([share, zero, one], dim=1))[1]
+
+    def along(self, model: Any, x_t: Tensor, draws: Any, v: Tensor, again: Any) -> Tensor:
+        return self.own(model, x_t, draws.times.t, draws.batch.condition, self.share)
+
+    def velocity(self, model: Any, x_t: Tensor, draws: Any, again: Any) -> Tensor:
+        v, t, batch = super().velocity(model, x_t, draws, again), draws.times.t, draws.batch
+        null = torch.full_like(batch.condition, model.null)
+        difference = self.along(model, x_t, draws, v, again)
+        difference = difference - self.own(model, x_t, t, null, torch.zeros_like(t))
+        share = torch.where(batch.hidden, 0.0, self.share).view(-1, 1, 1, 1)
+        return v + share * difference
+
+
+class Step:
+    """A variant's objective, network and inputs, all from the stored draws."""
+
+    def __init__(self, arrays: dict[str, Any], variant: str) -> None:
+        words = (
+            dict(word.split("=") for word in arrays[f"{variant}.settings"]) if variant != "default" else {}
+        )
+        given = {name: float(value) for name, value in words.items()}
+        self.p, self.c = given.get("norm_p", 1.0), given.get("norm_eps", 0.01)
+        share = given.get("data_proportion", 0.5)
+        law = LogitNormal(-0.4, 1.0, -0.4, 1.0, share, "swap", exact=True, highest=1 - 1e-15)
+        self.t, self.r = law.times(arrays["normal_t"], arrays["normal_r"], torch.zeros(8))
+        same = torch.arange(8) < int(share * 8)
+        beta, u = given.get("cfg_beta", 1.0), arrays["uniform_omega"]
+        power = 1 - beta
+        self.omega = 8**u if beta == 1 else (1 + u * (8**power - 1)) ** (1 / power)
+        self.t_min = torch.where(same, 0.0, 0.5 * arrays["uniform_t_min"])
+        self.t_max = torch.where(same, 1.0, 0.5 + 0.5 * arrays["uniform_t_max"])
+        dropped = int((arrays["drop_uniform"] < given.get("class_dropout_prob", 0.1)).sum())
+        self.batch = Batch(arrays["x_0"], arrays["label"], hidden=torch.arange(8) < dropped)
+        self.net = Heads(arrays, null=len(arrays["net_Wl"]) - 1)
+        self.net.extra = torch.stack([1 - 1 / self.omega, self.t_min, self.t_max], dim=1)
+        inside = (self.t >= self.t_min) & (self.t <= self.t_max)
+        self.objective = Published(
+            FLOW,
+            OneSample(),
+            scale=AdaptivePower(self.p, self.c),
+            share=torch.where(inside, 1 - 1 / self.omega, 0.0),
+        )
+        self.times = Times(self.t, self.r, torch.zeros_like(self.t))
+        self.draws = self.objective.bound(self.batch, self.times, arrays["noise"], None)
+
+
+@pytest.mark.parametrize("variant", ["default", "beta2", "nodrop"])
+def test_the_published_step(parity, variant) -> None:
+    arrays = parity("imf/imf")
+    stored = {k.removeprefix(f"{variant}."): v for k, v in arrays.items() if k.startswith(f"{variant}.")}
+    step = Step(arrays, variant)
+    objective, net, draws = step.objective, step.net, step.draws
+    x_t, again = FLOW.diffuse(step.batch.x_0, arrays["noise"], step.t), SharedDropout(step.t.device).again
+    condition = step.batch.network_condition
+    loss_u = objective.losses(net, net, draws)
+    with torch.no_grad():
+        v = objective.velocity(net, x_t, draws, again)
+        own = objective.along(net, x_t, draws, v, again)
+        u = objective.mean_velocity(net, x_t, step.times, condition)
+        change = objective.change(net, x_t, step.times, condition, own, u, again)
+    label = net.labels(condition, 8)
+    head = net.heads(x_t, step.t, step.t - step.r, label, net.extra)[1]
+    loss_v = objective.scale((head - v).flatten(1).square().sum(1))
+    loss = loss_u + loss_v
+    found = {
+        "t": step.t,
+        "r": step.r,
+        "omega": step.omega,
+        "t_min": step.t_min,
+        "t_max": step.t_max,
+        "x_t": x_t,
+        "velocity": arrays["noise"] - step.batch.x_0,
+        "guided_velocity": v,
+        "v_cond": own,
+        "label_used": label,
+        "u": u,
+        "V": u + change,
+        "v_head": head,
+        "loss_u": loss_u,
+        "loss_v": loss_v,
+        "loss": loss,
+        "mean_loss": loss.mean(),
+    }
+    for name in found.keys() & stored.keys():
+        close(found[name], stored[name], FLOAT32_SCALES)
+    if "jvp" in stored:
+        close(change, (step.t - step.r).view(-1, 1, 1, 1) * stored["jvp"], FLOAT32_SCALES)
+    for name, gradient in gradients(net, loss.mean()).items():
+        if f"grad_{name}" in stored:
+            close(gradient, stored[f"grad_{name}"], FLOAT32_SCALES)
+
+
+@pytest.mark.parametrize("steps", [1, 2])
+def test_the_published_samples(parity, steps) -> None:
+    arrays = parity("imf/imf")
+    net = Heads(arrays, null=len(arrays["net_Wl"]) - 1)
+    net.extra = torch.tensor([[1 - 1 / 3.5, 0.2, 0.8]], dtype=torch.float64).expand(8, 3)
+    edges = tuple(k / steps for k in range(1, steps))
+    found = PhasedSteps(edges, t_max=1.0)(
+        net, FLOW, lambda *shape: arrays["noise"], (3, 4, 4), arrays["label"]
+    )
+    close(found, arrays[f"sample_{steps}"], FLOAT32_SCALES)
