@@ -16,8 +16,8 @@ from consistune.evaluate.page import write_page
 from consistune.evaluate.record import facts, summarise
 from consistune.evaluate.request import Request
 from consistune.evaluate.search import search_setting
-from consistune.evaluate.setup import build_suite, read_data
-from consistune.evaluate.sources import FileSource, ModelSource, file_source, model_source
+from consistune.evaluate.setup import build_suite, check_destinations, images_in, read_data
+from consistune.evaluate.sources import FileSource, ModelSource, file_source, is_samples, model_source
 from consistune.metrics.suite import SampleSource
 from consistune.system.files import atomic_file, write_atomically
 from consistune.system.processes import rank_and_count
@@ -34,10 +34,11 @@ class Job:
 
     def __init__(self, request: Request, screen: Screen) -> None:
         self.request, self.screen = request, screen
+        check_destinations(request)
         self.began = time.perf_counter()
-        self.data = read_data(request.data)
+        self.data = read_data(request.data or images_in(request.reference))
         self.source: ModelSource | FileSource
-        if request.model.suffix == ".npz":
+        if is_samples(request.model):
             self.source = file_source(request)
         else:
             train = None if self.data is None else self.data.train
