@@ -141,7 +141,7 @@ def test_a_full_disk_is_status_1(model: Path, tmp_path: Path) -> None:
         "import errno, sys\n"
         "import consistune.cli.sample as command\n"
         "def full(*a, **k): raise OSError(errno.ENOSPC, 'No space left on device', 'out.png')\n"
-        "command.write_images = full\n"
+        "command.images_out.Sheet.save = full\n"
         f"sys.argv = ['consistune', 'sample', {str(model)!r}, '--out', {str(tmp_path / 'out.png')!r}]\n"
         "from consistune.cli.main import main\nmain()\n"
     )

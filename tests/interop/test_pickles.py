@@ -120,7 +120,7 @@ def test_files_that_are_no_checkpoints_are_refused(tmp_path: Path) -> None:
         "text": "neither",
         "gzip": "neither",
         "pipe": "not a file",
-        ".": "not a file",
+        ".": "is a folder without",
         "missing": "No such file",
     }.items():
         assert words in refused(tmp_path / file)

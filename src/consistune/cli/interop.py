@@ -10,20 +10,27 @@ from consistune.cli.options import ModelFolder
 
 def import_(
     checkpoint: Annotated[
-        Path, Argument(help="EDM, EDM2 or ECT snapshot (.pkl), consistency model (.pt), .safetensors.")
+        Path,
+        Argument(
+            help="EDM, EDM2 or ECT snapshot (.pkl), state dict or consistency model (.pt, .ckpt), "
+            ".safetensors, or a folder of accelerate or Lightning."
+        ),
     ],
     dest: Annotated[Path, Argument(help="The model folder to write.")],
+    weights: Annotated[
+        str | None, Option(help="Which of several networks in the file; default: the averaged one.")
+    ] = None,
 ) -> None:
     """Convert an official checkpoint to a model folder; no code in the file is executed."""
     from consistune.interop.checkpoints import import_checkpoint
 
-    print(import_checkpoint(checkpoint, dest))
+    print(import_checkpoint(checkpoint, dest, weights))
 
 
 def export(
     model: ModelFolder,
     dest: Annotated[Path, Argument(help="The file to write.")],
-    format: Annotated[str, Option(help="safetensors or onnx.")] = "safetensors",
+    format: Annotated[str | None, Option(help="safetensors or onnx; default: by DEST's ending.")] = None,
 ) -> None:
     """Write a model for other programs: its weights under the official names, or an ONNX graph."""
     from consistune.interop.export import export_model

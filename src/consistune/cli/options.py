@@ -57,7 +57,12 @@ def pick_device(name: str) -> "torch.device":
 
 def parse_integers(text: str, option: str) -> list[int]:
     """ "0-3,7" → [0, 1, 2, 3, 7]. Raises UserError, which names the option."""
-    numbers: list[int] = []
+    return [number for part in parse_ranges(text, option) for number in part]
+
+
+def parse_ranges(text: str, option: str) -> list[range]:
+    """ "0-3,7" → [range(0, 4), range(7, 8)]. Raises UserError, which names the option."""
+    ranges: list[range] = []
     for part in text.split(","):
         first, dash, last = part.strip().partition("-")
         try:
@@ -67,8 +72,8 @@ def parse_integers(text: str, option: str) -> list[int]:
             raise UserError(f"{text!r} is not a list of integers", option, "write 0-63 or 1,5,8-11") from None
         if high < low:
             raise UserError(f"the range {part.strip()} is empty", option, "write the smaller number first")
-        numbers.extend(range(low, high + 1))
-    return numbers
+        ranges.append(range(low, high + 1))
+    return ranges
 
 
 def parse_times(text: str | None, option: str) -> tuple[float, ...] | None:

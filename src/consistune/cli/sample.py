@@ -1,12 +1,14 @@
 """`consistune sample`: draw images with a model."""
 
 import math
+from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from typer import Option
 
-from consistune.cli import options
+from consistune.cli import images_out, options
 from consistune.cli.screen import Screen
 from consistune.errors import UserError
 
@@ -29,8 +31,12 @@ def sample(
     out: Annotated[
         Path, Option(help="NAME.png: a grid; NAME.npz: arrays; NAME: a folder of PNG files.")
     ] = Path("samples.png"),
+    format: Annotated[str | None, Option(help="png, npz or folder; default: by --out.")] = None,
+    at: Annotated[
+        str | None, Option(help="latest: the newest checkpoint of a run that is not finished.")
+    ] = None,
     mid_t: options.MiddleTimes = None,
-    eta: options.Eta = 1.0,
+    eta: options.Eta = None,
     guidance: options.GuidanceWeight = 1.0,
     worse: options.WorseModel = None,
     guidance_interval: options.GuidanceInterval = None,
@@ -40,51 +46,71 @@ def sample(
     device: options.Device = "auto",
 ) -> None:
     """Draw images, one per seed: a seed gives the same image, whatever else is drawn with it."""
-    import torch
-
     from consistune import models
+    from consistune.evaluate.settings import check_guidance, chosen_sampler
 
     chosen = options.pick_device(device)
-    denoiser = _load(model, chosen, precision)
-    numbers = options.parse_integers(seeds, "--seeds")
-    labels = _labels(denoiser.num_classes, numbers, classes)
-    options.check_at_least(1, batch, "--batch")
-    _check_latents(latents, out)
-    if not math.isfinite(guidance):
-        raise UserError(f"{guidance} is no finite number", "--guidance", "give a number, for example 1.5")
-    if worse is None and guidance != 1.0 and not denoiser.num_classes:
-        raise UserError("an unconditional model has no unlabelled branch", "--guidance", "give --worse")
-    interval = options.parse_times(guidance_interval, "--guidance-interval") or (0.0, math.inf)
-    if len(interval) != 2 or not 0 <= interval[0] < interval[1]:
-        raise UserError(f"{guidance_interval!r} is no interval", "--guidance-interval", "write LOW,HIGH")
-    try:
-        sampler = models.default_sampler(denoiser, steps, options.parse_times(mid_t, "--mid-t"), eta)
-    except ValueError as error:
-        raise UserError(str(error), "--steps") from error
-    with Screen() as screen, screen.bar("sampling", len(numbers)) as bar:
-        images = models.sample(
-            denoiser,
-            numbers,
-            condition=None if labels is None else torch.tensor(labels),
-            sampler=sampler,
-            guidance=guidance,
-            guidance_interval=interval,
-            worse=_load(worse, chosen, precision) if worse else None,
-            batch=batch,
-            progress=bar.advance,
-            latents=latents,
-        )
-    write_images(out, images, numbers, labels)
+    numbers = images_out.Seeds(options.parse_ranges(seeds, "--seeds"))
+    form = images_out.format_of(out, format)
+    images_out.check_out(out, form, len(numbers))
+    if latents and form != "npz":
+        raise UserError(f"latents are no picture ({out})", "--latents", "write them with --out NAME.npz")
+    denoiser = _load(model, chosen, precision, at)
+    choices = _classes(denoiser.num_classes, classes)
+    sampler = chosen_sampler(denoiser, steps, options.parse_times(mid_t, "--mid-t"), eta)
+    bad = _load(worse, chosen, precision) if worse else None
+    check_guidance(denoiser, bad, guidance, "--guidance")
+    draw = partial(
+        models.sample,
+        denoiser,
+        sampler=sampler,
+        guidance=guidance,
+        guidance_interval=_interval(guidance_interval, guidance),
+        worse=bad,
+        batch=batch,
+        latents=latents,
+    )
+    shape = denoiser.image_shape if latents else models.picture_shape(denoiser)
+    with images_out.opened(out, form, numbers, shape, choices is not None, latents) as writer:
+        _draw_all(draw, numbers.batches(batch), len(numbers), choices, writer)
     print(out)
 
 
-def _load(folder: Path, device: "torch.device", precision: str) -> "Preconditioned":
+def _draw_all(
+    draw: Callable[..., "Tensor"],
+    parts: Iterable[list[int]],
+    count: int,
+    choices: list[int] | None,
+    writer: images_out.Writer,
+) -> None:
+    """Draw the images of each part of the seeds, with their classes in turn, and hand them on."""
+    import torch
+
+    with Screen() as screen, screen.bar("sampling", count) as bar:
+        for part in parts:
+            labels = [choices[seed % len(choices)] for seed in part] if choices is not None else None
+            condition = None if labels is None else torch.tensor(labels)
+            writer.write(draw(part, condition=condition, progress=bar.advance), part, labels)
+
+
+def _interval(text: str | None, guidance: float) -> tuple[float, float]:
+    interval = options.parse_times(text, "--guidance-interval") or (0.0, math.inf)
+    if len(interval) != 2 or not 0 <= interval[0] < interval[1]:
+        raise UserError(f"{text!r} is no interval", "--guidance-interval", "write LOW,HIGH")
+    if text is not None and guidance == 1.0:
+        raise UserError("has no effect without guidance", "--guidance-interval", "give --guidance, too")
+    return interval[0], interval[1]
+
+
+def _load(folder: Path, device: "torch.device", precision: str, at: str | None = None) -> "Preconditioned":
     """A model in that precision ("": its own), in the memory format in which convolutions are fastest."""
     import torch
 
     from consistune.models import load
+    from consistune.train.latest import load_latest
 
-    model = load(folder, device)
+    options.check_choice(at, ("latest",), "--at")
+    model = load(folder, device) if at is None else load_latest(folder).to(device)
     if precision:
         try:
             model.precision = precision  # type: ignore[assignment]
@@ -93,46 +119,15 @@ def _load(folder: Path, device: "torch.device", precision: str) -> "Precondition
     return model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 
-def _check_latents(latents: bool, out: Path) -> None:
-    if latents and out.suffix != ".npz":
-        raise UserError(f"latents are no picture ({out})", "--latents", "write them with --out NAME.npz")
-
-
-def _labels(num_classes: int, seeds: list[int], classes: str | None) -> list[int] | None:
-    """The class of each seed; None for an unconditional model."""
+def _classes(num_classes: int, classes: str | None) -> list[int] | None:
+    """The classes that are assigned in turn; None for an unconditional model."""
     if num_classes == 0:
         if classes is not None:
             raise UserError("the model is unconditional", "--classes", "leave the option out")
         return None
-    choices = options.parse_integers(classes, "--classes") if classes else list(range(num_classes))
-    if min(choices) < 0 or max(choices) >= num_classes:
+    ranges = options.parse_ranges(classes, "--classes") if classes else [range(num_classes)]
+    if any(part[0] < 0 or part[-1] >= num_classes for part in ranges):
         raise UserError(
             f"{classes} is out of range", "--classes", f"the model's classes are 0 to {num_classes - 1}"
         )
-    return [choices[seed % len(choices)] for seed in seeds]
-
-
-def write_images(out: Path, images: "Tensor", seeds: list[int], labels: list[int] | None) -> None:
-    """Write images [N, C, H, W], or fp32 latents as .npz, in the form that the name of `out` asks for.
-
-    NAME.png: a grid. NAME.npz: arrays arr_0 [N, H, W, C], seeds [N] and, with labels, arr_1 [N].
-    A name without a suffix: a folder with a PNG file per seed.
-    """
-    import numpy as np
-
-    from consistune.pages.pictures import SMALLEST_SIDE, grid, save_png
-    from consistune.system.files import atomic_file
-
-    if out.suffix == ".npz":
-        arrays = {"arr_0": images.permute(0, 2, 3, 1).contiguous().numpy(), "seeds": np.array(seeds)}
-        if labels is not None:
-            arrays["arr_1"] = np.array(labels)
-        with atomic_file(out) as file:
-            np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
-    elif out.suffix == ".png":
-        save_png(out, grid(images), scale=max(1, SMALLEST_SIDE // images.shape[-1]))
-    elif out.suffix:
-        raise UserError(f"{out.suffix!r} is not known", "--out", "use .png, .npz, or a folder's name")
-    else:
-        for seed, image in zip(seeds, images, strict=True):
-            save_png(out / f"{seed:06d}.png", image)
+    return [label for part in ranges for label in part]

@@ -21,6 +21,9 @@ def train(
     ] = None,
     out: Annotated[Path | None, Option(help="The run's folder; default: runs/NAME.")] = None,
     resume: Annotated[bool, Option("--resume", help="Continue the run in that folder.")] = False,
+    until: Annotated[
+        int | None, Option(help="Continue the run to this number of images, also where it is finished.")
+    ] = None,
     device: Device = "auto",
     dry_run: Annotated[
         bool, Option("--dry-run", help="Show what the run would cost and write; train nothing.")
@@ -38,9 +41,13 @@ def train(
     from consistune.recipe import read_recipe
 
     given = Path(recipe)
+    if until is not None and not given.is_dir():
+        raise UserError("a run's folder is needed", "--until", "give the run's folder, or set train.images")
+    resume = resume or until is not None
     if given.is_dir():
         if not (resume or dry_run):
-            raise UserError("a run's folder is given instead of a recipe", recipe, "add --resume")
+            what = "a run's folder is given instead of a recipe"
+            raise UserError(what, recipe, "add --resume, or --until IMAGES")
         if not (given / "recipe.yaml").is_file():
             raise UserError("there is no run to continue: recipe.yaml is missing", recipe)
         out, recipe = out or given, str(given / "recipe.yaml")
@@ -49,11 +56,12 @@ def train(
     if batch is not None:
         _check_batch(batch, resume or dry_run, device)
     folder = out or Path("runs") / Path(recipe).stem
-    resolved = read_recipe(recipe, overrides or [])
+    further = [] if until is None else [f"train.images={until}"]
+    resolved = read_recipe(recipe, [*(overrides or []), *further])
     if dry_run:
         _print_cost(resolved, folder, device, memory)
     else:
-        _run(resolved, folder, resume, device, fit=batch is not None)
+        _run(resolved, folder, resume, device, fit=batch is not None, extend=until is not None)
 
 
 def _check_batch(batch: str, no_new_run: bool, device: str) -> None:
@@ -66,7 +74,7 @@ def _check_batch(batch: str, no_new_run: bool, device: str) -> None:
         raise UserError("only a CUDA device says when it is full", "--batch auto", "write train.microbatch=N")
 
 
-def _run(recipe: "Recipe", folder: Path, resume: bool, device: str, fit: bool) -> None:
+def _run(recipe: "Recipe", folder: Path, resume: bool, device: str, *, fit: bool, extend: bool) -> None:
     """Train in this process, or in all processes that a launcher started.
 
     Exits with status 130 after Ctrl-C and 143 after SIGTERM; the state is then saved. With `fit` the
@@ -92,6 +100,7 @@ def _run(recipe: "Recipe", folder: Path, resume: bool, device: str, fit: bool) -
         folder,
         to_yaml(recipe),
         resume=resume,
+        extend=extend,
         draw=draw_sheet,
         evaluate=training_evaluation(plan.data.to_look_at, device=processes.device) if evaluated else None,
         main=processes.main,

@@ -16,13 +16,14 @@ from consistune.evaluate.page import write_page
 from consistune.evaluate.record import facts, summarise
 from consistune.evaluate.request import Request
 from consistune.evaluate.search import search_setting
-from consistune.evaluate.setup import build_suite, read_data
+from consistune.evaluate.setup import build_suite, check_destinations, images_in, read_data
 from consistune.evaluate.sources import (
     DecodedSource,
     FileSource,
     ModelSource,
     decoded_source,
     file_source,
+    is_samples,
     model_source,
 )
 from consistune.metrics.suite import SampleSource
@@ -44,12 +45,13 @@ class Job:
 
     def __init__(self, request: Request, screen: Screen) -> None:
         self.request, self.screen = request, screen
+        check_destinations(request)
         self.began = time.perf_counter()
-        given = read_data(request.data)
+        given = read_data(request.data or images_in(request.reference))
         self.data = None if given is None else given.to_look_at
         self.floor: DecodedSource | None = None
         self.source: ModelSource | FileSource
-        if request.model.suffix == ".npz":
+        if is_samples(request.model):
             self.source = file_source(request)
         else:
             train = None if self.data is None else self.data.train

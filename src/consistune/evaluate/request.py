@@ -18,9 +18,10 @@ class Request:
     """The options of an evaluation; None stands for a default that depends on the data or the model.
 
     Attributes:
-        model: a model's or run's folder, a checkpoint, or a .npz of samples (arr_0).
+        model: a model's or run's folder, a checkpoint, or samples: a .npz (arr_0), or a folder of PNG files.
         data: a data set's name, a prepared folder, or a .npz of images (arr_0).
-        reference: a file of moments, in the place of those of the data.
+        reference: a file of moments, in the place of those of the data. A .npz may hold both, images (arr_0)
+            and moments (mu, sigma), as ADM's reference batches do; each then serves its metrics.
         features: see `load_extractor`.
         steps: numbers of sampling steps, each a row of the results; None: the model's own number.
         samples, blocks, first_seed: blocks of `samples` consecutive seeds, from `first_seed` on.

@@ -1,5 +1,6 @@
 """The suite of an evaluation: its data, extractor, classifier, reference and metrics, from the options."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -12,10 +13,33 @@ from consistune.metrics.classifier import ImageClassifier
 from consistune.metrics.features import Extractor, load_extractor
 from consistune.metrics.metric import Setup
 from consistune.metrics.sheet import WITHOUT_FILE
-from consistune.metrics.statistics import ReferenceStatistics, build_reference, read_reference, read_samples
+from consistune.metrics.statistics import (
+    ReferenceStatistics,
+    arrays_in,
+    build_reference,
+    read_reference,
+    read_samples,
+)
 from consistune.metrics.suite import Suite, default_metrics
 from consistune.metrics.table import metric_class
+from consistune.system.files import check_writable
 from consistune.system.progress import Screen
+
+NO_FEATURES_NEEDED = {"fd", "fid", "is", "accuracy"}
+"""Metrics for which moments suffice, so that no features of images are computed beside them."""
+
+
+def check_destinations(request: Request) -> None:
+    """Raises UserError where what an evaluation writes at its end could not be written."""
+    check_writable(request.out, "--out", folder=True)
+    for path, option in ((request.keep, "--keep"), (request.save_reference, "--save-reference")):
+        if path is not None:
+            check_writable(path, option)
+
+
+def images_in(reference: Path | None) -> str | None:
+    """The reference's file where it holds images too (arr_0), as published batches do."""
+    return str(reference) if reference is not None and "arr_0" in arrays_in(reference) else None
 
 
 def read_data(word: str | None) -> DataSplit | None:
@@ -81,12 +105,23 @@ def _classifier(
 def _reference(
     request: Request, data: DataSplit | None, extractor: Extractor, screen: Screen
 ) -> ReferenceStatistics:
-    if request.reference is not None:
-        reference = read_reference(request.reference, extractor)
-        if reference.identity is None:
-            screen.say(f"{reference.source} does not name its extractor: taken as {extractor.name}'s")
-        return reference
+    """Moments from --reference, from a batch's own mu and sigma, or of the data; features of the data."""
+    path, name = request.reference, str(request.data or request.reference)
+    if path is None and {"mu", "sigma"} <= arrays_in(Path(name)):
+        path = Path(name)
+    moments = None if path is None else read_reference(path, extractor)
+    if moments is not None and moments.identity is None:
+        screen.say(f"{moments.source} does not name its extractor: taken as {extractor.name}'s")
+    if moments is not None and (data is None or set(request.metrics or ("all",)) <= NO_FEATURES_NEEDED):
+        return moments
     if data is None:
         raise ValueError("neither data nor reference")
     screen.say("reference statistics of the training images (kept for the next time)")
-    return build_reference(str(request.data), data.train.images, extractor, request.x_flip)
+    own = build_reference(name, data.train.images, extractor, request.x_flip)
+    if moments is None:
+        return own
+    screen.say(
+        f"{path}: its mu and sigma are the reference of the Fréchet distance; the {len(data.train.images)} "
+        f"images of {name} are that of the other metrics"
+    )
+    return replace(moments, features=own.features, rows=own.rows, folder=own.folder)

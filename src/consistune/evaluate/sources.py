@@ -1,11 +1,15 @@
 """Where the measured samples come from: a model, which draws an image for each seed, or a file."""
 
 import hashlib
+import io
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 
 from consistune.core.rng import mix_seed
@@ -118,10 +122,10 @@ class ModelSource:
 
 @dataclass(frozen=True)
 class FileSource:
-    """Row numbers, in the place of seeds → the images of a file, and their labels.
+    """Row numbers, in the place of seeds → the images of a file or a folder, and their labels.
 
     Attributes:
-        digest: SHA-256 of the file.
+        digest: SHA-256 of the file, or of the folder's files one after the other.
     """
 
     images: Tensor
@@ -192,14 +196,48 @@ def model_source(request: Request, labels: Tensor | None) -> ModelSource:
     return ModelSource(model, sampler, labels, request.label_rule, worse, request.omega, request.batch)
 
 
+def is_samples(path: Path) -> bool:
+    """Whether a path names samples: a .npz file, or a folder with PNG files and no model."""
+    if path.suffix.lower() == ".npz":
+        return True
+    return path.is_dir() and not (path / "config.json").exists() and any(path.glob("*.png"))
+
+
+def read_pngs(folder: Path) -> tuple[Tensor, str]:
+    """The PNG files of a folder in the order of their names, uint8 [n, C, H, W], and the SHA-256 of all.
+
+    Raises UserError where one cannot be read, or has another size or mode than the first.
+    """
+    sha, images = hashlib.sha256(), list[Tensor]()
+    for path in sorted(folder.glob("*.png")):
+        data = path.read_bytes()
+        sha.update(data)
+        try:
+            with Image.open(io.BytesIO(data)) as picture:
+                mode, array = picture.mode, np.array(picture)
+        except (OSError, ValueError, Image.DecompressionBombError) as error:
+            raise UserError(f"cannot be read: {error}", str(path)) from error
+        if mode not in ("L", "RGB"):
+            raise UserError(f"is of mode {mode}", str(path), "samples are 8-bit grey or RGB pictures")
+        images.append(torch.from_numpy(array).view(*array.shape[:2], -1).permute(2, 0, 1))
+        if images[-1].shape != images[0].shape:
+            raise UserError(f"is {list(images[-1].shape)}, the first is {list(images[0].shape)}", str(path))
+    return torch.stack(images), sha.hexdigest()
+
+
 def file_source(request: Request) -> FileSource:
-    """The file of a request. Raises UserError for too few samples, and for settings that a file has not."""
+    """The samples of a request. Raises UserError for too few, and for settings that only a model has."""
     path = request.model
-    if not path.is_file():
+    labels: Tensor | None = None
+    if path.is_dir():
+        images, digest = read_pngs(path)
+    elif path.is_file():
+        images, labels = read_samples(path)
+        digest = file_digest(path)
+    else:
         raise UserError("no such file of samples", str(path))
-    images, labels = read_samples(path)
     if request.blocks * request.samples + request.first_seed > len(images):
         raise UserError(f"holds {len(images)} samples", str(path), "lower --samples or --seeds")
     if request.search is not None or request.steps != (None,):
         raise UserError("samples are drawn already", "--search, --steps", "give a model")
-    return FileSource(images, labels, file_digest(path))
+    return FileSource(images, labels, digest)

@@ -19,12 +19,14 @@ LICENCES = {
 }
 
 
-def load_checkpoint(path: str | Path) -> "Preconditioned":
-    """The model in a checkpoint file, with `card.provenance`; fp16 weights are widened to fp32.
+def load_checkpoint(path: str | Path, weights: str | None = None) -> "Preconditioned":
+    """The model in a checkpoint file, with `card.provenance`; fp16 and bf16 weights are widened to fp32.
+
+    weights: which of several networks in the file; None: the averaged one, or the only one.
 
     Nothing in the file is executed. Raises UserError for a file that is not a known checkpoint.
     """
-    checkpoint = read_checkpoint(path)
+    checkpoint = read_checkpoint(path, weights)
     config = configuration(checkpoint)
     from consistune.interop.weights import build_model
 
@@ -44,10 +46,14 @@ def _provenance(checkpoint: Checkpoint, config: dict[str, Any]) -> dict[str, Any
         "dropped": checkpoint.dropped,
         "licence": LICENCES[checkpoint.origin],
     }
+    if checkpoint.weights:
+        provenance["weights"] = checkpoint.weights
+    if checkpoint.others:
+        provenance["other_weights"] = list(checkpoint.others)
     return provenance | {"before": before} if before else provenance
 
 
-def import_checkpoint(checkpoint: str | Path, dest: str | Path) -> str:
+def import_checkpoint(checkpoint: str | Path, dest: str | Path, weights: str | None = None) -> str:
     """Write a checkpoint as a model folder. Returns `summary`'s lines.
 
     Raises UserError where the destination holds something already, and as `load_checkpoint` does.
@@ -55,7 +61,7 @@ def import_checkpoint(checkpoint: str | Path, dest: str | Path) -> str:
     dest = Path(dest)
     if dest.exists() and not (dest.is_dir() and not any(dest.iterdir())):
         raise UserError("there is something there already", str(dest), "choose another DEST, or remove it")
-    model = load_checkpoint(checkpoint)
+    model = load_checkpoint(checkpoint, weights)
     from consistune.nn import store
 
     store.save(model, dest)
@@ -71,6 +77,10 @@ def summary(model: "Preconditioned", dest: Path) -> str:
         f"{model.num_classes or 'no'} classes, {count:,} parameters",
         f"from {provenance['file']} ({provenance['format']}), sha256 {provenance['sha256']}",
     ]
+    if "weights" in provenance:
+        others = ", ".join(map(repr, provenance.get("other_weights", ())))
+        also = f"; also there: {others} (--weights chooses)" if others else ""
+        lines.append(f"weights: those under {provenance['weights']!r}{also}")
     if provenance["dropped"]:
         lines.append(f"dropped: {', '.join(provenance['dropped'])}")
     if model.card.assumed:

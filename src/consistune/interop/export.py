@@ -3,21 +3,33 @@
 from pathlib import Path
 
 from consistune.errors import UserError
-from consistune.system.files import atomic_file
+from consistune.system.files import atomic_file, check_writable
 
 FORMATS = ("safetensors", "onnx")
 
 
-def export_model(folder: str | Path, dest: str | Path, format: str = "safetensors") -> Path:
+def format_of(dest: Path, format: str | None) -> str:
+    """The format by the file's ending. Raises UserError for others, or where both differ."""
+    ending = dest.suffix[1:].lower()
+    if format not in (None, *FORMATS):
+        raise UserError(f"unknown format {format!r}", "--format", f"known are: {', '.join(FORMATS)}")
+    if ending not in FORMATS or format not in (None, ending):
+        what = f"{dest.name!a} is no name for {format or 'a format that is known'}"
+        raise UserError(what, "DEST", "use NAME.safetensors or NAME.onnx")
+    return ending
+
+
+def export_model(folder: str | Path, dest: str | Path, format: str | None = None) -> Path:
     """Write a model folder as one file: "safetensors" is its weights, "onnx" the whole model as a graph.
 
-    safetensors has the official parameter names. The file's metadata hold the model's configuration, so
-    `consistune import` reads it again.
-    Raises UserError for an unknown format, a destination that exists, and as `nn.store.load` does.
+    The format follows the file's ending. safetensors has the official parameter names. The file's metadata
+    hold the model's configuration, so `consistune import` reads it again.
+    Raises UserError as `format_of` does, for a destination that exists or cannot be written, and as
+    `nn.store.load` does.
     """
-    if format not in FORMATS:
-        raise UserError(f"unknown format {format!r}", "--format", f"known are: {', '.join(FORMATS)}")
     dest = Path(dest)
+    format = format_of(dest, format)
+    check_writable(dest, "DEST")
     import json
 
     from safetensors.torch import save

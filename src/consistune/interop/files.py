@@ -44,6 +44,8 @@ class Checkpoint:
         options: its constructor's arguments; for our own safetensors, the model's configuration.
         dropped: what the file holds beside the weights, and was left out.
         keys: the names at the file's top level.
+        weights: where in the file they stood, where it holds several networks or has words before the names.
+        others: where other networks stood.
     """
 
     file: CheckpointFile
@@ -54,6 +56,8 @@ class Checkpoint:
     dropped: list[str] = field(default_factory=list)
     keys: tuple[str, ...] = ()
     origin: Origin = "unknown"
+    weights: str = ""
+    others: tuple[str, ...] = ()
 
     @property
     def where(self) -> str:
@@ -86,10 +90,10 @@ def _container(data: memoryview, path: Path) -> str:
     if start == BEFORE_ZIP:
         remedy = "torch.load it with weights_only=True, and torch.save it again"
         raise UserError("a torch file of the form before torch 1.6", str(path), remedy)
+    if start[3:9] == b"\0\0\0\0\0{":  # first: the length of a header may begin with a pickle's byte
+        return "safetensors"
     if start[:1] == b"\x80":
         return "pickle"
     if start[:4] == b"PK\x03\x04":
         return "zip"
-    if start[8:9] == b"{":
-        return "safetensors"
     raise UserError("neither a pickle, nor a torch archive, nor safetensors", str(path), ACCEPTED)

@@ -4,11 +4,12 @@ No torch here: a file that is refused is refused in a fraction of a second.
 """
 
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from consistune.errors import UserError
-from consistune.interop import dialects
+from consistune.interop import dialects, wrappers
 from consistune.interop.files import MAX_NAME, MAX_TENSORS, Checkpoint, CheckpointFile, open_file
 from consistune.interop.openai_cm import is_consistency_model, to_adm
 from consistune.interop.records import ModuleRecord, PersistentRecord, TensorRecord
@@ -23,20 +24,28 @@ MAX_VALUES = 10_000
 MODULE_PARTS = ("_parameters", "_buffers", "_modules")
 
 
-def read_checkpoint(path: str | Path) -> Checkpoint:
-    """Read a file. Weights of openai/consistency_models get ADM's names.
+def read_checkpoint(path: str | Path, weights: str | None = None) -> Checkpoint:
+    """Read a file, or the one in a folder of accelerate or Lightning.
 
+    Weights of openai/consistency_models get ADM's names. Of several networks in a file, the averaged one is
+    taken, or the one that `weights` names (`interop.wrappers`).
     Nothing that the file names is imported, called or executed.
     Raises UserError for everything that is not a known checkpoint.
     """
-    file = open_file(Path(path))
+    path = Path(path)
+    file = open_file(wrappers.file_in(path) if path.is_dir() else path)
     if file.container == "pickle":
         top = Machine(file.data, dialects.SNAPSHOT, str(file.path)).run()
-        checkpoint = _interpret(file, top, "snapshot (.pkl)")
+        checkpoint = _interpret(file, top, "snapshot (.pkl)", weights)
     elif file.container == "zip":
-        checkpoint = _interpret(file, _read_archive(file), "torch archive (.pt)")
+        checkpoint = _interpret(file, _read_archive(file), "torch archive (.pt)", weights)
     else:
         checkpoint = read_safetensors(file)
+        found = [] if checkpoint.options else wrappers.groups(checkpoint.tensors)
+        if found:
+            checkpoint = _grouped(checkpoint, found, weights)
+        elif weights is not None:
+            raise UserError(f"{weights!a} is not in the file, which holds one model", "--weights")
     if checkpoint.class_name is None and is_consistency_model(checkpoint.tensors):
         return to_adm(checkpoint)
     return checkpoint
@@ -51,20 +60,32 @@ def _read_archive(file: CheckpointFile) -> Any:
     return Machine(archive.read("data.pkl", where), dialects.ARCHIVE, where, storage).run()
 
 
-def _interpret(file: CheckpointFile, top: Any, format: str) -> Checkpoint:
+def _grouped(checkpoint: Checkpoint, found: list[wrappers.Group], weights: str | None) -> Checkpoint:
+    """The checkpoint with the tensors of one of the networks in it."""
+    taken = wrappers.chosen(found, weights, checkpoint.where)
+    others = tuple(_printable(group.name) for group in found if group is not taken)
+    tensors = _collect(taken.tensors.items(), checkpoint.file)
+    return replace(checkpoint, tensors=tensors, weights=_printable(taken.name), others=others)
+
+
+def _interpret(file: CheckpointFile, top: Any, format: str, weights: str | None) -> Checkpoint:
     where = str(file.path)
     if type(top) is not dict or not all(type(key) is str for key in top):
         raise UserError("the file holds no dictionary of named parts", where)
     keys = tuple(top)
-    for root in ("ema", "net"):
+    for root in ("ema", "net") if weights is None else (weights,):
         model = top.get(root)
         if type(model) is PersistentRecord:
             name, options = _constructor(model, where)
             tensors = _collect(_walk(model, where), file)
             return Checkpoint(file, format, tensors, name, options, _dropped(top, root), keys, "EDM")
-        if root == "net" and type(model) is dict and _is_state_dict(model):
-            tensors = _collect(model.items(), file)
-            return Checkpoint(file, format, tensors, dropped=_dropped(top, root), keys=keys)
+    found = wrappers.groups(wrappers.flat(top))
+    if found:
+        checkpoint = _grouped(Checkpoint(file, format, {}, keys=keys), found, weights)
+        dropped = [] if _is_state_dict(top) else _dropped(top, checkpoint.weights)
+        return replace(checkpoint, dropped=dropped)
+    if weights is not None:
+        raise UserError(f"{weights[:80]!a} is no network in the file", where, "leave --weights out")
     if _is_state_dict(top):
         return Checkpoint(file, format, _collect(top.items(), file))
     raise UserError("the file holds neither a network (ema, net) nor a state dict", where)
@@ -74,10 +95,11 @@ def _dropped(top: dict[str, Any], root: str) -> list[str]:
     """The names of the parts beside the network, with their class if they have one."""
     names = []
     for key, value in top.items():
-        if key != root and value is not None:
+        if key != root and not root.startswith(f"{key}.") and value is not None:
             name = value.class_name if type(value) is PersistentRecord else None
             names.append(f"{_printable(key)} ({_printable(name)})" if type(name) is str else _printable(key))
-    return [*names, "embedded source text"] if root == "ema" else names
+    embedded = root == "ema" and type(top[root]) is PersistentRecord
+    return [*names, "embedded source text"] if embedded else names
 
 
 def _printable(name: str) -> str:

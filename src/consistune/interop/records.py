@@ -76,6 +76,10 @@ STORAGES = {
     "DoubleStorage": ("float64", 8),
     "IntStorage": ("int32", 4),
     "LongStorage": ("int64", 8),
+    "ShortStorage": ("int16", 2),
+    "CharStorage": ("int8", 1),
+    "ByteStorage": ("uint8", 1),
+    "BoolStorage": ("bool", 1),
 }
 """torch's typed storages: dtype and bytes an element."""
 
@@ -86,14 +90,14 @@ LEGACY = re.compile(
     rb"X\n\0\0\0type_sizesq\x03}q\x04\(X\x05\0\0\0shortq\x05K\x02X\x03\0\0\0intq\x06K\x04"
     rb"X\x04\0\0\0longq\x07K\x04uu\."
     # … the storage's record ("storage", type, key, "cpu", count, None), and the list of its key.
-    rb"\x80\x02\(X\x07\0\0\0storageq\0ctorch\n(?P<type>Float|Half)Storage\nq\x01"
-    rb"X(?P<len>.\0\0\0)(?P<key>[0-9]{1,20})q\x02X\x03\0\0\0cpuq\x03"
+    rb"\x80\x02\(X\x07\0\0\0storageq\0ctorch\n(?P<type>Float|Half|BFloat16)Storage\nq\x01"
+    rb"X(?P<len>.\0\0\0)(?P<key>[0-9]{1,20})q\x02X(?:\x03\0\0\0cpu|\x06\0\0\0cuda:[0-9])q\x03"
     rb"(?P<count>K.|M..|J....)Ntq\x04Q\."
     rb"\x80\x02]q\0X(?P=len)(?P=key)q\x01a\.",
     re.DOTALL,
 )
 """A single storage as torch wrote it before zip archives (edm-pickles §4.2). The bytes are matched, not
-interpreted: they can name the two storage types of the pattern and nothing else."""
+interpreted: they can name the three storage types of the pattern and nothing else."""
 
 
 def legacy_storage(data: memoryview, where: str) -> Storage:

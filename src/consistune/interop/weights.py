@@ -23,6 +23,10 @@ NUMPY = {
     "bfloat16": "<u2",
     "int32": "<i4",
     "int64": "<i8",
+    "int16": "<i2",
+    "int8": "i1",
+    "uint8": "u1",
+    "bool": "?",
 }
 
 

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import tempfile
+import zipfile
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -195,6 +196,17 @@ def _compute(
     statistics.save(folder / STATISTICS)
 
 
+def arrays_in(path: Path) -> set[str]:
+    """The names of the arrays in a .npz file; none where it is no such file."""
+    if path.suffix.lower() != ".npz" or not path.is_file():
+        return set()
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            return set(archive.files)
+    except (OSError, ValueError, zipfile.BadZipFile) as error:
+        raise UserError(f"cannot be read ({error})", str(path), "give a .npz file") from error
+
+
 def read_reference(path: Path, extractor: Extractor) -> ReferenceStatistics:
     """Statistics from a file: ours, EDM's .npz (mu, sigma), or EDM2's .pkl ({metric: {mu, sigma}}).
 
@@ -215,7 +227,7 @@ def read_reference(path: Path, extractor: Extractor) -> ReferenceStatistics:
         try:
             with np.load(path, allow_pickle=False) as archive:
                 arrays = {key: archive[key] for key in ("mu", "sigma", *FACTS) if key in archive}
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, zipfile.BadZipFile) as error:
             raise UserError(f"cannot be read ({error})", str(path), "give a .npz or a .pkl") from error
     return _from_arrays(arrays, str(path))
 
@@ -255,7 +267,7 @@ def read_samples(path: Path) -> tuple[Tensor, Tensor | None]:
             pixels = archive["arr_0"]
             name = next((name for name in ("arr_1", "labels", "label") if name in archive), "")
             labels = archive[name] if name else None
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
         raise UserError(
             f"is not a batch of images ({error})", str(path), "arr_0 is uint8 [n, H, W, C]"
         ) from error

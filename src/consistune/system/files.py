@@ -4,10 +4,13 @@ import ctypes
 import hashlib
 import os
 import shutil
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
+
+from consistune.errors import UserError
 
 
 @contextmanager
@@ -30,6 +33,26 @@ def atomic_file(path: Path) -> Iterator[IO[bytes]]:
         raise
     finally:
         partial.unlink(missing_ok=True)
+
+
+def check_writable(path: Path, option: str, *, folder: bool = False) -> None:
+    """Try whether a file, or a folder of files, could be written at `path`; leaves nothing behind.
+
+    Raises UserError, which names the option.
+    """
+    try:
+        if path.exists() and path.is_dir() != folder:
+            kind = "a file" if folder else "a folder"
+            raise UserError(f"{str(path)!a} is {kind}", option, "choose another name")
+        place = path if folder else path.parent
+        while not place.exists():
+            place = place.parent
+        with tempfile.TemporaryFile(dir=place):
+            pass
+    except OSError as error:
+        raise UserError(
+            f"{str(path)!a} cannot be written: {error.strerror}", option, "choose another place"
+        ) from error
 
 
 def sync(path: Path) -> None:

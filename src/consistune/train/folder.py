@@ -51,12 +51,16 @@ def create(folder: Path, recipe_text: str) -> None:
     write_atomically(folder / RECIPE, recipe_text)
 
 
-def check_continuation(folder: Path, recipe_text: str) -> None:
-    """Raises UserError where there is no run to continue, or a run of another recipe."""
+def check_continuation(folder: Path, recipe_text: str, extend: bool = False) -> None:
+    """Raises UserError where there is no run to continue, or a run of another recipe.
+
+    extend: train.images may differ.
+    """
     saved = folder / RECIPE
     if not saved.is_file():
         raise UserError("there is no run to continue", str(folder), "start it without --resume")
-    if _method(saved.read_text(encoding="utf-8")) != _method(recipe_text):
+    free = (*MACHINE_KEYS, "images") if extend else MACHINE_KEYS
+    if _method(saved.read_text(encoding="utf-8"), free) != _method(recipe_text, free):
         raise UserError(
             "the recipe differs from the one this run began with",
             str(saved),
@@ -75,10 +79,10 @@ def progress(folder: Path) -> str:
     return ", ".join(found)
 
 
-def _method(recipe_text: str) -> Any:
-    """A recipe without its MACHINE_KEYS."""
+def _method(recipe_text: str, free: tuple[str, ...]) -> Any:
+    """A recipe without those keys of `train`."""
     recipe = yaml.safe_load(recipe_text)
-    train = {key: value for key, value in recipe.get("train", {}).items() if key not in MACHINE_KEYS}
+    train = {key: value for key, value in recipe.get("train", {}).items() if key not in free}
     return {**recipe, "train": train}
 
 

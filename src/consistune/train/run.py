@@ -11,7 +11,7 @@ import math
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import NoReturn
@@ -19,7 +19,8 @@ from typing import NoReturn
 from consistune.errors import UserError
 from consistune.nn import store
 from consistune.nn.precond import Preconditioned
-from consistune.train import checkpoint, folder, log, posthoc
+from consistune.system.files import write_atomically
+from consistune.train import checkpoint, folder, latest, log, posthoc
 from consistune.train.ema import PowerFunction
 from consistune.train.interrupt import Interrupted, StopSignal
 from consistune.train.lock import folder_lock
@@ -40,6 +41,7 @@ class RunFolder:
         recipe_text: str,
         *,
         resume: bool,
+        extend: bool = False,
         draw: Callable[[Preconditioned, Path], None] | None = None,
         evaluate: Measure | None = None,
         main: bool = True,
@@ -47,6 +49,8 @@ class RunFolder:
         """Create the folder, or reopen it with `resume`.
 
         Args:
+            extend: with `resume`, the recipe may name another train.images, which the folder's recipe then
+                gets. What is scheduled by train.images follows the new end.
             draw: writes a picture of a model's samples; called with every checkpoint.
             evaluate: measures the averaged model every `evaluate_images`: numbers by name for the log. The
                 model for which the first of them is smallest is kept in best/.
@@ -60,11 +64,13 @@ class RunFolder:
         self.metrics = MetricsFile(path)
         self._held: ExitStack | None = None
         if resume:
-            folder.check_continuation(path, recipe_text)
+            folder.check_continuation(path, recipe_text, extend)
+        self.extended = recipe_text if extend else None
         if main:
             self._lock()
         if main and not resume:
-            folder.create(path, recipe_text)
+            with self._released_on_error():
+                folder.create(path, recipe_text)
 
     def say(self, message: str) -> None:
         """Add a line to log.txt."""
@@ -88,6 +94,12 @@ class RunFolder:
         """
         if self.main:
             self._lock()
+        with self._released_on_error():
+            self._resume(trainer)
+        self.say(f"continued at {trainer.images:,} images, on {trainer.processes.count} process(es)")
+
+    def _resume(self, trainer: Trainer) -> None:
+        if self.main:
             folder.remove_partial_files(self.path)
         if not self._load_checkpoint(trainer):
             lost = folder.progress(self.path) if self.main else ""
@@ -97,10 +109,15 @@ class RunFolder:
                     str(self.checkpoints),
                     f"begin another run with --out, or with start_from={self.path}/model where that is there",
                 )
+        if self.extended is not None and trainer.images >= trainer.options.images:
+            raise UserError(
+                f"the run has seen {trainer.images:,} images already", "--until", "give a larger number"
+            )
         if self.main:
+            if self.extended is not None:
+                write_atomically(self.path / folder.RECIPE, self.extended)
             self.metrics.truncate(trainer.images)
         trainer.processes.wait()
-        self.say(f"continued at {trainer.images:,} images, on {trainer.processes.count} process(es)")
 
     def steps(self, trainer: Trainer) -> Iterator[StepReport]:
         """The trainer's steps, with logs, snapshots and checkpoints; the finished model at the end.
@@ -137,6 +154,17 @@ class RunFolder:
             held = ExitStack()
             held.enter_context(folder_lock(self.path, self.warn))
             self._held = held
+
+    @contextmanager
+    def _released_on_error(self) -> Iterator[None]:
+        """Give the lock back where the block fails."""
+        try:
+            yield
+        except BaseException:
+            if self._held is not None:
+                self._held.close()
+                self._held = None
+            raise
 
     def _append_metrics(self, record: dict[str, float]) -> None:
         if self.main:
@@ -224,6 +252,7 @@ class RunFolder:
 
     def _save_checkpoint(self, trainer: Trainer) -> None:
         state = trainer.state_dict()
+        state[latest.CONFIG] = store.describe(trainer.model)
         if self.main:
             checkpoint.save(self.checkpoints, state, trainer.options.keep)
         trainer.processes.wait()

@@ -1,0 +1,160 @@
+"""What a command writes at its end is tried at its start; formats; many seeds; models of unfinished runs."""
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from consistune.cli import images_out
+from consistune.cli.evaluate import evaluate
+from consistune.cli.interop import export
+from consistune.cli.main import main
+from consistune.cli.options import parse_ranges
+from consistune.cli.sample import sample
+from consistune.errors import UserError
+from consistune.evaluate import sources
+from consistune.interop.export import format_of
+from consistune.nn import store
+from consistune.nn.precond import EDMPrecond
+from consistune.nn.small import ResidualMLP
+from consistune.recipe import read_recipe, to_yaml
+from consistune.recipe.plan import make_plan
+from consistune.train.run import RunFolder
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    torch.manual_seed(0)
+    return store.save(EDMPrecond(ResidualMLP((1, 8, 8), width=8, blocks=1)), tmp_path / "model")
+
+
+@pytest.mark.parametrize(
+    ("name", "format", "expected"),
+    [
+        ("grid.PNG", None, "png"),
+        ("a.npz", None, "npz"),
+        ("ect_lr1e-4_v1.0", None, "folder"),
+        ("plain", None, "folder"),
+        ("a.png", "folder", "folder"),
+        ("samples.zip", None, None),
+        ("grid.jpg", None, None),
+        ("a.npz", "png", None),
+        ("a", "gif", None),
+    ],
+)
+def test_the_format_of_samples(name: str, format: str | None, expected: str | None) -> None:
+    if expected is None:
+        with pytest.raises(UserError):
+            images_out.format_of(Path(name), format)
+    else:
+        assert images_out.format_of(Path(name), format) == expected
+
+
+def test_an_export_is_what_its_name_says() -> None:
+    assert format_of(Path("a.ONNX"), None) == "onnx"
+    assert format_of(Path("a.safetensors"), "safetensors") == "safetensors"
+    for name, format in (("a.onnx", "safetensors"), ("a.pt", None), ("a", None), ("a.onnx", "gguf")):
+        with pytest.raises(UserError):
+            format_of(Path(name), format)
+
+
+@pytest.mark.parametrize("command", ["sample", "export", "evaluate"])
+def test_a_place_that_cannot_be_written_is_refused_before_anything_is_loaded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: str
+) -> None:
+    (tmp_path / "file").write_text("mine")
+    missing, out = tmp_path / "no model", tmp_path / "file" / "deep" / "out"
+    monkeypatch.setattr(store, "load", lambda *_: pytest.fail("the model was loaded"))
+    run = {
+        "sample": lambda: sample(missing, out=out.with_suffix(".npz"), device="cpu"),
+        "export": lambda: export(missing, out.with_suffix(".onnx")),
+        "evaluate": lambda: evaluate(missing, data="digits", out=out, device="cpu"),
+    }[command]
+    with pytest.raises(UserError, match=r"cannot be written|is a file"):
+        run()
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_a_billion_seeds_take_no_memory_before_the_first_image() -> None:
+    seeds = images_out.Seeds(parse_ranges("0-1000000000,7", "--seeds"))
+    assert len(seeds) == 1_000_000_002
+    assert next(seeds.batches(3)) == [0, 1, 2]
+
+
+def test_png_files_are_the_images_of_the_archive_and_are_evaluated_alike(model: Path, tmp_path: Path) -> None:
+    sample(model, "0-6", 1, out=tmp_path / "a.npz", batch=3, device="cpu")
+    sample(model, "0-6", 1, out=tmp_path / "pngs.v1", batch=3, format="folder", device="cpu")
+    with np.load(tmp_path / "a.npz") as arrays:
+        assert arrays["seeds"].tolist() == list(range(7))
+        pixels = arrays["arr_0"]
+    assert pixels.shape == (7, 8, 8, 1)
+    assert sources.is_samples(tmp_path / "pngs.v1")
+    assert not sources.is_samples(model)
+    images, _ = sources.read_pngs(tmp_path / "pngs.v1")
+    assert np.array_equal(images.permute(0, 2, 3, 1).numpy(), pixels)
+    Image.new("RGB", (9, 9)).save(tmp_path / "pngs.v1" / "z.png")
+    with pytest.raises(UserError, match="the first is"):
+        sources.read_pngs(tmp_path / "pngs.v1")
+
+
+def test_an_interrupted_archive_leaves_nothing(model: Path, tmp_path: Path) -> None:
+    shape, seeds = store.load(model).image_shape, images_out.Seeds([range(4)])
+
+    def stopped() -> None:
+        with images_out.opened(tmp_path / "a.npz", "npz", seeds, shape, labelled=False) as writer:
+            writer.write(torch.zeros(2, *shape, dtype=torch.uint8), [0, 1], None)
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        stopped()
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
+KEYS = [
+    "network={kind: mlp, width: 8, blocks: 1}",
+    "train.batch=64",
+    "train.log_images=64",
+    "optimizer.lr_schedule={kind: constant}",
+]
+
+
+def test_the_newest_checkpoint_of_a_run_is_sampled(tmp_path: Path) -> None:
+    recipe = read_recipe("digits-edm", [*KEYS, "train={images: 640, checkpoint_images: 192}"])
+    run, trainer = RunFolder(tmp_path / "run", to_yaml(recipe), resume=False), make_plan(recipe).trainer()
+    with pytest.raises(UserError, match="no sound checkpoint"):
+        sample(tmp_path / "run", at="latest", out=tmp_path / "a.npz", device="cpu")
+    steps = run.steps(trainer)
+    for _ in range(4):
+        next(steps)
+    steps.close()
+    sample(tmp_path / "run", "0-3", 2, at="latest", out=tmp_path / "a.npz", device="cpu")
+    store.save(trainer.averaged, tmp_path / "model")  # of one step later
+    sample(tmp_path / "model", "0-3", 2, out=tmp_path / "b.npz", device="cpu")
+    assert np.load(tmp_path / "a.npz")["arr_0"].shape == (4, 8, 8, 1)
+    with pytest.raises(UserError, match="--at"):
+        sample(tmp_path / "run", at="best", out=tmp_path / "a.npz", device="cpu")
+
+
+def test_a_finished_run_is_continued_further(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def train(*words: str) -> int:
+        monkeypatch.setattr(sys, "argv", ["consistune", "train", *words, "--device", "cpu"])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        return int(ended.value.code or 0)
+
+    run = str(tmp_path / "run")
+    assert train("digits-edm", *KEYS, "train.images=320", "--out", run) == 0
+    assert train(run, "--until", "200") == 2  # it is further than that
+    assert train(run, "--until", "640") == 0
+    assert train(run, "--until", "320") == 2
+    assert "continued at 320 images" in (tmp_path / "run" / "log.txt").read_text()
+    records = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+    assert len(records) == 10
+    assert read_recipe(run + "/recipe.yaml", []).train.images == 640
+    whole = tmp_path / "whole"
+    assert train("digits-edm", *KEYS, "train.images=640", "--out", str(whole)) == 0
+    a, b = store.load(run).state_dict(), store.load(whole).state_dict()
+    assert all(torch.equal(a[name], b[name]) for name in a)  # its rate does not depend on the end
