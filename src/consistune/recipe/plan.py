@@ -2,6 +2,7 @@
 
 from copy import deepcopy
 from dataclasses import dataclass
+from math import prod
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ from consistune.errors import UserError
 from consistune.nn.precond import Preconditioned
 from consistune.recipe import Recipe, build
 from consistune.recipe.first_model import first_model, load_weights
+from consistune.recipe.ranges import check_memory
 from consistune.system.processes import Processes
 from consistune.train.ema import Online, Target
 from consistune.train.loop import Trainer
@@ -76,6 +78,14 @@ class Given:
 def make_plan(recipe: Recipe, device: torch.device | str = "cpu", given: Given = Given()) -> Plan:
     """Build every part. Raises UserError for combinations that cannot work, naming the keys."""
     data = given.data or load_data(recipe.data)
+    options: TrainOptions = build(recipe.train, "train")
+    at_a_time = options.microbatch or options.batch
+    check_memory(
+        f"{at_a_time:,} images at a time", 4 * at_a_time * prod(data.train.image_shape), "train.batch"
+    )
+    if options.label_dropout > 0 and not recipe.conditional:
+        what = "an unconditional model has no labels to leave out"
+        raise UserError(what, "train.label_dropout", "leave the key out, or use conditional: true")
     schedule = build(recipe.schedule, "schedule")
     model = first_model(recipe, data, given.model)
     objective: Objective = given.objective or build(
@@ -99,13 +109,14 @@ def make_plan(recipe: Recipe, device: torch.device | str = "cpu", given: Given =
         data_sha256=data.train.fingerprint,
         class_names=data.train.class_names if recipe.conditional else (),
         mid_t=getattr(recipe, "mid_t", ()),
+        label_dropout=options.label_dropout,
     ).learning(objective)
     return Plan(
         data=data,
         model=model,
         objective=objective,
         optimizer=build(recipe.optimizer, "optimizer"),
-        options=build(recipe.train, "train"),
+        options=options,
         target=build(recipe.target, "target") if objective.learns == "flow-map" else Online(),
     )
 
