@@ -2,6 +2,7 @@
 
 import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -45,11 +46,15 @@ def parity_folder() -> Path:
 
 @pytest.fixture(scope="session")
 def parity(parity_folder):
-    """parity("ect/ect_imagenet_maps") → the fixture's arrays as tensors, in their own precision."""
+    """parity("ect/ect_imagenet_maps") → the fixture's arrays as tensors; words are lists."""
 
-    def load(name: str) -> dict[str, torch.Tensor]:
+    def load(name: str) -> dict[str, Any]:
         with np.load(parity_folder / f"{name}.npz") as archive:
-            return {key: torch.from_numpy(np.array(archive[key])) for key in archive}
+            arrays = {key: np.array(archive[key]) for key in archive}
+        return {
+            key: value if value.dtype.kind == "U" else torch.from_numpy(value)
+            for key, value in arrays.items()
+        }
 
     return load
 

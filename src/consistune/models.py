@@ -4,7 +4,8 @@ The image of a seed does not depend on the other seeds that are drawn with it.
 """
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -18,18 +19,27 @@ from consistune.core.sampling import ODE, Multistep, PhasedSteps, Sampler
 from consistune.core.types import Denoiser
 from consistune.errors import UserError
 from consistune.nn import hub, store
+from consistune.nn.autoencoder.space import from_card, open_space
 from consistune.nn.module import Factory
 from consistune.nn.precond import Preconditioned
 from consistune.pages.pictures import SMALLEST_SIDE, grid, save_png
 
+BOX = Path(__file__).parent / "box"
+"""The models that come with the package, a folder each."""
+
 
 def load(
-    path: str | Path, device: torch.device | str = "cpu", network: Factory | None = None
+    path: str | Path,
+    device: torch.device | str = "cpu",
+    network: Factory | None = None,
+    verify: bool = True,
 ) -> Preconditioned:
     """The model in a folder (`nn.store`), a run's folder, or an official checkpoint (`interop.checkpoints`).
 
-    path: also "hf://user/name" or "hf://user/name@revision", a model on the Hugging Face Hub.
+    path: also "hf://user/name" or "hf://user/name@revision", a model on the Hugging Face Hub; where there is
+    no such path, the built-in model of that name.
     network: for a model around a module that is not ours, a function that makes the module (`nn.module`).
+    verify: as in `nn.store.load`.
     In evaluation mode. Nothing in the file is executed. Raises UserError for anything else.
     """
     if str(path).startswith(hub.PREFIX):
@@ -40,7 +50,19 @@ def load(
         if network is not None:
             raise UserError("a checkpoint's network is built from its file", "network", "leave it out")
         return load_checkpoint(path).to(device)
-    return store.load(path, device, network)
+    return store.load(find(path), device, network, verify)
+
+
+def find(path: str | Path) -> Path:
+    """The path, or where there is nothing the folder of the built-in model of that name."""
+    built_in = {folder.name: folder for folder in BOX.glob("*/")}
+    return Path(path) if Path(path).exists() else built_in.get(str(path), Path(path))
+
+
+def picture_shape(model: Preconditioned) -> tuple[int, int, int]:
+    """(C, H, W) of the pictures that `sample` gives."""
+    latents = from_card(model.card)
+    return model.image_shape if latents is None else latents.picture_shape
 
 
 DIFFUSION_STEPS = 18
@@ -53,8 +75,8 @@ def default_sampler(
     """The sampler that fits a model's card, in a number of steps (None: the model's own number).
 
     A diffusion model is sampled by Heun's method. A phased model jumps from edge to edge, with the share η
-    of edge-skipping. Any other model takes one step, and for each further step returns to a noise level of
-    `mid_t` (None: the card's).
+    of edge-skipping. A two-time model jumps to each noise level of `mid_t`. Any other model takes one step,
+    and for each further step returns to a noise level of `mid_t` (None: the card's).
 
     Raises ValueError where steps and model do not fit, and for steps=None where the card names no objective.
     """
@@ -72,6 +94,8 @@ def default_sampler(
     needed = (steps or 1) - 1
     if len(middle) < needed:
         raise ValueError(f"{needed + 1} steps need {needed} times between; {len(middle)} known: give mid_t")
+    if model.two_times:
+        return PhasedSteps(tuple(sorted(middle[:needed])))
     return Multistep(middle[:needed])
 
 
@@ -91,6 +115,7 @@ def sample(
     batch: int = 256,
     schedule: NoiseSchedule | None = None,
     progress: Callable[[int], None] | None = None,
+    latents: bool = False,
 ) -> Tensor:
     """Draw one image a seed.
 
@@ -107,32 +132,52 @@ def sample(
         batch: the number of images at a time; it changes the memory, not the results.
         schedule: the process of the sampler; None: EDM's.
         progress: called with the number of images done.
+        latents: of a model of latents, give the autoencoder's latents and do not decode them.
 
     Returns:
-        uint8 images [N, C, H, W].
+        uint8 images [N, C, H, W]; with `latents`, fp32 [N, c, h, w].
 
     Raises ValueError as `default_sampler` does, for steps or mid_t beside a sampler, and for labels that do
-    not fit the seeds or the model; UserError, with the seeds, for images that are not finite.
+    not fit; UserError, with the seeds, for images that are not finite, or latents of a model of pictures.
     """
     if sampler is not None and not (steps is None and mid_t is None):
         raise ValueError("steps and mid_t belong to the default sampler: give them or a sampler")
     seeds = list(seeds)
     labels = _labels(model, seeds, condition, next(model.parameters()).device)
     sampler = sampler or default_sampler(model, steps, mid_t, eta)
+    finish = _finishing(model, latents)
     denoiser = Guided(model, worse, guidance, *guidance_interval) if guidance != 1.0 else model
-    training = model.training
-    model.eval()
-    try:
-        images = []
+    images = []
+    with _evaluating(model):
         for start in range(0, len(seeds), batch):
             part = slice(start, start + batch)
             own = None if labels is None else labels[part]
-            images.append(_draw(model, denoiser, sampler, schedule or EDM(), seeds[part], own))
+            images.append(finish(_draw(model, denoiser, sampler, schedule or EDM(), seeds[part], own)))
             if progress is not None:
                 progress(len(seeds[part]))
+    return torch.cat(images) if images else finish(torch.empty(0, *model.image_shape))
+
+
+@contextmanager
+def _evaluating(model: Preconditioned) -> Iterator[None]:
+    """The model in evaluation mode, in the block."""
+    training = model.training
+    model.eval()
+    try:
+        yield
     finally:
         model.train(training)
-    return torch.cat(images) if images else torch.empty(0, *model.image_shape, dtype=torch.uint8)
+
+
+def _finishing(model: Preconditioned, latents: bool) -> Callable[[Tensor], Tensor]:
+    """What makes of samples x what is delivered, on the CPU: uint8 images, or with `latents` raw latents."""
+    record = from_card(model.card)
+    if record is None:
+        if latents:
+            raise UserError("the model makes pictures, not latents", "latents", "leave the option out")
+        return lambda x: quantise(x).cpu()
+    space = open_space(record, next(model.parameters()).device)
+    return (lambda x: space.raw(x).cpu()) if latents else space.decode
 
 
 def _draw(
@@ -143,11 +188,11 @@ def _draw(
     seeds: list[int],
     labels: Tensor | None,
 ) -> Tensor:
-    """One batch of finite samples, as uint8 [N, C, H, W] on the CPU."""
+    """One batch of finite samples x [N, C, H, W]."""
     noise = ImageNoise(seeds, next(model.parameters()).device)
     x = sampler(rescheduled(denoiser, schedule), schedule, noise, model.image_shape, labels)
     _check_finite(x, seeds)
-    return quantise(x).cpu()
+    return x
 
 
 def _check_finite(x: Tensor, seeds: list[int]) -> None:
@@ -176,9 +221,10 @@ def _labels(
         if model.num_classes == 0:
             return None
         return torch.tensor([seed % model.num_classes for seed in seeds], device=device)
-    labels = torch.as_tensor(condition, device=device)
+    labels = torch.as_tensor(condition, device="cpu")
     if labels.ndim == 0:
         labels = labels.expand(len(seeds))
     if len(labels) != len(seeds):
         raise ValueError(f"{len(labels)} conditions for {len(seeds)} seeds")
-    return labels
+    model.one_hot(labels, len(labels), torch.empty(0))  # refuses unknown labels before they are on a card
+    return labels.to(device)

@@ -4,10 +4,12 @@ import json
 from pathlib import Path
 
 import pytest
+from PIL import Image
 from typer.testing import CliRunner
 
 from consistune.cli.main import app, explain
 from consistune.errors import UserError
+from tests.support.latents import source
 from tests.support.makers import edm_zip, imagenet_batches, pixels
 
 RUN = CliRunner()
@@ -100,3 +102,35 @@ def test_analyze_takes_a_prepared_folder(tmp_path: Path) -> None:
     assert status == 0
     assert all(Path(line).stat().st_size > 0 for line in out.splitlines())
     assert out
+
+
+def test_latents_are_prepared_described_and_shown(tmp_path: Path) -> None:
+    pictures = source(tmp_path)
+    words = ("--latents", "tiny", "--flip", "--store", "float16", "--workers", 1, "--held-out", 0.25)
+    status, out, _ = consistune("data", "prepare", pictures, tmp_path / "set", *words)
+    assert (status, out) == (0, f"{tmp_path / 'set'}\n")
+    status, out, _ = consistune("data", "info", tmp_path / "set", "--verify", "--show", tmp_path / "a.png")
+    assert status == 0
+    for text in (
+        "36 train and 6 held-out latents, 6×4×4",
+        "tiny, factor 4, of pictures 3×16×16, with mirror",
+    ):
+        assert text in out
+    for text in ("float16, deviation 0.5", "dB PSNR", "as they were written"):
+        assert text in out
+    assert Image.open(tmp_path / "a.png").size == ((8 * 17 - 1) * 3, (6 * 17 - 1) * 3)
+
+
+def test_options_of_latents_without_latents_are_refused(tmp_path: Path) -> None:
+    pictures = source(tmp_path)
+    for option in (("--flip",), ("--store", "uint8"), ("--device", "cpu")):
+        status, _, line = consistune("data", "prepare", pictures, tmp_path / "set", *option)
+        assert status == 2
+        assert line.startswith(f"{option[0]}: has no effect without --latents")
+    status, _, line = consistune(
+        "data", "prepare", pictures, tmp_path / "set", "--latents", "tiny", "--store", "int4"
+    )
+    assert (status, "--store: 'int4' is not known" in line) == (2, True)
+    assert consistune("data", "prepare", pictures, tmp_path / "set", "--workers", 1)[0] == 0
+    status, _, line = consistune("data", "info", tmp_path / "set", "--show", tmp_path / "a.png")
+    assert (status, "holds pictures, not latents" in line) == (2, True)

@@ -1,10 +1,15 @@
 """Model folders: what is saved comes back, and nothing else passes for one."""
 
+import errno
 import json
+import os
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from safetensors import SafetensorError
 
 import consistune
 from consistune.errors import UserError
@@ -12,6 +17,7 @@ from consistune.nn import store
 from consistune.nn.card import ModelCard
 from consistune.nn.precond import EDMPrecond
 from consistune.nn.small import ResidualMLP
+from consistune.system import files
 
 
 def make() -> EDMPrecond:
@@ -43,6 +49,82 @@ def test_saving_replaces_whole_and_leaves_nothing_behind(tmp_path: Path) -> None
     store.save(model, tmp_path / "model")
     assert [p.name for p in tmp_path.iterdir()] == ["model"]
     assert float(next(consistune.load(tmp_path / "model").parameters()).detach().min()) == 2.0
+
+
+@pytest.mark.parametrize("place", [0.05, 0.3, 0.6, 0.999])
+def test_a_flipped_bit_of_the_weights_is_found(tmp_path: Path, place: float) -> None:
+    path = store.save(make(), tmp_path / "model") / "model.safetensors"
+    data = bytearray(path.read_bytes())
+    data[int(place * len(data))] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(UserError, match="the weights are damaged"):
+        consistune.load(tmp_path / "model")
+    if place > 0.5:  # among the numbers, where nothing else can see it
+        consistune.load(tmp_path / "model", verify=False)
+
+
+def test_a_model_of_before_there_was_a_digest_loads(tmp_path: Path) -> None:
+    path = store.save(make(), tmp_path / "model") / "config.json"
+    config = json.loads(path.read_text())
+    assert len(config["meta"].pop("weights_sha256")) == 64
+    path.write_text(json.dumps(config))
+    consistune.load(tmp_path / "model")
+
+
+@pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o644), (0o007, 0o660)])
+def test_files_have_the_mode_that_the_umask_gives(tmp_path: Path, umask: int, mode: int) -> None:
+    before = os.umask(umask)
+    try:
+        folder = store.save(make(), tmp_path / "model")
+    finally:
+        os.umask(before)
+    assert {path.stat().st_mode & 0o777 for path in folder.iterdir()} == {mode}
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_at_every_moment_of_a_replacement_a_model_is_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, whole: bool
+) -> None:
+    """What a reader finds before each change of a name, with an exchange in one step and without."""
+    if not whole:
+        monkeypatch.setattr(files, "exchange", lambda a, b: False)
+    elif not files.exchange(store.save(make(), tmp_path / "a"), store.save(make(), tmp_path / "b")):
+        pytest.skip("this file system cannot exchange names")
+    folder = store.save(make(), tmp_path / "run" / "model")
+    found: list[str] = []
+
+    def watched(name: str, original: Callable[..., Any]) -> Callable[..., Any]:
+        def act(*args: Any, **keys: Any) -> Any:
+            consistune.load(folder)
+            consistune.load(tmp_path / "run")
+            found.append(name)
+            return original(*args, **keys)
+
+        return act
+
+    monkeypatch.setattr(Path, "rename", watched("rename", Path.rename))
+    monkeypatch.setattr(files.shutil, "rmtree", watched("rmtree", files.shutil.rmtree))
+    store.save(make(), folder)
+    assert found.count("rename") == (0 if whole else 2)
+    assert found.count("rmtree") >= 1
+    assert [path.name for path in folder.parent.iterdir()] == ["model"]
+
+
+def test_a_full_disk_has_its_own_error_and_leaves_the_old_model(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = store.save(make(), tmp_path / "model")
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+
+    def full(*_: object) -> None:
+        raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr(store, "save_file", full)
+    with pytest.raises(OSError, match="No space left") as error:
+        store.save(make(), folder)
+    assert (error.value.errno, error.value.filename) == (errno.ENOSPC, str(folder))
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+    assert list(tmp_path.iterdir()) == [folder]
 
 
 @pytest.mark.parametrize(

@@ -84,3 +84,19 @@ def close(found: Tensor, expected: Tensor, relative: float = 1e-12) -> None:
     torch.testing.assert_close(
         found.detach().double(), expected.double(), rtol=0, atol=relative * float(expected.abs().max())
     )
+
+
+class ToyVelocity(Toy):
+    """The toy as a velocity u(x, t, t − r) of rectified flow, seen as the two-time denoiser x_t − t·u."""
+
+    two_times = True
+
+    def velocity(
+        self, x: Tensor, t: Tensor, r: Tensor, condition: Tensor | Condition | None = None
+    ) -> Tensor:
+        return self.out(self.hidden_layer(x, t, self.labels(condition, len(x)), t - r), x)
+
+    def forward(
+        self, x: Tensor, t: Tensor, condition: Tensor | Condition | None = None, s: Tensor | None = None
+    ) -> Tensor:
+        return x - t.view(-1, 1, 1, 1) * self.velocity(x, t, t if s is None else s, condition)

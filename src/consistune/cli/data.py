@@ -1,6 +1,5 @@
 """`consistune data prepare` and `consistune data info`: image data sets."""
 
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Annotated
 
@@ -9,6 +8,7 @@ from typer import Argument, Option
 
 from consistune.cli.data_options import (
     AllowMissing,
+    Autoencoder,
     Filter,
     FollowLinks,
     Format,
@@ -18,7 +18,6 @@ from consistune.cli.data_options import (
     Source,
 )
 from consistune.cli.options import check_at_least
-from consistune.cli.screen import Screen
 from consistune.errors import UserError
 
 app = typer.Typer(no_args_is_help=True, help="Prepare an image data set, or describe one.")
@@ -45,18 +44,22 @@ def prepare(
     allow_missing: AllowMissing = 0,
     follow_links: FollowLinks = False,
     workers: Annotated[int | None, Option(help="Number of processes; default: one per core.")] = None,
+    latents: Autoencoder = None,
+    flip: Annotated[bool, Option("--flip", help="With --latents: encode the mirrored images too.")] = False,
+    store: Annotated[str | None, Option(help="With --latents: uint8 (default) or float16.")] = None,
+    device: Annotated[str | None, Option(help="With --latents: where to encode; default: auto.")] = None,
 ) -> None:
     """Convert images to the form that training reads. After an interruption, the same command continues."""
-    from consistune.cli.data_view import PreparationProgress, print_outcome
+    from consistune.cli.data_view import latent_options, prepare_shown
     from consistune.data.prepare import pool
-    from consistune.data.prepare import run as preparation
+    from consistune.data.prepare.run import PrepareOptions
     from consistune.data.prepare.split import Split
     from consistune.data.prepare.survey import ImageOptions
     from consistune.data.sources.base import SourceOptions
 
     check_at_least(1, workers, "--workers")
     check_at_least(0, allow_missing, "--allow-missing")
-    options = preparation.PrepareOptions(
+    options = PrepareOptions(
         SourceOptions(format=format, labels=labels, layout=layout, links=follow_links),
         ImageOptions(size=size, crop=crop, filter=filter, background=background, mode=mode),
         Split(fraction=held_out, by=split_by, seed=seed),
@@ -64,10 +67,7 @@ def prepare(
         allow_missing,
         workers or pool.cores(),
     )
-    with Screen() as screen, ExitStack() as stack:
-        progress = PreparationProgress(screen, stack)
-        meta = preparation.prepare(source, dest, options, progress)
-    print_outcome(meta, dest, progress.shown)
+    prepare_shown(source, dest, options, latent_options(latents, flip, store, device))
     print(dest)
 
 
@@ -77,12 +77,17 @@ def info(
     verify: Annotated[
         bool, Option("--verify", help="Check the files' SHA-256; exit status 1 if one differs.")
     ] = False,
+    show: Annotated[
+        Path | None, Option(help="Of latents: write images over their decoded latents to this .png file.")
+    ] = None,
 ) -> None:
     """Describe a prepared data set, or a source and how to prepare it."""
-    from consistune.cli.data_view import print_prepared, print_source
+    from consistune.cli.data_view import print_prepared, print_source, show_decoded
     from consistune.data.prepared import damaged, is_prepared, open_part, read_meta
 
     if not is_prepared(path):
+        if show is not None:
+            raise UserError("is not a prepared set of latents", str(path), "leave out --show")
         if verify:
             raise UserError("is not a prepared set: there is nothing to verify", str(path))
         print_source(path)
@@ -91,6 +96,8 @@ def info(
     for side in meta.parts:
         open_part(path, meta, side)
     print_prepared(path, meta)
+    if show is not None:
+        show_decoded(path, show)
     if verify:
         names = damaged(path, meta)
         print(

@@ -8,7 +8,7 @@ from typer import Argument, Option
 Source = Annotated[
     Path,
     Argument(
-        help="CIFAR's archive or folder; ImageNet's tree or downsampled batches; a folder, ZIP, npz or "
+        help="CIFAR's archive or folder; ImageNet's tree or downsampled batches; a folder, ZIP, tar, npz or "
         "parquet shards of images."
     ),
 ]
@@ -21,7 +21,11 @@ Labels = Annotated[
     str | None, Option(help="A CSV or JSON file; fine or coarse (CIFAR-100); a column (parquet).")
 ]
 Format = Annotated[
-    str | None, Option(help="cifar, imagenet-batches, folder, zip, npz, parquet; default: detected.")
+    str | None, Option(help="cifar, imagenet-batches, folder, zip, tar, npz, parquet; default: detected.")
 ]
 AllowMissing = Annotated[int, Option(help="Images that may be left out because they cannot be used.")]
 FollowLinks = Annotated[bool, Option("--follow-links", help="Follow links in a folder.")]
+Autoencoder = Annotated[
+    str | None,
+    Option(help="Encode the images: taef2, a folder of diffusers, or a model of latents (as its data were)."),
+]

@@ -4,17 +4,24 @@ import sys
 import tempfile
 from contextlib import ExitStack
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from consistune.cli.screen import Screen, console
-from consistune.data.prepare.run import Progress
+from consistune.cli.options import check_choice, pick_device
+from consistune.cli.screen import Bar, Screen, console
+from consistune.data.prepare.run import PrepareOptions, Progress, prepare
 from consistune.data.prepared import META, Meta
 from consistune.data.sources.base import Source, SourceOptions, printable
 from consistune.data.sources.detect import open_source
+from consistune.errors import UserError
+from consistune.nn.autoencoder.record import Latents
+
+if TYPE_CHECKING:
+    from consistune.data.prepare.latents import LatentOptions
 
 MAX_BAD = 10
 """At most so many bad images are listed."""
@@ -29,12 +36,11 @@ class PreparationProgress(Progress):
 
     def __init__(self, screen: Screen, stack: ExitStack) -> None:
         self.screen, self.stack = screen, stack
-        self.shown = 0
+        self.encoder: Bar | None = None
 
     def started(self, source: Source, done: int) -> None:
         lines = [f"{source.kind}: {len(source):,} images, {len(source.class_names):,} classes"]
         lines += [f"note: {note}" for note in source.notes]
-        self.shown = len(source.notes)
         if done:
             lines.append(f"continuing after {done:,} images of an earlier run")
         self.screen.say(escape("\n".join(lines)))
@@ -43,21 +49,98 @@ class PreparationProgress(Progress):
     def advanced(self, count: int) -> None:
         self.bar.advance(count)
 
+    def encoding(self, done: int, total: int) -> None:
+        """`done` of `total` rows of latents are encoded."""
+        if self.encoder is None:
+            self.encoder, self.encoded = self.stack.enter_context(self.screen.bar("encoding", total)), 0
+        self.encoder.advance(done - self.encoded)
+        self.encoded = done
+
+
+def latent_options(
+    word: str | None, flip: bool, store: str | None, device: str | None
+) -> "LatentOptions | None":
+    """What --latents and its companions ask for; None without --latents, where the others have no effect.
+
+    The word names an autoencoder, or a model of latents, whose normalisation is then kept.
+    """
+    if word is None:
+        for option, value in {"--flip": flip, "--store": store, "--device": device}.items():
+            if value:
+                remedy = "add --latents taef2, or leave it out"
+                raise UserError("has no effect without --latents", option, remedy)
+        return None
+    from consistune.data.prepare.latents import LatentOptions
+    from consistune.models import find, load
+    from consistune.nn.autoencoder.space import from_card
+    from consistune.nn.store import is_model_folder
+
+    check_choice(store, ("uint8", "float16"), "--store")
+    like, found = None, find(word)
+    if is_model_folder(found) or is_model_folder(found / "model"):
+        like = from_card(load(found).card)
+        if like is None:
+            raise UserError("is a model of pictures", f"--latents {word}", "give taef2 or a model of latents")
+        word = like.autoencoder
+    return LatentOptions(word, flip, store or "uint8", like, pick_device(device or "auto"))  # type: ignore[arg-type]
+
+
+def prepare_shown(source: Path, dest: Path, options: PrepareOptions, chosen: "LatentOptions | None") -> None:
+    """Prepare a source, as latents where they are chosen; show progress, and what became of each image."""
+    with Screen() as screen, ExitStack() as stack:
+        progress = PreparationProgress(screen, stack)
+        if chosen is None:
+            meta = prepare(source, dest, options, progress)
+        else:
+            from consistune.data.prepare.latents import prepare_latents
+
+            meta = prepare_latents(source, dest, options, chosen, progress, progress.encoding)
+    print_outcome(meta, dest)
+
+
+def show_decoded(path: Path, out: Path) -> None:
+    """Write a picture: rows of training pictures, each over the same pictures decoded from their latents."""
+    import torch
+
+    from consistune.data.images import open_prepared
+    from consistune.nn.autoencoder.space import open_space, restored
+    from consistune.pages.pictures import grid_png
+    from consistune.system.files import write_atomically
+
+    data = open_prepared(path)
+    record, pictures = data.train.latents, data.to_look_at.train.images
+    if record is None:
+        raise UserError("holds pictures, not latents", str(path), "leave out --show")
+    rows = torch.linspace(0, len(pictures) - 1, min(32, len(pictures))).long()
+    stored = data.train.images[rows * (2 if record.mirrored else 1)]
+    decoded = open_space(record).decode(restored(record, stored))
+    columns = min(8, len(rows))
+    pairs = [
+        part
+        for k in range(0, len(rows), columns)
+        for part in (pictures[rows[k : k + columns]], decoded[k : k + columns])
+    ]
+    blank = pictures.new_full((-len(rows) % columns, *pictures.shape[1:]), 128)
+    pairs = [torch.cat([row, blank]) if len(row) < columns else row for row in pairs]
+    write_atomically(out, grid_png(torch.cat(pairs), columns))
+    print(f"decoded     {out}")
+
 
 def counts(meta: Meta) -> str:
     """ "50,000 train and 10,000 held-out images, 3×32×32, 10 classes"."""
-    channels, height, width = meta.shape
+    shape = "×".join(map(str, meta.shape))
     images = " and ".join(f"{part.images:,} {side}" for side, part in meta.parts.items())
-    return f"{images} images, {channels}×{height}×{width}, {len(meta.class_names):,} classes"
+    what = "images" if meta.latents is None else "latents"
+    return f"{images} {what}, {shape}, {len(meta.class_names):,} classes"
 
 
-def print_outcome(meta: Meta, dest: Path, shown: int) -> None:
-    """Print on standard error what became of every image, and the notes after the `shown` first ones."""
+def print_outcome(meta: Meta, dest: Path) -> None:
+    """Print on standard error what became of every image, and the notes."""
     lines = [f"left out: {len(meta.bad):,}"] if meta.bad else []
     lines += [f"  {printable(entry['image'])} {entry['reason']}" for entry in meta.bad[:MAX_BAD]]
     if len(meta.bad) > MAX_BAD:
         lines.append(f"  … all are listed in {dest / META}")
-    lines += [f"note: {note}" for note in meta.notes[shown:]]
+    lines += [f"note: {note}" for note in meta.notes]
     for line in lines:
         console.print(line, highlight=False, markup=False, soft_wrap=True)
     console.print(accounts_table(meta))
@@ -88,6 +171,8 @@ def print_prepared(path: Path, meta: Meta) -> None:
     print(f"            sha256 {meta.source['sha256']}")
     transform = ", ".join(f"{key} {value}" for key, value in meta.transform.items() if value is not None)
     print(f"transform   {transform}")
+    if meta.latents is not None:
+        _print_latents(meta.latents)
     print(f"held out    {meta.held_out if meta.held_out is not None else 'nothing'}")
     print(f"left out    {len(meta.bad):,} images")
     for note in meta.notes:
@@ -104,6 +189,18 @@ def print_prepared(path: Path, meta: Meta) -> None:
     if more > 0:
         table.caption = f"and {more:,} more"
     Console(file=sys.stdout).print(table)
+
+
+def _print_latents(latents: Latents) -> None:
+    shape, mirrored = (
+        "×".join(map(str, latents.picture_shape)),
+        ", with mirror images" if latents.mirrored else "",
+    )
+    print(f"latents     {latents.autoencoder}, factor {latents.factor}, of pictures {shape}{mirrored}")
+    print(f"            sha256 {latents.identity}")
+    edge = f"clipped at {latents.limit} deviations"
+    print(f"            {latents.stored}, deviation {latents.sigma_data} in each channel, {edge}")
+    print(f"decoded     {latents.psnr:.2f} dB PSNR to the pictures")
 
 
 def print_source(path: Path) -> None:

@@ -17,14 +17,23 @@ if TYPE_CHECKING:
 
 Device = Annotated[str, Option(help="cpu, cuda, cuda:N, or auto: CUDA if a device is available.")]
 BatchSize = Annotated[int, Option(help="Number of images per batch.")]
-ModelFolder = Annotated[Path, Argument(help="A model's folder or a run's folder.")]
+ModelFolder = Annotated[
+    Path, Argument(help="A model's folder, a run's folder, or a built-in model's name (emoji64).")
+]
 MiddleTimes = Annotated[
     str | None, Option(help="Noise levels t of the steps after the first, e.g. 2,0.5; default: the model's.")
 ]
 Eta = Annotated[float, Option(help="Edge skipping of phased models, from 0 to 1.")]
 GuidanceWeight = Annotated[float, Option(help="Weight ω of the guidance; 1 means no guidance.")]
+GuidanceInterval = Annotated[
+    str | None, Option(help="LOW,HIGH: guide only where LOW < t <= HIGH; default: everywhere.")
+]
 WorseModel = Annotated[
     Path | None, Option(help="A worse model to guide by; default: the model itself without labels.")
+]
+
+RawLatents = Annotated[
+    bool, Option("--latents", help="Of a model of latents: write the latents (.npz), not pictures.")
 ]
 
 

@@ -33,10 +33,9 @@ def sample(
     eta: options.Eta = 1.0,
     guidance: options.GuidanceWeight = 1.0,
     worse: options.WorseModel = None,
-    guidance_interval: Annotated[
-        str | None, Option(help="LOW,HIGH: guide only where LOW < t <= HIGH; default: everywhere.")
-    ] = None,
+    guidance_interval: options.GuidanceInterval = None,
     batch: options.BatchSize = 256,
+    latents: options.RawLatents = False,
     precision: Annotated[str, Option(help="fp32, bf16 or fp16; default: the model's own.")] = "",
     device: options.Device = "auto",
 ) -> None:
@@ -50,6 +49,7 @@ def sample(
     numbers = options.parse_integers(seeds, "--seeds")
     labels = _labels(denoiser.num_classes, numbers, classes)
     options.check_at_least(1, batch, "--batch")
+    _check_latents(latents, out)
     if not math.isfinite(guidance):
         raise UserError(f"{guidance} is no finite number", "--guidance", "give a number, for example 1.5")
     if worse is None and guidance != 1.0 and not denoiser.num_classes:
@@ -72,6 +72,7 @@ def sample(
             worse=_load(worse, chosen, precision) if worse else None,
             batch=batch,
             progress=bar.advance,
+            latents=latents,
         )
     write_images(out, images, numbers, labels)
     print(out)
@@ -92,6 +93,11 @@ def _load(folder: Path, device: "torch.device", precision: str) -> "Precondition
     return model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 
+def _check_latents(latents: bool, out: Path) -> None:
+    if latents and out.suffix != ".npz":
+        raise UserError(f"latents are no picture ({out})", "--latents", "write them with --out NAME.npz")
+
+
 def _labels(num_classes: int, seeds: list[int], classes: str | None) -> list[int] | None:
     """The class of each seed; None for an unconditional model."""
     if num_classes == 0:
@@ -107,7 +113,7 @@ def _labels(num_classes: int, seeds: list[int], classes: str | None) -> list[int
 
 
 def write_images(out: Path, images: "Tensor", seeds: list[int], labels: list[int] | None) -> None:
-    """Write uint8 images [N, C, H, W] in the form that the name of `out` asks for.
+    """Write images [N, C, H, W], or fp32 latents as .npz, in the form that the name of `out` asks for.
 
     NAME.png: a grid. NAME.npz: arrays arr_0 [N, H, W, C], seeds [N] and, with labels, arr_1 [N].
     A name without a suffix: a folder with a PNG file per seed.

@@ -65,7 +65,7 @@ def _run(recipe: "Recipe", folder: Path, resume: bool, device: str) -> None:
         to_yaml(recipe),
         resume=resume,
         draw=draw_sheet,
-        evaluate=training_evaluation(plan.data, device=processes.device) if evaluated else None,
+        evaluate=training_evaluation(plan.data.to_look_at, device=processes.device) if evaluated else None,
         main=processes.main,
     )
     trainer = plan.trainer(processes=processes)

@@ -12,9 +12,10 @@ from torch import Generator, Tensor
 
 from consistune.core.guidance import Guided
 from consistune.core.noise import NoiseSchedule
-from consistune.core.posterior.mean import LogPrior, Posterior, Reference, posterior
-from consistune.core.posterior.priors import kernel_prior, nearest_prior, random_subset
-from consistune.core.types import Batch, Denoiser, Times, expand
+from consistune.core.posterior.mean import LogPrior, OwnRows, Posterior, Reference, posterior
+from consistune.core.posterior.own_rows import random_rows
+from consistune.core.posterior.priors import kernel_prior, label_prior, nearest_prior, random_subset
+from consistune.core.types import Batch, Denoiser, Times, exact_device, expand
 
 
 class NoiseEstimator(Protocol):
@@ -91,8 +92,25 @@ class Teacher(NoiseEstimator):
             return Guided(self.model, None, self.guidance)(x_t, t, batch.condition)
 
 
+class PosteriorMean(NoiseEstimator, Protocol):
+    """x̂_0 = Σ_i w_i x⁽ⁱ⁾ over reference images, with the scatter of the same weights."""
+
+    def posterior(self, x_t: Tensor, t: Tensor, batch: Batch) -> Posterior: ...
+
+    def clean(self, x_t: Tensor, t: Tensor, batch: Batch) -> Tensor:
+        return self.posterior(x_t, t, batch).mean
+
+    def clean_and_scatter(self, x_t: Tensor, t: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
+        found = self.posterior(x_t, t, batch)
+        return found.mean, found.scatter
+
+    @property
+    def knows_posterior(self) -> bool:
+        return True
+
+
 @dataclass(frozen=True)
-class ScoreIdentity(NoiseEstimator):
+class ScoreIdentity(PosteriorMean):
     """x̂_0 = Σ_i w_i x⁽ⁱ⁾, the posterior mean over reference images: SCT's target (2410.18958, §4.1).
 
     Its variance and its bias fall as the number of references grows. References share the query's condition.
@@ -139,52 +157,55 @@ class ScoreIdentity(NoiseEstimator):
 
     def bind(self, batch: Batch, times: Times, generator: Generator | None) -> NoiseEstimator:
         if self.reference is None:
-            # Taken here, so that `rows` keeps the whole batch as references.
-            return replace(self, reference=self._mini_batch(batch)[0])
+            return self._of_mini_batch(batch)  # here, so that `rows` keeps the whole batch as references
         if self.size is None:
             return self
         if self.size == 1 and not self.mirrored:
             return OneSample()
         if batch.index is None or generator is None:
             raise ValueError("random references need the batch's rows in the reference and a generator")
-        subset, prior = random_subset(
-            self.reference, self._group(self.reference, batch), batch.index, self.size, generator
-        )
         del times
+        group = self._group(self.reference, batch)
+        if self.reference.device.type != "cpu":  # a shared pool would need to know on the host who is in it
+            group = torch.zeros_like(batch.index) if group is None else group
+            reference = self.reference
+            drawn = random_rows(reference.starts, group, batch.index, self.size, reference.longest, generator)
+            return _OwnRows(replace(self, size=None), drawn)
+        index = batch.index.to(self.reference.device)
+        group = None if group is None else group.to(self.reference.device)
+        subset, prior = random_subset(self.reference, group, index, self.size, generator)
         return _Subset(replace(self, reference=subset, size=None), prior)
 
-    def clean(self, x_t: Tensor, t: Tensor, batch: Batch) -> Tensor:
-        return self.posterior(x_t, t, batch).mean
-
-    def clean_and_scatter(self, x_t: Tensor, t: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
-        found = self.posterior(x_t, t, batch)
-        return found.mean, found.scatter
-
-    @property
-    def knows_posterior(self) -> bool:
-        return True
-
-    def posterior(self, x_t: Tensor, t: Tensor, batch: Batch, log_prior: LogPrior | None = None) -> Posterior:
-        """The posterior over the references, weighted by `log_prior`; None: by their conditions."""
+    def posterior(
+        self,
+        x_t: Tensor,
+        t: Tensor,
+        batch: Batch,
+        log_prior: LogPrior | None = None,
+        own: OwnRows | None = None,
+    ) -> Posterior:
+        """Over the references, weighted by `log_prior` (None: by their conditions), or over `own` ones."""
         if self.size is not None:
             raise ValueError("random references are drawn by bind(): call that first")
         if self.reference is None:
-            reference, group = self._mini_batch(batch)
-        else:
-            reference, group = self.reference, self._group(self.reference, batch)
+            return self._of_mini_batch(batch).posterior(x_t, t, batch)
+        reference, group = self.reference, self._group(self.reference, batch)
         if log_prior is None:
             log_prior = self._condition_prior(reference, batch)
         mirrored = self.mirrored
-        return posterior(x_t, t, self.schedule, reference, group, log_prior=log_prior, mirrored=mirrored)
+        return posterior(
+            x_t, t, self.schedule, reference, group, log_prior=log_prior, mirrored=mirrored, own=own
+        )
 
     def _condition_prior(self, reference: Reference, batch: Batch) -> LogPrior | None:
         if self.bandwidth is None and self.nearest is None:
             return None
         if batch.condition is None or reference.conditions is None:
             raise ValueError("continuous conditions are missing in the batch or the reference")
+        conditions = batch.condition.to(reference.device)
         if self.bandwidth is not None:
-            return kernel_prior(reference.conditions, batch.condition, self.bandwidth)
-        return nearest_prior(reference.conditions, batch.condition, int(self.nearest or 1))
+            return kernel_prior(reference.conditions, conditions, self.bandwidth)
+        return nearest_prior(reference.conditions, conditions, int(self.nearest or 1))
 
     def _group(self, reference: Reference, batch: Batch) -> Tensor | None:
         if len(reference.offsets) == 2:
@@ -193,19 +214,25 @@ class ScoreIdentity(NoiseEstimator):
             raise ValueError("references are grouped by class, but the batch has no labels")
         return batch.condition
 
-    def _mini_batch(self, batch: Batch) -> tuple[Reference, Tensor | None]:
+    def _of_mini_batch(self, batch: Batch) -> PosteriorMean:
+        """The same with the batch's images as references."""
+        home = exact_device(batch.x_0.device)
         if batch.condition is None:
-            return Reference.ungrouped(batch.x_0), None
-        if not batch.condition.is_floating_point():
-            return Reference.grouped(batch.x_0, batch.condition), batch.condition
-        if self.bandwidth is None and self.nearest is None:
-            raise ValueError("continuous conditions need a bandwidth or a number of nearest references")
-        return Reference(batch.x_0, (0, len(batch)), batch.condition), None
+            return replace(self, reference=Reference.ungrouped(batch.x_0.to(home)))
+        images, condition = batch.x_0.to(home), batch.condition.to(home)
+        if condition.is_floating_point():
+            if self.bandwidth is None and self.nearest is None:
+                raise ValueError("continuous conditions need a bandwidth or a number of nearest references")
+            return replace(self, reference=Reference(images, (0, len(batch)), condition))
+        if home.type == "cpu":
+            return replace(self, reference=Reference.grouped(images, condition))
+        # To group them, the host would wait for the labels.
+        return _Subset(replace(self, reference=Reference.ungrouped(images)), label_prior(condition))
 
 
 @dataclass(frozen=True)
-class _Subset(NoiseEstimator):
-    """The score identity over the random references of one step."""
+class _Subset(PosteriorMean):
+    """The score identity over references of one step that a log-prior chooses for each query."""
 
     identity: ScoreIdentity
     log_prior: LogPrior
@@ -218,12 +245,22 @@ class _Subset(NoiseEstimator):
 
         return _Subset(self.identity, log_prior)
 
-    def clean(self, x_t: Tensor, t: Tensor, batch: Batch) -> Tensor:
-        return self.identity.posterior(x_t, t, batch, self.log_prior).mean
+    def posterior(self, x_t: Tensor, t: Tensor, batch: Batch) -> Posterior:
+        return self.identity.posterior(x_t, t, batch, self.log_prior)
 
-    def clean_and_scatter(self, x_t: Tensor, t: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
-        found = self.identity.posterior(x_t, t, batch, self.log_prior)
-        return found.mean, found.scatter
+
+@dataclass(frozen=True)
+class _OwnRows(PosteriorMean):
+    """The score identity over random references of each query's own, of one step."""
+
+    identity: ScoreIdentity
+    own: OwnRows
+
+    def rows(self, part: slice) -> NoiseEstimator:
+        return _OwnRows(self.identity, (self.own[0][part], self.own[1][part]))
+
+    def posterior(self, x_t: Tensor, t: Tensor, batch: Batch) -> Posterior:
+        return self.identity.posterior(x_t, t, batch, own=self.own)
 
 
 @dataclass(frozen=True)

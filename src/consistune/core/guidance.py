@@ -1,5 +1,6 @@
 """Guidance: extrapolation from a worse model through a better one (METHOD §5)."""
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -21,7 +22,7 @@ class Guided:
     worse: Denoiser | None = None
     omega: float = 1.0
     low: float = 0.0
-    high: float = float("inf")
+    high: float = math.inf
 
     @property
     def two_times(self) -> bool:
@@ -34,7 +35,8 @@ class Guided:
         if self.omega == 1.0:
             return better
         inside = (t > self.low) & (t <= self.high)
-        if not bool(inside.any()):
+        everywhere = self.low <= 0 and self.high == math.inf  # known without a wait for the device
+        if not everywhere and not bool(inside.any()):
             return better
         if self.worse is None:
             worse = predict(self.model, x_t, t, None, s)

@@ -13,7 +13,7 @@ import torch
 from torch import Generator, Tensor
 
 from consistune.core.noise import EDM, NoiseSchedule
-from consistune.core.types import Progress, Times
+from consistune.core.types import Progress, Times, moved, widest
 
 
 class TimePairs(Protocol):
@@ -55,7 +55,8 @@ class LogNormal:
         if self.low is None and self.high is None:
             normal = torch.randn(n, generator=generator, device=generator.device)
             return torch.exp(self.mean + self.std * normal)
-        uniform = torch.rand(n, generator=generator, device=generator.device, dtype=torch.float64)
+        dtype = widest(generator.device)
+        uniform = torch.rand(n, generator=generator, device=generator.device, dtype=dtype)
         return self.quantile(uniform).float()
 
     def quantile(self, uniform: Tensor) -> Tensor:
@@ -68,6 +69,74 @@ class LogNormal:
         if bound is None:
             return otherwise
         return 0.5 * (1 + math.erf((math.log(bound) - self.mean) / (self.std * math.sqrt(2))))
+
+
+class TimeLaw(Protocol):
+    """A law of noise-to-signal ratios on [low, high]."""
+
+    @property
+    def low(self) -> float | None: ...
+
+    @property
+    def high(self) -> float | None: ...
+
+    def sample(self, n: int, generator: Generator) -> Tensor: ...
+
+
+@dataclass(frozen=True)
+class LogStudent:
+    """(ln(σ/α) − mean)/std follows Student's t with `df` degrees of freedom, cut to [low, high] exactly.
+
+    A small df puts much mass into both ends of the range: at the defaults (TCM, 2410.14895, stage 2) the
+    quantiles 0.1, 0.5, 0.9 are 1.01, 1.22, 10.8.
+    """
+
+    mean: float = 0.0
+    std: float = 0.2
+    low: float = 1.0
+    high: float = 80.0
+    df: float = 0.01
+
+    def __post_init__(self) -> None:
+        if not (self.std > 0 and self.df > 0):
+            raise ValueError(f"std and df must be positive, got {self.std} and {self.df}")
+        if not 0 < self.low < self.high < math.inf:
+            raise ValueError(f"need 0 < low < high, got {self.low} and {self.high}")
+
+    def sample(self, n: int, generator: Generator) -> Tensor:
+        """n noise-to-signal ratios, fp32 [n]."""
+        uniform = torch.rand(n, generator=generator, device=generator.device, dtype=torch.float64)
+        return self.quantile(uniform).float()
+
+    def quantile(self, share: Tensor) -> Tensor:
+        """The inverse of the law's distribution function: shares in [0, 1] [n] → ratios, float64 [n].
+
+        In w = arsinh(z/√df) the density is cosh(w)^{−df}, which is smooth and integrated by Gauss's rule on
+        panels; Newton's steps from linear interpolation then find w.
+        """
+        scale = self.std * math.sqrt(self.df)
+        start, stop = (math.asinh((math.log(u) - self.mean) / scale) for u in (self.low, self.high))
+        panels = math.ceil((stop - start) * max(1.0, self.df))
+        device = share.device
+        edges = torch.linspace(start, stop, panels + 1, dtype=torch.float64, device=device)
+        mass = torch.cat([edges.new_zeros(1), self._integral(edges[:-1], edges[1:]).cumsum(0)])
+        wanted = share.double() * mass[-1]
+        i = (torch.searchsorted(mass, wanted) - 1).clamp(0, panels - 1)
+        left, right = edges[i], edges[i + 1]
+        w = left + (right - left) * (wanted - mass[i]) / (mass[i + 1] - mass[i])
+        for _ in range(6):
+            error = mass[i] + self._integral(left, w) - wanted
+            w = (w - error * torch.cosh(w) ** self.df).clamp(left, right)
+        return torch.exp(self.mean + scale * torch.sinh(w)).clamp(self.low, self.high)
+
+    def _integral(self, a: Tensor, b: Tensor) -> Tensor:
+        """∫ cosh(w)^{−df} dw from a to b [n], by 20 points of Gauss and Legendre's rule, to 1e-15."""
+        k = torch.arange(1, 20, dtype=torch.float64)
+        side = (k / torch.sqrt(4 * k * k - 1)).diag(1)
+        points, vectors = torch.linalg.eigh(side + side.T)  # Golub and Welsch, 1969
+        points, weights = points.to(a.device), vectors[0].square().to(a.device)
+        w = a[:, None] + (b - a)[:, None] * (points + 1) / 2
+        return (torch.cosh(w) ** -self.df @ weights) * (b - a)
 
 
 @dataclass(frozen=True)
@@ -130,6 +199,40 @@ class LogNormalPairs:
 
     def sample(self, n: int, progress: Progress, generator: Generator) -> Times:
         t = LogNormal(self.mean, self.std, self.low, self.high).sample(n, generator)
+        return ordered(self.schedule, t, self.gap.lower(t, progress))
+
+
+@dataclass(frozen=True)
+class TruncatedPairs:
+    """t at the boundary t′ for the first ⌊share·n⌋ samples, from a law on [t′, high] for the others.
+
+    r comes from the gap, so at t′ it lies below it. `boundary` is a noise-to-signal ratio, as the law's.
+    Source: TCM, 2410.14895, stage 2 (t′ = 1, share 0.25).
+    """
+
+    gap: Gap
+    law: TimeLaw = LogStudent()
+    boundary: float = 1.0
+    share: float = 0.25
+    schedule: NoiseSchedule = EDM()
+
+    def __post_init__(self) -> None:
+        if not 0 < self.share < 1:
+            raise ValueError(f"share must lie in (0, 1), got {self.share}")
+        low, high = self.law.low, self.law.high
+        if not self.boundary > 0 or low is None or high is None or not self.boundary <= low < high:
+            raise ValueError(
+                f"the law must lie above the boundary, 0 < boundary ≤ low < high, got {self.boundary}, "
+                f"{low} and {high}"
+            )
+
+    def at_boundary(self, n: int) -> int:
+        """The number of the first samples of n that sit at the boundary."""
+        return int(self.share * n)
+
+    def sample(self, n: int, progress: Progress, generator: Generator) -> Times:
+        t = self.law.sample(n, generator)
+        t[: self.at_boundary(n)] = self.boundary
         return ordered(self.schedule, t, self.gap.lower(t, progress))
 
 
@@ -215,9 +318,9 @@ class GridPairs:
 
     def sample(self, n: int, progress: Progress, generator: Generator) -> Times:
         grid = karras_grid(self.size.points(progress), self.low, self.high, self.rho)
-        weights = self.probabilities(grid).to(generator.device)
-        i = torch.multinomial(weights, n, replacement=True, generator=generator)
-        grid = grid.to(generator.device, torch.float32)
+        weights = self.probabilities(grid).to(widest(generator.device))
+        i = torch.multinomial(moved(weights, generator.device), n, replacement=True, generator=generator)
+        grid = moved(grid.float(), generator.device)
         return ordered(self.schedule, grid[i + 1], grid[i])
 
 
@@ -239,7 +342,7 @@ class Phased:
 
     def sample(self, n: int, progress: Progress, generator: Generator) -> Times:
         times = self.pairs.sample(n, progress, generator)
-        edges = torch.tensor((0.0, *self.edges), device=times.t.device, dtype=times.t.dtype)
+        edges = moved(torch.tensor((0.0, *self.edges), dtype=times.t.dtype), times.t.device)
         s = edges[torch.searchsorted(edges, times.t) - 1]
         return Times(times.t, torch.maximum(times.r, s), s)
 

@@ -3,7 +3,11 @@
 from dataclasses import dataclass
 from typing import Protocol, TypeAlias, cast
 
+import torch
 from torch import Tensor
+
+NO_FLOAT64 = ("mps", "xpu")
+"""Devices without float64 (Intel's have it in some models only)."""
 
 Progress: TypeAlias = int
 """Training images seen so far. Schedules are functions of it, so the batch size changes nothing."""
@@ -110,3 +114,18 @@ def predict(
 def expand(value: Tensor, like: Tensor) -> Tensor:
     """Give a per-sample value [B] the trailing axes it needs to broadcast against `like` [B, ...]."""
     return value.reshape(value.shape + (1,) * (like.ndim - value.ndim))
+
+
+def exact_device(device: torch.device) -> torch.device:
+    """Where the float64 work for a device is done: there, or on the CPU where the device has no float64."""
+    return torch.device("cpu") if device.type in NO_FLOAT64 else device
+
+
+def widest(device: torch.device) -> torch.dtype:
+    """float64, or fp32 on a device without it."""
+    return torch.float32 if device.type in NO_FLOAT64 else torch.float64
+
+
+def moved(x: Tensor, device: torch.device) -> Tensor:
+    """x on the device; the host does not wait for a copy to CUDA."""
+    return x.to(device, non_blocking=device.type == "cuda")

@@ -3,7 +3,7 @@
 import hashlib
 import tempfile
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from pathlib import Path
 
@@ -11,14 +11,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from consistune.core.posterior.bank import free_memory
 from consistune.core.posterior.mean import Reference, dequantise
-from consistune.core.types import Batch
+from consistune.core.types import Batch, moved
 from consistune.data.prepare.survey import ImageOptions, choose_transform
 from consistune.data.prepare.transform import BadImage
-from consistune.data.prepared import is_prepared, open_part, read_meta
+from consistune.data.prepared import PICTURES, is_prepared, open_part, read_meta
 from consistune.data.sources.base import SourceOptions, printable
 from consistune.data.sources.detect import open_source
 from consistune.errors import UserError
+from consistune.nn.autoencoder.record import Latents
+
+RESIDENT_SHARE = 0.1
+"""Of a card's free memory; a larger set is copied batch by batch."""
 
 
 @dataclass(frozen=True)
@@ -28,6 +33,7 @@ class ImageSet:
     Attributes:
         class_names: one for each label.
         files: name → SHA-256 of the set's files, where they are recorded; else None.
+        latents: of a set of latents, their autoencoder and normalisation; its `images` are uint8 or float16.
     """
 
     name: str
@@ -35,6 +41,7 @@ class ImageSet:
     labels: Tensor
     class_names: tuple[str, ...]
     files: Mapping[str, str] | None = None
+    latents: Latents | None = None
 
     @classmethod
     def of(cls, name: str, images: Tensor, labels: Tensor, class_names: tuple[str, ...]) -> "ImageSet":
@@ -57,30 +64,63 @@ class ImageSet:
         return total.hexdigest()
 
     @property
+    def scale(self) -> float:
+        """A stored value v in [−1, 1] stands for scale·v."""
+        return 1.0 if self.latents is None else self.latents.scale
+
+    @property
     def image_shape(self) -> tuple[int, int, int]:
         _, channels, height, width = self.images.shape
         return channels, height, width
 
     def batch(self, rows: Tensor, conditional: bool, device: torch.device | str = "cpu") -> Batch:
         """The training batch of these rows [B]: images in [−1, 1], labels (if `conditional`), the rows."""
-        labels = self.labels[rows].to(device) if conditional else None
-        return Batch(dequantise(self.images[rows].to(device)), labels, rows.to(device))
+        device = torch.device(device)
+
+        def chosen(values: Tensor) -> Tensor:
+            taken = values[moved(rows, values.device)]
+            return (
+                moved(taken.pin_memory(), device)
+                if device.type == "cuda" and not taken.is_cuda
+                else taken.to(device)
+            )
+
+        labels = chosen(self.labels) if conditional else None
+        stored = chosen(self.images)
+        values = dequantise(stored) if stored.dtype == torch.uint8 else stored.float()
+        return Batch(values * self.scale, labels, moved(rows, device))
+
+    def resident(self, device: torch.device) -> "ImageSet":
+        """The set in a card's memory where it takes at most RESIDENT_SHARE of what is free; else as it is."""
+        if device.type != "cuda" or self.images.nbytes > RESIDENT_SHARE * free_memory(device):
+            return self
+        return replace(self, images=self.images.to(device), labels=self.labels.to(device))
 
     def reference(self, by_class: bool, device: torch.device | str = "cpu") -> Reference:
         """The set as references for the score identity: one group for each class, or one group."""
         images = self.images.to(device)
         if not by_class:
-            return Reference.ungrouped(images)
+            return Reference(images, (0, len(images)), scale=self.scale)
         sizes = torch.bincount(self.labels, minlength=len(self.class_names))
-        return Reference(images, (0, *torch.cumsum(sizes, 0).tolist()))
+        return Reference(images, (0, *torch.cumsum(sizes, 0).tolist()), scale=self.scale)
 
 
 @dataclass(frozen=True)
 class DataSplit:
-    """Images to train on, and images of the same kind for evaluation only (None where there are none)."""
+    """Images to train on, and images of the same kind for evaluation only (None where there are none).
+
+    Attributes:
+        pictures: of a set of latents, the pictures that were encoded.
+    """
 
     train: ImageSet
     held_out: ImageSet | None
+    pictures: "DataSplit | None" = None
+
+    @property
+    def to_look_at(self) -> "DataSplit":
+        """The pictures with which samples are compared."""
+        return self.pictures or self
 
     def need_held_out(self, what: str) -> ImageSet:
         """The held-out images. Raises UserError where there are none; `what` says what needs them."""
@@ -154,8 +194,10 @@ def open_prepared(path: Path) -> DataSplit:
             torch.from_numpy(labels),
             meta.class_names,
             meta.parts[side].sha256,
+            meta.latents,
         )
-    return DataSplit(sides["train"], sides.get("held-out"))
+    pictures = None if meta.latents is None else open_prepared(path / PICTURES)
+    return DataSplit(sides["train"], sides.get("held-out"), pictures)
 
 
 def read_unprepared(path: Path) -> ImageSet:

@@ -4,6 +4,10 @@
     DEST/train/images.npy      uint8 [n, C, H, W]; the images of a class are consecutive rows
     DEST/train/labels.npy      int64 [n], ascending
     DEST/held-out/…            the same, where images are held out
+    DEST/pictures/             of a set of latents: the pictures, a prepared set themselves
+
+In a set of latents images.npy holds latents [n, c, h, w], uint8 or float16 (`nn.autoencoder.record`), and the
+training set each picture's mirror image after it where `mirrored` says so.
 
 No torch here: numpy is enough to read it.
 """
@@ -20,10 +24,12 @@ from pydantic.dataclasses import dataclass as checked
 
 from consistune.data.prepare import npy
 from consistune.errors import UserError
+from consistune.nn.autoencoder.record import Latents
 from consistune.system.files import file_digest, write_atomically
 
 FORMAT = 1
 META, IMAGES, LABELS = "meta.json", "images.npy", "labels.npy"
+PICTURES = "pictures"
 SIDES = ("train", "held-out")
 MAX_META = 1 << 28
 MAX_SIDE, MAX_IMAGES = 1 << 16, 1 << 40
@@ -63,6 +69,7 @@ class Meta:
         bad: {image, reason} of the images that were left out.
         notes: what the user should know about how the source was read.
         accounts: what was found and taken of each split of the source.
+        latents: of a set of latents, the autoencoder and the normalisation; `shape` is then the latents'.
     """
 
     source: dict[str, Any]
@@ -75,10 +82,16 @@ class Meta:
     bad: list[dict[str, str]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     accounts: list[Account] = field(default_factory=list)
+    latents: Latents | None = None
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        return np.dtype("uint8" if self.latents is None else self.latents.stored)
 
     @property
     def bytes(self) -> int:
-        return sum(part.images for part in self.parts.values()) * int(np.prod(self.shape))
+        values = sum(part.images for part in self.parts.values()) * int(np.prod(self.shape))
+        return values * self.dtype.itemsize
 
 
 _Checked = TypeAdapter(checked(Meta, config=ConfigDict(extra="forbid"), frozen=True))
@@ -89,6 +102,7 @@ def write_meta(path: Path, meta: Meta) -> None:
     lines = [
         f" {json.dumps(key)}: {json.dumps(value, ensure_ascii=False)}"
         for key, value in {"format": FORMAT, **asdict(meta)}.items()
+        if key != "latents" or value is not None
     ]
     text = "{\n" + ",\n".join(lines) + "\n}\n"
     # A file's name may have bytes that are not UTF-8. They become JSON escapes, which read back unchanged.
@@ -134,13 +148,13 @@ def read_meta(path: Path) -> Meta:
     return meta
 
 
-def open_part(path: Path, meta: Meta, side: str) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+def open_part(path: Path, meta: Meta, side: str) -> tuple[NDArray[Any], NDArray[np.int64]]:
     """One side's images, mapped, and labels, in memory.
 
     Raises UserError where the files do not have the size, or the labels, that meta.json says.
     """
     part = meta.parts[side]
-    images = npy.open_mapped(path / side / IMAGES, (part.images, *meta.shape), np.uint8)
+    images = npy.open_mapped(path / side / IMAGES, (part.images, *meta.shape), meta.dtype)
     labels = np.array(npy.open_mapped(path / side / LABELS, (part.images,), np.int64))
     sizes = np.diff(np.array(part.offsets))
     if not np.array_equal(labels, np.repeat(np.arange(len(sizes)), sizes)):
@@ -153,8 +167,12 @@ def damaged(path: Path, meta: Meta) -> list[str]:
     recorded = {
         f"{side}/{name}": sha256 for side, part in meta.parts.items() for name, sha256 in part.sha256.items()
     }
-    return [
+    names = [
         name
         for name, sha256 in recorded.items()
         if not (path / name).is_file() or file_digest(path / name) != sha256
     ]
+    if meta.latents is None:
+        return names
+    pictures = path / PICTURES
+    return [*names, *(f"{PICTURES}/{name}" for name in damaged(pictures, read_meta(pictures)))]

@@ -4,7 +4,7 @@ import json
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +17,22 @@ from consistune.evaluate.record import facts, summarise
 from consistune.evaluate.request import Request
 from consistune.evaluate.search import search_setting
 from consistune.evaluate.setup import build_suite, read_data
-from consistune.evaluate.sources import FileSource, ModelSource, file_source, model_source
+from consistune.evaluate.sources import (
+    DecodedSource,
+    FileSource,
+    ModelSource,
+    decoded_source,
+    file_source,
+    model_source,
+)
 from consistune.metrics.suite import SampleSource
 from consistune.system.files import atomic_file, write_atomically
 from consistune.system.processes import rank_and_count
 from consistune.system.progress import Screen
 from consistune.train.metrics_file import MetricsFile
+
+FLOOR = "autoencoder alone"
+"""The row of training pictures that were decoded from their latents: no model of these can do better."""
 
 
 class Job:
@@ -35,7 +45,9 @@ class Job:
     def __init__(self, request: Request, screen: Screen) -> None:
         self.request, self.screen = request, screen
         self.began = time.perf_counter()
-        self.data = read_data(request.data)
+        given = read_data(request.data)
+        self.data = None if given is None else given.to_look_at
+        self.floor: DecodedSource | None = None
         self.source: ModelSource | FileSource
         if request.model.suffix == ".npz":
             self.source = file_source(request)
@@ -43,6 +55,7 @@ class Job:
             train = None if self.data is None else self.data.train
             labels = None if train is None or len(train.class_names) < 2 else train.labels
             self.source = model_source(request, labels)
+            self.floor = decoded_source(self.source.model, given)
         self.suite = build_suite(request, self.data, self.source.image_shape, self.source.labelled, screen)
         self.sources: dict[str, SampleSource] = {}
 
@@ -58,6 +71,8 @@ class Job:
                 drawn = [source.in_steps(steps, request) for steps in request.steps]
                 sources = {_row_name(varied.evaluations): varied for varied in drawn}
             rows = [self.row(name, varied, varied.settings) for name, varied in sources.items()]
+        if self.floor is not None:
+            rows.append(self.row(FLOOR, self.floor, self.floor.settings))
         results = {"rows": rows, "search": search, **facts(request, self.suite, source.digest, self.began)}
         page = request.out / "report.html"
         if rank_and_count()[0] == 0:
@@ -66,8 +81,11 @@ class Job:
         return page
 
     def row(self, name: str, source: SampleSource, settings: dict[str, Any]) -> dict[str, Any]:
-        """Every block of seeds of one source, and their summary."""
+        """Every block of seeds of one source, and their summary. The floor's samples are not kept."""
         self.sources[name] = source
+        suite, of_model = self.suite, source is not self.floor
+        if not of_model:
+            suite = replace(suite, metrics=tuple(name for name in suite.metrics if name != "memorisation"))
         request, outcomes, seeds = self.request, [], []
         rank, world = rank_and_count()
         share = len(range(rank, request.samples, world))
@@ -75,11 +93,11 @@ class Job:
             start = request.first_seed + block * request.samples
             seeds.append([start, start + request.samples - 1])
             with (
-                _kept(request.keep_file(name, block, rank, world)) as keep,
+                _kept(request.keep_file(name, block, rank, world) if of_model else None) as keep,
                 self.screen.bar(f"{name}, block {block + 1}", share) as bar,
             ):
                 block_seeds = range(start, start + request.samples)
-                outcomes.append(self.suite.run(source, block_seeds, keep, bar.advance))
+                outcomes.append(suite.run(source, block_seeds, keep, bar.advance))
         return {
             "name": name,
             "sampler": settings,

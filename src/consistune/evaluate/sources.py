@@ -11,10 +11,12 @@ from torch import Tensor
 from consistune.core.rng import mix_seed
 from consistune.core.sampling import PhasedSteps, Sampler
 from consistune.core.types import Denoiser
+from consistune.data.images import DataSplit
 from consistune.errors import UserError
 from consistune.evaluate.request import LabelRule, Request
 from consistune.metrics.statistics import read_samples
-from consistune.models import default_sampler, load, sample
+from consistune.models import default_sampler, load, picture_shape, sample
+from consistune.nn.autoencoder.space import LatentSpace, from_card, open_space, restored
 from consistune.nn.precond import Preconditioned
 from consistune.system.files import file_digest
 
@@ -102,7 +104,7 @@ class ModelSource:
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
-        return self.model.image_shape
+        return picture_shape(self.model)
 
     @property
     def digest(self) -> str:
@@ -138,6 +140,48 @@ class FileSource:
     def image_shape(self) -> tuple[int, int, int]:
         _, channels, height, width = self.images.shape
         return channels, height, width
+
+
+@dataclass(frozen=True)
+class DecodedSource:
+    """Seeds → training pictures as they come back from their latents, and their labels.
+
+    A seed stands for a picture, each picture comes once in a round.
+    """
+
+    space: LatentSpace
+    data: DataSplit
+
+    def __call__(self, seeds: Sequence[int]) -> tuple[Tensor, Tensor | None]:
+        pictures, record = self.data.to_look_at.train, self.data.train.latents
+        order = torch.randperm(len(pictures), generator=torch.Generator().manual_seed(0))
+        rows = order[torch.tensor(list(seeds)) % len(pictures)]
+        if record is None:
+            record = self.space.record
+            stored = self.space.stored(self.space.encode(pictures.images[rows]))
+        else:
+            stored = self.data.train.images[rows * (2 if record.mirrored else 1)]
+        decoded = LatentSpace(record, self.space.autoencoder).decode(restored(record, stored))
+        return decoded, pictures.labels[rows] if len(pictures.class_names) > 1 else None
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """For results.json."""
+        record = self.space.record
+        return {"kind": "autoencoder", "autoencoder": record.autoencoder, "sha256": record.identity}
+
+
+def decoded_source(model: Preconditioned, data: DataSplit | None) -> DecodedSource | None:
+    """The floor of a model of latents; None for a model of pictures, or without data.
+
+    Raises UserError where the data are latents of another autoencoder, or for pictures of another shape.
+    """
+    known = from_card(model.card)
+    if known is None or data is None:
+        return None
+    if data.train.latents is not None:
+        data.train.latents.check_same_autoencoder(known, f"--data {data.train.name}")
+    return DecodedSource(open_space(known, next(model.parameters()).device), data)
 
 
 def model_source(request: Request, labels: Tensor | None) -> ModelSource:

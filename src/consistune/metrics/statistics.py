@@ -244,18 +244,27 @@ def _from_arrays(arrays: dict[str, Any], where: str) -> ReferenceStatistics:
 
 
 def read_samples(path: Path) -> tuple[Tensor, Tensor | None]:
-    """A sample batch of the original consistency models: arr_0 uint8 [n, H, W, C], and perhaps labels arr_1.
+    """A sample batch of the original consistency models: arr_0 uint8 [n, H, W, C], perhaps with labels.
+
+    These are arr_1, labels or label, one integer from 0 for each image.
 
     Returns uint8 images [n, C, H, W] and labels [n] or None. Raises UserError for anything else.
     """
     try:
         with np.load(path, allow_pickle=False) as archive:
             pixels = archive["arr_0"]
-            labels = torch.from_numpy(archive["arr_1"]).long() if "arr_1" in archive else None
+            name = next((name for name in ("arr_1", "labels", "label") if name in archive), "")
+            labels = archive[name] if name else None
     except (OSError, ValueError, KeyError) as error:
         raise UserError(
             f"is not a batch of images ({error})", str(path), "arr_0 is uint8 [n, H, W, C]"
         ) from error
     if pixels.dtype != np.uint8 or pixels.ndim != 4 or pixels.shape[-1] not in (1, 3):
         raise UserError(f"arr_0 is {pixels.dtype} {pixels.shape}, not uint8 [n, H, W, C]", str(path))
-    return torch.from_numpy(pixels).permute(0, 3, 1, 2), labels
+    images = torch.from_numpy(pixels).permute(0, 3, 1, 2)
+    if labels is None:
+        return images, None
+    if labels.shape != pixels.shape[:1] or labels.dtype.kind not in "iu" or labels.min(initial=0) < 0:
+        what = f"{name} is {labels.dtype} {list(labels.shape)}, not {len(pixels)} labels from 0"
+        raise UserError(what, str(path), "one integer for each image of arr_0")
+    return images, torch.from_numpy(labels).long()

@@ -1,5 +1,6 @@
 """The model card: what is known of a model beside its network and its weights."""
 
+from dataclasses import asdict
 from typing import Any
 
 import torch
@@ -47,6 +48,7 @@ class ModelCard(BaseModel):
             trained, and cannot guide.
         assumed: what an imported file does not say and was taken as published.
         provenance: an imported file's name, sha256, format and licence (`interop.checkpoints`).
+        latents: of a model of latents, their autoencoder and normalisation (`nn.autoencoder.record`).
         ema: the relative length `std` and the training `images` of a reconstructed average.
     """
 
@@ -63,6 +65,7 @@ class ModelCard(BaseModel):
     label_dropout: float | None = None
     assumed: tuple[str, ...] = ()
     provenance: JSON | None = None
+    latents: JSON | None = None
     ema: JSON | None = None
 
     @property
@@ -114,6 +117,8 @@ class ModelCard(BaseModel):
         if fingerprint != self.data_sha256:
             names = getattr(data, "class_names", ()) if conditional else ()
             facts = {"data": getattr(data, "name", None), "data_sha256": fingerprint, "class_names": names}
+            if (latents := getattr(data, "latents", None)) is not None:
+                facts["latents"] = asdict(latents)
         return card.updated(**facts).learning(objective)
 
     def without(self, *keys: str) -> "ModelCard":

@@ -138,8 +138,8 @@ class Preconditioned(nn.Module):
     def one_hot(self, condition: Tensor | None, batch: int, like: Tensor) -> Tensor | None:
         """Class labels [B] or class weights [B, num_classes] → [B, num_classes]; None → zeros ("no class").
 
-        Raises ValueError for labels outside 0 … num_classes − 1, a wrong width, or a condition given to an
-        unconditional model.
+        Raises ValueError for labels outside 0 … num_classes − 1 (on a card they give NaN), for a wrong width,
+        and for a condition given to an unconditional model.
         """
         if self.num_classes == 0:
             if condition is not None:
@@ -153,13 +153,16 @@ class Preconditioned(nn.Module):
                     f"condition has shape {list(condition.shape)}, expected [{batch}, {self.num_classes}]"
                 )
             return condition.to(like)
-        # A compiled graph cannot check values; there a wrong label acts as "no class".
-        if not torch.compiler.is_compiling() and condition.numel():
+        # A compiled graph cannot look at values, and a card would have to be waited for: NaN answers there.
+        if not torch.compiler.is_compiling() and condition.device.type == "cpu" and condition.numel():
             low, high = (int(value) for value in condition.aminmax())
             if low < 0 or high >= self.num_classes:
                 raise ValueError(f"class labels must lie in 0 … {self.num_classes - 1}")
         classes = torch.arange(self.num_classes, device=condition.device)
-        return (condition[:, None] == classes).to(like)
+        one_hot = (condition[:, None] == classes).to(like)
+        if condition.device.type == "cpu":
+            return one_hot
+        return one_hot.masked_fill(((condition < 0) | (condition >= self.num_classes))[:, None], torch.nan)
 
     def augmentation(self, labels: Tensor | None, batch: int, like: Tensor) -> Tensor | None:
         """Augmentation labels [B, augment_dim] as `like`. Raises ValueError for any other shape."""

@@ -1,11 +1,14 @@
 """Models on disk: a folder with config.json (what to build) and model.safetensors (its weights).
 
-Nothing in such a folder is executed. `format` in config.json is the version of this layout; every version
-that was ever written stays readable.
+The card in config.json holds the SHA-256 of model.safetensors as `weights_sha256`. Nothing in the folder is
+executed. `format` in config.json is the version of this layout; every version that was ever written stays
+readable.
 """
 
+import errno
 import json
 import os
+import re
 import shutil
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -14,7 +17,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
-from torch import nn
+from torch import Tensor, nn
 
 from consistune.errors import UserError, load_entry_point
 from consistune.nn.adm import ADMUNet
@@ -25,9 +28,11 @@ from consistune.nn.module import DenoiserPrecond, Factory, ModuleNetwork
 from consistune.nn.precond import CMPrecond, ECTPrecond, EDMPrecond, Preconditioned
 from consistune.nn.small import PatchUNet, ResidualMLP
 from consistune.nn.song import SongUNet
-from consistune.system.files import previous, replace_folder
+from consistune.system.files import file_digest, previous, replace_folder, sync
 
 FORMAT = 1
+DIGEST = "weights_sha256"
+"""The card's key, in config.json alone: a model in memory may be changed."""
 ENTRY_POINTS = "consistune.parts"
 """The group of entry points by which other packages add parts: "part:kind" = "module:class"."""
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
@@ -165,10 +170,28 @@ def _is_empty(folder: Path) -> bool:
     return folder.is_dir() and not folder.is_symlink() and not any(folder.iterdir())
 
 
-def save(model: Preconditioned, folder: str | Path) -> Path:
-    """Write a model folder, whole or not at all: beside the old one, then renamed → its path.
+def write_weights(weights: dict[str, Tensor], path: Path) -> None:
+    """Write a safetensors file, on the disk when this returns, with the mode that other new files get.
 
-    Raises UserError as `check_destination` does.
+    Raises OSError, with its number, where the disk is full. safetensors itself raises an error of its own
+    kind, and gives its file the mode 0600.
+    """
+    path.touch()
+    mode = path.stat().st_mode & 0o777
+    try:
+        save_file(weights, path)
+    except SafetensorError as error:
+        number = re.search(r"os error (\d+)", str(error))
+        code = int(number[1]) if number else errno.EIO
+        raise OSError(code, os.strerror(code), str(path)) from error
+    path.chmod(mode)
+    sync(path)
+
+
+def save(model: Preconditioned, folder: str | Path) -> Path:
+    """Write a model folder, whole or not at all: beside the old one, then in its place → its path.
+
+    Raises UserError as `check_destination` does, and OSError as `write_weights` does.
     """
     folder = Path(folder)
     check_destination(folder)
@@ -178,47 +201,82 @@ def save(model: Preconditioned, folder: str | Path) -> Path:
     try:
         partial.mkdir()
         weights = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
-        save_file(weights, partial / WEIGHTS)
-        (partial / CONFIG).write_text(json.dumps(describe(model), indent=2) + "\n", encoding="utf-8")
+        write_weights(weights, partial / WEIGHTS)
+        config = describe(model)
+        config["meta"] = {**config["meta"], DIGEST: file_digest(partial / WEIGHTS)}
+        (partial / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+        sync(partial / CONFIG)
         replace_folder(partial, folder)
+    except OSError as error:
+        if error.errno == errno.ENOSPC:
+            raise OSError(error.errno, error.strerror, str(folder)) from error
+        raise
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return folder
 
 
 def load(
-    folder: str | Path, device: torch.device | str = "cpu", network: Factory | None = None
+    folder: str | Path,
+    device: torch.device | str = "cpu",
+    network: Factory | None = None,
+    verify: bool = True,
 ) -> Preconditioned:
     """The model in a folder, or in a run's folder, in evaluation mode. network: as for `build`.
 
-    Raises UserError for anything that is not one.
+    verify: compare the weights with the SHA-256 in the card, where it has one.
+
+    Raises UserError for anything that is not one, and for weights that are not those that were written.
     """
-    folder = Path(folder)
-    if not (folder / CONFIG).exists() and (folder / "model" / CONFIG).exists():
-        folder = folder / "model"
-    if not folder.is_dir():
-        raise UserError("no such model folder", str(folder), f"give a folder with {CONFIG} and {WEIGHTS}")
-    config_path, weights_path = folder / CONFIG, folder / WEIGHTS
-    for path in (config_path, weights_path):
-        if not path.is_file():
-            raise UserError(f"not a model folder: {path.name} is missing", str(folder))
+    folder = _located(Path(folder))
+    config, digest = _read_config(folder)
+    path = folder / WEIGHTS
+    if verify and digest is not None and file_digest(path) != digest:
+        raise UserError(
+            f"the weights are damaged: their SHA-256 is not that in {CONFIG}",
+            str(path),
+            "copy or download the folder again; verify=False loads them as they are",
+        )
+    expected = shapes(config, str(folder / CONFIG), network)
     try:
-        config = json.loads(config_path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"not valid JSON: {error}", str(config_path)) from error
-    version = config.get("format") if isinstance(config, dict) else None
-    if version != FORMAT:
-        remedy = f"this version reads format {FORMAT}"
-        raise UserError(f"format {version!r} is not known", str(config_path), remedy)
-    expected = shapes(config, str(config_path), network)
-    try:
-        with safe_open(weights_path, framework="pt") as file:
+        with safe_open(path, framework="pt") as file:
             stored = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
         if stored != expected:
             odd = min(name for name in stored | expected if stored.get(name) != expected.get(name))
-            raise UserError(f"the weights do not fit config.json, beginning with {odd!r}", str(weights_path))
-        model = build(config, str(config_path), network)
-        model.load_state_dict(load_file(weights_path), strict=True)
+            raise UserError(f"the weights do not fit {CONFIG}, beginning with {odd!a}", str(path))
+        model = build(config, str(folder / CONFIG), network)
+        model.load_state_dict(load_file(path), strict=True)
     except (SafetensorError, RuntimeError, OSError) as error:
-        raise UserError(f"the weights cannot be read: {error}", str(weights_path)) from error
+        raise UserError(f"the weights cannot be read: {error}", str(path)) from error
     return model.eval().to(device)
+
+
+def _located(folder: Path) -> Path:
+    """The folder of a model or of a run's model; that which waits while another takes its place, if need be.
+
+    Raises UserError where there is no model.
+    """
+    places = [folder, folder / "model"]
+    places += [previous(place) for place in places if place.name]
+    folder = next((place for place in places if (place / CONFIG).exists()), folder)
+    if not folder.is_dir():
+        raise UserError("no such model folder", str(folder), f"give a folder with {CONFIG} and {WEIGHTS}")
+    for name in (CONFIG, WEIGHTS):
+        if not (folder / name).is_file():
+            raise UserError(f"not a model folder: {name} is missing", str(folder))
+    return folder
+
+
+def _read_config(folder: Path) -> tuple[dict[str, Any], str | None]:
+    """What config.json says, and the digest of the weights if it has one."""
+    path = folder / CONFIG
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"not valid JSON: {error}", str(path)) from error
+    version = config.get("format") if isinstance(config, dict) else None
+    if version != FORMAT:
+        raise UserError(f"format {version!r} is not known", str(path), f"this version reads format {FORMAT}")
+    meta = config.get("meta")
+    digest = meta.pop(DIGEST, None) if isinstance(meta, dict) else None
+    return config, digest

@@ -107,7 +107,14 @@ def _bytes(tree: Any) -> int:
 def report(plan: Plan, cost: Estimate, folder: Path) -> list[tuple[str, str]]:
     """Rows of (what, how much) for the command's table."""
     options = plan.options
+    latents = plan.data.train.latents
+    of = (
+        []
+        if latents is None
+        else [("latents", f"of {_times(latents.picture_shape)} pictures by {latents.autoencoder}")]
+    )
     rows = [
+        *of,
         ("parameters", f"{cost.parameters:,}"),
         ("precision", options.precision),
         ("memory, about", size(cost.memory)),
@@ -132,6 +139,10 @@ def report(plan: Plan, cost: Estimate, folder: Path) -> list[tuple[str, str]]:
         count = kept * -(-options.images // options.ema_snapshot_images)
         rows.append(("  ema/", f"{count} files, {size(cost.weights // half)} each"))
     return [*rows, ("  model/", f"the averaged model, {size(cost.weights)}")]
+
+
+def _times(shape: tuple[int, ...]) -> str:
+    return "×".join(map(str, shape))
 
 
 def size(count: float) -> str:

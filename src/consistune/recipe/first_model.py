@@ -10,9 +10,11 @@ from consistune.errors import UserError
 from consistune.models import load
 from consistune.nn import store
 from consistune.nn.adapt import adapt
+from consistune.nn.autoencoder.space import from_card
 from consistune.nn.card import ModelCard, Origin
 from consistune.nn.precond import EDMPrecond, Preconditioned
 from consistune.recipe import Recipe, build
+from consistune.recipe.objectives import objective_class
 from consistune.recipe.ranges import check_memory, weight_bytes
 from consistune.recipe.reading import shipped_recipes
 from consistune.train.augment import LABELS
@@ -36,16 +38,26 @@ def first_model(recipe: Recipe, data: DataSplit, given: Preconditioned | None = 
         raise UserError(what, "network, start_from", "give one of the two keys")
     network = {"dropout": recipe.dropout, "dropout_res": recipe.dropout_res}
     options: dict[str, Any] = {name: value for name, value in network.items() if value is not None}
+    two_times = objective_class(type(recipe).builds).needs_two_times
     torch.manual_seed(recipe.train.seed)
     if recipe.network is not None:
         model = _fresh(recipe, data.train.image_shape, classes)
+        if two_times and not model.two_times:
+            raise UserError(
+                f"{recipe.objective} needs a network that takes a second time",
+                "network",
+                "add second_time: true (a network of your own: see Preconditioned)",
+            )
         return adapt(model, _preconditioning(recipe, model), **options).model
     teacher = given or load_weights(str(recipe.start_from), "start_from")
+    check_space(teacher, data, "start_from")
     if teacher.image_shape != data.train.image_shape:
         shapes = list(teacher.image_shape), list(data.train.image_shape)
         raise UserError(f"the model makes images {shapes[0]}, the data are {shapes[1]}", "start_from")
     # Without augmentation in training, an embedding of its labels would be weights that nothing uses.
     options |= {"num_classes": classes, "augment_dim": LABELS if getattr(recipe, "augment", 0) else 0}
+    if two_times:
+        options["second_time"] = True
     adapted = adapt(teacher, _preconditioning(recipe, teacher), **options)
     if given is not None and given.card.objective is None:
         return adapted.model  # its weights are fresh
@@ -78,6 +90,18 @@ def _preconditioning(recipe: Recipe, model: Preconditioned) -> dict[str, Any]:
     if "logvar_channels" in config and not getattr(recipe, "uncertainty", False):
         config["logvar_channels"] = 0
     return config
+
+
+def check_space(model: Preconditioned, data: DataSplit, key: str) -> None:
+    """Raises UserError unless model and data are both of pictures, or of the same latents."""
+    known = from_card(model.card)
+    if known is None and model.card.objective is None:
+        return  # nothing is known of it
+    if data.train.latents is not None:
+        data.train.latents.check_same_space(known, f"data {data.train.name}, {key}")
+    elif known is not None:
+        what = f"the model makes latents of {known.autoencoder}, the data are pictures"
+        raise UserError(what, key, "prepare the data with --latents, or use a model of pictures")
 
 
 def load_weights(path: str, key: str, device: torch.device | str = "cpu") -> Preconditioned:

@@ -3,28 +3,38 @@
 An objective whose recipe keys are its constructor's arguments needs no function: its class is in the table.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from inspect import isclass
-from typing import Annotated, Any, get_type_hints
+from typing import Annotated, Any, cast, get_type_hints
 
 from pydantic import Field
+from torch import Tensor
 
 from consistune.core.estimators import Blend, NoiseEstimator, OneSample, ScoreIdentity
+from consistune.core.intervals import Intervals, LogitNormal
 from consistune.core.noise import NoiseSchedule
 from consistune.core.objectives import (
     AdaptiveHuber,
+    AdaptivePower,
     Consistency,
+    ContinuousConsistency,
     Denoising,
     Distance,
     Huber,
     InverseGap,
-    Learns,
+    MeanVelocity,
+    Mixture,
+    Objective,
+    Scale,
     SNRPlus,
+    Truncated,
     Weight,
 )
 from consistune.core.solve import Method
-from consistune.core.times import LogNormal, TimePairs
+from consistune.core.times import LogNormal, TimePairs, TruncatedPairs
+from consistune.core.types import Denoiser
 from consistune.errors import UserError
 from consistune.nn.edm2 import EDM2Precond
 from consistune.nn.precond import Preconditioned
@@ -35,15 +45,20 @@ FLOW_MAP_KEYS: dict[str, tuple[Any, Any]] = {
     "target": (Target, Online()),
     "mid_t": (tuple[Annotated[float, Field(gt=0)], ...], (0.821,)),
 }
-"""Further keys, with their types and defaults, of every objective that learns a flow map: the network that
-gives the target, and the times of the steps after the first when the model is sampled."""
+"""Further keys, with their types and defaults: of an objective that uses a target network, which one; of one
+that learns a flow map, the times of the steps after the first when the model is sampled."""
 
 
-def learns(make: Any) -> Learns:
-    """What the models of an objective learn. make: its class, or a function annotated to return it."""
-    built: Any = make if isclass(make) else get_type_hints(make)["return"]
-    learned: Learns = built.learns
-    return learned
+def objective_class(make: Any) -> type[Objective]:
+    """make: an objective's class, or a function annotated to return it."""
+    return cast(type[Objective], make if isclass(make) else get_type_hints(make)["return"])
+
+
+def further_keys(make: Any) -> dict[str, tuple[Any, Any]]:
+    """Those of FLOW_MAP_KEYS that an objective has."""
+    built = objective_class(make)
+    has = {"target": built.uses_target, "mid_t": True}
+    return {name: key for name, key in FLOW_MAP_KEYS.items() if built.learns == "flow-map" and has[name]}
 
 
 def diffusion(
@@ -67,18 +82,23 @@ def diffusion(
             "augment",
             f"use a network with augment_dim: {LABELS}, or leave augment out",
         )
-    if uncertainty and not isinstance(student, EDM2Precond):
-        raise UserError(
-            f"{student.kind!r} learns no log-variance", "uncertainty", "use precond: {kind: edm2}"
-        )
-    head: Any = student
     return Denoising(
         schedule,
         law,
         weight,
-        (lambda t: head.log_variance(schedule.noise_to_signal(t)).flatten()) if uncertainty else None,
+        log_variance(schedule, student) if uncertainty else None,
         partial(augment_batch, probability=augment) if augment > 0 else None,
     )
+
+
+def log_variance(schedule: NoiseSchedule, student: Preconditioned) -> Callable[[Tensor], Tensor]:
+    """u(t) [B] of the student's head. Raises UserError where it has none."""
+    if not isinstance(student, EDM2Precond):
+        raise UserError(
+            f"{student.kind!r} learns no log-variance", "uncertainty", "use precond: {kind: edm2}"
+        )
+    head: Any = student
+    return lambda t: head.log_variance(schedule.noise_to_signal(t)).flatten()
 
 
 @dataclass(frozen=True)
@@ -95,6 +115,35 @@ def consistency(
     schedule: NoiseSchedule, pairs: TimePairs, estimator: NoiseEstimator, loss: Loss = Loss()
 ) -> Consistency:
     """Tuning: a consistency model."""
+    _check(loss, estimator)
+    return Consistency(schedule, pairs, estimator, loss.distance, loss.weight, loss.steps, loss.method)
+
+
+def truncated(
+    schedule: NoiseSchedule,
+    pairs: TruncatedPairs,
+    estimator: NoiseEstimator,
+    below: Denoiser,
+    boundary_weight: float = 0.1,
+    loss: Loss = Loss(),
+) -> Truncated:
+    """Stage 2 of TCM: a consistency model above t′, over the frozen model `below` of stage 1."""
+    _check(loss, estimator)
+    return Truncated(
+        schedule,
+        estimator=estimator,
+        distance=loss.distance,
+        weight=loss.weight,
+        steps=loss.steps,
+        method=loss.method,
+        pairs=pairs,
+        below=below,
+        boundary_weight=boundary_weight,
+    )
+
+
+def _check(loss: Loss, estimator: NoiseEstimator) -> None:
+    """Raises UserError for a distance or solver steps that the estimator cannot have."""
     if isinstance(loss.distance, AdaptiveHuber):
         _check_scatter(loss.distance, estimator)
     if estimator.local and (loss.steps > 1 or loss.method == "heun"):
@@ -103,7 +152,6 @@ def consistency(
             "loss.steps, loss.method",
             "use steps: 1 and method: euler, or another estimator",
         )
-    return Consistency(schedule, pairs, estimator, loss.distance, loss.weight, loss.steps, loss.method)
 
 
 def _check_scatter(distance: AdaptiveHuber, estimator: NoiseEstimator) -> None:
@@ -117,3 +165,44 @@ def _check_scatter(distance: AdaptiveHuber, estimator: NoiseEstimator) -> None:
     if distance.scatter == "posterior" and not estimator.knows_posterior:
         what = "the estimator knows no posterior"
         raise UserError(what, where, "use scatter: own or measured, or estimator: {kind: score-identity}")
+
+
+def continuous(
+    schedule: NoiseSchedule,
+    student: Preconditioned,
+    estimator: NoiseEstimator,
+    law: LogNormal = LogNormal(-1.0, 1.4, 0.002, 80.0),
+    weight: Weight = InverseGap(),
+    uncertainty: bool = False,
+    warmup_images: Annotated[int, Field(ge=0)] = 5_120_000,
+    c: Annotated[float, Field(gt=0)] = 0.1,
+    per_root_dim: bool = True,
+    sigma_data: Annotated[float, Field(gt=0)] = 0.5,
+    difference: Annotated[float, Field(gt=0, lt=1)] | None = None,
+) -> ContinuousConsistency:
+    """Tuning in continuous time (sCM): a consistency model.
+
+    uncertainty: the learned weight e^−u(t), by the head of `precond: {kind: edm2}`. The others:
+    `core.objectives.continuous`.
+    """
+    head = log_variance(schedule, student) if uncertainty else None
+    settings = (warmup_images, c, per_root_dim, sigma_data, difference)
+    return ContinuousConsistency(schedule, estimator, law, weight, head, *settings)
+
+
+def mean_velocity(
+    schedule: NoiseSchedule,
+    student: Preconditioned,
+    estimator: NoiseEstimator,
+    intervals: Intervals = LogitNormal(),
+    scale: Scale = AdaptivePower(),
+    guidance: Mixture = Mixture(),
+) -> MeanVelocity:
+    """MeanFlow: a two-time network, whose jumps are sampled."""
+    if not guidance.idle and student.num_classes == 0:
+        raise UserError(
+            "the model takes no labels, so there is nothing to guide it with",
+            "guidance",
+            "leave guidance out, or use conditional: true",
+        )
+    return MeanVelocity(schedule, estimator, intervals, scale, guidance)

@@ -1,21 +1,21 @@
 """From a validated recipe to the objects of a run: data, model, objective, optimizer, options."""
 
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from math import prod
 from typing import Any
 
 import torch
 
 from consistune.core.noise import NoiseSchedule, rescheduled
-from consistune.core.objectives import Objective
+from consistune.core.objectives import Objective, learned
 from consistune.core.posterior.bank import make_bank
 from consistune.core.times import karras_edges
 from consistune.data.images import DataSplit, load_data
 from consistune.errors import UserError
 from consistune.nn.precond import Preconditioned
 from consistune.recipe import Recipe, build
-from consistune.recipe.first_model import first_model, load_weights
+from consistune.recipe.first_model import check_space, first_model, load_weights
 from consistune.recipe.ranges import check_memory
 from consistune.system.processes import Processes
 from consistune.train.ema import Online, Target
@@ -86,12 +86,13 @@ def make_plan(recipe: Recipe, device: torch.device | str = "cpu", given: Given =
     if options.label_dropout > 0 and not recipe.conditional:
         what = "an unconditional model has no labels to leave out"
         raise UserError(what, "train.label_dropout", "leave the key out, or use conditional: true")
+    _check_augmentation(recipe, data)
     schedule = build(recipe.schedule, "schedule")
     model = first_model(recipe, data, given.model)
     objective: Objective = given.objective or build(
         recipe,
         "",
-        words={"reference": _reference, "model": _teacher, "edges": _edges},
+        words={"reference": _reference, "model": _teacher, "edges": _edges, "below": _below},
         context={
             "recipe": recipe,
             "data": data,
@@ -103,13 +104,24 @@ def make_plan(recipe: Recipe, device: torch.device | str = "cpu", given: Given =
         student=model,
         mirrored=recipe.train.x_flip,
     )
+    middle = getattr(recipe, "mid_t", ())
+    if any(t < objective.lowest_time for t in middle):
+        what = f"the model learns no t below {objective.lowest_time:g}"
+        raise UserError(what, f"mid_t={list(middle)}", "give later times")
+    if objective.needs_unlabelled and recipe.train.label_dropout == 0:
+        raise UserError(
+            "guidance in training asks the model without labels, which nothing trains",
+            "train.label_dropout",
+            "give a share of the images, such as 0.1",
+        )
     model.card = model.card.updated(
         objective=recipe.objective,
         data=recipe.data,
         data_sha256=data.train.fingerprint,
         class_names=data.train.class_names if recipe.conditional else (),
-        mid_t=getattr(recipe, "mid_t", ()),
+        mid_t=middle,
         label_dropout=options.label_dropout,
+        **({} if data.train.latents is None else {"latents": asdict(data.train.latents)}),
     ).learning(objective)
     return Plan(
         data=data,
@@ -117,8 +129,19 @@ def make_plan(recipe: Recipe, device: torch.device | str = "cpu", given: Given =
         objective=objective,
         optimizer=build(recipe.optimizer, "optimizer"),
         options=options,
-        target=build(recipe.target, "target") if objective.learns == "flow-map" else Online(),
+        target=build(recipe.target, "target") if hasattr(recipe, "target") else Online(),
     )
+
+
+def _check_augmentation(recipe: Recipe, data: DataSplit) -> None:
+    """Raises UserError where latents would be mirrored or warped as if they were pictures."""
+    if data.train.latents is None:
+        return
+    remedy = "leave it out; consistune data prepare --latents … --flip encodes the mirrored pictures too"
+    if recipe.train.x_flip:
+        raise UserError("mirrored latents are not the mirrored picture's latents", "train.x_flip", remedy)
+    if getattr(recipe, "augment", 0):
+        raise UserError("these transforms are of pictures, and the data are latents", "augment", remedy)
 
 
 def _edges(word: tuple[float, ...] | int, *, schedule: NoiseSchedule, **_: Any) -> tuple[float, ...]:
@@ -151,21 +174,36 @@ def _reference(
         raise UserError(str(error), bank) from error
 
 
-def _teacher(
+def _teacher(path: str, **context: Any) -> Any:
+    return _frozen(path, "estimator.model", **context)
+
+
+def _below(path: str, **context: Any) -> Any:
+    return _frozen(path, "below", flow_map=True, **context)
+
+
+def _frozen(
     path: str,
+    key: str,
     *,
     recipe: Any,
     data: DataSplit,
     device: torch.device | str,
     schedule: NoiseSchedule,
     teacher: Preconditioned | None = None,
+    flow_map: bool = False,
     **_: Any,
 ) -> Any:
-    teacher = load_weights(path, "estimator.model") if teacher is None else deepcopy(teacher)
+    """A trained model under the recipe's schedule; with `flow_map`, one that reaches the trajectory's end."""
+    teacher = load_weights(path, key) if teacher is None else deepcopy(teacher)
     teacher = teacher.to(device).eval().requires_grad_(False)
+    check_space(teacher, data, key)
     classes = len(data.train.class_names) if recipe.conditional else 0
     if (teacher.image_shape, teacher.num_classes) != (data.train.image_shape, classes):
         knows = f"the teacher knows images {list(teacher.image_shape)} and {teacher.num_classes} classes"
         has = f"the run has {list(data.train.image_shape)} and {classes}"
-        raise UserError(f"{knows}, {has}", "estimator.model")
+        raise UserError(f"{knows}, {has}", key)
+    if flow_map and (teacher.card.edges or learned(teacher.card.to_json()) == "denoiser"):
+        kind = "a phased model" if teacher.card.edges else "a diffusion model"
+        raise UserError(f"{path} is {kind}", key, "give a consistency model of one phase")
     return rescheduled(teacher, schedule)

@@ -25,7 +25,7 @@ from typing import (
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, create_model
 
-from consistune.core import estimators, noise, objectives, times
+from consistune.core import estimators, intervals, noise, objectives, times
 from consistune.core.posterior.bank import BankKind
 from consistune.errors import UserError, load_entry_point
 from consistune.nn import store
@@ -53,6 +53,8 @@ PARTS: dict[Any, dict[str, Any]] = {
         "doubling": times.DoublingGrid,
     },
     times.LogNormal: {"lognormal": times.LogNormal},
+    times.TimeLaw: {"lognormal": times.LogNormal, "log-student": times.LogStudent},
+    intervals.Intervals: {"logit-normal": intervals.LogitNormal},
     estimators.NoiseEstimator: {
         "one-sample": estimators.OneSample,
         "score-identity": estimators.ScoreIdentity,
@@ -71,6 +73,7 @@ PARTS: dict[Any, dict[str, Any]] = {
         "inverse-c-out": objectives.InverseCOut,
         "uniform": objectives.Uniform,
     },
+    objectives.Scale: {"adaptive-power": objectives.AdaptivePower},
     optim.RateSchedule: {
         "constant": optim.Constant,
         "cosine": optim.Cosine,
@@ -89,6 +92,9 @@ PARTS: dict[Any, dict[str, Any]] = {
     objectives.Objective: {
         "diffusion": built_objectives.diffusion,
         "consistency": built_objectives.consistency,
+        "truncated": built_objectives.truncated,
+        "continuous": built_objectives.continuous,
+        "mean-velocity": built_objectives.mean_velocity,
     },
     store.Network: store.NETWORKS,
     Preconditioned: store.PRECONDITIONERS,
@@ -100,9 +106,12 @@ NAMES = {
     "gap": times.Gap,
     "grid-size": times.GridSize,
     "law": times.LogNormal,
+    "time-law": times.TimeLaw,
+    "intervals": intervals.Intervals,
     "estimator": estimators.NoiseEstimator,
     "distance": objectives.Distance,
     "weight": objectives.Weight,
+    "scale": objectives.Scale,
     "rate-schedule": optim.RateSchedule,
     "average": ema.Average,
     "target": ema.Target,
@@ -111,13 +120,20 @@ NAMES = {
     "precond": Preconditioned,
 }
 """What `register` calls the parts."""
-SINGLE = (optim.Optimizer, TrainOptions, built_objectives.Loss)
+SINGLE = (
+    optim.Optimizer,
+    TrainOptions,
+    built_objectives.Loss,
+    objectives.Mixture,
+    times.TruncatedPairs,
+)
 """Classes of which there is one kind: their sections have no `kind`."""
 
 WORDS: dict[tuple[Any, str], tuple[Any, Any]] = {
     (estimators.ScoreIdentity, "reference"): (Literal["batch", "class", "all"], ...),
     (estimators.ScoreIdentity, "bank"): (BankKind, "auto"),
     (estimators.Teacher, "model"): (str, ...),
+    (built_objectives.truncated, "below"): (str, ...),
     (times.Phased, "edges"): (tuple[float, ...] | Annotated[int, Field(ge=1)], ...),
 }
 """Arguments that a recipe names by a word, with that word's type and default; `bank` says where the
@@ -210,9 +226,8 @@ def recipe_section(kind: str) -> type[Recipe]:
             default = ... if field.is_required() else _default(field.default)
             fields[name] = (_in_sections(get_args(hint)[1]), default)
     fields |= {"objective": (Literal[kind], ...)} | _keys(make)
-    if built_objectives.learns(make) == "flow-map":
-        more = built_objectives.FLOW_MAP_KEYS.items()
-        fields |= {name: (_in_sections(hint), _default(default)) for name, (hint, default) in more}
+    more = built_objectives.further_keys(make).items()
+    fields |= {name: (_in_sections(hint), _default(default)) for name, (hint, default) in more}
     return cast(type[Recipe], _model(kind, Recipe, make, fields))
 
 

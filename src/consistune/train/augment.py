@@ -7,12 +7,13 @@ at twice the resolution between a wavelet's low-pass filters.
 
 import math
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Generator, Tensor
 from torch.nn.functional import affine_grid, conv2d, grid_sample, pad
 
-from consistune.core.types import Batch
+from consistune.core.types import Batch, moved
 
 LABELS = 9
 """Entries of a label: flips in x and y, scale, rotation (2), stretch (2), shift (2); 0: no transform."""
@@ -96,7 +97,7 @@ def warp(x: Tensor, inverse: Tensor) -> Tensor:
     """
     height, width = x.shape[2:]
     x, inverse = _reflected(x, inverse)
-    taps = torch.tensor(SYM6, device=x.device, dtype=x.dtype)
+    taps = moved(torch.tensor(SYM6, dtype=x.dtype), x.device)
     for axis in (3, 2):
         x = _doubled(x, taps, axis)
     inverse = scaling(2, 2, inverse) @ inverse @ scaling(0.5, 0.5, inverse)
@@ -115,10 +116,14 @@ def _reflected(x: Tensor, inverse: Tensor) -> tuple[Tensor, Tensor]:
     """The images with a mirrored border as wide as the farthest corner of any transformed image."""
     height, width = x.shape[2:]
     cx, cy = (width - 1) / 2, (height - 1) / 2
-    corners = inverse.new_tensor([[-cx, -cy, 1], [cx, -cy, 1], [cx, cy, 1], [-cx, cy, 1]])
+
+    def constant(values: list[Any]) -> Tensor:
+        return moved(torch.tensor(values, dtype=inverse.dtype), inverse.device)
+
+    corners = constant([[-cx, -cy, 1], [cx, -cy, 1], [cx, cy, 1], [-cx, cy, 1]])
     reached = (inverse @ corners.T)[:, :2].permute(1, 0, 2).flatten(1)
-    margin = torch.cat([-reached, reached]).amax(1) + inverse.new_tensor([2 * REACH - cx, 2 * REACH - cy] * 2)
-    limit = inverse.new_tensor([width - 1, height - 1] * 2)
+    margin = torch.cat([-reached, reached]).amax(1) + constant([2 * REACH - cx, 2 * REACH - cy] * 2)
+    limit = constant([width - 1, height - 1] * 2)
     left, top, right, bottom = (int(m) for m in margin.clamp(min=0).minimum(limit).ceil().tolist())
     x = pad(x, [left, right, top, bottom], mode="reflect")
     return x, translation((left - right) / 2, (top - bottom) / 2, inverse) @ inverse
@@ -149,8 +154,13 @@ def _filtered(x: Tensor, taps: Tensor, axis: int, stride: int, padding: int) -> 
 
 
 def matrix(rows: list[list[Tensor | float]], like: Tensor) -> Tensor:
-    entries = [torch.as_tensor(entry, dtype=like.dtype, device=like.device) for row in rows for entry in row]
-    return torch.stack(torch.broadcast_tensors(*entries), -1).unflatten(-1, (3, 3))  # type: ignore[no-untyped-call]
+    shape = next((entry.shape for row in rows for entry in row if isinstance(entry, Tensor)), ())
+    made = like.new_empty(*shape, 3, 3)
+    for i, row in enumerate(rows):
+        for j, entry in enumerate(row):
+            place = made[..., i, j]
+            place.copy_(entry) if isinstance(entry, Tensor) else place.fill_(entry)
+    return made
 
 
 def scaling(x: Tensor | float, y: Tensor | float, like: Tensor | None = None) -> Tensor:

@@ -11,6 +11,7 @@ Dropout masks alone are drawn for each part of a batch, from (seed, step, the pa
 
 import math
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -58,6 +59,28 @@ class TrainingDiverged(RuntimeError):
     """Too many non-finite steps in a row, or a state that is not sound (`train.soundness`)."""
 
 
+@dataclass(frozen=True)
+class Passes:
+    """A model's passes in a run's precision, and its derivatives in fp32."""
+
+    model: Preconditioned
+    precision: Precision
+
+    @property
+    def two_times(self) -> bool:
+        return self.model.two_times
+
+    def __call__(
+        self, x_t: Tensor, t: Tensor, condition: Conditioning = None, s: Tensor | None = None
+    ) -> Tensor:
+        with self.precision.scope():
+            return self.model(x_t, t, condition, s)
+
+    def exactly(self) -> AbstractContextManager[None]:
+        """Where derivatives of the model are taken (`core.derivative`)."""
+        return self.precision.exactly(self.model)
+
+
 class StepLoss(nn.Module):
     """The losses of a part of a step as one module, so that a wrapper for several processes sees one pass."""
 
@@ -71,12 +94,7 @@ class StepLoss(nn.Module):
 
     def _denoiser(self, model: Preconditioned) -> Denoiser:
         """The network, made for EDM's schedule, under the objective's; its passes run in the precision."""
-
-        def denoise(x_t: Tensor, t: Tensor, condition: Conditioning = None) -> Tensor:
-            with self.precision.scope():
-                return model(x_t, t, condition)
-
-        return rescheduled(denoise, self.schedule)
+        return rescheduled(Passes(model, self.precision), self.schedule)
 
 
 class Trainer:
@@ -96,7 +114,7 @@ class Trainer:
         """`processes` decide the device where they are given. Raises UserError for unfit options."""
         self.processes = processes or Processes(torch.device(device))
         self.device = self.processes.device
-        self.objective, self.data, self.options = objective, data, options
+        self.objective, self.data, self.options = objective, data.resident(self.device), options
         if options.batch % self.processes.count:
             raise UserError(
                 f"{options.batch} images do not divide among {self.processes.count} processes", "train.batch"
@@ -237,7 +255,7 @@ class Trainer:
         """Over all processes, in one exchange: the mean loss, the losses by t, and whether any must stop."""
         parts = self._parts()
         table = loss_by_time(t[parts[0].start : parts[-1].stop], losses)
-        own = torch.stack([losses.sum(), losses.new_tensor(float(stop))])
+        own = torch.stack([losses.sum(), losses.new_full((), float(stop))])
         every = self.processes.sum(torch.cat([own, table.flatten().to(own)]))
         return every[0] / self.options.batch, every[2:].view_as(table), every[1]
 

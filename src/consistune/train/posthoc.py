@@ -21,7 +21,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from consistune.errors import UserError
@@ -76,7 +75,7 @@ def save_snapshot(
     write_atomically(folder / store.CONFIG, _config(model))
     weights = {name: _stored(value, precision) for name, value in model.state_dict().items()}
     with atomic_file(folder / f"{images:012d}-{average.std:g}.safetensors") as file:
-        save_file(weights, file.name)
+        store.write_weights(weights, Path(file.name))
 
 
 def _config(model: nn.Module) -> str:

@@ -35,6 +35,17 @@ class Precision:
         model.precision = self.word if own else "fp32"  # type: ignore[assignment]
 
     @contextmanager
+    def exactly(self, model: Preconditioned) -> Iterator[None]:
+        """The context in which a network's passes run in fp32 and uncompiled: for a forward derivative."""
+        own, autocast = model.precision, self.autocast
+        model.precision, self.autocast = "fp32", None
+        try:
+            with torch.compiler.set_stance("force_eager"):
+                yield
+        finally:
+            model.precision, self.autocast = own, autocast
+
+    @contextmanager
     def scope(self) -> Iterator[None]:
         """The context in which a network's forward and backward passes run."""
         matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn

@@ -11,11 +11,14 @@ from consistune.core.objectives.consistency import Consistency
 from consistune.core.objectives.continuous import ContinuousConsistency
 from consistune.core.objectives.denoising import Denoising
 from consistune.core.objectives.distances import L1, AdaptiveHuber, Distance, Huber, SquaredL2
+from consistune.core.objectives.mean_velocity import AdaptivePower, MeanVelocity, Mixture, Scale
+from consistune.core.objectives.truncated import Truncated
 from consistune.core.objectives.weights import InverseCOut, InverseGap, SNRPlus, Uniform, Weight
 
 __all__ = [
     "L1",
     "AdaptiveHuber",
+    "AdaptivePower",
     "Consistency",
     "ContinuousConsistency",
     "Denoising",
@@ -25,9 +28,13 @@ __all__ = [
     "InverseCOut",
     "InverseGap",
     "Learns",
+    "MeanVelocity",
+    "Mixture",
     "Objective",
     "SNRPlus",
+    "Scale",
     "SquaredL2",
+    "Truncated",
     "Uniform",
     "Weight",
     "gaussian_like",

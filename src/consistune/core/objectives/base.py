@@ -29,6 +29,8 @@ class Draws:
         batch, times, noise: the images [B, C, H, W], t, r, s [B] and ε [B, C, H, W].
         estimator: bound to this step; a denoising objective does not use it.
         bootstraps: whether any transition of the whole batch ends above its phase's edge, r > s.
+        share: a further factor of each sample's loss [B], for an objective that averages parts of the batch
+            apart; None: 1.
     """
 
     batch: Batch
@@ -36,6 +38,7 @@ class Draws:
     noise: Tensor
     estimator: NoiseEstimator = OneSample()
     bootstraps: bool = False
+    share: Tensor | None = None
 
     def rows(self, part: slice) -> "Draws":
         """These rows of the batch."""
@@ -45,6 +48,7 @@ class Draws:
             self.noise[part],
             self.estimator.rows(part),
             self.bootstraps,
+            None if self.share is None else self.share[part],
         )
 
 
@@ -54,15 +58,29 @@ class Objective(Protocol):
     Attributes:
         schedule: the noise schedule under which the models passed to `losses` are denoisers.
         learns: what a trained model's x̂_0 is.
+        needs_two_times: whether the model must be a two-time network.
+        uses_target: whether `losses` asks the target network for anything.
+        needs_unlabelled: whether `losses` asks the model without labels, which label dropout trains.
         edges: the inner edges of a phased model in the schedule's time; () for a plain one.
     """
 
     schedule: NoiseSchedule
     learns: ClassVar[Learns] = "flow-map"
+    needs_two_times: ClassVar[bool] = False
+    uses_target: ClassVar[bool] = True
 
     @property
     def edges(self) -> tuple[float, ...]:
         return ()
+
+    @property
+    def needs_unlabelled(self) -> bool:
+        return False
+
+    @property
+    def lowest_time(self) -> float:
+        """No t below this is learned."""
+        return 0.0
 
     def reference_bytes(self) -> int:
         """The size of the reference images that a step reads beside its batch."""

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Generator, Tensor
@@ -55,6 +56,8 @@ class ContinuousConsistency(Objective):
     per_root_dim: bool = True
     sigma_data: float = 0.5
     difference: float | None = None
+
+    uses_target: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         if self.warmup_images < 0:

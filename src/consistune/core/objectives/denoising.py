@@ -30,6 +30,7 @@ class Denoising(Objective):
     augment: Callable[[Batch, Generator], Batch] | None = None
 
     learns: ClassVar[Learns] = "denoiser"
+    uses_target: ClassVar[bool] = False
 
     def draw(self, batch: Batch, progress: Progress, generator: Generator) -> Draws:
         del progress

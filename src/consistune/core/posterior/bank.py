@@ -11,15 +11,16 @@ import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
 from consistune.core.noise import NoiseSchedule
-from consistune.core.posterior.mean import LogPrior, Reference, Span
+from consistune.core.posterior.mean import LogPrior, OwnRows, Reference, Span
 from consistune.core.posterior.streaming import Stream
+from consistune.core.types import exact_device, moved
 
 BankKind: TypeAlias = Literal["auto", "device", "host", "sharded"]
 AUTO_SHARE = 0.5
@@ -36,14 +37,15 @@ def make_bank(
     else `host`.
     Raises ValueError for `sharded` in a run of one process, or of fewer images than processes.
     """
-    device = torch.empty(0, device=device).device  # "cuda" becomes "cuda:0", as tensors report it
+    device = exact_device(torch.empty(0, device=device).device)  # "cuda" is "cuda:0", as tensors report it
     processes = dist.get_world_size() if dist.is_initialized() else 1
     if kind == "auto":
         kind = _fitting_kind(reference.images.nbytes, processes if may_shard else 1, free_memory(device))
+    own: dict[str, Any] = {name: getattr(reference, name) for name in ("offsets", "conditions", "scale")}
     if kind == "host":
-        return HostReference(reference.images, reference.offsets, reference.conditions, target=device)
+        return HostReference(**own, images=reference.images, target=device)
     if kind == "device":
-        return Reference(reference.images.to(device), reference.offsets, reference.conditions)
+        return Reference(**own, images=reference.images.to(device))
     if processes == 1:
         raise ValueError(
             "a sharded bank needs several processes, and this run has one; "
@@ -79,8 +81,12 @@ class HostReference(Reference):
     def device(self) -> torch.device:
         return self.target
 
+    @property
+    def walks(self) -> bool:
+        return self.target.type == "cpu" or len(self.offsets) > 2  # else every step would copy the whole set
+
     def take(self, rows: Tensor) -> Tensor:
-        return self.images[rows.to(self.images.device)].to(self.target)
+        return moved(self.images[rows.to(self.images.device)], self.target)
 
     def blocks(self, spans: Sequence[Span]) -> Iterator[tuple[Tensor, Tensor]]:
         for (first, _), rows in zip(spans, prefetched(self.images, spans, self.target), strict=True):
@@ -171,7 +177,8 @@ class ShardedReference(Reference):
         first, last = cuts[rank], cuts[rank + 1]
         offsets = tuple(min(max(offset, first), last) - first for offset in reference.offsets)
         own = reference.images[first:last].to(device)
-        return cls(own, offsets, global_offsets=reference.offsets, cuts=cuts)
+        scale, whole = reference.scale, reference.offsets
+        return cls(own, offsets, scale=scale, global_offsets=whole, cuts=cuts)
 
     def take(self, rows: Tensor) -> Tensor:  # noqa: ARG002 - always refused
         raise ValueError("random references need every image, and this process holds only its share of them")
@@ -184,13 +191,14 @@ class ShardedReference(Reference):
         group: Tensor | None,
         log_prior: LogPrior | None,
         mirrored: bool,
-        block: int,
+        block: int | None,
+        own: OwnRows | None = None,
     ) -> Stream:
         """All queries go to all processes, each sums over its rows, and the sums go back to be merged.
 
-        Raises ValueError where there is a log-prior.
+        Raises ValueError where there is a log-prior, or references of each query's own.
         """
-        if log_prior is not None:
+        if log_prior is not None or own is not None:
             raise ValueError("a sharded bank takes no weighted references")
         processes, rank, batch = len(self.cuts) - 1, dist.get_rank(), len(x_t)
         group = torch.zeros(batch, dtype=torch.long, device=x_t.device) if group is None else group
@@ -199,8 +207,8 @@ class ShardedReference(Reference):
         mine = [i for i, value in enumerate(groups) if self._shares(value, rank)]
         x, times, labels = (value[_index(mine, x_t)] for value in everyone)
         sums = super().sums(x, times, schedule, labels, None, mirrored, block)
-        own = groups[rank * batch : (rank + 1) * batch]
-        asked = [[i for i, value in enumerate(own) if self._shares(value, r)] for r in range(processes)]
+        ours = groups[rank * batch : (rank + 1) * batch]
+        asked = [[i for i, value in enumerate(ours) if self._shares(value, r)] for r in range(processes)]
         merged = Stream.empty(batch, sums.total.shape[1], sums.total.dtype, x_t.device)
         for queries, part in zip(asked, _returned(sums, [i // batch for i in mine], asked), strict=True):
             merged.merge(_index(queries, x_t), part)
@@ -242,4 +250,4 @@ def _returned(sums: Stream, owners: list[int], asked: list[list[int]]) -> list[S
 
 
 def _index(rows: list[int], like: Tensor) -> Tensor:
-    return torch.tensor(rows, dtype=torch.long, device=like.device)
+    return moved(torch.tensor(rows, dtype=torch.long), like.device)

@@ -24,14 +24,17 @@ def fast_bytes(device: torch.device) -> bool:
 
 
 def exact_products(q: Tensor, x: Tensor) -> Tensor:
-    """q @ x without rounding: signed bytes [b, k], [k, m] → whole numbers [b, m], int32 or float64."""
+    """q @ x without rounding: signed bytes [..., b, k], [..., k, m] → whole numbers [..., b, m].
+
+    int32 or float64; stacks of matrices are multiplied as floats.
+    """
     # Rows of one byte come out wrong from the CPU's byte product.
-    if fast_bytes(q.device) and 32 <= q.shape[1] <= INT32_TERMS:
+    if q.ndim == 2 and fast_bytes(q.device) and 32 <= q.shape[1] <= INT32_TERMS:
         return _byte_products(q, x)
-    sums = torch.zeros(len(q), x.shape[1], dtype=torch.float64, device=q.device)
-    for start in range(0, q.shape[1], EXACT_TERMS):
+    sums = torch.zeros(*q.shape[:-1], x.shape[-1], dtype=torch.float64, device=q.device)
+    for start in range(0, q.shape[-1], EXACT_TERMS):
         part = slice(start, start + EXACT_TERMS)
-        sums += q[:, part].float() @ x[part].float()
+        sums += q[..., part].float() @ x[..., part, :].float()
     return sums
 
 
@@ -40,9 +43,13 @@ def _byte_products(q: Tensor, x: Tensor) -> Tensor:
         return torch._int_mm(q, x)
     # CUDA's takes more than 16 rows, other sizes in eights, and the second matrix by columns.
     (rows, inner), columns = q.shape, x.shape[1]
-    q = pad(q, (0, -inner % 8, 0, max(0, 17 - rows)))
-    x = pad(x.T, (0, -inner % 8, 0, -columns % 8)).contiguous().T
+    q = _padded(q, (0, -inner % 8, 0, max(0, 17 - rows)))
+    x = _padded(x.T, (0, -inner % 8, 0, -columns % 8)).contiguous().T
     return torch._int_mm(q, x)[:rows, :columns]
+
+
+def _padded(x: Tensor, by: tuple[int, int, int, int]) -> Tensor:
+    return pad(x, by) if any(by) else x  # torch's copies also where nothing is added
 
 
 def signed_digits(value: Tensor, count: int) -> Tensor:

@@ -3,13 +3,14 @@
     w_i = softmax_i( −‖x_t − α_t x⁽ⁱ⁾‖² / (2σ_t²) )
 
 With y = x_t/α_t and s = σ_t/α_t this is attention with query y and the images as keys and values.
-`streaming` computes it exactly, a block of images at a time, from the stored uint8 images.
+`streaming` computes it exactly, a block of images at a time, from the stored uint8 images; `own_rows` for
+small groups on a card.
 """
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from itertools import groupby
+from itertools import groupby, pairwise
 from typing import NamedTuple, TypeAlias
 
 import torch
@@ -17,12 +18,23 @@ from torch import Tensor
 
 from consistune.core.noise import NoiseSchedule
 from consistune.core.posterior.integers import HALF_RANGE
+from consistune.core.posterior.own_rows import own_sums
 from consistune.core.posterior.streaming import FloatQuery, LevelQuery, Stream, root_variance
-from consistune.core.types import expand
+from consistune.core.types import exact_device, expand, moved
 
 BLOCK = 4096
+"""Reference rows at a time on the CPU."""
+CARD_PAIRS, CARD_VALUES = 1 << 23, 1 << 28
+"""The most pairs of a query and a row, and the most values of rows, at a time on a card."""
+APART = 4
+"""On a card queries read their own groups, one by one, where the set has this many times more rows than that:
+gathered rows are multiplied as floats, the whole set as bytes."""
 Span: TypeAlias = tuple[int, int]
 """Rows first … last − 1 of a reference."""
+OwnRows: TypeAlias = tuple[Tensor, Tensor]
+"""Rows of a reference for each query [B, m], and which of them count [B, m] (bool)."""
+Segment: TypeAlias = tuple[Tensor | None, int, int]
+"""Queries [b] (None: all), and the rows first … last − 1 that they read."""
 LogPrior: TypeAlias = Callable[[Tensor, int, int], Tensor]
 """log_prior(queries [b], first, last) → [b, last − first], added to the logits of those reference rows.
 
@@ -48,11 +60,13 @@ class Reference:
         images: [n, C, H, W], uint8 pixels or floating point in [−1, 1] (computed with in float64).
         offsets: group g is rows offsets[g] … offsets[g + 1] − 1.
         conditions: continuous conditions [n, K], one per image, or None.
+        scale: a stored value v stands for x = scale·v; latents as uint8 reach beyond [−1, 1].
     """
 
     images: Tensor
     offsets: tuple[int, ...]
     conditions: Tensor | None = None
+    scale: float = 1.0
     _squared: set[Span] = field(default_factory=set, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -60,7 +74,10 @@ class Reference:
             raise ValueError(f"reference images must be uint8 or floating point, got {self.images.dtype}")
         if len(self.images) == 0:
             raise ValueError("a reference needs at least one image")
-        if self.images.is_floating_point() and not bool(torch.isfinite(self.images).all()):
+        on_host = (
+            self.images.device.type == "cpu"
+        )  # elsewhere the look would wait; NaN then shows in the mean
+        if on_host and self.images.is_floating_point() and not bool(torch.isfinite(self.images).all()):
             raise ValueError("reference images contain NaN or infinity")
 
     @classmethod
@@ -100,6 +117,30 @@ class Reference:
         """The images of these rows [k], where the queries are."""
         return self.images[rows]
 
+    @property
+    def walks(self) -> bool:
+        """Whether `sums` goes from group to group, for which the host must know the queries' groups.
+
+        On the CPU that costs nothing. On a card, the host would wait for it.
+        """
+        return self.device.type == "cpu"
+
+    @cached_property
+    def starts(self) -> Tensor:
+        """`offsets` where the queries are."""
+        return moved(torch.tensor(self.offsets), self.device)
+
+    @cached_property
+    def row_groups(self) -> Tensor:
+        """The group of each row [n], where the queries are."""
+        sizes = torch.tensor(self.offsets).diff()
+        return moved(torch.repeat_interleave(torch.arange(len(sizes)), sizes), self.device)
+
+    @cached_property
+    def longest(self) -> int:
+        """The size of the largest group."""
+        return max(b - a for a, b in pairwise(self.offsets))
+
     def sums(
         self,
         x_t: Tensor,
@@ -108,7 +149,8 @@ class Reference:
         group: Tensor | None,
         log_prior: LogPrior | None,
         mirrored: bool,
-        block: int,
+        block: int | None,
+        own: OwnRows | None = None,
     ) -> Stream:
         """The sums from which `posterior` computes the mean; same arguments."""
         if x_t.shape[1:] != self.images.shape[1:]:
@@ -117,22 +159,59 @@ class Reference:
             )
         if x_t.device != self.device:
             raise ValueError(f"queries are on {x_t.device}, the reference on {self.device}")
+        if group is None and own is None and len(self.offsets) != 2:
+            raise ValueError("the reference is grouped: every query needs its group")
+        if group is not None and (group.shape != x_t.shape[:1] or group.is_floating_point()):
+            raise ValueError(f"group must be integers [{len(x_t)}], got {group.dtype} {list(group.shape)}")
         t = t.double()
-        alpha, sigma = schedule.alpha(t), schedule.sigma(t)
-        valid = torch.stack([torch.isfinite(x_t).all(), (sigma > 0).all(), (alpha > 0).all()])
-        segments = list(_segments(self, group, len(x_t), valid))
+        alpha, sigma = schedule.alpha(t) * self.scale, schedule.sigma(t)
+        rows, prior = len(x_t), log_prior
         y, s = x_t.double() / expand(alpha, x_t), sigma / alpha
+        if mirrored:
+            # A flipped image times y is the image times y flipped, so each query gets a flipped copy.
+            y, s = torch.cat([y, y.flip(-1)]), s.repeat(2)
+            prior = None if log_prior is None else lambda q, *span: log_prior(q % rows, *span)
+        if own is not None:
+            sums = own_sums(y, s, self.take, *(value.repeat(len(y) // rows, 1) for value in own))
+        elif self.walks:
+            valid = torch.stack([torch.isfinite(x_t).all(), (sigma > 0).all(), (alpha > 0).all()])
+            segments = list(_segments(self, group, rows, valid))
+            if mirrored:
+                segments = [(torch.cat([q, q + rows]), a, b) for q, a, b in segments]
+            sums = _read(y, s, self, segments, prior, block)
+        else:
+            group = None if group is None else group.repeat(len(y) // rows)
+            sums = self._read_at_once(y, s, group, prior, block)
         if not mirrored:
-            return _read(y, s, self, segments, log_prior, block)
-        # A flipped image times y is the image times y flipped, so each query gets a flipped copy.
-        rows = len(x_t)
-        y, s = torch.cat([y, y.flip(-1)]), s.repeat(2)
-        segments = [(torch.cat([q, q + rows]), first, last) for q, first, last in segments]
-        prior = None if log_prior is None else lambda q, *span: log_prior(q % rows, *span)
-        both = _read(y, s, self, segments, prior, block)
-        plain, flipped = both.part(slice(rows)), both.part(slice(rows, None))
+            return sums
+        plain, flipped = sums.part(slice(rows)), sums.part(slice(rows, None))
         flipped.total = flipped.total.view(x_t.shape).flip(-1).reshape(flipped.total.shape)
         return plain.merged(flipped)
+
+    def _read_at_once(
+        self, y: Tensor, s: Tensor, group: Tensor | None, log_prior: LogPrior | None, block: int | None
+    ) -> Stream:
+        """The sums without a wait of the host: each query's own group, or the whole set under a mask.
+
+        A query that cannot be answered has NaN for its mean.
+        """
+        if group is None:
+            return _read(y, s, self, [(None, 0, len(self))], log_prior, block)
+        known = (group >= 0) & (group < len(self.offsets) - 1)
+        group = group.where(known, 0)
+        if log_prior is None and APART * len(y) * self.longest <= len(self):
+            rows = self.starts[group][:, None] + torch.arange(self.longest, device=y.device)
+            counted = known[:, None] & (rows < self.starts[group + 1][:, None])
+            return own_sums(y, s, self.take, rows.where(counted, 0), counted)
+
+        def masked(queries: Tensor, first: int, last: int) -> Tensor:
+            mine = (group[queries, None] == self.row_groups[first:last]) & known[queries, None]
+            prior = torch.zeros(mine.shape, dtype=torch.float64, device=y.device).masked_fill(
+                ~mine, -torch.inf
+            )
+            return prior if log_prior is None else prior + log_prior(queries, first, last)
+
+        return _read(y, s, self, [(None, 0, len(self))], masked, block)
 
     def blocks(self, spans: Sequence[Span]) -> Iterator[tuple[Tensor, Tensor]]:
         """Rows [m, C, H, W] of each span in turn, where the queries are, and their ‖x‖² (`squares`)."""
@@ -175,11 +254,7 @@ def _segments(
     valid: whether the images are finite, all sigmas positive, all alphas positive, bool [3].
     """
     if group is None:
-        if len(reference.offsets) != 2:
-            raise ValueError("the reference is grouped: every query needs its group")
         group = torch.zeros(rows, dtype=torch.long, device=valid.device)
-    if group.shape != (rows,) or group.is_floating_point():
-        raise ValueError(f"group must be integers [{rows}], got {group.dtype} {list(group.shape)}")
     order = torch.argsort(group, stable=True)
     finite, noisy, signal, *values = torch.cat([valid.long(), group[order]]).tolist()
     if not finite:
@@ -210,7 +285,8 @@ def posterior(
     *,
     log_prior: LogPrior | None = None,
     mirrored: bool = False,
-    block: int = BLOCK,
+    block: int | None = None,
+    own: OwnRows | None = None,
 ) -> Posterior:
     """x̂_0 = Σ_i w_i x⁽ⁱ⁾ over the reference images of each query's group, streamed.
 
@@ -219,25 +295,32 @@ def posterior(
         group: each query's group [B] (integers); None where the reference has one group.
         log_prior: added to each logit, which weights references or leaves them out; see `LogPrior`.
         mirrored: every reference counts twice, as it is and flipped left to right.
-        block: reference rows at a time; memory is O(B·d + B·block + block·d).
+        block: reference rows at a time; memory is O(B·d + B·block + block·d). None: as many as the device
+            does well with.
+        own: references of each query's own instead of its group's; no log-prior goes with them.
 
     Returns:
         The mean in x_t's shape and (at least fp32) dtype, the effective size and the root variance. No
         gradient flows.
 
     Raises:
-        ValueError: shapes or devices that do not fit, groups that are unknown or empty, σ(t) = 0.
+        ValueError: shapes or devices that do not fit, groups that are unknown or empty, σ(t) = 0. On a card
+            the host does not wait to see values: a query that cannot be answered has NaN for its mean.
 
     Accuracy: within 1e-5 relative of float64 for uint8 references, all t from 0.002 to 80; floating-point
     references are computed in float64. Where bytes multiply fast (`integers.fast_bytes`), a query's mean does
     not depend on the other queries, to the bit. Source: METHOD §2; STF, 2302.00670.
     """
-    sums = reference.sums(x_t, t, schedule, group, log_prior, mirrored, block)
+    home, device = exact_device(x_t.device), x_t.device
+    if home != device:
+        x_t, t, group = x_t.to(home), t.to(home), None if group is None else group.to(home)
+    sums = reference.sums(x_t, t, schedule, group, log_prior, mirrored, block, own)
     units = _units(reference)
-    mean = units.to_image(sums.total / sums.weight[:, None]).view(x_t.shape)
+    mean = units.to_image(sums.total / sums.weight[:, None]).view(x_t.shape) * reference.scale
     dtype = torch.promote_types(x_t.dtype, torch.float32)
-    scatter = units.to_length(root_variance(sums))
-    return Posterior(mean.to(dtype), (sums.weight.square() / sums.square).to(dtype), scatter.to(dtype))
+    size = sums.weight.square() / sums.square
+    scatter = units.to_length(root_variance(sums)) * reference.scale
+    return Posterior(mean.to(device, dtype), size.to(device, dtype), scatter.to(device, dtype))
 
 
 def _units(reference: Reference) -> type[LevelQuery] | type[FloatQuery]:
@@ -248,23 +331,30 @@ def _read(
     y: Tensor,
     s: Tensor,
     reference: Reference,
-    segments: list[tuple[Tensor, int, int]],
+    segments: Sequence[Segment],
     log_prior: LogPrior | None,
-    block: int,
+    block: int | None,
 ) -> Stream:
     """The sums over every block of every segment; a block is read once for all queries of its group."""
     query = _units(reference).of(y.flatten(1), s)
     dtype = torch.float32 if reference.images.dtype == torch.uint8 else torch.float64
     sums = Stream.empty(len(y), y.shape[1:].numel(), dtype, y.device)
+    block = block or _block(len(y), y.shape[1:].numel(), y.device)
     spans = [
         [(first, min(first + block, stop)) for first in range(start, stop, block)]
         for _, start, stop in segments
     ]
     blocks = reference.blocks([span for several in spans for span in several])
     for (queries, _, _), several in zip(segments, spans, strict=True):
-        part = query.rows(queries)
+        part = query if queries is None else query.rows(queries)
+        asked = torch.arange(len(y), device=y.device) if queries is None else queries
         for span in several:
             keys, squares = next(blocks)
-            prior = None if log_prior is None else log_prior(queries, *span).double()
-            part.read(sums, queries, keys.flatten(1), squares, prior)
+            prior = None if log_prior is None else log_prior(asked, *span).double()
+            part.read(sums, asked, keys.flatten(1), squares, prior)
     return sums
+
+
+def _block(queries: int, size: int, device: torch.device) -> int:
+    """Reference rows of `size` values at a time."""
+    return BLOCK if device.type == "cpu" else max(BLOCK, min(CARD_PAIRS // queries, CARD_VALUES // size))

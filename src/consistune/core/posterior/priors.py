@@ -45,6 +45,18 @@ def nearest_prior(bank: Tensor, conditions: Tensor, count: int) -> LogPrior:
     return log_prior
 
 
+def label_prior(labels: Tensor) -> LogPrior:
+    """0 for references of the query's label, −∞ for the others, where the references are the batch itself."""
+
+    def log_prior(queries: Tensor, first: int, last: int) -> Tensor:
+        other = labels[queries, None] != labels[first:last]
+        return torch.zeros(other.shape, dtype=torch.float64, device=other.device).masked_fill(
+            other, -torch.inf
+        )
+
+    return log_prior
+
+
 def random_subset(
     reference: Reference, group: Tensor | None, index: Tensor, size: int, generator: Generator
 ) -> tuple[Reference, LogPrior]:
@@ -90,4 +102,4 @@ def random_subset(
     def log_prior(queries: Tensor, first: int, last: int) -> Tensor:
         return prior[queries, first:last]
 
-    return Reference(reference.take(torch.cat(rows)), tuple(offsets)), log_prior
+    return Reference(reference.take(torch.cat(rows)), tuple(offsets), scale=reference.scale), log_prior

@@ -122,11 +122,11 @@ def weighted_sums(weights: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         exact_products(digits, x).reshape(WEIGHT_DIGITS, len(weights), -1).to(weights.dtype)
         for x in (ones, values)
     ]
-    weight, total = (_combine(s) / 127 for s in sums)
+    weight, total = (combined(s) / 127 for s in sums)
     return weight[:, 0], total
 
 
-def _combine(sums: Tensor) -> Tensor:
+def combined(sums: Tensor) -> Tensor:
     """Σ_k sums[k]/254ᵏ, the smallest first; `sums` is overwritten."""
     for i in range(len(sums) - 1, 0, -1):
         sums[i - 1].add_(sums[i], alpha=1 / BASE)
@@ -195,9 +195,9 @@ class LevelQuery(NamedTuple):
         """l [b, m] in float64, from the first digit's products [b, m] and x [m, d]."""
         if fast_bytes(x.device):
             others = exact_products(self.digits[1:].flatten(0, 1), x.T)
-            dots = _combine(torch.cat([products, others]).view(DIGITS, *products.shape).double())
+            dots = combined(torch.cat([products, others]).view(DIGITS, *products.shape).double())
         else:  # what the first digit leaves is small enough for fp32
-            rest = _combine(self.digits[1:].float())
+            rest = combined(self.digits[1:].float())
             dots = torch.add(products, rest @ x.T.float(), alpha=1 / BASE)
         logits = torch.addcmul(-squares, dots, 2 * self.scale[:, None])
         logits.mul_((0.5 / self.width.square())[:, None])

@@ -7,7 +7,7 @@ DEST.part: `data/` is renamed to DEST at the end, `work/` holds the journal and 
 
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -65,8 +65,14 @@ class Progress:
 SILENT = Progress()
 
 
-def prepare(path: Path, dest: Path, options: PrepareOptions, progress: Progress = SILENT) -> Meta:
-    """Prepare a source as the folder `dest`.
+def prepare(
+    path: Path,
+    dest: Path,
+    options: PrepareOptions,
+    progress: Progress = SILENT,
+    check: Callable[[tuple[int, int, int]], object] = lambda _shape: None,
+) -> Meta:
+    """Prepare a source as the folder `dest`. `check` may refuse the images' shape before any is converted.
 
     Raises UserError for a source that cannot be read, options that do not fit it, a destination that exists,
     a source without a good image, with `strict` for the first bad image, and where more images would be left
@@ -85,6 +91,7 @@ def prepare(path: Path, dest: Path, options: PrepareOptions, progress: Progress 
                 raise UserError(f"{printable(name)} {reason}", str(path), "leave out --strict")
             check_allowed(source, {}, options.allow_missing)
             transform, shape = choose_transform(source, options.images)
+            check(shape)
             rows = _rows(source, options.split)
             preparation = Preparation(source, transform, shape, rows, options.split, data, work)
             _begin(preparation, journal)
@@ -134,8 +141,13 @@ def _begin(preparation: Preparation, journal: Journal) -> None:
         journal.resume(preparation.fingerprint())
         return
     size = len(preparation.source) * int(np.prod(preparation.shape))
-    if size > shutil.disk_usage(preparation.work).free:
-        raise UserError(f"{size / 1e9:.1f} GB are needed, and are not free", str(preparation.data.parent))
+    free = shutil.disk_usage(preparation.work).free
+    if size > free:
+        raise UserError(
+            f"{size:,} bytes are needed, {free:,} are free",
+            str(preparation.data.parent),
+            "free some space, or prepare on another disk",
+        )
     for side, name in enumerate(preparation.sides):
         shape = (preparation.rows.count(side), *preparation.shape)
         npy.create(preparation.data / name / IMAGES, shape, np.uint8)

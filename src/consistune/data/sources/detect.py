@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from consistune.data.sources import batches, files, npz, parquet, zips
+from consistune.data.sources import batches, files, npz, parquet, tars, zips
 from consistune.data.sources.base import Source, SourceOptions
 from consistune.errors import UserError
 
@@ -39,6 +39,7 @@ FORMATS = {
     "imagenet-batches": Format(batches.is_imagenet_batches, batches.open_imagenet_batches, ()),
     "npz": Format(lambda path: path.suffix in (".npz", ".npy"), npz.open_npz, ("layout",), "file"),
     "parquet": Format(_is_parquet, parquet.open_parquet),
+    "tar": Format(tars.is_tar, tars.open_tar),
     "zip": Format(zipfile.is_zipfile, zips.open_zip, needs="file"),
     "folder": Format(Path.is_dir, files.open_folder, ("labels", "links"), "folder"),
 }

@@ -33,7 +33,7 @@ def validation_labels(
     Args:
         prefix: the folder of the images.
         images: their names.
-        others: all other files: Tiny-ImageNet's is looked for in `prefix`, the others anywhere.
+        others: all other files: Tiny-ImageNet's is looked for in `prefix` and above, the others anywhere.
         read: a file's content.
     """
     stems = {name.rpartition("/")[2].rpartition(".")[0] for name in images}
@@ -41,7 +41,10 @@ def validation_labels(
     for name in others:
         found.setdefault(name.rpartition("/")[2], []).append(name)
     candidates: list[tuple[Callable[..., dict[str, str]], list[str]]] = [
-        (_annotations, [name for name in found.get(ANNOTATIONS, []) if name == prefix + ANNOTATIONS]),
+        (
+            _annotations,
+            [name for name in found.get(ANNOTATIONS, []) if prefix.startswith(name[: -len(ANNOTATIONS)])],
+        ),
         (_solution, found.get(SOLUTION, [])[:1]),
         (_ground_truth, [names[0] for names in (found.get(GROUND_TRUTH), found.get(META)) if names]),
     ]

@@ -62,7 +62,7 @@ def splits_among(folders: Collection[str]) -> dict[str, str]:
         split = split_of(folder)
         if split is None:
             continue
-        frame = SPLIT.sub("*", folder.casefold())
+        frame = re.sub("[0-9]+", "0", SPLIT.sub("*", folder.casefold()))
         frames.setdefault(frame, []).append(folder)
         if ALONE.fullmatch(frame):
             found[folder] = split
@@ -178,9 +178,9 @@ class Files:
             if table is not None:
                 return self._by_table(table, prefix, name)
             below = [image for image in self.images if image.startswith(prefix)]
-            return self._numbered(Part(dict.fromkeys(below), sorted(set(self.images) - set(below))))
+            return self.numbered(Part(dict.fromkeys(below), sorted(set(self.images) - set(below))))
         if all(EDM_NAME.fullmatch(name) for name in self.images):
-            return self._numbered(Part(dict.fromkeys(self.images)))
+            return self.numbered(Part(dict.fromkeys(self.images)))
         return self._by_names()
 
     def _by_table(self, table: LabelTable, prefix: str, name: str) -> Tree:
@@ -215,21 +215,21 @@ class Files:
             folders, direct = below, flat
         splits = splits_among(folders)
         if splits:
-            tree = self._by_split(prefix, splits, folders, direct)
+            tree = self.by_split(prefix, splits, folders, direct)
         else:
-            tree = self._numbered(self._part(prefix, folders, direct))
+            tree = self.numbered(self.part(prefix, folders, direct))
         if prefix:
             tree.notes.insert(0, f"all images lie in {printable(prefix)}")
         return tree
 
-    def _by_split(
+    def by_split(
         self, prefix: str, splits: dict[str, str], folders: dict[str, list[str]], direct: list[str]
     ) -> Tree:
         parts: dict[str, Part] = {}
         named: dict[str, list[str]] = {}
         for folder, split in splits.items():
             below = f"{prefix}{folder}/"
-            parts.setdefault(split, Part()).add(self._part(below, *children(folders[folder], below)))
+            parts.setdefault(split, Part()).add(self.part(below, *children(folders[folder], below)))
             named.setdefault(split, []).append(folder)
         notes = [
             f"{brief(names)} together are the {s} images" for s, names in named.items() if len(names) > 1
@@ -249,7 +249,7 @@ class Files:
                 part.words = dict.fromkeys([*part.words, *part.outside])
             held = split
         held_part = parts.get(held, Part())
-        tree = self._numbered(Part(train.words | held_part.words, tables=train.tables + held_part.tables))
+        tree = self.numbered(Part(train.words | held_part.words, tables=train.tables + held_part.tables))
         tree.skipped += [
             (n, OUTSIDE) for part in (train, held_part) for n in part.outside if n not in part.words
         ]
@@ -260,7 +260,7 @@ class Files:
         tree.passed, tree.notes = passed, [*tree.notes, *notes]
         return tree
 
-    def _part(self, prefix: str, folders: dict[str, list[str]], direct: list[str]) -> Part:
+    def part(self, prefix: str, folders: dict[str, list[str]], direct: list[str]) -> Part:
         """The images below `prefix`: their classes are the folders, or stand in a known file of labels."""
         if not direct and len(folders) == 1 and next(iter(folders)).casefold() in IMAGE_FOLDERS:
             ((_, direct),) = folders.items()
@@ -270,7 +270,7 @@ class Files:
         words, tables = validation_labels(prefix, direct, self.others, self.read)
         return Part({name: words.get(base(name).rpartition(".")[0]) for name in direct}, [], tables)
 
-    def _numbered(self, part: Part) -> Tree:
+    def numbered(self, part: Part) -> Tree:
         """The tree of these images; those without a class are left out where others have one."""
         classes = sorted(part.classes)
         names = sorted(name for name, word in part.words.items() if word is not None or not classes)
@@ -280,14 +280,33 @@ class Files:
         labels = np.array([index.get(part.words[name] or "", 0) for name in names], np.int64)
         tree = Tree(names, labels, tuple(classes) or UNLABELLED, bool(classes))
         tree.skipped, tree.tables = skipped, part.tables
-        if all(word.isdecimal() for word in classes) and classes != [str(k) for k in range(len(classes))]:
-            note = f"classes 0 … {len(classes) - 1} are the folders {brief(classes)}, in this order"
-            tree.notes = [note] if classes else []
+        tree.notes = self.class_notes(classes)
         return tree
+
+    def class_notes(self, classes: list[str]) -> list[str]:
+        """A note where the classes' numbers are not the numbers that are their names."""
+        if not all(word.isdecimal() for word in classes) or classes == [str(k) for k in range(len(classes))]:
+            return []
+        return [f"classes 0 … {len(classes) - 1} are the folders {brief(classes)}, in this order"]
 
 
 def base(name: str) -> str:
     return name.rpartition("/")[2]
+
+
+def clean_name(name: str) -> str:
+    """A member's name as one below the archive: "/a", "./a" and "../a" are "a". Backslashes are slashes."""
+    if "/" not in name:
+        name = name.replace("\\", "/")
+    if not (name.startswith(("/", ".")) or "/." in name or "//" in name):
+        return name
+    parts: list[str] = []
+    for part in name.split("/"):
+        if part == "..":
+            del parts[-1:]
+        elif part not in ("", "."):
+            parts.append(part)
+    return "/".join(parts)
 
 
 def archive_files(
@@ -297,7 +316,7 @@ def archive_files(
     files, passed = Files([], [], read, where), []
     for name in names:
         suffix = splitext(name)[1].lower()
-        if any(is_junk(part) for part in name.split("/") if part not in ("..", ".")):
+        if any(is_junk(part) for part in name.split("/")):
             passed.append(name)
         elif suffix in UNREAD_SUFFIXES:
             files.skipped.append((name, f"is an image of a kind that is not read ({suffix})"))

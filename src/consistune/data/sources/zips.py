@@ -23,7 +23,7 @@ from consistune.data.sources.base import (
     Unreadable,
     printable,
 )
-from consistune.data.sources.tree import archive_files
+from consistune.data.sources.tree import archive_files, clean_name
 from consistune.errors import UserError
 from consistune.system import zipped
 
@@ -134,7 +134,7 @@ def read_directory(path: Path) -> tuple[list[str], np.ndarray[Any, Any]]:
                 known = entry.method in (zipped.STORED, zipped.DEFLATED)
                 method = entry.method if known and not entry.flags & zipped.ENCRYPTED else UNSUPPORTED
                 members[len(names)] = entry.header, entry.packed, entry.plain, entry.crc, method
-                names.append(entry.name if "/" in entry.name else entry.name.replace("\\", "/"))
+                names.append(clean_name(entry.name))
     except (OSError, ValueError, OverflowError) as error:
         raise UserError(f"cannot be read as a ZIP ({error})", str(path), "give a ZIP of images") from error
     return names, members[: len(names)]

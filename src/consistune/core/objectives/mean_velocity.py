@@ -1,0 +1,172 @@
+"""Mean velocities of jumps: MeanFlow (2505.13447) under any schedule, with any estimator (METHOD §8)."""
+
+import math
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import ClassVar, Protocol
+
+import torch
+from torch import Generator, Tensor
+
+from consistune.core.derivative import derivative
+from consistune.core.estimators import NoiseEstimator
+from consistune.core.flow import Steps, mean_velocity
+from consistune.core.intervals import Intervals, LogitNormal
+from consistune.core.noise import NoiseSchedule
+from consistune.core.objectives.base import Draws, Objective, check_draws, gaussian_like
+from consistune.core.rng import SharedDropout
+from consistune.core.types import Batch, Condition, Conditioning, Denoiser, Progress, Times, expand, predict
+
+
+class Scale(Protocol):
+    """From a sample's squared error [B], summed over the sample, to its loss [B]."""
+
+    def __call__(self, squared_error: Tensor) -> Tensor: ...
+
+
+@dataclass(frozen=True)
+class AdaptivePower:
+    """s/sg(s + c)^p of the squared error s  (MeanFlow, 2505.13447, eq. 22). p = 0: s itself."""
+
+    p: float = 0.75
+    c: float = 1e-3
+
+    def __post_init__(self) -> None:
+        if self.p < 0 or not self.c > 0:
+            raise ValueError(f"p must not be negative and c must be positive, got {self.p} and {self.c}")
+
+    def __call__(self, squared_error: Tensor) -> Tensor:
+        return squared_error / (squared_error.detach() + self.c) ** self.p
+
+
+@dataclass(frozen=True)
+class Mixture:
+    """Guidance in training: v ← ω·v + (1 − ω − κ)·u(∅) + κ·u(c), u at r = t  (2505.13447, §4.2).
+
+    Where low ≤ t ≤ high in the schedule's time; elsewhere, and for samples whose label is hidden, v stays.
+    The guidance of a trained model is ω/(1 − κ); at κ = 0 this is u(∅) + ω·(v − u(∅)).
+    """
+
+    omega: float = 1.0
+    kappa: float = 0.0
+    low: float = 0.0
+    high: float = math.inf
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.kappa < 1:
+            raise ValueError(f"kappa must lie in [0, 1), got {self.kappa}")
+        if not self.low <= self.high:
+            raise ValueError(f"low must not be above high, got {self.low} and {self.high}")
+
+    @property
+    def idle(self) -> bool:
+        return self.omega == 1 and self.kappa == 0
+
+    def __call__(self, model: Denoiser, x_t: Tensor, t: Tensor, batch: Batch, x0_hat: Tensor) -> Tensor:
+        """The mixed x̂_0, in which velocities are affine."""
+        inside = (t >= self.low) & (t <= self.high)
+        if batch.hidden is not None:
+            inside = inside & ~batch.hidden
+        mixed = self.omega * x0_hat + (1 - self.omega - self.kappa) * model(x_t, t, unlabelled(batch))
+        if self.kappa:
+            mixed = mixed + self.kappa * model(x_t, t, batch.network_condition)
+        return torch.where(expand(inside, x_t), mixed, x0_hat)
+
+
+def unlabelled(batch: Batch) -> Conditioning:
+    """What the network is given of a batch without its labels."""
+    return None if batch.augment is None else Condition(augment=batch.augment)
+
+
+@dataclass(frozen=True)
+class MeanVelocity(Objective):
+    """L = scale(‖u_θ(x_t, r, t) − sg(v − (t − r)·du/dt)‖²)  (MeanFlow, 2505.13447, eq. 9 to 11, 22).
+
+    u = (x_t − X)/(t − r) is the mean velocity of the jump X = step(x_t, D(x_t, t, r), t, r) of a two-time
+    network; v the velocity dx_t/dt with the estimator's x̂_0; du/dt the derivative along (v, 0, 1), with u's
+    dropout mask. The product is taken as (t − r)·du/dt = v − u − dX/dt, so that nothing is divided by t − r
+    and dX/dt = 0 is the exact solution. At r = t this is flow matching.
+
+    Attributes:
+        intervals: the law of t and r.
+        scale: of each sample's squared error, summed over the sample.
+        guidance: mixed into v.
+    """
+
+    schedule: NoiseSchedule
+    estimator: NoiseEstimator
+    intervals: Intervals = LogitNormal()
+    scale: Scale = AdaptivePower()
+    guidance: Mixture = Mixture()
+
+    needs_two_times: ClassVar[bool] = True
+    uses_target: ClassVar[bool] = False
+
+    @property
+    def needs_unlabelled(self) -> bool:
+        return not self.guidance.idle
+
+    def reference_bytes(self) -> int:
+        return self.estimator.reference_bytes()
+
+    def draw(self, batch: Batch, progress: Progress, generator: Generator) -> Draws:
+        del progress
+        times = self.intervals.sample(len(batch), generator)
+        times = Times(*(u.to(batch.x_0.device) for u in (times.t, times.r, times.s)))
+        return self.bound(batch, times, gaussian_like(batch.x_0, generator), generator)
+
+    def at(
+        self, model: Denoiser, batch: Batch, times: Times, noise: Tensor, generator: Generator | None = None
+    ) -> Tensor:
+        """The loss [B] at given t ≥ r and noise [B, C, H, W]; `generator` draws random references."""
+        return self.losses(model, model, self.bound(batch, times, noise, generator))
+
+    def bound(self, batch: Batch, times: Times, noise: Tensor, generator: Generator | None) -> Draws:
+        """The draws of given times and noise. Raises ValueError unless t ≥ r ≥ 0 and all is finite."""
+        check_draws(batch, times, noise)
+        with torch.no_grad():
+            return Draws(batch, times, noise, self.estimator.bind(batch, times, generator))
+
+    def losses(self, model: Denoiser, target: Denoiser, draws: Draws) -> Tensor:
+        del target
+        batch, times = draws.batch, draws.times
+        mask = SharedDropout(times.t.device)
+        x_t = self.schedule.diffuse(batch.x_0, draws.noise, times.t)
+        u = self.mean_velocity(model, x_t, times, batch.network_condition)
+        with torch.no_grad(), mask.again():
+            v = self.velocity(model, x_t, draws)
+        change = self.change(model, x_t, times, batch.network_condition, v, u.detach(), mask.again)
+        return self.scale((u - (v - change)).flatten(1).square().sum(1))
+
+    def velocity(self, model: Denoiser, x_t: Tensor, draws: Draws) -> Tensor:
+        """v: the estimator's velocity, with the guidance mixed in."""
+        batch, t = draws.batch, draws.times.t
+        x0_hat = draws.estimator.clean(x_t, t, batch)
+        if not self.guidance.idle:
+            x0_hat = self.guidance(model, x_t, t, batch, x0_hat)
+        return self.schedule.estimated_velocity(batch.x_0, draws.noise, x0_hat, t)
+
+    def mean_velocity(self, model: Denoiser, x_t: Tensor, times: Times, condition: Conditioning) -> Tensor:
+        """u(x_t, r, t)."""
+        x0_hat = predict(model, x_t, times.t, condition, times.r)
+        return mean_velocity(self.schedule, x_t, x0_hat, times.t, times.r)
+
+    def change(
+        self,
+        model: Denoiser,
+        x_t: Tensor,
+        times: Times,
+        condition: Conditioning,
+        along: Tensor,
+        u: Tensor,
+        again: Callable[[], AbstractContextManager[None]],
+    ) -> Tensor:
+        """(t − r)·du/dt along dx_t/dt = `along`: along − u − dX/dt, without gradient."""
+
+        def jump(x: Tensor, t: Tensor) -> Tensor:
+            with again():
+                return Steps(model, self.schedule).jump(x, t, times.r, condition)
+
+        _, slope = derivative(model, jump, (x_t, times.t), (along, torch.ones_like(times.t)))
+        return along - u - slope

@@ -1,0 +1,1 @@
+"""Autoencoders: pictures ↔ latents (METHOD §9)."""

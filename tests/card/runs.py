@@ -1,0 +1,105 @@
+"""Small runs for the pretended card: a step of every kind."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+
+from consistune.bench.workload import pictures
+from consistune.core.estimators import Blend, OneSample, ScoreIdentity, Teacher
+from consistune.core.noise import EDM, VP
+from consistune.core.objectives import Consistency, Denoising
+from consistune.core.posterior.bank import make_bank
+from consistune.core.times import ConstGap, FixedGrid, GridPairs, LogNormalPairs, Phased
+from consistune.data.images import ImageSet
+from consistune.nn import store
+from consistune.nn.precond import Preconditioned
+from consistune.train.augment import augment_batch
+from consistune.train.ema import FixedAverage
+from consistune.train.loop import Trainer
+from consistune.train.optim import Optimizer
+from consistune.train.options import TrainOptions
+
+SHAPE, CLASSES = (1, 8, 8), 4
+UNET = {"channel_mult": [1, 2], "num_blocks": 1, "attn_resolutions": [4]}
+NETWORKS: dict[str, dict[str, Any]] = {
+    "mlp": {"kind": "mlp", "width": 16, "blocks": 1},
+    "patch-unet": {"kind": "patch-unet", "patch": 2, "model_channels": 16, "num_blocks": 1},
+    "song": {"kind": "song", "model_channels": 8, **UNET},
+    "adm": {"kind": "adm", "model_channels": 32, **UNET},
+    "edm2": {"kind": "edm2", "model_channels": 8, "channels_per_head": 8, **UNET},
+}
+PAIRS = LogNormalPairs(gap=ConstGap(q=2))
+
+
+def model(kind: str, classes: int = 0, **network: Any) -> Preconditioned:
+    precond = {"kind": "edm2", "logvar_channels": 0} if kind == "edm2" else {"kind": "edm"}
+    options = {**NETWORKS[kind], "image_shape": SHAPE, "num_classes": classes, "dropout": 0.1, **network}
+    return store.build({"network": options, "precond": precond})
+
+
+def images(count: int = 80) -> ImageSet:
+    return ImageSet.of("pictures", pictures(count, SHAPE), torch.arange(count) % CLASSES, tuple("abcd"))
+
+
+def consistency(estimator: Any, **options: Any) -> Consistency:
+    return Consistency(EDM(), PAIRS, estimator, **options)
+
+
+def identity(where: Any = "device", by_class: bool = False, **options: Any) -> ScoreIdentity:
+    return ScoreIdentity(EDM(), make_bank(images().reference(by_class), "cuda", where), **options)
+
+
+def teacher() -> Teacher:
+    frozen = model("song", CLASSES).to("cuda").eval().requires_grad_(False)
+    return Teacher(frozen, guidance=1.5)
+
+
+def trainer(objective: Any, kind: str = "mlp", classes: int = 0, **options: Any) -> Trainer:
+    network, target = options.pop("network", {}), options.pop("target", None)
+    settings = TrainOptions(**{"images": 1 << 40, "batch": 16, **options})
+    extra = {} if target is None else {"target": target}
+    return Trainer(
+        model(kind, classes, **network), objective, images(), Optimizer(), settings, "cuda", **extra
+    )
+
+
+Made = Callable[[], Trainer]
+STEPS: dict[str, Made] = {
+    **{kind: partial(lambda k: trainer(consistency(OneSample()), k), kind) for kind in NETWORKS},
+    "labels, hidden and flipped": lambda: trainer(
+        consistency(OneSample()), classes=CLASSES, label_dropout=0.2, x_flip=True
+    ),
+    "all references": lambda: trainer(consistency(identity())),
+    "references of the class": lambda: trainer(consistency(identity(by_class=True)), classes=CLASSES),
+    "references on the host": lambda: trainer(consistency(identity("host"))),
+    "references of the batch": lambda: trainer(consistency(ScoreIdentity(EDM()))),
+    "references of the batch's class": lambda: trainer(consistency(ScoreIdentity(EDM())), classes=CLASSES),
+    "16 references": lambda: trainer(consistency(identity(size=16))),
+    "16 references of the class": lambda: trainer(
+        consistency(identity(by_class=True, size=16)), classes=CLASSES
+    ),
+    "mirrored": lambda: trainer(consistency(identity(mirrored=True)), x_flip=True),
+    "blend": lambda: trainer(consistency(Blend(EDM(), identity()))),
+    "Heun, two steps": lambda: trainer(consistency(identity(), steps=2, method="heun")),
+    "teacher and average": lambda: trainer(
+        consistency(teacher()), classes=CLASSES, target=FixedAverage(0.95)
+    ),
+    "phased": lambda: trainer(Consistency(EDM(), Phased(PAIRS, (0.5, 2.0)), OneSample())),
+    "grid": lambda: trainer(Consistency(EDM(), GridPairs(FixedGrid(18)), OneSample())),
+    "cut law": lambda: trainer(
+        Consistency(EDM(), LogNormalPairs(ConstGap(q=2), low=0.002, high=80.0), OneSample())
+    ),
+    "variance preserving": lambda: trainer(
+        Consistency(VP(), LogNormalPairs(ConstGap(q=2), schedule=VP()), OneSample())
+    ),
+    "denoising": lambda: trainer(Denoising(EDM())),
+    "augmented": lambda: trainer(
+        Denoising(EDM(), augment=partial(augment_batch, probability=0.2)), "song", network={"augment_dim": 9}
+    ),
+    "all options": lambda: trainer(
+        consistency(OneSample()), "song", microbatch=5, clip_norm=1e-3, checkpointing=True,
+        channels_last=True, precision="bf16",
+    ),
+}  # fmt: skip

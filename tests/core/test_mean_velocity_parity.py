@@ -1,0 +1,304 @@
+"""The mean-velocity objective against four published implementations: parity/meanflow."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from consistune.core.estimators import OneSample, Teacher
+from consistune.core.flow import Steps
+from consistune.core.guidance import Guided
+from consistune.core.intervals import LogitNormal
+from consistune.core.noise import RectifiedFlow
+from consistune.core.objectives import AdaptivePower, MeanVelocity, Mixture, Scale
+from consistune.core.rng import SharedDropout
+from consistune.core.sampling import PhasedSteps
+from consistune.core.types import Batch, Times
+from tests.support.toy import ToyVelocity, close, gradients
+
+FLOW = RectifiedFlow()
+NO_LIMIT = 1 - 1e-15
+FLOAT32_SCALES = 1e-7
+"""JAX and FastGen keep the guidance scale in float32."""
+
+
+@dataclass(frozen=True)
+class Squared:
+    """zhuyu-cs: the square of the squared error, s²/(s² + c)^p."""
+
+    p: float
+    c: float = 1e-3
+
+    def __call__(self, s: Tensor) -> Tensor:
+        return s.square() / (s.detach().square() + self.c) ** self.p
+
+
+@dataclass(frozen=True)
+class Unsquared:
+    """FastGen's opt_grad: ‖w·tangent‖² with the gradient w·tangent, w = 1/(√s + c)^p, all norms over √d."""
+
+    p: float
+    c: float
+    root_dim: float = 1.0
+
+    def weight(self, s: Tensor) -> Tensor:
+        return 1 / (s.detach().sqrt() / self.root_dim + self.c) ** self.p
+
+    def __call__(self, s: Tensor) -> Tensor:
+        w = self.weight(s) / self.root_dim
+        return w.square() * s.detach() + w * (s - s.detach())
+
+
+class Step:
+    """A variant's objective, network and inputs."""
+
+    def __init__(
+        self,
+        arrays: dict[str, Tensor],
+        scale: Scale,
+        guidance: Mixture = Mixture(),
+        hidden: Tensor | None = None,
+        labelled: bool = True,
+        always_null: bool = True,
+    ) -> None:
+        null = len(arrays["net_Wl"]) - 1 if "net_Wl" in arrays and always_null else None
+        self.net = ToyVelocity(arrays, null=null)
+        self.arrays = arrays
+        self.batch = Batch(arrays["x_0"], arrays["label"] if labelled else None, hidden=hidden)
+        zero = torch.zeros_like(arrays["t"])
+        self.times = Times(arrays["t"], arrays["r"], zero)
+        self.objective = MeanVelocity(FLOW, OneSample(), scale=scale, guidance=guidance)
+
+    def loss(self) -> Tensor:
+        return self.objective.at(self.net, self.batch, self.times, self.arrays["noise"])
+
+    def parts(self) -> dict[str, Tensor]:
+        """u, v, the target and what they are made of."""
+        objective, noise = self.objective, self.arrays["noise"]
+        draws = objective.bound(self.batch, self.times, noise, None)
+        x_t = FLOW.diffuse(self.batch.x_0, noise, self.times.t)
+        condition = self.batch.network_condition
+        again = SharedDropout(x_t.device).again
+        with torch.no_grad():
+            u = objective.mean_velocity(self.net, x_t, self.times, condition)
+            v = objective.velocity(self.net, x_t, draws)
+            change = objective.change(self.net, x_t, self.times, condition, v, u, again)
+        error = (u - (v - change)).flatten(1).square().sum(1)
+        return {
+            "x_t": x_t,
+            "u": u,
+            "guided_velocity": v,
+            "change": change,
+            "target": v - change,
+            "squared_error": error,
+        }
+
+    def compare(self, variant: str, relative: float = 1e-12) -> None:
+        """The loss, its gradients and its parts are the arrays of a variant."""
+        stored = {
+            k.removeprefix(f"{variant}."): v for k, v in self.arrays.items() if k.startswith(f"{variant}.")
+        }
+        loss = self.loss()
+        close(loss, stored["loss"], relative)
+        if "mean_loss" in stored:
+            close(loss.mean(), stored["mean_loss"], relative)
+        grads = gradients(self.net, loss.mean())
+        named = {
+            name.removeprefix("grad_") for name in stored if name.startswith("grad_") and "f32" not in name
+        }
+        assert named
+        for name in named:
+            close(grads.get(name, torch.zeros_like(stored[f"grad_{name}"])), stored[f"grad_{name}"], relative)
+        parts = self.parts()
+        if "guided_index" in stored:
+            parts["guided_velocity"] = parts["guided_velocity"][stored["guided_index"]]
+        for name in parts.keys() & stored.keys():
+            close(parts[name], stored[name], relative)
+        if "jvp" in stored:
+            gap = (self.times.t - self.times.r).view(-1, 1, 1, 1)
+            close(parts["change"], gap * stored["jvp"], relative)
+        if "velocity" in stored:
+            close(parts["guided_velocity"], stored["velocity"], relative)
+
+
+@pytest.mark.parametrize(("variant", "p", "c"), [("cifar", 0.75, 1e-3), ("p1", 1.0, 1e-2), ("p0", 0.0, 1e-3)])
+def test_py_meanflow(parity, variant, p, c) -> None:
+    arrays = parity("meanflow/py_meanflow")
+    assert (float(arrays[f"{variant}.norm_p"]), float(arrays[f"{variant}.norm_eps"])) == (p, c)
+    arrays["label"] = torch.zeros(8)
+    step = Step(arrays, AdaptivePower(p, c), labelled=False)
+    step.compare(variant)
+    weight = 1 / (step.parts()["squared_error"] + c) ** p
+    close(weight, arrays[f"{variant}.weight"])
+    start = Stored(arrays["noise"])
+    if variant == "cifar":
+        close(PhasedSteps(t_max=1.0)(step.net, FLOW, start, (3, 4, 4)), arrays["one_step"])
+
+
+class Stored:
+    """The prior's noise, given."""
+
+    def __init__(self, noise: Tensor) -> None:
+        self.noise = noise
+
+    def __call__(self, *shape: int) -> Tensor:
+        return self.noise
+
+
+def settings(arrays: dict[str, Any], variant: str) -> dict[str, Any]:
+    """ "name=value" of a variant → the values, as numbers where they are."""
+    pairs = (word.split("=") for word in arrays[f"{variant}.settings"])
+    return {name: float(value) if value[:1].isdigit() else value for name, value in pairs}
+
+
+ZHUYU = ("uncond", "uncond_p05", "uncond_uniform", "cfg", "cond")
+
+
+@pytest.mark.parametrize("variant", ZHUYU)
+def test_zhuyu(parity, variant) -> None:
+    arrays = parity("meanflow/zhuyu")
+    given, labelled = settings(arrays, variant), not variant.startswith("uncond")
+    scale: Scale = AdaptivePower(0.0)
+    if given["weighting"] == "adaptive":
+        scale = Squared(given.get("adaptive_p", 1.0))
+    names = {"omega": "cfg_omega", "kappa": "cfg_kappa", "low": "cfg_min_t", "high": "cfg_max_t"}
+    guidance = Mixture(**{name: given[key] for name, key in names.items() if key in given})
+    hidden = arrays[f"{variant}.dropped"] if labelled else None
+    step = Step(arrays, scale, guidance, hidden, labelled)
+    step.compare(variant)
+    if isinstance(scale, Squared) and f"{variant}.weight" in arrays:
+        error = step.parts()["squared_error"]
+        close(1 / (error.square() + scale.c) ** scale.p, arrays[f"{variant}.weight"])
+
+
+@pytest.mark.parametrize("steps", [1, 2, 4])
+@pytest.mark.parametrize("omega", [1.0, 2.5])
+def test_zhuyus_samples(parity, steps, omega) -> None:
+    arrays = parity("meanflow/zhuyu")
+    net = ToyVelocity(arrays, null=len(arrays["net_Wl"]) - 1)
+    edges = tuple(k / steps for k in range(1, steps))
+    name = f"sample_{steps}" + ("_cfg2.5" if omega > 1 else "")
+    found = PhasedSteps(edges, t_max=1.0)(
+        Guided(net, None, omega), FLOW, Stored(arrays["noise"]), (3, 4, 4), arrays["label"]
+    )
+    close(found, arrays[name])
+
+
+def first_dropped(arrays: dict[str, Any], share: float) -> Tensor:
+    """JAX and FastGen drop the labels of the first n samples, n of the uniforms being below the share."""
+    uniform = arrays["drop_uniform"]
+    return torch.arange(len(uniform)) < int((uniform < share).sum())
+
+
+JAX = ("cfg_kappa0", "cfg_kappa", "cfg_b", "none")
+
+
+@pytest.mark.parametrize("variant", JAX)
+def test_the_jax_original(parity, variant) -> None:
+    arrays = parity("meanflow/jax_original")
+    given = settings(arrays, variant)
+    scale = AdaptivePower(given["norm_p"], given["norm_eps"])
+    names = {"omega": "omega", "kappa": "kappa", "low": "t_start", "high": "t_end"}
+    guidance = Mixture(**{name: given[key] for name, key in names.items() if key in given})
+    hidden = first_dropped(arrays, given.get("class_dropout_prob", 0.1))
+    step = Step(arrays, scale, guidance, hidden)
+    step.compare(variant, FLOAT32_SCALES)
+    if f"{variant}.label_used" in arrays:
+        used = step.net.labels(step.batch.network_condition, 8)
+        assert torch.equal(used, arrays[f"{variant}.label_used"])
+
+
+def test_the_jax_originals_samples(parity) -> None:
+    arrays = parity("meanflow/jax_original")
+    net = ToyVelocity(arrays)
+    for steps in (1, 2):
+        edges = tuple(k / steps for k in range(1, steps))
+        found = PhasedSteps(edges, t_max=1.0)(net, FLOW, Stored(arrays["noise"]), (3, 4, 4), arrays["label"])
+        close(found, arrays[f"sample_{steps}"], FLOAT32_SCALES)
+
+
+FASTGEN = ("cifar", "opt_grad", "opt_grad_warm", "cfg", "distill_cfg")
+
+
+class Warming(MeanVelocity):
+    """FastGen's warm-up of the tangent: a part of (t − r)·du/dt."""
+
+    warmed = 1.0
+
+    def change(self, model, x_t, times, condition, along, u, again) -> Tensor:
+        return self.warmed * super().change(model, x_t, times, condition, along, u, again)
+
+
+@pytest.mark.parametrize("variant", FASTGEN)
+def test_fastgen(parity, variant) -> None:
+    arrays = parity("meanflow/fastgen")
+    given = settings(arrays, variant)
+    root = arrays["x_0"][0].numel() ** 0.5 if given.get("tangent_spatial_invariance") == "True" else 1.0
+    p, c = float(given["norm_method"].removeprefix("poly_")), given["norm_const"]
+    scale = Unsquared(p, c, root) if given["loss_type"] == "opt_grad" else AdaptivePower(p, c)
+    omega, kappa = given.get("guidance_scale", 1.0), given.get("guidance_mixture_ratio", 0.0)
+    interval = given.get("guidance_t_start", 0.0), given.get("guidance_t_end", 1.0)
+    distils = given.get("use_cd") == "True"
+    hidden = first_dropped(arrays, given.get("cond_dropout_prob", 0.0))
+    step = Step(arrays, scale, Mixture() if distils else Mixture(omega, kappa, *interval), hidden)
+    step.objective = Warming(FLOW, OneSample(), scale=scale, guidance=step.objective.guidance)
+    object.__setattr__(step.objective, "warmed", float(arrays[f"{variant}.warmup"]))
+    if distils:
+        teacher = ToyVelocity(arrays, null=step.net.null).requires_grad_(False)
+        for name, parameter in teacher.named_parameters():
+            if name != "freqs":
+                parameter.mul_(float(arrays["teacher_scale"]))
+        estimator = Teacher(Guided(teacher, None, omega, *interval))
+        step.objective = MeanVelocity(FLOW, estimator, scale=scale)
+    step.compare(variant, FLOAT32_SCALES if "cfg" in variant else 1e-12)
+    parts = step.parts()
+    error = parts["squared_error"]
+    if isinstance(scale, Unsquared):
+        weight, tangent = scale.weight(error), (parts["target"] - parts["u"]) / root
+    else:
+        weight, tangent = 1 / (error + c) ** p, parts["target"]
+    close(weight, arrays[f"{variant}.weight"], FLOAT32_SCALES)
+    close(tangent, arrays[f"{variant}.tangent"], FLOAT32_SCALES)
+    if f"{variant}.label_used" in arrays:
+        used = step.net.labels(step.batch.network_condition, 8)
+        assert torch.equal(used, arrays[f"{variant}.label_used"])
+
+
+def test_fastgens_samples(parity) -> None:
+    arrays = parity("meanflow/fastgen")
+    net = ToyVelocity(arrays)
+    one = torch.ones(8, dtype=torch.float64)
+    label, x = arrays["label"], arrays["noise"]
+    flow = Steps(net, FLOW)
+    close(flow.jump(x, 0.999 * one, 0 * one, label), arrays["ode_one"])
+    close(
+        flow.jump(flow.jump(x, 0.999 * one, 0.5 * one, label), 0.5 * one, 0 * one, label), arrays["ode_two"]
+    )
+
+
+def test_the_laws_of_the_times(parity) -> None:
+    arrays = parity("meanflow/py_meanflow")
+    draws = [arrays[f"law.{name}"] for name in ("normal_t", "normal_r", "uniform")]
+    for version, order in (("law_v0", "swap"), ("law_v1", "clamp")):
+        mean, std, r_mean, r_std, ratio = arrays[f"{version}.settings"].tolist()
+        law = LogitNormal(mean, std, r_mean, r_std, 1 - ratio, order, highest=NO_LIMIT)
+        for found, name in zip(law.times(*draws), "tr", strict=True):
+            close(found, arrays[f"{version}.{name}"])
+    arrays = parity("meanflow/zhuyu")
+    mean, std, ratio = arrays["law.settings"].tolist()
+    law = LogitNormal(mean, std, mean, std, 1 - ratio, "swap", highest=NO_LIMIT)
+    for found, name in zip(law.times(*arrays["law.normal"].T, arrays["law.uniform"]), "tr", strict=True):
+        close(found, arrays[f"law.{name}"])
+    arrays = parity("meanflow/jax_original")
+    mean, std, share = arrays["law.settings"].tolist()
+    law = LogitNormal(mean, std, mean, std, share, "swap", exact=True, highest=NO_LIMIT)
+    normals = arrays["law.normal_t"], arrays["law.normal_r"]
+    for found, name in zip(law.times(*normals, torch.zeros(8)), "tr", strict=True):
+        close(found, arrays[f"law.{name}"], 1e-7)
+    arrays = parity("meanflow/fastgen")
+    law = LogitNormal(-0.6, 1.6, -4.0, 1.6, 0.0, "swap", highest=0.999)
+    normals = arrays["law.normal_t"], arrays["law.normal_r"]
+    for found, name in zip(law.times(*normals, torch.ones(40)), ("t", "r_before_share"), strict=True):
+        close(found, arrays[f"law.{name}"])

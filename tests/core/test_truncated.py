@@ -1,0 +1,234 @@
+"""Truncated consistency training: the published step, its law of t, and what the boundary does."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from consistune.core.estimators import OneSample, ScoreIdentity, Teacher
+from consistune.core.noise import EDM
+from consistune.core.objectives import (
+    AdaptiveHuber,
+    Huber,
+    InverseGap,
+    SNRPlus,
+    Truncated,
+    Uniform,
+)
+from consistune.core.times import LogNormal, LogStudent, SigmoidGap, TruncatedPairs
+from consistune.core.types import Batch, Times
+from consistune.errors import UserError
+from consistune.nn import store
+from consistune.recipe import read_recipe
+from consistune.recipe.plan import make_plan
+from tests.core.test_objectives import Net, gaussian_data, images
+from tests.support.gaussian import SCHEDULES, Gaussian
+from tests.support.toy_network import ToyDenoiser
+
+every_schedule = pytest.mark.parametrize("schedule", SCHEDULES, ids=lambda s: type(s).__name__)
+PAIRS = TruncatedPairs(SigmoidGap())
+
+
+def close(found: Tensor, expected: Tensor, tolerance: float = 1e-12) -> None:
+    torch.testing.assert_close(found, expected, rtol=0, atol=tolerance * float(expected.abs().max()))
+
+
+# The published step ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("variant", ["cifar", "cifar_stage0", "imagenet", "imagenet_stage1"])
+def test_it_is_tcms_step(parity, variant: str) -> None:
+    """Losses, their total over the batch and every gradient, at the stored times and noise."""
+    fixture = parity("tcm/tcm")
+    of = lambda key: fixture[f"{variant}.{key}"]
+    student, frozen = ToyDenoiser(fixture), ToyDenoiser(fixture, "stage1_")
+    c, weight = (1e-8, InverseGap()) if variant.startswith("cifar") else (0.06, SNRPlus())
+    objective = Truncated(
+        EDM(), pairs=PAIRS, estimator=OneSample(), distance=Huber(c), weight=weight, below=frozen
+    )
+    batch, times = Batch(fixture["x_0"], fixture["label"]), Times(of("t"), of("r"), 0 * of("t"))
+    boundary = of("boundary")
+    shares = objective.shares(boundary, int(boundary.sum()))
+    draws = objective._bound(batch, times, of("noise"), None)
+    losses = objective.losses(student, student, draws)
+    close(losses[~boundary], of("loss"))
+    close(losses[boundary], of("loss_boundary"))
+    total = objective.losses(student, student, replace(draws, share=shares)).mean()
+    close(total, of("total"))
+    total.backward()
+    for name, parameter in student.parameters.items():
+        close(parameter.grad, of(f"grad_{name}"))
+    assert all(parameter.grad is None for parameter in frozen.parameters.values())
+    x_r = EDM().diffuse(batch.x_0, of("noise"), times.r)
+    with torch.no_grad():
+        by = torch.where(
+            of("r_uses_student").view(-1, 1, 1, 1),
+            *(m(x_r, times.r, batch.condition) for m in (student, frozen)),
+        )
+    close(by, of("D_r"))
+
+
+def test_the_law_of_t_is_tcms(parity) -> None:
+    maps = parity("tcm/tcm_maps")
+    for k in range(3):
+        mean, std, low, high, df = maps[f"log_t_{k}_settings"].tolist()
+        found = LogStudent(mean, std, low, high, df).quantile(maps["uniform"]).log()
+        close(found, maps[f"log_t_{k}"])
+
+
+def test_the_map_from_t_to_r_is_tcms(parity) -> None:
+    maps = parity("tcm/tcm_maps")
+    t = maps["t"]
+    for j in range(6):
+        ratio = float(maps[f"r_{j}_ratio"])
+        if ratio == 0:
+            continue
+        r = SigmoidGap(q=1 / (1 - ratio)).lower(t, 0).clamp(min=1e-6)
+        close(r, maps[f"r_{j}"])
+        close(InverseGap()(Times(t, r, 0 * t), EDM()), maps[f"weight_default_{j}"])
+    for q, limit in ((2, 0.999), (4, 0.9961)):
+        ratios = maps[f"ratio_q{q}_limit{limit}"]
+        gap = SigmoidGap(q=q, every_images=1, max_ratio=limit)
+        close(torch.tensor([1 - gap.shrinkage(stage) for stage in range(len(ratios))]).double(), ratios, 1e-6)
+
+
+# The law of t ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("df", [0.01, 0.7, 1.0, 2.0, 30.0])
+def test_the_quantile_inverts_the_integral_of_students_density(df: float) -> None:
+    """Against a plain sum over the density (1 + z²/df)^{−(df + 1)/2} on a fine grid."""
+    law = LogStudent(-0.4, 0.5, 0.3, 9.0, df)
+    low, high = ((torch.tensor(u, dtype=torch.float64).log() + 0.4) / 0.5 for u in (law.low, law.high))
+    z = torch.linspace(float(low), float(high), 200_001, dtype=torch.float64)
+    density = (1 + z.square() / df) ** (-(df + 1) / 2)
+    mass = torch.cat([z.new_zeros(1), (density[1:] + density[:-1]).cumsum(0)])
+    rows = torch.tensor([0, 1000, 70_000, 140_000, 199_999, 200_000])
+    found = law.quantile(mass[rows] / mass[-1])
+    torch.testing.assert_close(found, torch.exp(-0.4 + 0.5 * z[rows]), rtol=1e-6, atol=0)
+    assert [float(u) for u in law.quantile(torch.tensor([0.0, 1.0]))] == pytest.approx([0.3, 9.0], rel=1e-12)
+
+
+@every_schedule
+@pytest.mark.parametrize("law", [LogStudent(), LogNormal(low=1.0, high=80.0)], ids=["student", "lognormal"])
+def test_a_share_sits_at_the_boundary_and_no_t_below_it(schedule, law) -> None:
+    pairs = TruncatedPairs(SigmoidGap(), law, schedule=schedule)
+    times = pairs.sample(130, 6_400_000, torch.Generator().manual_seed(0))
+    ratio = schedule.noise_to_signal(times.t.double())
+    assert pairs.at_boundary(130) == 32
+    torch.testing.assert_close(ratio[:32], torch.ones(32).double(), rtol=1e-5, atol=0)
+    assert bool((ratio > 1 - 1e-5).all())
+    assert bool((times.r < times.t).all())
+    assert float(ratio.max()) > 5
+
+
+# The objective --------------------------------------------------------------------------------------------
+
+
+@every_schedule
+def test_the_exact_consistency_function_has_no_loss_above_itself(schedule) -> None:
+    gaussian = Gaussian(schedule)
+    pairs = TruncatedPairs(SigmoidGap(max_ratio=0.9), schedule=schedule)
+    objective = Truncated(
+        schedule,
+        estimator=Teacher(gaussian.denoise),
+        weight=Uniform(),
+        steps=60,
+        method="heun",
+        pairs=pairs,
+        below=gaussian.consistency,
+    )
+
+    def loss(model, objective) -> float:
+        g = torch.Generator().manual_seed(2)
+        return float(objective(model, model, Batch(gaussian_data(32)), 10**8, g).max())
+
+    assert loss(gaussian.consistency, objective) < 1e-3
+    assert loss(gaussian.denoise, objective) > 0.05
+    assert loss(gaussian.consistency, replace(objective, below=gaussian.denoise)) > 0.05
+
+
+def test_the_batchs_mean_is_the_sum_of_the_two_means() -> None:
+    pairs = TruncatedPairs(SigmoidGap())
+    objective = Truncated(EDM(), estimator=OneSample(), pairs=pairs, below=Net(seed=2), boundary_weight=0.3)
+    net, batch = Net(), Batch(images(18))
+    draws = objective.draw(batch, 6_400_000, torch.Generator().manual_seed(0))
+    losses = objective.losses(net, net, draws)
+    plain = objective.losses(net, net, replace(draws, share=None))
+    torch.testing.assert_close(losses.mean(), plain[4:].mean() + 0.3 * plain[:4].mean())
+    parts = [objective.losses(net, net, draws.rows(slice(i, i + 6))) for i in (0, 6, 12)]
+    torch.testing.assert_close(torch.cat(parts), losses)
+
+
+def test_a_batch_too_small_for_the_boundary_has_a_finite_loss() -> None:
+    objective = Truncated(EDM(), estimator=OneSample(), pairs=PAIRS, below=Net(seed=2))
+    loss = objective(Net(), Net(), Batch(images(3)), 6_400_000, torch.Generator().manual_seed(0))
+    assert bool(torch.isfinite(loss).all())
+
+
+def test_a_reference_of_one_trains_as_the_one_sample_form() -> None:
+    x_0 = images(1)
+    times = Times(*(torch.tensor([u]) for u in (1.5, 1.2, 0.0)))
+    noise = torch.randn(x_0.shape, generator=torch.Generator().manual_seed(0))
+
+    def loss(estimator, distance) -> Tensor:
+        objective = Truncated(EDM(), estimator=estimator, distance=distance, pairs=PAIRS, below=Net(seed=2))
+        return objective.at(Net(), Net(), Batch(x_0), times, noise)
+
+    assert torch.equal(loss(OneSample(), Huber()), loss(ScoreIdentity(EDM()), Huber()))
+    torch.testing.assert_close(
+        loss(OneSample(), Huber()), loss(ScoreIdentity(EDM()), AdaptiveHuber("measured")), rtol=1e-5, atol=0
+    )
+
+
+# Recipes --------------------------------------------------------------------------------------------------
+
+TINY = ["network={kind: mlp, width: 8, blocks: 1}", "start_from=null"]
+
+
+@pytest.fixture(scope="module")
+def stage_1(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("stage_1")
+    store.save(make_plan(read_recipe("digits-ect", TINY)).model, path / "model")
+    return path / "model"
+
+
+def test_a_recipe_trains_above_the_boundary(stage_1: Path) -> None:
+    keys = [f"start_from={stage_1}", f"below={stage_1}", "train.images=512"]
+    plan = make_plan(read_recipe("digits-tcm", keys))
+    assert isinstance(plan.objective, Truncated)
+    assert plan.model.card.updated().mid_t == (1.0,)
+    assert all(report.finite for report in plan.trainer().steps())
+    assert not any(p.requires_grad for p in plan.objective.below.parameters())
+
+
+@pytest.mark.parametrize(
+    ("override", "names"),
+    [
+        ("below=nowhere", ["below", "nowhere"]),
+        ("pairs.boundary=2.0", ["pairs", "boundary"]),
+        ("pairs.boundary=-1.0", ["pairs", "boundary"]),
+        ("pairs.law={kind: lognormal}", ["pairs", "low", "boundary"]),
+        ("pairs.law.high=0.5", ["pairs.law", "low < high"]),
+        ("pairs.share=1.0", ["pairs", "share"]),
+        ("boundary_weight=0.0", ["boundary_weight"]),
+        ("mid_t=[0.821]", ["mid_t", "boundary"]),
+        ("loss.steps=2", ["loss.steps"]),
+    ],
+)
+def test_wrong_input_is_named(stage_1: Path, override: str, names: list[str]) -> None:
+    keys = [f"start_from={stage_1}", f"below={stage_1}", override]
+    with pytest.raises(UserError) as error:
+        make_plan(read_recipe("digits-tcm", keys))
+    for name in names:
+        assert name in str(error.value)
+
+
+def test_a_diffusion_model_or_none_below_is_refused(tmp_path: Path) -> None:
+    path = store.save(make_plan(read_recipe("digits-edm", TINY[:1])).model, tmp_path / "model")
+    with pytest.raises(UserError, match=r"below: .*is a diffusion model"):
+        make_plan(read_recipe("digits-tcm", [f"start_from={path}", f"below={path}"]))
+    with pytest.raises(UserError, match="below"):
+        read_recipe("digits-tcm", ["below=null"])
