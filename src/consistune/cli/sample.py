@@ -30,7 +30,7 @@ def sample(
         Path, Option(help="NAME.png: a grid; NAME.npz: arrays; NAME: a folder of PNG files.")
     ] = Path("samples.png"),
     mid_t: options.MiddleTimes = None,
-    eta: options.Eta = 1.0,
+    eta: options.Eta = None,
     guidance: options.GuidanceWeight = 1.0,
     worse: options.WorseModel = None,
     guidance_interval: options.GuidanceInterval = None,
@@ -43,24 +43,21 @@ def sample(
     import torch
 
     from consistune import models
+    from consistune.evaluate.settings import check_guidance, chosen_sampler
 
     chosen = options.pick_device(device)
     denoiser = _load(model, chosen, precision)
     numbers = options.parse_integers(seeds, "--seeds")
     labels = _labels(denoiser.num_classes, numbers, classes)
-    options.check_at_least(1, batch, "--batch")
     _check_latents(latents, out)
-    if not math.isfinite(guidance):
-        raise UserError(f"{guidance} is no finite number", "--guidance", "give a number, for example 1.5")
-    if worse is None and guidance != 1.0 and not denoiser.num_classes:
-        raise UserError("an unconditional model has no unlabelled branch", "--guidance", "give --worse")
     interval = options.parse_times(guidance_interval, "--guidance-interval") or (0.0, math.inf)
     if len(interval) != 2 or not 0 <= interval[0] < interval[1]:
         raise UserError(f"{guidance_interval!r} is no interval", "--guidance-interval", "write LOW,HIGH")
-    try:
-        sampler = models.default_sampler(denoiser, steps, options.parse_times(mid_t, "--mid-t"), eta)
-    except ValueError as error:
-        raise UserError(str(error), "--steps") from error
+    if guidance_interval is not None and guidance == 1.0:
+        raise UserError("has no effect without guidance", "--guidance-interval", "give --guidance, too")
+    sampler = chosen_sampler(denoiser, steps, options.parse_times(mid_t, "--mid-t"), eta)
+    bad = _load(worse, chosen, precision) if worse else None
+    check_guidance(denoiser, bad, guidance, "--guidance")
     with Screen() as screen, screen.bar("sampling", len(numbers)) as bar:
         images = models.sample(
             denoiser,
@@ -69,7 +66,7 @@ def sample(
             sampler=sampler,
             guidance=guidance,
             guidance_interval=interval,
-            worse=_load(worse, chosen, precision) if worse else None,
+            worse=bad,
             batch=batch,
             progress=bar.advance,
             latents=latents,
