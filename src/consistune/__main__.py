@@ -1,5 +1,25 @@
-"""`python -m consistune` runs the command line."""
+"""`consistune`, and `python -m consistune`: the command line, with a clean line for Ctrl-C from the start."""
 
-from consistune.cli.main import main
+import os
+import signal
+from types import FrameType
+from typing import NoReturn
 
-main()
+
+def _stop(number: int, frame: FrameType | None) -> NoReturn:
+    """Nothing is open yet: leave at once, without the traceback of whatever was being imported."""
+    del frame
+    os.write(2, b"consistune: stopped\n")
+    os._exit(128 + number)
+
+
+def main() -> NoReturn:
+    """Run the command that sys.argv gives, and exit (`cli.main`)."""
+    signal.signal(signal.SIGINT, _stop)
+    from consistune.cli.main import main as run
+
+    run()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,13 +1,28 @@
 """Errors that the user can mend, and code of other packages, whose errors become such."""
 
+from collections.abc import Iterable
+from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from importlib.metadata import EntryPoint
 
 
+def printable(text: str) -> str:
+    """A text from a file without the characters that a terminal would act on: they are escaped."""
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+
+
+def nearest(word: object, known: Iterable[str]) -> str:
+    """ "did you mean NAME? " for the nearest of the known names, "" where none is near."""
+    found = get_close_matches(str(word), list(known), n=1)
+    return f"did you mean {found[0]}? " if found else ""
+
+
 class UserError(Exception):
-    """Input that cannot be used: shown as one line, `where: what; remedy`, and exit status 2.
+    """Input that cannot be used: shown as one printable line, `where: what; remedy`, and exit status 2.
 
     Args:
         what: what is wrong, naming the value that was given.
@@ -18,7 +33,7 @@ class UserError(Exception):
     def __init__(self, what: str, where: str = "", remedy: str = "") -> None:
         self.what, self.where, self.remedy = what, where, remedy
         line = f"{where}: {what}" if where else what
-        super().__init__(" ".join(f"{line}; {remedy}".split()) if remedy else " ".join(line.split()))
+        super().__init__(printable(" ".join((f"{line}; {remedy}" if remedy else line).split())))
 
 
 def load_entry_point(entry: "EntryPoint") -> Any:

@@ -256,7 +256,7 @@ def test_a_list_of_averages_takes_numbers_and_sections() -> None:
     recipe = read_recipe("digits-edm", ["train.ema=[0.9, {kind: power, std: 0.1}]"])
     assert validate(parse_yaml(to_yaml(recipe), "again")) == recipe
     for value, words in {
-        "[{kind: powr}]": "train.ema.0.kind='powr' is unknown; allowed are: 'half-life', 'power'",
+        "[{kind: powr}]": "train.ema.0.kind='powr' is unknown; did you mean power. allowed are: 'half-life'",
         "[0.9, {kind: power, stdd: 1}]": "train.ema.1.std is missing",
         "[{kind: half-life, images: 1.5}]": "train.ema.0.images=1.5",
         "[{std: 0.1}]": "train.ema.0.kind is missing",

@@ -13,10 +13,14 @@ from consistune.errors import UserError
 def analyze(
     data: Annotated[str, Argument(help="digits, mixture (8 Gaussians), a prepared folder, or a ZIP.")],
     out: Annotated[Path, Option(help="The folder for the tables and plots.")] = Path("runs/analysis"),
-    conditional: Annotated[bool, Option(help="Take references from the image's class, or from all.")] = True,
+    conditional: Annotated[
+        bool | None, Option(help="Take references from the image's class (default), or from all.")
+    ] = None,
     times: Annotated[str | None, Option(help="Noise levels t, e.g. 0.1,1,10; default: 0.02 to 80.")] = None,
     queries: Annotated[int, Option(help="Number of noisy images at each t.")] = 512,
-    batch: Annotated[int, Option(help="Size of the batches that batch references come from.")] = 128,
+    batch: Annotated[
+        int | None, Option(help="Size of the batches that batch references come from; default: 128.")
+    ] = None,
     seed: Annotated[int, Option(help="Seed of the images and the noise.")] = 0,
 ) -> None:
     """Measure the score-identity target on a data set: variance, bias and number of references against t."""
@@ -26,10 +30,13 @@ def analyze(
     from consistune.data.images import load_data, read_unprepared
 
     levels = parse_times(times, "--times") or TIMES
-    if any(t <= 0 for t in levels):
-        raise UserError(f"{times} has a time that is not positive", "--times")
-    check_at_least(2, queries, "--queries")
+    if any(not 0 < t < 1e6 for t in levels):
+        raise UserError(f"{times} has a time that is not positive, or above a million", "--times")
     check_at_least(2, batch, "--batch")
+    if data == "mixture":
+        for option, value in {"--batch": batch, "--conditional": conditional}.items():
+            if value is not None:
+                raise UserError("has no effect on the mixture", option, "leave it out")
     console.print("measuring; this takes some minutes for a large data set", highlight=False)
     if data == "mixture":
         paths = analyze_mixture(out, times=levels, queries=queries, seed=seed)
@@ -37,11 +44,11 @@ def analyze(
         images = read_unprepared(Path(data)) if data.endswith(".zip") else load_data(data).train
         paths = analyze_images(
             images.images,
-            images.labels if conditional else None,
+            None if conditional is False else images.labels,
             out,
             name=Path(data).stem,
             times=levels,
-            batch_size=batch,
+            batch_size=batch or 128,
             queries=queries,
             seed=seed,
         )

@@ -6,7 +6,9 @@ from typing import TYPE_CHECKING, Annotated, cast, get_args
 from typer import Argument, Option
 
 from consistune.cli import options
+from consistune.cli.numbers import check_number
 from consistune.cli.screen import Screen
+from consistune.errors import UserError
 from consistune.metrics.table import METRICS
 
 if TYPE_CHECKING:
@@ -36,12 +38,13 @@ Samples = Annotated[int, Option(help="Number of images per block.")]
 Seeds = Annotated[int, Option(help="Number of blocks, each with seeds of its own.")]
 FirstSeed = Annotated[int, Option(help="Seed of the first image.")]
 Labels = Annotated[
-    str, Option(help="data (with the training images' frequencies), uniform, or balanced (in turn).")
+    str | None,
+    Option(help="data (default: with the training images' frequencies), uniform, or balanced (in turn)."),
 ]
 Search = Annotated[
     str | None, Option(help="mid-t, eta or omega: search it, then measure the best on new seeds.")
 ]
-SearchSamples = Annotated[int, Option(help="Number of images for each value tried.")]
+SearchSamples = Annotated[int | None, Option(help="Number of images for each value tried; default: 2000.")]
 Extrapolate = Annotated[
     bool, Option("--extrapolate", help="Also estimate the distance at infinitely many samples.")
 ]
@@ -64,13 +67,13 @@ def evaluate(
     samples: Samples = 50_000,
     seeds: Seeds = 1,
     first_seed: FirstSeed = 0,
-    labels: Labels = "data",
+    labels: Labels = None,
     mid_t: options.MiddleTimes = None,
-    eta: options.Eta = 1.0,
+    eta: options.Eta = None,
     omega: options.GuidanceWeight = 1.0,
     worse: options.WorseModel = None,
     search: Search = None,
-    search_samples: SearchSamples = 2_000,
+    search_samples: SearchSamples = None,
     extrapolate: Extrapolate = False,
     x_flip: XFlip = False,
     keep: Keep = None,
@@ -84,8 +87,18 @@ def evaluate(
     from consistune.evaluate.request import Request
 
     _check_words(labels, search, covariance)
-    for name, value, least in (("--samples", samples, 4), ("--seeds", seeds, 1), ("--batch", batch, 1)):
-        options.check_at_least(least, value, name)
+    if search_samples is not None and search is None:
+        raise UserError("has no effect without --search", "--search-samples", "leave it out")
+    if keep is not None and keep.suffix != ".npz":
+        raise UserError(f"{keep} is no .npz", "--keep", "write NAME.npz")
+    if save_reference is not None and save_reference.suffix != ".npz":
+        raise UserError(f"{save_reference} is no .npz", "--save-reference", "write NAME.npz")
+    if x_flip and reference is not None:
+        raise UserError("has no effect on a file of moments", "--x-flip", "leave it out")
+    in_steps = (None,) if steps is None else tuple(options.parse_integers(steps, "--steps"))
+    for number in in_steps:
+        if number is not None:
+            check_number("--steps", number)
     _run(
         Request(
             model=model,
@@ -94,17 +107,17 @@ def evaluate(
             reference=reference,
             features=features,
             metrics=None if metrics is None else tuple(part.strip() for part in metrics.split(",")),
-            steps=(None,) if steps is None else tuple(options.parse_integers(steps, "--steps")),
+            steps=in_steps,
             samples=samples,
             blocks=seeds,
             first_seed=first_seed,
-            label_rule=cast("LabelRule", labels),
+            label_rule=cast("LabelRule | None", labels),
             mid_t=options.parse_times(mid_t, "--mid-t"),
             eta=eta,
             omega=omega,
             worse=worse,
             search=search,
-            search_samples=search_samples,
+            search_samples=search_samples or 2_000,
             extrapolate=extrapolate,
             covariance=cast("Convention", covariance),
             x_flip=x_flip,
@@ -116,7 +129,7 @@ def evaluate(
     )
 
 
-def _check_words(labels: str, search: str | None, covariance: str) -> None:
+def _check_words(labels: str | None, search: str | None, covariance: str) -> None:
     """Raises UserError for a word that is not known."""
     from consistune.evaluate.request import LABEL_RULES
     from consistune.evaluate.search import all_settings

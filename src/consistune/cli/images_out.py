@@ -55,7 +55,7 @@ class Writer(Protocol):
 
 def format_of(out: Path, format: str | None) -> str:
     """The format: as named, or by the ending of `out`. Raises UserError where they do not fit each other."""
-    check_choice(format, FORMATS, "--format")
+    check_choice(format, tuple(FORMATS), "--format")
     ending = next((name for name, suffix in FORMATS.items() if suffix and out.suffix.lower() == suffix), None)
     if format == "folder" or (format is None and ending is None and not OTHER_FILES.fullmatch(out.suffix)):
         return "folder"
@@ -81,8 +81,8 @@ def opened(
 ) -> Iterator[Writer]:
     """The writer of a format. A grid and an .npz file get their names when the block ends.
 
-    png: a grid. npz: arrays arr_0 [N, H, W, C] (uint8, or fp32 latents), seeds [N] and, with labels, arr_1 [N].
-    folder: SEED.png each.
+    png: a grid. npz: arrays arr_0 [N, H, W, C], uint8 or fp32 latents, seeds [N] and, with labels,
+    arr_1 [N]. folder: SEED.png each.
     """
     from consistune.system.files import atomic_file
 

@@ -1,8 +1,10 @@
 """`consistune`: the program, and how its errors are reported. Each command's options are in its own file."""
 
 import errno
+import signal
 import sys
 from collections.abc import Callable
+from io import TextIOWrapper
 from typing import Annotated, NoReturn
 
 import typer
@@ -22,8 +24,9 @@ from consistune.cli import (
     sample,
     train,
 )
+from consistune.cli.numbers import check_all_numbers
 from consistune.cli.options import pick_device
-from consistune.errors import UserError
+from consistune.errors import UserError, printable
 
 app = typer.Typer(
     name="consistune",
@@ -87,13 +90,20 @@ def main() -> NoReturn:
     Exit status 0: done; 1: failed; 2: the user's input is wrong; 130: Ctrl-C. An error is one line on
     standard error; with --debug, a traceback. Words after "--" are arguments: a --debug there is one too.
     """
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):  # a terminal without UTF-8 shows escapes, never an error
+            stream.reconfigure(errors="backslashreplace")
     words = sys.argv[1:]
     end = words.index("--") if "--" in words else len(words)
     debug = DEBUG in words[:end]
+    command = typer.main.get_command(app)
+    check_all_numbers(command)
     try:
-        status = app([word for word in words[:end] if word != DEBUG] + words[end:], standalone_mode=False)
+        status = command([w for w in words[:end] if w != DEBUG] + words[end:], standalone_mode=False)
         sys.exit(status if isinstance(status, int) else 0)
     except KeyboardInterrupt:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
         print("consistune: stopped", file=sys.stderr)
         sys.exit(INTERRUPTED)
     except Exception as error:
@@ -109,10 +119,12 @@ def explain(error: Exception) -> tuple[int, str]:
     if isinstance(error, UserError):
         return 2, str(error)
     if hasattr(error, "format_message"):  # raised by typer's parser
-        return 2, " ".join(error.format_message().split()) or "no command given; see consistune --help"
+        return 2, printable(
+            " ".join(error.format_message().split())
+        ) or "no command given; see consistune --help"
     if isinstance(error, OSError) and error.errno == errno.ENOSPC:
         return 1, f"the disk is full: {error.filename or 'writing failed'}; free some space and run again"
     if isinstance(error, OSError) and error.filename:
-        return 1, f"{error.filename}: {error.strerror}"
-    line = " ".join(str(error).split())
+        return 1, printable(f"{error.filename}: {error.strerror}")
+    line = printable(" ".join(str(error).split()))
     return 1, f"failed: {type(error).__name__}: {line} (--debug shows where)"

@@ -4,13 +4,14 @@ The modules of `cli` import only typer, rich and the standard library at the top
 functions: `consistune --help` and `consistune COMMAND --help` then need no PyTorch.
 """
 
-from collections.abc import Iterable
+import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from typer import Argument, Option
 
-from consistune.errors import UserError
+from consistune.errors import UserError, nearest
 
 if TYPE_CHECKING:
     import torch
@@ -23,7 +24,7 @@ ModelFolder = Annotated[
 MiddleTimes = Annotated[
     str | None, Option(help="Noise levels t of the steps after the first, e.g. 2,0.5; default: the model's.")
 ]
-Eta = Annotated[float, Option(help="Edge skipping of phased models, from 0 to 1.")]
+Eta = Annotated[float | None, Option(help="Edge skipping of phased models, from 0 to 1; default: 1.")]
 GuidanceWeight = Annotated[float, Option(help="Weight ω of the guidance; 1 means no guidance.")]
 GuidanceInterval = Annotated[
     str | None, Option(help="LOW,HIGH: guide only where LOW < t <= HIGH; default: everywhere.")
@@ -50,9 +51,18 @@ def pick_device(name: str) -> "torch.device":
         device = torch.device(name)
     except RuntimeError as error:
         raise UserError(f"{name!r} is not a device", "--device", "use cpu, cuda or auto") from error
+    if device.type not in ("cpu", "cuda"):
+        raise UserError(f"{name!r} is not supported", "--device", "use cpu, cuda or auto")
     if device.type == "cuda" and not torch.cuda.is_available():
         raise UserError("no CUDA device is available", f"--device {name}", "use --device cpu")
+    there = torch.cuda.device_count() if device.type == "cuda" else 1
+    if device.index is not None and device.index >= there:
+        raise UserError(f"there is no device {device.index}", f"--device {name}", f"there are {there}")
     return device
+
+
+LARGEST = 1 << 62
+"""Seeds and other integers in a list are below."""
 
 
 def parse_integers(text: str, option: str) -> list[int]:
@@ -69,7 +79,11 @@ def parse_ranges(text: str, option: str) -> list[range]:
             low = int(first)
             high = int(last) if dash else low
         except ValueError:
-            raise UserError(f"{text!r} is not a list of integers", option, "write 0-63 or 1,5,8-11") from None
+            raise UserError(
+                f"{text[:60]!r} is not a list of integers", option, "write 0-63 or 1,5,8-11"
+            ) from None
+        if not 0 <= low < LARGEST > high >= 0:
+            raise UserError(f"{part.strip()} is out of range", option, f"use numbers below {LARGEST:,}")
         if high < low:
             raise UserError(f"the range {part.strip()} is empty", option, "write the smaller number first")
         ranges.append(range(low, high + 1))
@@ -81,15 +95,19 @@ def parse_times(text: str | None, option: str) -> tuple[float, ...] | None:
     if text is None:
         return None
     try:
-        return tuple(float(part) for part in text.split(","))
+        times = tuple(float(part) for part in text.split(","))
     except ValueError:
-        raise UserError(f"{text!r} is not a list of times", option, "write 0.8 or 2,0.5") from None
+        times = ()
+    if not times or any(math.isnan(t) for t in times):
+        raise UserError(f"{text[:60]!r} is not a list of times", option, "write 0.8 or 2,0.5")
+    return times
 
 
-def check_choice(value: str | None, choices: Iterable[str], option: str) -> None:
+def check_choice(value: str | None, choices: Sequence[str], option: str) -> None:
     """Raises UserError unless the value is one of the choices, or None (the option was not given)."""
     if value is not None and value not in choices:
-        raise UserError(f"{value!r} is not known", option, f"use one of {', '.join(choices)}")
+        hint = nearest(value, choices)
+        raise UserError(f"{value!r} is not known", option, f"{hint}use one of {', '.join(choices)}")
 
 
 def check_at_least(least: int, value: int | None, option: str) -> None:

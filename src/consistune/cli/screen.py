@@ -7,6 +7,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, ProgressColumn, Task, TaskID, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
+from consistune.errors import printable
 from consistune.train.interrupt import Interrupted
 
 console = Console(stderr=True)
@@ -52,7 +53,7 @@ class Screen(Progress):
 
     def say(self, text: str) -> None:
         """Print a line of text."""
-        self.console.print(text, highlight=False, soft_wrap=True)
+        self.console.print(printable(text), highlight=False, soft_wrap=True, markup=False)
 
     @contextmanager
     def bar(self, description: str, total: int, done: int = 0) -> Iterator[Bar]:

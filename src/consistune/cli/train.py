@@ -8,7 +8,7 @@ from typer import Argument, Option
 
 from consistune.cli.options import Device, pick_device
 from consistune.cli.screen import Screen
-from consistune.errors import UserError
+from consistune.errors import UserError, printable
 
 if TYPE_CHECKING:
     from consistune.recipe import Recipe
@@ -150,4 +150,4 @@ def _print_cost(recipe: "Recipe", folder: Path, device: str, memory: str | None)
     console = Console(soft_wrap=True)
     console.print(table)
     for note in plan.notes:
-        console.print(note, highlight=False)
+        console.print(printable(note), highlight=False, markup=False)

@@ -32,7 +32,7 @@ def facts(request: Request, suite: Suite, model_digest: str, began: float) -> di
         "metrics": list(suite.metrics),
         "covariance": setup.convention,
         "samples": request.samples,
-        "labels": request.label_rule,
+        "labels": request.label_rule or "data",
         "environment": {
             "consistune": package_version(),
             "command": sys.argv,

@@ -25,6 +25,7 @@ class Request:
         features: see `load_extractor`.
         steps: numbers of sampling steps, each a row of the results; None: the model's own number.
         samples, blocks, first_seed: blocks of `samples` consecutive seeds, from `first_seed` on.
+        label_rule: None: "data".
         mid_t, eta, omega, worse: the sampler's settings.
         search: the setting whose best value is searched, with `search_evaluations` values that are measured
             on `search_samples` samples each.
@@ -43,9 +44,9 @@ class Request:
     samples: int = 50_000
     blocks: int = 1
     first_seed: int = 0
-    label_rule: LabelRule = "data"
+    label_rule: LabelRule | None = None
     mid_t: tuple[float, ...] | None = None
-    eta: float = 1.0
+    eta: float | None = None
     omega: float = 1.0
     worse: Path | None = None
     search: str | None = None

@@ -58,6 +58,12 @@ def _with_omega(model: ModelSource, omega: float) -> ModelSource:
     return replace(model, omega=omega)
 
 
+def _check_middle(model: ModelSource) -> None:
+    card = model.model.card
+    if card.is_diffusion or card.edges:
+        raise UserError("the model takes no time between steps", "--search mid-t", "search another setting")
+
+
 def _check_phases(model: ModelSource) -> None:
     if not model.model.card.edges:
         raise UserError("the model has no phases", "--search eta", "search mid-t or omega instead")
@@ -69,7 +75,7 @@ def _check_worse(model: ModelSource) -> None:
 
 
 SETTINGS: dict[str, SamplerSetting] = {
-    "mid-t": SamplerSetting(Range(0.1, 20.0, True), _with_mid_t, steps=1, default_steps=2),
+    "mid-t": SamplerSetting(Range(0.1, 20.0, True), _with_mid_t, _check_middle, 1, 2),
     "eta": SamplerSetting(Range(0.0, 1.0, False), _with_eta, _check_phases),
     "omega": SamplerSetting(Range(1.0, 3.0, False), _with_omega, _check_worse),
 }
@@ -141,6 +147,17 @@ def search_setting(
     setting = all_settings()[name]
     if setting.check is not None:
         setting.check(model)
+    fixed = {
+        "mid-t": request.mid_t,
+        "eta": request.eta,
+        "omega": None if request.omega == 1 else request.omega,
+    }
+    if fixed.get(name) is not None:
+        raise UserError(f"is what --search {name} varies", f"--{name}", "leave it out")
+    steps_vary = name in ("mid-t", "eta") and request.steps != (None,)
+    if steps_vary or len(request.steps) > 1:
+        what = f"--search {name} {'takes its own number' if steps_vary else 'takes one number'} of steps"
+        raise UserError(what, "--steps", "leave it out" if steps_vary else "give one number")
     base = model.in_steps(setting.steps or request.steps[0], request)
     quick = Suite(replace(suite.setup, extrapolate=False), ("fd",), suite.batch)
     metric = suite.setup.extractor.name

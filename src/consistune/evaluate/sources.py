@@ -18,6 +18,7 @@ from consistune.core.types import Denoiser
 from consistune.data.images import DataSplit
 from consistune.errors import UserError
 from consistune.evaluate.request import LabelRule, Request
+from consistune.evaluate.settings import check_guidance, chosen_sampler
 from consistune.metrics.statistics import read_samples
 from consistune.models import default_sampler, load, picture_shape, sample
 from consistune.nn.autoencoder.space import LatentSpace, from_card, open_space, restored
@@ -77,11 +78,7 @@ class ModelSource:
 
     def in_steps(self, steps: int | None, request: Request) -> "ModelSource":
         """The same in a number of steps. Raises UserError for a number that the model cannot take."""
-        try:
-            sampler = default_sampler(self.model, steps, request.mid_t, request.eta)
-        except ValueError as error:
-            raise UserError(str(error), "--steps") from error
-        return replace(self, sampler=sampler)
+        return replace(self, sampler=chosen_sampler(self.model, steps, request.mid_t, request.eta))
 
     @property
     def evaluations(self) -> int:
@@ -192,8 +189,13 @@ def model_source(request: Request, labels: Tensor | None) -> ModelSource:
     """The model of a request, in its own number of steps; `labels` of the training images."""
     model = load(request.model, request.device)
     worse = None if request.worse is None else load(request.worse, request.device)
+    check_guidance(model, worse, request.omega, "--omega", searched=request.search == "omega")
+    if request.label_rule is not None and not model.num_classes:
+        raise UserError("has no effect: the model takes no labels", "--labels", "leave it out")
     sampler = default_sampler(model, None)
-    return ModelSource(model, sampler, labels, request.label_rule, worse, request.omega, request.batch)
+    return ModelSource(
+        model, sampler, labels, request.label_rule or "data", worse, request.omega, request.batch
+    )
 
 
 def is_samples(path: Path) -> bool:
@@ -238,6 +240,12 @@ def file_source(request: Request) -> FileSource:
         raise UserError("no such file of samples", str(path))
     if request.blocks * request.samples + request.first_seed > len(images):
         raise UserError(f"holds {len(images)} samples", str(path), "lower --samples or --seeds")
-    if request.search is not None or request.steps != (None,):
-        raise UserError("samples are drawn already", "--search, --steps", "give a model")
+    drawn = {
+        "--search": request.search, "--mid-t": request.mid_t, "--eta": request.eta, "--worse": request.worse,
+        "--labels": request.label_rule, "--steps": request.steps[0],
+        "--omega": None if request.omega == 1 else request.omega,
+    }  # fmt: skip
+    for option, value in drawn.items():
+        if value is not None:
+            raise UserError("has no effect: the samples are drawn already", option, "leave it out")
     return FileSource(images, labels, digest)

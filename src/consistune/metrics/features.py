@@ -185,7 +185,7 @@ def _python(word: str, device: torch.device) -> Extractor:
     try:
         module = importlib.import_module(module_name)
         made = getattr(module, attribute)
-    except (ImportError, AttributeError) as error:
+    except (ImportError, AttributeError, ValueError, TypeError) as error:
         raise UserError(f"cannot be imported ({error})", f"--features {word}") from error
     stated = getattr(made, "protocol", None) or {"name": f"fd-{attribute.lower().replace('_', '-')}"}
     source = Path(module.__file__) if module.__file__ else None

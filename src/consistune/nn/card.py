@@ -44,6 +44,8 @@ class ModelCard(BaseModel):
         class_names: the names of the classes, in the order of their labels.
         edges: the inner edges of a phased model, as noise levels σ of EDM's process.
         mid_t: the noise levels to which multistep sampling returns by default.
+        label_dropout: the share of its training images without their label; 0: the unlabelled branch is not
+            trained, and cannot guide.
         assumed: what an imported file does not say and was taken as published.
         provenance: an imported file's name, sha256, format and licence (`interop.checkpoints`).
         latents: of a model of latents, their autoencoder and normalisation (`nn.autoencoder.record`).
@@ -60,6 +62,7 @@ class ModelCard(BaseModel):
     class_names: tuple[str, ...] = ()
     edges: tuple[float, ...] = ()
     mid_t: tuple[float, ...] = ()
+    label_dropout: float | None = None
     assumed: tuple[str, ...] = ()
     provenance: JSON | None = None
     latents: JSON | None = None

@@ -15,6 +15,8 @@ from consistune.nn.card import ModelCard, Origin
 from consistune.nn.precond import EDMPrecond, Preconditioned
 from consistune.recipe import Recipe, build
 from consistune.recipe.objectives import objective_class
+from consistune.recipe.ranges import check_memory, weight_bytes
+from consistune.recipe.reading import shipped_recipes
 from consistune.train.augment import LABELS
 
 SOURCES = {
@@ -70,6 +72,9 @@ def first_model(recipe: Recipe, data: DataSplit, given: Preconditioned | None = 
 def _fresh(recipe: Recipe, image_shape: tuple[int, int, int], classes: int) -> Preconditioned:
     """The recipe's network in the recipe's preconditioning, EDM's by default."""
     section: Any = recipe.network
+    with torch.random.fork_rng(devices=[]), torch.device("meta"):  # nothing is allocated
+        planned = build(section, "network", image_shape=image_shape, num_classes=classes)
+    check_memory("it", weight_bytes(planned), "network")
     network = build(section, "network", image_shape=image_shape, num_classes=classes)
     form: Any = recipe.precond
     return EDMPrecond(network) if form is None else build(form, "precond", network=network)
@@ -109,7 +114,13 @@ def load_weights(path: str, key: str, device: torch.device | str = "cpu") -> Pre
 def _remedy(path: str) -> str:
     name, parts = Path(path).name, Path(path).parts
     if len(parts) > 1 and parts[0] == "runs":
-        return f"train it first: consistune train {parts[1]}"
+        run = Path(*parts[:2])
+        if (run / "recipe.yaml").is_file():
+            return f"finish its training: consistune train {run} --resume"
+        own = Path(f"{parts[1]}.yaml")
+        if own.is_file() or parts[1] in shipped_recipes():
+            return f"train it first: consistune train {own if own.is_file() else parts[1]}"
+        return f"train it first: consistune train RECIPE --out {run}"
     for prefix, url in SOURCES.items():
         if name.startswith(prefix):
             return f"download {url}/{name}, or give another model's path"

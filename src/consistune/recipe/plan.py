@@ -2,6 +2,7 @@
 
 from copy import deepcopy
 from dataclasses import asdict, dataclass
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from consistune.models import load_tensors
 from consistune.nn.precond import Preconditioned
 from consistune.recipe import Recipe, build
 from consistune.recipe.first_model import check_space, first_model, load_weights
+from consistune.recipe.ranges import check_memory
 from consistune.system.processes import Processes
 from consistune.train.ema import Online, Target
 from consistune.train.loop import Trainer
@@ -81,7 +83,8 @@ class Given:
 def make_plan(recipe: Recipe, device: torch.device | str = "cpu", given: Given = Given()) -> Plan:
     """Build every part. Raises UserError for combinations that cannot work, naming the keys."""
     data = given.data or load_data(recipe.data)
-    _check_augmentation(recipe, data)
+    options: TrainOptions = build(recipe.train, "train")
+    _check_data(recipe, data, options)
     schedule = build(recipe.schedule, "schedule")
     model = first_model(recipe, data, given.model)
     objective: Objective = given.objective or build(
@@ -105,34 +108,22 @@ def make_plan(recipe: Recipe, device: torch.device | str = "cpu", given: Given =
         student=model,
         mirrored=recipe.train.x_flip,
     )
-    middle = getattr(recipe, "mid_t", ())
-    if any(t < objective.lowest_time for t in middle):
-        what = f"the model learns no t below {objective.lowest_time:g}"
-        raise UserError(what, f"mid_t={list(middle)}", "give later times")
-    if objective.needs_unlabelled and recipe.train.label_dropout == 0:
-        raise UserError(
-            "guidance in training asks the model without labels, which nothing trains",
-            "train.label_dropout",
-            "give a share of the images, such as 0.1",
-        )
+    _check_objective(recipe, objective, options)
     model.card = model.card.updated(
         objective=recipe.objective,
         data=recipe.data,
         data_sha256=data.train.fingerprint,
         class_names=data.train.class_names if recipe.conditional else (),
-        mid_t=middle,
+        mid_t=getattr(recipe, "mid_t", ()),
+        label_dropout=options.label_dropout,
         **({} if data.train.latents is None else {"latents": asdict(data.train.latents)}),
     ).learning(objective)
-    options = _options(recipe, torch.device(device))
-    if isinstance(build(recipe.train, "train").precision, UntilRatio) and not hasattr(objective, "pairs"):
-        what = "the objective has no pairs of times, so that no ratio is reached"
-        raise UserError(what, "train.precision.until_ratio", "give one precision")
     return Plan(
         data=data,
         model=model,
         objective=objective,
         optimizer=build(recipe.optimizer, "optimizer"),
-        options=options,
+        options=options.on(torch.device(device)),
         target=build(recipe.target, "target") if hasattr(recipe, "target") else Online(),
     )
 
@@ -140,6 +131,35 @@ def make_plan(recipe: Recipe, device: torch.device | str = "cpu", given: Given =
 def _options(recipe: Recipe, device: torch.device) -> TrainOptions:
     options: TrainOptions = build(recipe.train, "train")
     return options.on(device)
+
+
+def _check_data(recipe: Recipe, data: DataSplit, options: TrainOptions) -> None:
+    """Raises UserError for options that the data do not allow."""
+    at_a_time = options.microbatch or options.batch
+    check_memory(
+        f"{at_a_time:,} images at a time", 4 * at_a_time * prod(data.train.image_shape), "train.batch"
+    )
+    if options.label_dropout > 0 and not recipe.conditional:
+        what = "an unconditional model has no labels to leave out"
+        raise UserError(what, "train.label_dropout", "leave the key out, or use conditional: true")
+    _check_augmentation(recipe, data)
+
+
+def _check_objective(recipe: Recipe, objective: Objective, options: TrainOptions) -> None:
+    """Raises UserError for keys that the objective does not allow."""
+    middle = getattr(recipe, "mid_t", ())
+    if any(t < objective.lowest_time for t in middle):
+        what = f"the model learns no t below {objective.lowest_time:g}"
+        raise UserError(what, f"mid_t={list(middle)}", "give later times")
+    if objective.needs_unlabelled and options.label_dropout == 0:
+        raise UserError(
+            "guidance in training asks the model without labels, which nothing trains",
+            "train.label_dropout",
+            "give a share of the images, such as 0.1",
+        )
+    if isinstance(options.precision, UntilRatio) and not hasattr(objective, "pairs"):
+        what = "the objective has no pairs of times, so that no ratio is reached"
+        raise UserError(what, "train.precision.until_ratio", "give one precision")
 
 
 def _check_augmentation(recipe: Recipe, data: DataSplit) -> None:

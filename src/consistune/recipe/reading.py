@@ -2,50 +2,20 @@
 
 import inspect
 import json
-import re
 from pathlib import Path
-from typing import Any, cast, get_args
+from typing import Any, get_args
 
 import yaml
 from pydantic import ValidationError
 
 from consistune.core.objectives import Objective
-from consistune.errors import UserError
-from consistune.recipe.words import PARTS, Recipe, Section, recipe_reader, recipe_section
+from consistune.errors import UserError, nearest
+from consistune.recipe.ranges import check_numbers
+from consistune.recipe.words import PARTS, Recipe, Section, recipe_reader, recipe_section, section
+from consistune.recipe.yaml_text import parse_yaml, read_text, shortened
 
 SHIPPED = Path(__file__).parents[1] / "recipes"
-
-
-class _Loader(yaml.SafeLoader):
-    """YAML 1.2's numbers (1e-4 is one; YAML 1.1 reads a string), and no key twice."""
-
-
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"^[-+]?(\d[\d_]*\.?\d*|\.\d+)([eE][-+]?\d+)$"),
-    list("-+.0123456789"),
-)
-
-
-def _unique_mapping(loader: _Loader, node: yaml.MappingNode) -> dict[str, Any]:
-    keys = [loader.construct_object(key) for key, _ in node.value]
-    for key in keys:
-        if keys.count(key) > 1:
-            raise yaml.constructor.ConstructorError(None, None, f"key {key!r} appears twice", node.start_mark)
-    return cast(dict[str, Any], loader.construct_mapping(node, deep=True))
-
-
-_Loader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _unique_mapping)
-
-
-def parse_yaml(text: str, where: str) -> Any:
-    """Plain data from YAML. Raises UserError with the line of a mistake."""
-    try:
-        return yaml.load(text, _Loader)
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        place = f"{where}, line {mark.line + 1}" if mark else where
-        raise UserError(f"not valid YAML: {getattr(error, 'problem', None) or error}", place) from error
+DEEPEST_EXTENDS = 20
 
 
 def shipped_recipes() -> list[str]:
@@ -59,7 +29,8 @@ def recipe_path(name: str) -> Path:
         if path.is_file():
             return path
     known = ", ".join(shipped_recipes())
-    raise UserError(f"no such recipe: {name!r}", "RECIPE", f"give a YAML file or one of: {known}")
+    hint = nearest(Path(name).stem, shipped_recipes())
+    raise UserError(f"no such recipe: {name!r}", "RECIPE", f"{hint}give a YAML file or one of: {known}")
 
 
 def read_recipe(name: str, overrides: list[str] | tuple[str, ...] = ()) -> Recipe:
@@ -72,6 +43,8 @@ def read_recipe(name: str, overrides: list[str] | tuple[str, ...] = ()) -> Recip
             what = f"{override!r} is not an override"
             raise UserError(what, "key=value", "write for example train.images=1000")
         assign(data, key.split("."), parse_yaml(value, key), override)
+        if key.endswith(".kind"):
+            _check_keys_of_kind(data, key, override)
     return validate(data, str(path))
 
 
@@ -79,7 +52,9 @@ def _read_mapping(path: Path, below: tuple[Path, ...]) -> dict[str, Any]:
     """A file's keys over those of the recipe that it `extends`: a file beside it, or one of the package."""
     if path.resolve() in below:
         raise UserError("a recipe cannot extend itself", f"{path}: extends")
-    data = parse_yaml(path.read_text(encoding="utf-8"), str(path))
+    if len(below) == DEEPEST_EXTENDS:
+        raise UserError(f"more than {DEEPEST_EXTENDS} recipes extend each other", f"{path}: extends")
+    data = parse_yaml(read_text(path), str(path))
     if not isinstance(data, dict):
         raise UserError("a recipe is a mapping of keys to values", str(path))
     base = data.pop("extends", None)
@@ -112,15 +87,33 @@ def assign(data: dict[str, Any], keys: list[str], value: Any, override: str) -> 
     data[keys[-1]] = value
 
 
+def _check_keys_of_kind(data: dict[str, Any], key: str, override: str) -> None:
+    """Raises UserError where KEY.kind=OTHER leaves keys in the section that the other kind does not have."""
+    path = key.split(".")[:-1]
+    part: Any = data
+    for name in path:
+        part = part[name]
+    classes = [table[part["kind"]] for table in PARTS.values() if str(part["kind"]) in table]
+    known = set().union(*(section(make, part["kind"]).model_fields for make in classes))
+    left = [name for name in part if name not in known]
+    if classes and left:
+        place = ".".join(path)
+        what = f"{place} has keys that kind {part['kind']} has not: {', '.join(map(str, left))}"
+        remedy = f"write {place}={{kind: {part['kind']}}} with the keys of that kind: these fall away"
+        raise UserError(what, override, remedy)
+
+
 def validate(data: dict[str, Any], where: str = "recipe") -> Recipe:
     """Plain data → recipe. Raises UserError: one line naming the key and what is allowed."""
     try:
         # Through JSON, where a list may stand for a tuple without strictness being given up.
-        return recipe_reader().validate_json(json.dumps(data))
+        recipe = recipe_reader().validate_json(json.dumps(data))
     except TypeError as error:
         raise UserError(str(error), where) from error
     except ValidationError as error:
         raise _explain(error, where) from error
+    check_numbers(recipe, where)
+    return recipe
 
 
 def _explain(error: ValidationError, where: str) -> UserError:
@@ -130,8 +123,9 @@ def _explain(error: ValidationError, where: str) -> UserError:
     name = ".".join(keys) or "the recipe"
     match first["type"]:
         case "extra_forbidden":
-            allowed = ", ".join(sorted(model.model_fields)) if model else ""
-            return UserError(f"unknown key {name}", where, f"allowed are: {allowed}")
+            known = sorted(model.model_fields) if model else []
+            hint = nearest(first["loc"][-1], known)
+            return UserError(f"unknown key {name}", where, f"{hint}allowed are: {', '.join(known)}")
         case "missing":
             return UserError(f"{name} is missing", where, "add it")
         case "union_tag_invalid" | "union_tag_not_found":
@@ -139,11 +133,12 @@ def _explain(error: ValidationError, where: str) -> UserError:
             name = ".".join([*keys, key])
             given = first["ctx"].get("tag")
             tags = first["ctx"].get("expected_tags") or ", ".join(_tags(model, keys))
-            what = f"{name} is missing" if given is None else f"{name}={given!r} is unknown"
-            return UserError(what, where, f"allowed are: {tags}")
+            what = f"{name} is missing" if given is None else f"{name}={shortened(given)} is unknown"
+            hint = nearest(given, [tag.strip("' ") for tag in tags.split(",")])
+            return UserError(what, where, f"{hint}allowed are: {tags}")
         case _:
             message = first["msg"][0].lower() + first["msg"][1:]
-            return UserError(f"{name}={first['input']!r} is not allowed", where, message)
+            return UserError(f"{name}={shortened(first['input'])} is not allowed", where, message)
 
 
 def _telling(errors: list[Any]) -> Any:

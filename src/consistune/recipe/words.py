@@ -183,7 +183,7 @@ def load_entry_points() -> None:
 class Section(BaseModel):
     """A part of a recipe; `builds` is the class or function whose arguments are its keys."""
 
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
     builds: ClassVar[Any] = None
 
 

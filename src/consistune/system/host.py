@@ -54,6 +54,14 @@ def _processor() -> str:
     return platform.processor() or platform.machine()
 
 
+def memory_bytes() -> int:
+    """The machine's memory; without a limit where the system does not say it."""
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, ValueError, OSError):
+        return sys.maxsize
+
+
 RSS_UNIT = 1 if sys.platform == "darwin" else 1024
 """Bytes in the unit of ru_maxrss."""
 
