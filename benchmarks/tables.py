@@ -3,8 +3,7 @@
     python benchmarks/tables.py                   all of them
     python benchmarks/tables.py digits.md levers.md
 
-Each table stands between `<!-- begin NAME -->` and `<!-- end NAME -->` of a page and is replaced whole. The
-ledger of results has a script of its own, ledger.py.
+Each table stands between `<!-- begin NAME -->` and `<!-- end NAME -->` of a page and is replaced whole.
 """
 
 import json
@@ -20,9 +19,8 @@ from consistune.system.files import write_atomically
 
 HERE = Path(__file__).resolve().parent
 DOCS = HERE.parent / "docs"
-GIB = 2**30
 EARLIER = {"sct": "consistune"}
-SHARE = "share of the plain loop's"
+GIB, SHARE = 2**30, "share of the plain loop's"
 KEYS = ("frechet_train", "frechet_held_out")
 ENDS = ((3, 1), (-1, 1), (-1, 2))
 """(point, steps): one step half-way, one step at the end, two steps at the end."""
@@ -358,11 +356,11 @@ def startup() -> str:
     result = read("startup")
     rows = []
     for name, timing in result["times"].items():
-        command = name.replace("sct ", "consistune ", 1)  # recorded under the package's earlier name
+        # Recorded under the package's earlier name.
         imports = {EARLIER.get(package, package): took for package, took in result["imports"][name].items()}
         parts = [f"{package} {took:.2f}" for package, took in imports.items()]
         seconds = f"{timing['median']:.2f} {least_to_greatest(timing['seconds'])}"
-        rows.append([f"`{command}`", seconds, ", ".join(parts)])
+        rows.append([f"`{name.replace('sct ', 'consistune ', 1)}`", seconds, ", ".join(parts)])
     return markdown(["", "seconds", "of it, imports"], rows)
 
 
@@ -387,21 +385,10 @@ TABLES: dict[str, dict[str, Callable[[], str]]] = {
     "digits.md": {"search": lambda: digits_table("search"), "end": lambda: digits_table("end")},
     "methods.md": {"digits": methods},
     "recipes.md": {"mnist10k": mnist10k},
-    "levers.md": {
-        "levers": levers,
-        "seeds": lever_seeds,
-        "both": lever_pairs,
-        "norm": adaptive_norm,
-        "parts": error_parts,
-        "ends": error_ends,
-    },
-    "performance.md": {
-        "step": training_steps,
-        "levers": step_levers,
-        "memory": memory,
-        "sampling": sampling,
-        "startup": startup,
-    },
+    "levers.md": {"levers": levers, "seeds": lever_seeds, "both": lever_pairs, "norm": adaptive_norm}
+    | {"parts": error_parts, "ends": error_ends},
+    "performance.md": {"step": training_steps, "levers": step_levers, "memory": memory}
+    | {"sampling": sampling, "startup": startup},
     "training.md": {"kill_and_resume": kill_and_resume},
 }
 

@@ -201,7 +201,7 @@ def test_a_recipe_trains_above_the_boundary(stage_1: Path) -> None:
     assert isinstance(plan.objective, Truncated)
     assert plan.model.card.updated().mid_t == (1.0,)
     assert all(report.finite for report in plan.trainer().steps())
-    assert not any(p.requires_grad for p in plan.objective.below.parameters())
+    assert not any(p.requires_grad for p in plan.objective.below.model.parameters())
 
 
 @pytest.mark.parametrize(

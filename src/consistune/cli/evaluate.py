@@ -87,18 +87,8 @@ def evaluate(
     from consistune.evaluate.request import Request
 
     _check_words(labels, search, covariance)
-    if search_samples is not None and search is None:
-        raise UserError("has no effect without --search", "--search-samples", "leave it out")
-    if keep is not None and keep.suffix != ".npz":
-        raise UserError(f"{keep} is no .npz", "--keep", "write NAME.npz")
-    if save_reference is not None and save_reference.suffix != ".npz":
-        raise UserError(f"{save_reference} is no .npz", "--save-reference", "write NAME.npz")
-    if x_flip and reference is not None:
-        raise UserError("has no effect on a file of moments", "--x-flip", "leave it out")
-    in_steps = (None,) if steps is None else tuple(options.parse_integers(steps, "--steps"))
-    for number in in_steps:
-        if number is not None:
-            check_number("--steps", number)
+    _check_effects(search, search_samples, x_flip, reference)
+    _check_npz({"--keep": keep, "--save-reference": save_reference})
     _run(
         Request(
             model=model,
@@ -107,7 +97,7 @@ def evaluate(
             reference=reference,
             features=features,
             metrics=None if metrics is None else tuple(part.strip() for part in metrics.split(",")),
-            steps=in_steps,
+            steps=_in_steps(steps),
             samples=samples,
             blocks=seeds,
             first_seed=first_seed,
@@ -127,6 +117,32 @@ def evaluate(
             device=_process_device(device),
         )
     )
+
+
+def _in_steps(text: str | None) -> tuple[int | None, ...]:
+    numbers: tuple[int | None, ...] = (None,)
+    if text is not None:
+        numbers = tuple(options.parse_integers(text, "--steps"))
+    for number in numbers:
+        if number is not None:
+            check_number("--steps", number)
+    return numbers
+
+
+def _check_npz(paths: dict[str, Path | None]) -> None:
+    for option, path in paths.items():
+        if path is not None and path.suffix != ".npz":
+            raise UserError(f"{path} is no .npz", option, "write NAME.npz")
+
+
+def _check_effects(
+    search: str | None, search_samples: int | None, x_flip: bool, reference: Path | None
+) -> None:
+    """Raises UserError for an option that would have no effect beside the others."""
+    if search_samples is not None and search is None:
+        raise UserError("has no effect without --search", "--search-samples", "leave it out")
+    if x_flip and reference is not None:
+        raise UserError("has no effect on a file of moments", "--x-flip", "leave it out")
 
 
 def _check_words(labels: str | None, search: str | None, covariance: str) -> None:

@@ -38,10 +38,13 @@ RANGES: dict[str, Range] = {
     **dict.fromkeys(("mid_t", "scale", "rho", "noise_gain", "stages_per_halving"), SCALE),
     **dict.fromkeys(("s0", "s1", "n", "M", "steps"), (1, 1 << 20)),
     **dict.fromkeys(("total_images", "reference_images"), (1, 10**12)),
+    "low": (0, 1e6),
+    "high": (1e-6, 1e6),
     "q": (1, 1e6),
     "max_ratio": (1e-6, 1),
-    **dict.fromkeys(("low", "high", "t_min", "t_max", "noise_scale", "beta_d", "beta_min"), SCALE),
+    **dict.fromkeys(("t_min", "t_max", "noise_scale", "beta_d", "beta_min"), SCALE),
     "mean": (-50, 50),
+    "r_mean": (-50, 50),
     "guidance": (-1e3, 1e3),
 }
 """Key → the least and the largest number."""
