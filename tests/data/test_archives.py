@@ -66,6 +66,18 @@ def test_what_is_no_plain_file_of_a_tar_is_listed(tmp_path: Path) -> None:
     assert sorted(name for name, _ in opened.skipped) == ["link.png", "pipe.png"]
 
 
+def test_a_name_that_is_twice_in_a_tar_is_listed(tmp_path: Path) -> None:
+    """As when a file is appended to an archive that has it: the last one counts."""
+    source, new = (
+        make_tar(tmp_path / "a.tar", {"1.png": b"old", "2.png": PNG}),
+        encoded(pixels(1, 4, 4, 3, seed=1)[0]),
+    )
+    make_tar(source, {"1.png": new}, "a")
+    opened = open_source(source, SourceOptions(), tmp_path / "work")
+    assert (len(opened), [name for name, _ in opened.skipped]) == (2, ["1.png"])
+    assert list(opened.read(opened.task(0, 1))) == [new]
+
+
 def test_damaged_and_swollen_tars_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     data = make_tar(tmp_path / "a.tar", {f"{k}.png": PNG for k in range(3)}).read_bytes()
     (tmp_path / "cut.tar").write_bytes(data[: len(PNG)])

@@ -6,6 +6,7 @@ import shutil
 import zipfile
 from pathlib import Path
 from typing import Any
+from unicodedata import normalize
 
 import numpy as np
 import pytest
@@ -310,6 +311,17 @@ def test_a_table_of_labels_in_json_and_csv_is_the_same(tmp_path: Path) -> None:
         "5.png",
         "7.png",
     ]
+
+
+@pytest.mark.parametrize(("on_disk", "in_table"), [("NFD", "NFC"), ("NFC", "NFD")])
+def test_names_in_another_unicode_form_are_the_same(tmp_path: Path, on_disk: str, in_table: str) -> None:
+    name = normalize(on_disk, "é.png")  # type: ignore[arg-type]
+    source = lay(tmp_path / "set", name, "1.png", "a.jpg", "a.png")
+    table = {normalize(in_table, "é.png"): "x", "1": "y", "a": "z"}  # type: ignore[arg-type]
+    (tmp_path / "labels.json").write_text(json.dumps(table), encoding="utf-8")
+    train, _, left = found(source, labels=str(tmp_path / "labels.json"))
+    assert train == {"1.png": "y", name: "x"}
+    assert left == ["a", "a.jpg", "a.png"]  # which of the two is meant is not known
 
 
 def test_folders_that_are_numbers_are_noted(tmp_path: Path) -> None:

@@ -162,7 +162,7 @@ class LabelTable:
         others: dict[str, list[str]] = {}
         for name in images.difference(self.names):
             composed = normalize("NFC", name)
-            for key in {composed, composed.rpartition(".")[0]} - {name, ""}:
+            for key in {composed, composed.rpartition(".")[0]} - {""}:
                 others.setdefault(key, []).append(name)
         found = [
             [] if name in images else others.get(normalize("NFC", name), []) for name in self.names

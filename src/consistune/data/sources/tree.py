@@ -357,4 +357,4 @@ def passed_over(names: list[str]) -> list[str]:
     """A note on hidden and system entries, if there are any."""
     if not names:
         return []
-    return [f"{len(names):,} hidden or system entries were passed over: {brief(sorted(names), 4)}"]
+    return [f"hidden and system entries were passed over: {brief(sorted(names), 4)}"]
