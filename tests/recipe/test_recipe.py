@@ -264,3 +264,14 @@ def test_a_list_of_averages_takes_numbers_and_sections() -> None:
     }.items():
         with pytest.raises(UserError, match=words):
             read_recipe("digits-edm", [f"train.ema={value}"])
+
+
+@pytest.mark.parametrize(("sides", "fits"), [("[4]", True), ("[]", True), ("[16]", False), ("[8, 5]", False)])
+def test_attention_at_a_side_that_no_level_has_is_refused(sides: str, fits: bool) -> None:
+    network = "kind: song, model_channels: 8, channel_mult: [1, 2], num_blocks: 1, channel_mult_emb: 1"
+    recipe = read_recipe("digits-edm", [f"network={{{network}, attn_resolutions: {sides}}}"])
+    if fits:
+        make_plan(recipe)
+    else:
+        with pytest.raises(UserError, match=r"network\.attn_resolutions: .*levels are \[8, 4\]"):
+            make_plan(recipe)

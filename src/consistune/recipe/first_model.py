@@ -76,6 +76,14 @@ def _fresh(recipe: Recipe, image_shape: tuple[int, int, int], classes: int) -> P
         planned = build(section, "network", image_shape=image_shape, num_classes=classes)
     check_memory("it", weight_bytes(planned), "network")
     network = build(section, "network", image_shape=image_shape, num_classes=classes)
+    if "attn_resolutions" in section.model_fields_set:
+        sides = [level.resolution for level in network.levels]
+        if not set(section.attn_resolutions) <= set(sides):
+            raise UserError(
+                f"{list(section.attn_resolutions)}: the network's levels are {sides}",
+                "network.attn_resolutions",
+                "name some of these, or [] for no attention there",
+            )
     form: Any = recipe.precond
     return EDMPrecond(network) if form is None else build(form, "precond", network=network)
 

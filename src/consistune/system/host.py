@@ -2,7 +2,6 @@
 
 import os
 import platform
-import resource
 import sys
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -69,7 +68,8 @@ RSS_UNIT = 1 if sys.platform == "darwin" else 1024
 def peak_bytes(device: torch.device | None = None) -> int:
     """The largest memory that this process has held so far: of a CUDA device, or of the host.
 
-    On Linux a started program inherits its parent's ru_maxrss; /proc has the value of the program itself.
+    On Linux a started program inherits its parent's ru_maxrss; /proc has the value of the program itself. On
+    Windows Python does not tell: 0.
     """
     if device is not None and device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
@@ -78,4 +78,8 @@ def peak_bytes(device: torch.device | None = None) -> int:
         for line in status.read_text(encoding="ascii", errors="replace").splitlines():
             if line.startswith("VmHWM:"):
                 return int(line.split()[1]) * 1024
+    try:
+        import resource
+    except ImportError:  # Windows
+        return 0
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * RSS_UNIT

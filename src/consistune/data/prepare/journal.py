@@ -1,11 +1,12 @@
 """What of a preparation is done, on the disk. After a kill the next run continues from it."""
 
-import fcntl
 import json
 import os
 from pathlib import Path
 from types import TracebackType
 from typing import Any
+
+from filelock import FileLock, Timeout
 
 from consistune.errors import UserError
 
@@ -25,12 +26,12 @@ class Journal:
         self.animated = 0
         self.hashes: dict[int, str] = {}
         path.parent.mkdir(parents=True, exist_ok=True)
-        self._file = path.open("a+b")
+        self._lock = FileLock(path.with_name("lock"), timeout=0)
         try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            self._file.close()
+            self._lock.acquire()
+        except Timeout as error:
             raise UserError("another run is preparing it", str(path.parent)) from error
+        self._file = path.open("a+b")
 
     @property
     def begun(self) -> bool:
@@ -83,3 +84,4 @@ class Journal:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._file.close()
+        self._lock.release()

@@ -1,7 +1,7 @@
 """npy files whose rows are written in any order, by many processes.
 
 numpy's own maps for writing (`open_memmap`) are not used: on a full disk they kill the process (SIGBUS),
-where `os.pwrite` raises an error that can be shown. Headers have a fixed length, so the offset of
+where writing to the file raises an error that can be shown. Headers have a fixed length, so the offset of
 a row is known.
 """
 

@@ -5,6 +5,7 @@ import multiprocessing
 import os
 import signal
 import threading
+from contextlib import ExitStack
 from dataclasses import dataclass
 from multiprocessing import connection
 from typing import Any
@@ -52,9 +53,9 @@ class Converter:
         bad: list[tuple[int, str]] = []
         animated = 0
         size = int(np.prod(self.shape))
-        descriptors = [os.open(path, os.O_WRONLY) for path in self.files]
         digests = bytearray()
-        try:
+        with ExitStack() as opened:
+            files = [opened.enter_context(open(path, "r+b")) for path in self.files]
             count = 0
             for item, raw in enumerate(self.read(piece.task)):
                 count += 1
@@ -67,15 +68,15 @@ class Converter:
                     continue
                 animated += has_frames(raw)
                 offset = HEADER_BYTES + int(piece.row[item]) * size
-                os.pwrite(descriptors[piece.side[item]], np.ascontiguousarray(pixels).data, offset)
-        finally:
-            for descriptor in descriptors:
-                os.close(descriptor)
+                file = files[piece.side[item]]
+                file.seek(offset)
+                file.write(np.ascontiguousarray(pixels).data)
         if count != len(piece.row):
             raise RuntimeError(f"{count} images were read where {len(piece.row)} were announced")
         if self.digests is not None:
             with open(self.digests, "r+b") as file:
-                os.pwrite(file.fileno(), digests, piece.first * DIGEST_BYTES)
+                file.seek(piece.first * DIGEST_BYTES)
+                file.write(digests)
         return bad, animated
 
 
