@@ -107,6 +107,10 @@ class CardTensor(torch.Tensor):
     def __repr__(self) -> str:
         return f"cuda:{self.inner!r}"
 
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        """A file that is read on the CPU, as files of a card's tensors are read here."""
+        return self.inner.__reduce_ex__(protocol)
+
     def numpy(self, *_: Any, **__: Any) -> Any:
         raise TypeError(TO_NUMPY)
 
