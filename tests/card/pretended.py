@@ -78,6 +78,8 @@ class CardTensor(torch.Tensor):
 
     @staticmethod
     def __new__(cls, inner: torch.Tensor) -> "CardTensor":
+        if inner.dtype in Card.refused:
+            raise TypeError(f"the device has no {inner.dtype}")
         made = torch.Tensor._make_wrapper_subclass(
             cls,
             inner.shape,
@@ -131,6 +133,7 @@ class Card(TorchDispatchMode):
 
     current: "Card | None" = None
     sync_mode: Any = "default"
+    refused: tuple[torch.dtype, ...] = ()
 
     def __init__(self) -> None:
         super().__init__()

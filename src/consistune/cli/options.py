@@ -15,7 +15,7 @@ from consistune.errors import UserError
 if TYPE_CHECKING:
     import torch
 
-Device = Annotated[str, Option(help="cpu, cuda, cuda:N, or auto: CUDA if a device is available.")]
+Device = Annotated[str, Option(help="cpu, cuda, cuda:N, mps, xpu, or auto: CUDA if available, else the CPU.")]
 BatchSize = Annotated[int, Option(help="Number of images per batch.")]
 ModelFolder = Annotated[Path, Argument(help="A model's folder or a run's folder.")]
 MiddleTimes = Annotated[
@@ -41,8 +41,10 @@ def pick_device(name: str) -> "torch.device":
         device = torch.device(name)
     except RuntimeError as error:
         raise UserError(f"{name!r} is not a device", "--device", "use cpu, cuda or auto") from error
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise UserError("no CUDA device is available", f"--device {name}", "use --device cpu")
+    there = {"cuda": torch.cuda, "mps": torch.backends.mps, "xpu": torch.xpu}
+    if device.type in there and not there[device.type].is_available():
+        what = f"no {device.type.upper()} device is available"
+        raise UserError(what, f"--device {name}", "use --device cpu")
     return device
 
 

@@ -1,7 +1,8 @@
 """From noise to images with any denoiser: one step, stochastic multistep, phased, Heun (METHOD §4, §5).
 
-Samplers keep their state in float64 (the network sees its own dtype) and know nothing of networks beyond
-`Denoiser`. `noise(*shape, dtype=…)` gives the next block of standard normals; see `rng.ImageNoise`.
+Samplers keep their state in float64, or fp32 on devices without it (the network sees its own dtype), and know
+nothing of networks beyond `Denoiser`. `noise(*shape, dtype=…)` gives the next block of standard normals; see
+`rng.ImageNoise`.
 """
 
 import itertools
@@ -15,7 +16,7 @@ from torch import Tensor
 
 from consistune.core.noise import NoiseSchedule
 from consistune.core.times import karras_grid
-from consistune.core.types import Denoiser
+from consistune.core.types import Denoiser, widest
 
 Noise = Callable[..., Tensor]
 Denoise = Callable[[Tensor, Tensor], Tensor]
@@ -35,9 +36,14 @@ class Sampler(ABC):
         """Images in about [−1, 1], float64 [B, C, H, W]. shape: (C, H, W)."""
 
         def denoise(x: Tensor, t: Tensor) -> Tensor:
-            return model(x, t, condition).double()
+            x_0 = model(x, t, condition)
+            return x_0.to(widest(x_0.device))
 
-        return self.draw(denoise, schedule, lambda: noise(*shape).double())
+        def normals() -> Tensor:
+            block = noise(*shape)
+            return block.to(widest(block.device))
+
+        return self.draw(denoise, schedule, normals)
 
     @abstractmethod
     def draw(self, denoise: Denoise, schedule: NoiseSchedule, normals: Callable[[], Tensor]) -> Tensor:
@@ -46,11 +52,11 @@ class Sampler(ABC):
 
 def prior(schedule: NoiseSchedule, z: Tensor, t_max: float) -> Tensor:
     """x_T = σ(T)·ε for normals z, float64: at T the signal is negligible."""
-    return schedule.sigma(torch.tensor(t_max, dtype=torch.float64, device=z.device)) * z
+    return schedule.sigma(torch.tensor(t_max, dtype=widest(z.device), device=z.device)) * z
 
 
 def _times(t: float, x: Tensor) -> Tensor:
-    return torch.full((x.shape[0],), t, dtype=torch.float64, device=x.device)
+    return torch.full((x.shape[0],), t, dtype=widest(x.device), device=x.device)
 
 
 @dataclass(frozen=True)
