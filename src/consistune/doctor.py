@@ -14,7 +14,6 @@ from typing import Any, Literal
 
 import torch
 
-from consistune.core.types import NO_FLOAT64
 from consistune.system.host import package_version
 
 State = Literal["good", "missing", "problem"]
@@ -111,7 +110,7 @@ def _devices() -> Iterator[Finding]:
 def _other_devices() -> list[torch.device]:
     """Apple's and Intel's, which count as having no float64."""
     there = {"mps": torch.backends.mps.is_available(), "xpu": torch.xpu.is_available()}
-    return [torch.device(name) for name in NO_FLOAT64 if there[name]]
+    return [torch.device(name) for name, available in there.items() if available]
 
 
 def _precisions() -> Iterator[Finding]:
