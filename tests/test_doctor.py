@@ -84,6 +84,13 @@ def test_without_a_compiler_torch_compile_is_missing(monkeypatch: pytest.MonkeyP
     assert finding("C++ compiler (CPU)").state == "missing"
 
 
+def test_a_device_without_float64_is_listed_with_what_it_computes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.backends.mps.is_available", lambda: True)
+    monkeypatch.setattr(doctor, "_product_error", lambda device, dtype: 0.0)
+    assert "on the CPU" in finding("mps").value
+    assert finding("bfloat16 on mps").state == "good"
+
+
 @pytest.mark.gpu
 def test_a_cuda_device_is_listed_and_tried() -> None:
     assert finding("cuda:0").state == "good"

@@ -102,11 +102,20 @@ def _devices() -> Iterator[Finding]:
         yield Finding("devices", f"cuda:{index}", about)
     if not torch.cuda.is_available():
         yield Finding("devices", "cuda", "no device is available", "missing")
+    for device in _other_devices():
+        about = "available, for one process; posterior means are computed on the CPU, in float64"
+        yield Finding("devices", device.type, about)
+
+
+def _other_devices() -> list[torch.device]:
+    """Apple's and Intel's, which count as having no float64."""
+    there = {"mps": torch.backends.mps.is_available(), "xpu": torch.xpu.is_available()}
+    return [torch.device(name) for name, available in there.items() if available]
 
 
 def _precisions() -> Iterator[Finding]:
     cuda = [torch.device("cuda", index) for index in range(torch.cuda.device_count())]
-    for device in (torch.device("cpu"), *cuda):
+    for device in (torch.device("cpu"), *cuda, *_other_devices()):
         for dtype in (torch.float32, torch.bfloat16, torch.float16):
             name = f"{str(dtype).removeprefix('torch.')} on {device}"
             error = _product_error(device, dtype)
@@ -124,7 +133,7 @@ def _product_error(device: torch.device, dtype: torch.dtype) -> float | str:
     generator = torch.Generator().manual_seed(0)
     a, b = (torch.randn(MATRIX_SIZE, MATRIX_SIZE, generator=generator, dtype=torch.float64) for _ in range(2))
     try:
-        product = (a.to(device, dtype) @ b.to(device, dtype)).cpu().double()
+        product = (a.to(dtype).to(device) @ b.to(dtype).to(device)).cpu().double()
     except RuntimeError as error:
         return str(error).splitlines()[0]
     exact = a.to(dtype).double() @ b.to(dtype).double()

@@ -78,6 +78,8 @@ class CardTensor(torch.Tensor):
 
     @staticmethod
     def __new__(cls, inner: torch.Tensor) -> "CardTensor":
+        if inner.dtype in Card.refused:
+            raise TypeError(f"the device has no {inner.dtype}")
         made = torch.Tensor._make_wrapper_subclass(
             cls,
             inner.shape,
@@ -107,6 +109,10 @@ class CardTensor(torch.Tensor):
     def __repr__(self) -> str:
         return f"cuda:{self.inner!r}"
 
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        """A file that is read on the CPU, as files of a card's tensors are read here."""
+        return self.inner.__reduce_ex__(protocol)
+
     def numpy(self, *_: Any, **__: Any) -> Any:
         raise TypeError(TO_NUMPY)
 
@@ -127,6 +133,7 @@ class Card(TorchDispatchMode):
 
     current: "Card | None" = None
     sync_mode: Any = "default"
+    refused: tuple[torch.dtype, ...] = ()
 
     def __init__(self) -> None:
         super().__init__()

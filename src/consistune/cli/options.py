@@ -16,7 +16,7 @@ from consistune.errors import UserError, nearest
 if TYPE_CHECKING:
     import torch
 
-Device = Annotated[str, Option(help="cpu, cuda, cuda:N, or auto: CUDA if a device is available.")]
+Device = Annotated[str, Option(help="cpu, cuda, cuda:N, mps, xpu, or auto: CUDA if available, else the CPU.")]
 BatchSize = Annotated[int, Option(help="Number of images per batch.")]
 ModelFolder = Annotated[
     Path, Argument(help="A model's folder, a run's folder, or a built-in model's name (emoji64).")
@@ -51,13 +51,15 @@ def pick_device(name: str) -> "torch.device":
         device = torch.device(name)
     except RuntimeError as error:
         raise UserError(f"{name!r} is not a device", "--device", "use cpu, cuda or auto") from error
-    if device.type not in ("cpu", "cuda"):
-        raise UserError(f"{name!r} is not supported", "--device", "use cpu, cuda or auto")
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise UserError("no CUDA device is available", f"--device {name}", "use --device cpu")
-    there = torch.cuda.device_count() if device.type == "cuda" else 1
-    if device.index is not None and device.index >= there:
-        raise UserError(f"there is no device {device.index}", f"--device {name}", f"there are {there}")
+    there = {"cuda": torch.cuda, "mps": torch.backends.mps, "xpu": torch.xpu}
+    if device.type not in ("cpu", *there):
+        raise UserError(f"{name!r} is not supported", "--device", "use cpu, cuda, mps, xpu or auto")
+    if device.type in there and not there[device.type].is_available():
+        what = f"no {device.type.upper()} device is available"
+        raise UserError(what, f"--device {name}", "use --device cpu")
+    count = {"cuda": torch.cuda.device_count, "xpu": torch.xpu.device_count}.get(device.type, lambda: 1)()
+    if device.index is not None and device.index >= count:
+        raise UserError(f"there is no device {device.index}", f"--device {name}", f"there are {count}")
     return device
 
 

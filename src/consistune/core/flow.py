@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from consistune.core.noise import NoiseSchedule
-from consistune.core.types import Conditioning, Denoiser, expand, predict
+from consistune.core.types import Conditioning, Denoiser, expand, predict, widest
 
 
 class FlowMap(Protocol):
@@ -48,7 +48,7 @@ def mean_velocity(schedule: NoiseSchedule, x_t: Tensor, x0_hat: Tensor, t: Tenso
     u = a·x_t + b·x̂_0 with a = (1 − σ_s/σ_t)/(t − s), b = −(α_s − α_t·σ_s/σ_t)/(t − s) in float64; at s = t it
     is `schedule.velocity`. x_t, x0_hat [B, ...], t > 0 and s ≤ t [B] → [B, ...].
     """
-    wide_t, wide_s = t.double(), s.double()
+    wide_t, wide_s = (time.to(widest(time.device)) for time in (t, s))
     d_alpha, d_sigma = schedule.rates(wide_t)
     alpha, sigma = schedule.alpha(wide_t), schedule.sigma(wide_t)
     gap = wide_t - wide_s

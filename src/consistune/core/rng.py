@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -55,14 +56,24 @@ class SharedDropout:
     """
 
     def __init__(self, device: torch.device) -> None:
-        self._cards = [device] if device.type == "cuda" else []
-        self._before = torch.get_rng_state(), [torch.cuda.get_rng_state(card) for card in self._cards]
+        self._module: Any = None if device.type == "cpu" else torch.get_device_module(device)
+        self._which = () if device.type in ("cpu", "mps") else (device,)  # there is one mps device
+        self._before = self._states()
+
+    def _states(self) -> tuple[Tensor, Tensor | None]:
+        own = None if self._module is None else self._module.get_rng_state(*self._which)
+        return torch.get_rng_state(), own
+
+    def _set(self, states: tuple[Tensor, Tensor | None]) -> None:
+        torch.set_rng_state(states[0])
+        if self._module is not None:
+            self._module.set_rng_state(states[1], *self._which)
 
     @contextmanager
     def again(self) -> Iterator[None]:
-        cpu, cards = self._before
-        with torch.random.fork_rng(self._cards):
-            torch.set_rng_state(cpu)
-            for card, state in zip(self._cards, cards, strict=True):
-                torch.cuda.set_rng_state(state, card)
+        after = self._states()
+        self._set(self._before)
+        try:
             yield
+        finally:
+            self._set(after)

@@ -1,7 +1,8 @@
 """From noise to images with any flow map: one step, stochastic multistep, phased, Heun (METHOD §4, §5).
 
-Samplers keep their state in float64 (the network sees its own dtype) and ask a model for nothing but
-`FlowMap.jump`. `noise(*shape, dtype=…)` gives the next block of standard normals; see `rng.ImageNoise`.
+Samplers keep their state in float64, or fp32 on devices without it (the network sees its own dtype), and ask a
+model for nothing but `FlowMap.jump`. `noise(*shape, dtype=…)` gives the next block of standard normals; see
+`rng.ImageNoise`.
 """
 
 import itertools
@@ -16,7 +17,7 @@ from torch import Tensor
 from consistune.core.flow import FlowMap, flow_map
 from consistune.core.noise import NoiseSchedule
 from consistune.core.times import karras_grid
-from consistune.core.types import Denoiser
+from consistune.core.types import Denoiser, widest
 
 Noise = Callable[..., Tensor]
 Jump = Callable[[Tensor, Tensor, float], Tensor]
@@ -37,22 +38,26 @@ class Sampler(ABC):
         flow = flow_map(model, schedule)
 
         def jump(x: Tensor, t: Tensor, s: float) -> Tensor:
-            return flow.jump(x, t, _times(s, x), condition).double()
+            return flow.jump(x, t, _times(s, x), condition).to(widest(x.device))
 
-        return self.draw(jump, schedule, lambda: noise(*shape).double())
+        def normals() -> Tensor:
+            block = noise(*shape)
+            return block.to(widest(block.device))
+
+        return self.draw(jump, schedule, normals)
 
     @abstractmethod
     def draw(self, jump: Jump, schedule: NoiseSchedule, normals: Callable[[], Tensor]) -> Tensor:
-        """jump(x, t [B], s) gives x_s in float64, `normals` the next [B, C, H, W] standard normals."""
+        """jump(x, t [B], s) gives x_s in float64 where there is one, `normals` the next [B, C, H, W] normals."""
 
 
 def prior(schedule: NoiseSchedule, z: Tensor, t_max: float) -> Tensor:
     """x_T = σ(T)·ε for normals z, float64: at T the signal is negligible."""
-    return schedule.sigma(torch.tensor(t_max, dtype=torch.float64, device=z.device)) * z
+    return schedule.sigma(torch.tensor(t_max, dtype=widest(z.device), device=z.device)) * z
 
 
 def _times(t: float, x: Tensor) -> Tensor:
-    return torch.full((x.shape[0],), t, dtype=torch.float64, device=x.device)
+    return torch.full((x.shape[0],), t, dtype=widest(x.device), device=x.device)
 
 
 @dataclass(frozen=True)
