@@ -121,14 +121,16 @@ class Kit:
         setting = Setting(*list(vars(self.setting).values())[:4], limit, rate)
         began, status = time.monotonic(), "done"
         process = self._start(stage.name, setting)
-        while process.poll() is None and status == "done":
-            time.sleep(0.1)
-            if beside is not None and beside.poll() is not None:
-                (self.work / PREPARED).touch()
-            self._collect(stage.name, {"status": "running"})
-            if time.monotonic() - began > limit:
-                status = "out of time"
-        self._stop(process)
+        try:
+            while process.poll() is None and status == "done":
+                time.sleep(0.1)
+                if beside is not None and beside.poll() is not None:
+                    (self.work / PREPARED).touch()
+                self._collect(stage.name, {"status": "running"})
+                if time.monotonic() - began > limit:
+                    status = "out of time"
+        finally:
+            self._stop(process)
         if status == "done" and process.returncode:
             status = "failed"
         self._collect(stage.name, {"status": status, "seconds": round(time.monotonic() - began, 1)})
@@ -290,6 +292,7 @@ def main() -> None:
 
         (given.out / "card.html").write_text(page(json.loads(given.page.read_text()), given.out))
     else:
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # ends what was started, and keeps the record
         kit = Kit(given)
         kit.run()
         raise SystemExit(not kit.complete)

@@ -70,6 +70,7 @@ class Sizes:
     queries: int = 512
     sampled: tuple[int, ...] = (1, 64, 512)
     graphs: bool = True
+    peer_channels: tuple[int, int, int] | None = None
 
 
 REAL = Sizes()
@@ -85,6 +86,7 @@ SMALL = Sizes(
     queries=8,
     sampled=(1, 2),
     graphs=False,
+    peer_channels=(16, 16, 16),
 )
 
 
@@ -163,8 +165,8 @@ def samples(sizes: Sizes) -> Parts:
     yield "levels of 255 from fp32's images", attempt(sampling.checked, forms)
     if find_spec("diffusers"):
         side = model.image_shape[-1]
-        forms["diffusers, fp32"] = sampling.peer(side, sizes.device)[0]
-        forms["diffusers, bf16"] = sampling.peer(side, sizes.device, torch.bfloat16)[0]
+        for word, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16)):
+            forms[f"diffusers, {word}"] = sampling.peer(side, sizes.device, dtype, sizes.peer_channels)[0]
     for batch in sizes.sampled:
         yield f"batch {batch}", attempt(_sampled, forms, batch, sizes)
     if sizes.graphs:
@@ -279,8 +281,13 @@ def _step(workload: Workload, sizes: Sizes, **options: Any) -> Record:
 
 
 def _sampled(forms: Mapping[str, sampling.DrawImages], batch: int, sizes: Sizes) -> Record:
-    times = alternate({name: partial(draw, batch) for name, draw in forms.items()}, sizes.rounds, warmup=2)
-    return {"batch": batch, "times": {name: timing.record(batch) for name, timing in times.items()}}
+    """Those forms in turns that can draw; the others with what they fail for."""
+    tried = {name: attempt(lambda draw=draw: {"drawn": len(draw(batch))}) for name, draw in forms.items()}
+    failed = {name: found["failed"] for name, found in tried.items() if "failed" in found}
+    runs = {name: partial(draw, batch) for name, draw in forms.items() if name not in failed}
+    times = alternate(runs, sizes.rounds, warmup=1)
+    record: Record = {"batch": batch, "times": {name: timing.record(batch) for name, timing in times.items()}}
+    return record | ({"failed": failed} if failed else {})
 
 
 def _allocated() -> int:

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import signal
 import subprocess
 import sys
 import time
@@ -111,6 +112,35 @@ def test_a_stage_that_hangs_or_fails_loses_nothing_and_the_next_one_runs(monkeyp
     assert (tmp_path / "card.html").is_file()
     assert not kit.complete
     assert not kit.work.exists()
+
+
+def test_a_stage_ends_with_the_program(monkeypatch, tmp_path) -> None:
+    """Interrupted, it stops what it started, and the record has what was measured."""
+    import card
+
+    monkeypatch.setattr(card, "STAGES", (card.Stage("hangs", 30.0),))
+    started = []
+
+    def start(self, name, setting):
+        command = [sys.executable, "-c", CHILD, str(self.work / f"{name}.json"), name]
+        started.append(subprocess.Popen(command, text=True, start_new_session=True))
+        return started[0]
+
+    def interrupted(self, name, facts, collect=card.Kit._collect):
+        collect(self, name, facts)
+        if self.record["stages"][name]["parts"]:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(card.Kit, "_start", start)
+    monkeypatch.setattr(card.Kit, "_collect", interrupted)
+    given = argparse.Namespace(
+        rehearse=True, pretend=False, out=tmp_path, minutes=1.0, carried=None, only=None
+    )
+    with pytest.raises(KeyboardInterrupt):
+        card.Kit(given).run()
+    assert started[0].returncode == -signal.SIGKILL
+    stages = json.loads((tmp_path / "card.json").read_text())["stages"]
+    assert stages["hangs"]["parts"] == {"first": {"of": "hangs"}}
 
 
 def test_a_log_with_a_repetition_is_no_continued_run(tmp_path) -> None:

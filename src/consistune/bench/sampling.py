@@ -5,6 +5,7 @@ import tempfile
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -62,9 +63,15 @@ def onnx_runtime(model: Preconditioned) -> DrawImages:
 
 
 def peer(
-    side: int, device: str = "cpu", dtype: torch.dtype = torch.float32
+    side: int,
+    device: str = "cpu",
+    dtype: torch.dtype = torch.float32,
+    channels: tuple[int, int, int] | None = None,
 ) -> tuple[DrawImages, torch.nn.Module]:
-    """diffusers' pipeline as its documentation uses it, and its network. Needs the extra "bench"."""
+    """diffusers' pipeline as its documentation uses it, and its network. Needs the extra "bench".
+
+    channels: of the network's three levels, multiples of 16; None: PEER_CHANNELS.
+    """
     from diffusers import CMStochasticIterativeScheduler, ConsistencyModelPipeline, UNet2DModel
 
     torch.manual_seed(0)
@@ -72,7 +79,7 @@ def peer(
         UNet2DModel(
             sample_size=side,
             layers_per_block=4,
-            block_out_channels=PEER_CHANNELS,
+            block_out_channels=channels or PEER_CHANNELS,
             down_block_types=("DownBlock2D", "AttnDownBlock2D", "DownBlock2D"),
             up_block_types=("UpBlock2D", "AttnUpBlock2D", "UpBlock2D"),
             norm_num_groups=16,
@@ -83,7 +90,13 @@ def peer(
     scheduler = CMStochasticIterativeScheduler(num_train_timesteps=40, sigma_min=0.002, sigma_max=80.0)
     pipeline = ConsistencyModelPipeline(network, scheduler)
     pipeline.set_progress_bar_config(disable=True)
-    return lambda n: pipeline(batch_size=n, num_inference_steps=1, output_type="np").images, network
+    kind = "np" if dtype == torch.float32 else "pt"  # NumPy has no bfloat16
+
+    def draw(n: int) -> Any:
+        images = pipeline(batch_size=n, num_inference_steps=1, output_type=kind).images
+        return images if kind == "np" else images.float().cpu()
+
+    return draw, network
 
 
 def flops(network: torch.nn.Module, *inputs: Tensor) -> int:
