@@ -247,22 +247,6 @@ def _deviation(runs: list[Row], point: int, steps: int) -> str:
     return f"{mean(values):.2f} ± {stdev(values):.2f}"
 
 
-def adaptive_norm() -> str:
-    """Every norm at the end of training; distances to training images, their mean to held-out ones."""
-    rows = []
-    for labels in ("labelled", "unlabelled"):
-        if not (HERE / "results" / f"adaptive_norm_{labels}.json").exists():
-            continue
-        runs = read(f"adaptive_norm_{labels}")["runs"]
-        for (target, norm), group in grouped(runs, lambda run: (run["estimator"], run["norm"])).items():
-            cells = [
-                f"{each(distances(group, -1, n))}, {mean(distances(group, -1, n, KEYS[1])):.2f}"
-                for n in (1, 2)
-            ]
-            rows.append([labels, target, norm, *cells])
-    return markdown(["digits", "target", "norm", "1 step, held-out", "2 steps, held-out"], rows)
-
-
 def error_parts(gap: float = 1 / 64) -> str:
     """The parts of the TD error at one gap, for every run and stage."""
     models = read("bootstrap_error")["models"]
@@ -391,7 +375,6 @@ TABLES: dict[str, dict[str, Callable[[], str]]] = {
         "levers": levers,
         "seeds": lever_seeds,
         "both": lever_pairs,
-        "norm": adaptive_norm,
         "parts": error_parts,
         "ends": error_ends,
     },
