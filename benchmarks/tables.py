@@ -245,22 +245,6 @@ def _deviation(runs: list[Row], point: int, steps: int) -> str:
     return f"{mean(values):.2f} ± {stdev(values):.2f}"
 
 
-def adaptive_norm() -> str:
-    """Every norm at the end of training; distances to training images, their mean to held-out ones."""
-    rows = []
-    for labels in ("labelled", "unlabelled"):
-        if not (HERE / "results" / f"adaptive_norm_{labels}.json").exists():
-            continue
-        runs = read(f"adaptive_norm_{labels}")["runs"]
-        for (target, norm), group in grouped(runs, lambda run: (run["estimator"], run["norm"])).items():
-            cells = [
-                f"{each(distances(group, -1, n))}, {mean(distances(group, -1, n, KEYS[1])):.2f}"
-                for n in (1, 2)
-            ]
-            rows.append([labels, target, norm, *cells])
-    return markdown(["digits", "target", "norm", "1 step, held-out", "2 steps, held-out"], rows)
-
-
 def error_parts(gap: float = 1 / 64) -> str:
     """The parts of the TD error at one gap, for every run and stage."""
     models = read("bootstrap_error")["models"]
@@ -385,10 +369,20 @@ TABLES: dict[str, dict[str, Callable[[], str]]] = {
     "digits.md": {"search": lambda: digits_table("search"), "end": lambda: digits_table("end")},
     "methods.md": {"digits": methods},
     "recipes.md": {"mnist10k": mnist10k},
-    "levers.md": {"levers": levers, "seeds": lever_seeds, "both": lever_pairs, "norm": adaptive_norm}
-    | {"parts": error_parts, "ends": error_ends},
-    "performance.md": {"step": training_steps, "levers": step_levers, "memory": memory}
-    | {"sampling": sampling, "startup": startup},
+    "levers.md": {
+        "levers": levers,
+        "seeds": lever_seeds,
+        "both": lever_pairs,
+        "parts": error_parts,
+        "ends": error_ends,
+    },
+    "performance.md": {
+        "step": training_steps,
+        "levers": step_levers,
+        "memory": memory,
+        "sampling": sampling,
+        "startup": startup,
+    },
     "training.md": {"kill_and_resume": kill_and_resume},
 }
 

@@ -1,7 +1,7 @@
 """From noise to images with any flow map: one step, stochastic multistep, phased, Heun (METHOD §4, §5).
 
-Samplers keep their state in float64, or fp32 on devices without it (the network sees its own dtype), and ask a
-model for nothing but `FlowMap.jump`. `noise(*shape, dtype=…)` gives the next block of standard normals; see
+Samplers keep their state in float64, or fp32 on devices without it (the network sees its own dtype), and ask
+a model for nothing but `FlowMap.jump`. `noise(*shape, dtype=…)` gives the next block of standard normals; see
 `rng.ImageNoise`.
 """
 
@@ -48,7 +48,7 @@ class Sampler(ABC):
 
     @abstractmethod
     def draw(self, jump: Jump, schedule: NoiseSchedule, normals: Callable[[], Tensor]) -> Tensor:
-        """jump(x, t [B], s) gives x_s in float64 where there is one, `normals` the next [B, C, H, W] normals."""
+        """jump(x, t [B], s) gives x_s in float64 where there is one, `normals` the next [B, C, H, W] ones."""
 
 
 def prior(schedule: NoiseSchedule, z: Tensor, t_max: float) -> Tensor:
