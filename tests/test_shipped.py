@@ -46,8 +46,8 @@ def small(name: str, folder: Path) -> list[str]:
         network = EDM2
     else:
         network = SONG % (", augment_dim: 9" if name == "cifar10-edm" else "")
-    if "meanflow" in name:
-        network = f"{network[:-1]}, second_time: true}}"
+    if getattr(read_recipe(name).network, "second_time", False):
+        network = network[:-1] + ", second_time: true}"
     keys = [f"network={network}", "start_from=null", "train.batch=2"]
     if network == EDM2:
         keys.append("precond={kind: edm2, logvar_channels: 8}")

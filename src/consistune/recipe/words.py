@@ -271,7 +271,7 @@ def _in_sections(hint: Any, inside: Any = None) -> Any:
     if get_origin(hint) is Annotated:
         return hint
     if hint in SINGLE:
-        return section(hint)
+        return section(hint, None)  # with the arguments of `_default`: one class for both
     if hint in PARTS:
         return one_of(hint, inside=inside)
     arguments = tuple(_in_sections(argument, inside) for argument in get_args(hint))
