@@ -44,6 +44,11 @@ class Embedded(RawNetwork):
         self.map_hidden = nn.Linear(32, embedding)
         self.map_out = nn.Linear(embedding, embedding)
 
+    def draw_labels(self) -> None:
+        """Fresh class embeddings; none on the meta device, where drawing would take a second."""
+        if self.map_label is not None and not self.map_label.weight.is_meta:
+            nn.init.normal_(self.map_label.weight)
+
     def embed(self, c_noise: Tensor, one_hot: Tensor | None) -> Tensor:
         """silu(W₁·silu(W₀·sinusoids(c_noise) + W_label·one_hot)): [B], [B, num_classes] → [B, embedding]."""
         embedding = self.map_hidden(self.map_noise(c_noise))
@@ -101,8 +106,7 @@ class ResidualMLP(Embedded):
         )
         self.norm = nn.LayerNorm(width)
         self.leave = nn.Linear(width, pixels)
-        if self.map_label is not None:
-            nn.init.normal_(self.map_label.weight)
+        self.draw_labels()
         nn.init.zeros_(self.leave.weight)
         nn.init.zeros_(self.leave.bias)
 
@@ -167,8 +171,7 @@ class PatchUNet(Embedded):
         self.decoder = nn.ModuleList(blocks(width) for width in widths[:-1])
         self.norm = GroupNorm(widths[0], 1e-5)
         self.leave = Conv2d(widths[0], inner, 3, ZERO)
-        if self.map_label is not None:
-            nn.init.normal_(self.map_label.weight)
+        self.draw_labels()
 
     def forward(self, x: Tensor, c_noise: Tensor, one_hot: Tensor | None = None) -> Tensor:
         embedding = self.embed(c_noise, one_hot)
