@@ -108,7 +108,7 @@ def test_images_that_do_not_fit_the_patches_are_refused() -> None:
 
 @pytest.mark.parametrize("kind", ["mlp", "patch-unet"])
 def test_the_shapes_of_a_stored_model_are_known_without_a_compiler(kind: str) -> None:
-    """Arithmetic on the meta device imports torch's compiler, which costs a cold start a second and a half."""
+    """Arithmetic on the meta device imports torch's compiler, which costs a cold start over a second."""
     network = {"kind": kind, "image_shape": [4, 8, 8], "num_classes": 3}
     code = (
         "import sys; from consistune.nn import store; "
