@@ -36,7 +36,7 @@ def analyze(
     else:
         images = read_unprepared(Path(data)) if data.endswith(".zip") else load_data(data).train
         paths = analyze_images(
-            images.images,
+            images.images if images.latents is None else images.every(),
             images.labels if conditional else None,
             out,
             name=Path(data).stem,

@@ -72,9 +72,15 @@ class ImageSet:
     def batch(self, rows: Tensor, conditional: bool, device: torch.device | str = "cpu") -> Batch:
         """The training batch of these rows [B]: images in [−1, 1], labels (if `conditional`), the rows."""
         labels = self.labels[rows].to(device) if conditional else None
-        stored = self.images[rows].to(device)
+        return Batch(self._values(self.images[rows].to(device)), labels, rows.to(device))
+
+    def every(self) -> Tensor:
+        """All images or latents in memory as fp32 [n, C, H, W], as training sees them."""
+        return self._values(self.images)
+
+    def _values(self, stored: Tensor) -> Tensor:
         values = dequantise(stored) if stored.dtype == torch.uint8 else stored.float()
-        return Batch(values * self.scale, labels, rows.to(device))
+        return values * self.scale
 
     def reference(self, by_class: bool, device: torch.device | str = "cpu") -> Reference:
         """The set as references for the score identity: one group for each class, or one group."""
