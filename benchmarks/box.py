@@ -54,6 +54,7 @@ def pack(run: Path, teacher: Path, results: list[Path], dest: Path) -> Path:
     origin = None if start is None else {**start.model_dump(), "path": "emoji64-latent-edm"}
     model.card = model.card.updated(data="emoji64-latent", start_from=origin)
     store.save(model, dest)
+    (dest / store.WEIGHTS).chmod(0o644)
     dest.with_suffix(".md").write_text(card(model, run, teacher, results), encoding="utf-8")
     return dest
 

@@ -256,3 +256,12 @@ def test_evaluation_while_training_measures_pictures(data: Path, teacher: Path, 
     measure = training_evaluation(load_data(str(data)).to_look_at, samples=16)
     values = measure(models.load(teacher))
     assert values["fd-pooled_percent"] > 0
+
+
+def test_analyze_measures_latents_in_their_own_units(data: Path, tmp_path: Path, monkeypatch) -> None:
+    seen = []
+    monkeypatch.setattr(
+        "consistune.analyze.report.analyze", lambda images, *_, **__: seen.append(images) or []
+    )
+    assert consistune("analyze", data, "--out", tmp_path / "out")[0] == 0
+    assert seen[0].std() == pytest.approx(0.5, abs=0.01)

@@ -1,5 +1,7 @@
 """The networks for a CPU: every weight learns, labels and noise levels matter, nothing leaks between rows."""
 
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -102,3 +104,15 @@ def test_half_precision_is_near(precision: Any, room: float) -> None:
 def test_images_that_do_not_fit_the_patches_are_refused() -> None:
     with pytest.raises(ValueError, match="multiples of 8"):
         PatchUNet((1, 28, 28))
+
+
+@pytest.mark.parametrize("kind", ["mlp", "patch-unet"])
+def test_the_shapes_of_a_stored_model_are_known_without_a_compiler(kind: str) -> None:
+    """Arithmetic on the meta device imports torch's compiler, which costs a cold start over a second."""
+    network = {"kind": kind, "image_shape": [4, 8, 8], "num_classes": 3}
+    code = (
+        "import sys; from consistune.nn import store; "
+        f"store.shapes({{'network': {network}, 'precond': {{'kind': 'edm'}}}}); "
+        "sys.exit('torch._dynamo' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

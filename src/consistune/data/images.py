@@ -86,15 +86,21 @@ class ImageSet:
             )
 
         labels = chosen(self.labels) if conditional else None
-        stored = chosen(self.images)
-        values = dequantise(stored) if stored.dtype == torch.uint8 else stored.float()
-        return Batch(values * self.scale, labels, moved(rows, device))
+        return Batch(self._values(chosen(self.images)), labels, moved(rows, device))
 
     def resident(self, device: torch.device) -> "ImageSet":
         """The set in a card's memory where it takes at most RESIDENT_SHARE of what is free; else as it is."""
         if device.type != "cuda" or self.images.nbytes > RESIDENT_SHARE * free_memory(device):
             return self
         return replace(self, images=self.images.to(device), labels=self.labels.to(device))
+
+    def every(self) -> Tensor:
+        """All images or latents in memory as fp32 [n, C, H, W], as training sees them."""
+        return self._values(self.images)
+
+    def _values(self, stored: Tensor) -> Tensor:
+        values = dequantise(stored) if stored.dtype == torch.uint8 else stored.float()
+        return values * self.scale
 
     def reference(self, by_class: bool, device: torch.device | str = "cpu") -> Reference:
         """The set as references for the score identity: one group for each class, or one group."""

@@ -53,8 +53,10 @@ class Init:
             return nn.Parameter(fresh(shape, Tensor.zero_))
         variance = 2 / (fan_in + fan_out) if self.distribution.startswith("xavier") else 1 / fan_in
         if self.distribution.endswith("normal"):
-            return nn.Parameter(fresh(shape, Tensor.normal_) * (factor * math.sqrt(variance)))
-        return nn.Parameter(fresh(shape, lambda x: x.uniform_(-1, 1)) * (factor * math.sqrt(3 * variance)))
+            scale = factor * math.sqrt(variance)
+            return nn.Parameter(fresh(shape, lambda x: x.normal_().mul_(scale)))
+        scale = factor * math.sqrt(3 * variance)
+        return nn.Parameter(fresh(shape, lambda x: x.uniform_(-1, 1).mul_(scale)))
 
 
 class Product(nn.Module):

@@ -45,6 +45,13 @@ class Embedded(RawNetwork):
         self.map_second = nn.Linear(32, embedding, bias=False) if self.second_time else None
         self.map_out = nn.Linear(embedding, embedding)
 
+    def draw_embeddings(self) -> None:
+        """Fresh class embeddings, none on the meta device, where drawing would take a second; zero for s."""
+        if self.map_label is not None and not self.map_label.weight.is_meta:
+            nn.init.normal_(self.map_label.weight)
+        if self.map_second is not None:
+            nn.init.zeros_(self.map_second.weight)
+
     def embed(self, c_noise: Tensor, one_hot: Tensor | None, second: Tensor | None) -> Tensor:
         """silu(W₁·silu(W₀·sinusoids(c_noise) + W_label·one_hot + W_second·sinusoids(second))).
 
@@ -109,10 +116,7 @@ class ResidualMLP(Embedded):
         )
         self.norm = nn.LayerNorm(width)
         self.leave = nn.Linear(width, pixels)
-        if self.map_label is not None:
-            nn.init.normal_(self.map_label.weight)
-        if self.map_second is not None:
-            nn.init.zeros_(self.map_second.weight)
+        self.draw_embeddings()
         nn.init.zeros_(self.leave.weight)
         nn.init.zeros_(self.leave.bias)
 
@@ -181,10 +185,7 @@ class PatchUNet(Embedded):
         self.decoder = nn.ModuleList(blocks(width) for width in widths[:-1])
         self.norm = GroupNorm(widths[0], 1e-5)
         self.leave = Conv2d(widths[0], inner, 3, ZERO)
-        if self.map_label is not None:
-            nn.init.normal_(self.map_label.weight)
-        if self.map_second is not None:
-            nn.init.zeros_(self.map_second.weight)
+        self.draw_embeddings()
 
     def forward(
         self, x: Tensor, c_noise: Tensor, one_hot: Tensor | None = None, *, second: Tensor | None = None
