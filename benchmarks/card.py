@@ -58,6 +58,8 @@ class Stage:
     least: float = 0.0
 
 
+REHEARSAL_PATIENCE = 4
+"""Without a card all limits are so many times as long: the machine may have other work."""
 SHORTEST_S = 5.0
 """A stage with less time than this is not begun."""
 STAGES = (
@@ -77,7 +79,8 @@ class Kit:
 
     def __init__(self, given: argparse.Namespace) -> None:
         self.mode = "rehearse" if given.rehearse else "pretend" if given.pretend else "card"
-        self.out, self.ends = given.out, time.monotonic() + 60 * given.minutes
+        self.patience = 1 if self.mode == "card" else REHEARSAL_PATIENCE
+        self.out, self.ends = given.out, time.monotonic() + 60 * given.minutes * self.patience
         self.carried = given.carried.resolve() if given.carried else None
         archive = next((a for a in _archives(self.carried) if a.is_file()), None)
         self.work = Path(tempfile.mkdtemp(prefix="card-"))
@@ -112,7 +115,7 @@ class Kit:
         return ended and "page" not in self.record and not any("failed" in part for part in parts)
 
     def _stage(self, stage: Stage, left: float, beside: "subprocess.Popen[str] | None") -> None:
-        limit = min(stage.seconds, left)
+        limit = min(stage.seconds * self.patience, left)
         if limit < SHORTEST_S:
             self._collect(stage.name, {"status": "no time left"})
             return
