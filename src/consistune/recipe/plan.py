@@ -77,6 +77,13 @@ def make_plan(recipe: Recipe, device: torch.device | str = "cpu") -> Plan:
             "train.label_dropout",
             "give a share of the images, such as 0.1",
         )
+    for key in ("compile", "shard"):
+        if objective.differentiates and getattr(recipe.train, key):
+            raise UserError(
+                f"{recipe.objective} takes derivatives, for which no network is compiled or split",
+                f"train.{key}",
+                "leave it out",
+            )
     model.card = model.card.updated(
         objective=recipe.objective,
         data=recipe.data,
