@@ -1,7 +1,7 @@
 """From a validated recipe to the objects of a run: data, model, objective, optimizer, options."""
 
 from copy import deepcopy
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -109,6 +109,7 @@ def make_plan(recipe: Recipe, device: torch.device | str = "cpu", given: Given =
         mirrored=recipe.train.x_flip,
     )
     _check_objective(recipe, objective, options)
+    place = torch.device(device)
     model.card = model.card.updated(
         objective=recipe.objective,
         data=recipe.data,
@@ -123,14 +124,9 @@ def make_plan(recipe: Recipe, device: torch.device | str = "cpu", given: Given =
         model=model,
         objective=objective,
         optimizer=build(recipe.optimizer, "optimizer"),
-        options=options.on(torch.device(device)),
+        options=(replace(options, compile=False) if objective.differentiates else options).on(place),
         target=build(recipe.target, "target") if hasattr(recipe, "target") else Online(),
     )
-
-
-def _options(recipe: Recipe, device: torch.device) -> TrainOptions:
-    options: TrainOptions = build(recipe.train, "train")
-    return options.on(device)
 
 
 def _check_data(recipe: Recipe, data: DataSplit, options: TrainOptions) -> None:
@@ -157,6 +153,10 @@ def _check_objective(recipe: Recipe, objective: Objective, options: TrainOptions
             "train.label_dropout",
             "give a share of the images, such as 0.1",
         )
+    for key in ("compile", "shard"):
+        if objective.differentiates and getattr(options, key):
+            what = f"{recipe.objective} takes derivatives, for which no network is compiled or split"
+            raise UserError(what, f"train.{key}", "leave it out")
     if isinstance(options.precision, UntilRatio) and not hasattr(objective, "pairs"):
         what = "the objective has no pairs of times, so that no ratio is reached"
         raise UserError(what, "train.precision.until_ratio", "give one precision")
@@ -248,7 +248,7 @@ def _frozen(
     if flow_map and (teacher.card.edges or learned(teacher.card.to_json()) == "denoiser"):
         kind = "a phased model" if teacher.card.edges else "a diffusion model"
         raise UserError(f"{path} is {kind}", key, "give a consistency model of one phase")
-    choice: Any = _options(recipe, torch.device(device)).precision
+    choice = build(recipe.train, "train").on(torch.device(device)).precision
     word = choice.first if isinstance(choice, UntilRatio) else choice
     precision = Precision(word, teacher, torch.device(device))
     precision.prepare(teacher)

@@ -63,6 +63,7 @@ class Objective(Protocol):
         learns: what a trained model's x̂_0 is.
         needs_two_times: whether the model must be a two-time network.
         uses_target: whether `losses` asks the target network for anything.
+        differentiates: whether `losses` takes a forward derivative through the model.
         needs_unlabelled: whether `losses` asks the model without labels, which label dropout trains.
         edges: the inner edges of a phased model in the schedule's time; () for a plain one.
     """
@@ -71,6 +72,7 @@ class Objective(Protocol):
     learns: ClassVar[Learns] = "flow-map"
     needs_two_times: ClassVar[bool] = False
     uses_target: ClassVar[bool] = True
+    differentiates: ClassVar[bool] = False
 
     @property
     def edges(self) -> tuple[float, ...]:

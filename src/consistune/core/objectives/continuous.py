@@ -58,6 +58,7 @@ class ContinuousConsistency(Objective):
     difference: float | None = None
 
     uses_target: ClassVar[bool] = False
+    differentiates: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if self.warmup_images < 0:

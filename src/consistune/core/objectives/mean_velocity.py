@@ -107,6 +107,7 @@ class MeanVelocity(Objective):
 
     needs_two_times: ClassVar[bool] = True
     uses_target: ClassVar[bool] = False
+    differentiates: ClassVar[bool] = True
 
     @property
     def needs_unlabelled(self) -> bool:
