@@ -36,7 +36,7 @@ def export_model(folder: str | Path, dest: str | Path, format: str | None = None
 
     from safetensors.torch import save
 
-    from consistune.interop.safetensors import CONFIG_KEY
+    from consistune.interop.safetensors import CONFIG_KEY, tensors_digest
     from consistune.nn import store
 
     model = store.load(folder)
@@ -46,7 +46,9 @@ def export_model(folder: str | Path, dest: str | Path, format: str | None = None
         write_onnx(model, dest)
         return dest
     weights = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
-    data = save(weights, {"format": "pt", CONFIG_KEY: json.dumps(store.describe(model))})
+    config = store.describe(model)
+    config["meta"] = {**config["meta"], store.DIGEST: tensors_digest(memoryview(save(weights)))}
+    data = save(weights, {"format": "pt", CONFIG_KEY: json.dumps(config)})
     with atomic_file(dest) as file:
         file.write(data)
     return dest
