@@ -35,7 +35,7 @@ def export_model(folder: str | Path, dest: str | Path, format: str | None = None
     from safetensors.torch import save
 
     from consistune.interop.onnx import decoder_path, write_onnx
-    from consistune.interop.safetensors import CONFIG_KEY
+    from consistune.interop.safetensors import CONFIG_KEY, tensors_digest
     from consistune.nn import store
 
     for path in (dest, decoder_path(dest)) if format == "onnx" else (dest,):
@@ -48,7 +48,9 @@ def export_model(folder: str | Path, dest: str | Path, format: str | None = None
         write_onnx(model, dest)
         return dest
     weights = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
-    data = save(weights, {"format": "pt", CONFIG_KEY: json.dumps(store.describe(model))})
+    config = store.describe(model)
+    config["meta"] = {**config["meta"], store.DIGEST: tensors_digest(memoryview(save(weights)))}
+    data = save(weights, {"format": "pt", CONFIG_KEY: json.dumps(config)})
     with atomic_file(dest) as file:
         file.write(data)
     return dest

@@ -4,6 +4,7 @@ Layout: https://github.com/huggingface/safetensors#format. The file is not read 
 file that is refused must be refused before torch is imported, and in little memory.
 """
 
+import hashlib
 import json
 import math
 from typing import Any
@@ -15,6 +16,8 @@ from consistune.interop.records import MAX_DIMENSIONS, Storage, TensorRecord
 MAX_HEADER = 1 << 20
 """Bytes. A published network's header has 60 kB; parsed JSON takes up to thirty times its text."""
 DTYPES = {"F16": ("float16", 2), "BF16": ("bfloat16", 2), "F32": ("float32", 4), "F64": ("float64", 8)}
+DIGEST = "weights_sha256"
+"""The card's key in an export, for the bytes of the tensors (`nn.store.DIGEST`, without torch)."""
 CONFIG_KEY, OLD_CONFIG_KEY = "consistune", "sct"
 """The header's metadata under which our exports keep the model's configuration; 0.1.0 wrote the old one."""
 
@@ -46,8 +49,19 @@ def read_safetensors(file: CheckpointFile) -> Checkpoint:
     if type(config) is not str:
         raise UserError("the header's configuration is not text", where)
     options = _json(config.encode("utf-8", "replace"), where)
+    meta = options.get("meta")
+    digest = meta.pop(DIGEST, None) if type(meta) is dict else None
+    if digest is not None and digest != tensors_digest(file.data):
+        raise UserError(
+            "the weights are damaged: their SHA-256 is not that in the header", where, "copy it again"
+        )
     in_order = {name: tensors[name] for name in header}
     return Checkpoint(file, "safetensors", in_order, options=options)
+
+
+def tensors_digest(data: memoryview) -> str:
+    """SHA-256 of what follows the header in a safetensors file."""
+    return hashlib.sha256(data[8 + int.from_bytes(data[:8], "little") :]).hexdigest()
 
 
 def _json(text: bytes, where: str) -> dict[str, Any]:

@@ -1,0 +1,106 @@
+"""Flipped bits in each kind of file that the program stores: found, or without effect on what is loaded."""
+
+import json
+import random
+import time
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from consistune.errors import UserError
+from consistune.interop.checkpoints import load_checkpoint
+from consistune.interop.export import export_model
+from consistune.nn import store
+from consistune.nn.precond import Preconditioned
+from consistune.train import checkpoint
+from consistune.train.metrics_file import MetricsFile
+
+EACH = 25
+"""Flips a kind in the test suite."""
+
+
+def made() -> Preconditioned:
+    torch.manual_seed(0)
+    sizes = {"image_shape": [1, 8, 8], "model_channels": 16, "channel_mult": [1], "num_blocks": 1}
+    network = {"kind": "song", **sizes, "attn_resolutions": []}
+    return store.build({"network": network, "precond": {"kind": "edm"}}).eval()
+
+
+def same(a: Preconditioned, b: Preconditioned) -> bool:
+    left, right = a.state_dict(), b.state_dict()
+    return left.keys() == right.keys() and all(torch.equal(left[name], right[name]) for name in left)
+
+
+def kinds(folder: Path) -> dict[str, tuple[Path, Callable[[], str]]]:
+    """A file of each kind, and what reading it gives: a word."""
+    model = made()
+    store.save(model, folder / "model")
+    export_model(folder / "model", folder / "export.safetensors")
+    torch.save(model.state_dict(), folder / "weights.pt")
+    state = {"step": 3, "weights": torch.randn(1000)}
+    stored = checkpoint.save(folder / "checkpoints", state)
+    MetricsFile(folder).append({"images": 64, "step": 1, "loss": 0.5})
+
+    def load_model() -> str:
+        return "same" if same(store.load(folder / "model"), model) else "changed"
+
+    def load_stored() -> str:
+        found, damaged = checkpoint.load_newest(folder / "checkpoints")
+        if found is None:
+            return "refused" if damaged == [stored] else "lost"
+        return "same" if torch.equal(found["weights"], state["weights"]) else "changed"
+
+    def foreign(name: str) -> Callable[[], str]:
+        return lambda: "same" if same(load_checkpoint(folder / name), model) else "changed"
+
+    def read(reader: Callable[[], Any]) -> Callable[[], str]:
+        def act() -> str:
+            reader()
+            return "loaded"
+
+        return act
+
+    return {
+        "model.safetensors": (folder / "model" / store.WEIGHTS, load_model),
+        "config.json": (folder / "model" / store.CONFIG, load_model),
+        "checkpoint": (stored, load_stored),
+        "export": (folder / "export.safetensors", foreign("export.safetensors")),
+        "torch archive": (folder / "weights.pt", foreign("weights.pt")),
+        "metrics.jsonl": (folder / "metrics.jsonl", read(MetricsFile(folder).records)),
+    }
+
+
+def attack(folder: Path, each: int, seconds: float) -> dict[str, dict[str, int]]:
+    dice, files, began = random.Random(0), kinds(folder), time.perf_counter()
+    outcomes = {name: Counter[str]() for name in files}
+    while min(map(Counter.total, outcomes.values())) < each or time.perf_counter() - began < seconds:
+        for name, (path, read) in files.items():
+            whole = path.read_bytes()
+            data = bytearray(whole)
+            data[dice.randrange(len(data))] ^= 1 << dice.randrange(8)
+            path.write_bytes(data)
+            try:
+                outcomes[name][read()] += 1
+            except UserError as error:
+                outcomes[name]["refused" if str(error).isprintable() else "refused, not printable"] += 1
+            except Exception as error:  # what a user must never see
+                outcomes[name][f"{type(error).__name__}: {str(error)[:80]}"] += 1
+            path.write_bytes(whole)
+    return {name: dict(counts) for name, counts in outcomes.items()}
+
+
+@pytest.mark.attack
+def test_no_flipped_bit_is_loaded_in_silence(
+    tmp_path: Path, minutes: float, keep_record: Callable[[str, dict[str, Any]], None]
+) -> None:
+    outcomes = attack(tmp_path, EACH, 60 * minutes)
+    keep_record("flipped_bits", outcomes)
+    print(json.dumps(outcomes, indent=1))
+    for name, counts in outcomes.items():
+        assert set(counts) <= {"same", "refused", "loaded"}, name
+    for name in ("model.safetensors", "checkpoint"):
+        assert set(outcomes[name]) == {"refused"}
