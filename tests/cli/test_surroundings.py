@@ -65,9 +65,7 @@ def test_a_terminal_of_ascii_shows_everything(tmp_path: Path) -> None:
     out = os.fsdecode("bilder-\u00e4\u03c9.npz".encode())
     keys = ["network={kind: mlp, width: 8, blocks: 1}", "train={images: 128, batch: 64}"]
     for words, status in {
-        ("sample", "--help"): 0,
         ("sample", "model", "--seeds", "0-3", "--out", out): 0,
-        ("sample", "ä\u03c9"): 2,
         ("train", "digits-edm", *keys, "--out", "run-ä"): 0,
     }.items():
         process = start(*words, env=ASCII, cwd=tmp_path)
