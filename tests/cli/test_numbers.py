@@ -53,3 +53,8 @@ def test_an_odd_number_is_refused_by_name(names: tuple[str, ...], option: str, k
 def test_numbers_out_of_range(option: str, value: float) -> None:
     with pytest.raises(UserError, match=f"^{option}: "):
         check_number(option, value)
+
+
+def test_an_option_does_not_take_the_next_one_as_its_value() -> None:
+    with pytest.raises(UserError, match="--out: has no value: --dry-run is an option"):
+        COMMAND(["train", "digits-edm", "--out", "--dry-run"], standalone_mode=False)

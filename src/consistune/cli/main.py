@@ -99,19 +99,23 @@ def main() -> NoReturn:
     debug = DEBUG in words[:end]
     command = typer.main.get_command(app)
     check_all_numbers(command)
+    line = ""
     try:
         status = command([w for w in words[:end] if w != DEBUG] + words[end:], standalone_mode=False)
-        sys.exit(status if isinstance(status, int) else 0)
+        if status == INTERRUPTED:  # the parser caught Ctrl-C
+            line = "stopped"
     except KeyboardInterrupt:
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
-        print("consistune: stopped", file=sys.stderr)
-        sys.exit(INTERRUPTED)
+        status, line = INTERRUPTED, "stopped"
+    except SystemExit as left:
+        status = left.code
     except Exception as error:
         if debug:
             raise
         status, line = explain(error)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # nothing is left to stop
+    if line:
         print(f"consistune: {line}", file=sys.stderr)
-        sys.exit(status)
+    sys.exit(status if isinstance(status, int) else 0)
 
 
 def explain(error: Exception) -> tuple[int, str]:

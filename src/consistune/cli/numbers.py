@@ -1,4 +1,7 @@
-"""The numbers that options may have: every numeric option of every command is checked here."""
+"""The values that options may have: every option of every command is checked here.
+
+A number lies in its range, and no option takes the next one as its value.
+"""
 
 import math
 from typing import Any
@@ -50,4 +53,8 @@ def _checked(context: Any, parameter: Any, value: Any) -> Any:
     del context
     if isinstance(value, int | float) and not isinstance(value, bool):
         check_number(parameter.opts[0], value)
+    if parameter.param_type_name == "option" and str(value).startswith("--"):
+        raise UserError(
+            f"has no value: {value} is an option itself", parameter.opts[0], f"or write ./{value}"
+        )
     return value

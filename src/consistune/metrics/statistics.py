@@ -2,9 +2,11 @@
 
 import hashlib
 import json
+import sys
 import tempfile
 import zipfile
 from dataclasses import dataclass, replace
+from functools import cache as once
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from consistune.errors import UserError
+from consistune.errors import UserError, printable
 from consistune.metrics.feature_file import FeatureFile, Rows, feature_file
 from consistune.metrics.features import Extractor, blocks, image_digest
 from consistune.metrics.moments import Convention, Moments, moments
@@ -116,6 +118,26 @@ def cache_folder() -> Path:
     return Path(variable("CACHE") or Path.home() / ".cache" / "consistune")
 
 
+@once
+def _own_folder() -> tempfile.TemporaryDirectory[str]:
+    return tempfile.TemporaryDirectory(prefix="consistune-cache-")
+
+
+def usable_cache() -> Path:
+    """`cache_folder`; a folder of this process alone, with a warning, where nothing can be written there."""
+    try:
+        folder = cache_folder() / "reference"
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            return folder.parent
+    except (OSError, RuntimeError) as error:  # RuntimeError: there is no home
+        own = Path(_own_folder().name)
+        print(
+            f"warning: no cache ({printable(str(error))}): reference statistics are not kept", file=sys.stderr
+        )
+        return own
+
+
 def build_reference(
     name: str, images: Tensor, extractor: Extractor, mirrored: bool = False, cache: Path | None = None
 ) -> ReferenceStatistics:
@@ -126,7 +148,7 @@ def build_reference(
     """
     digest = image_digest(images)
     key = hashlib.sha256(f"1 {digest} {extractor.identity} {mirrored} {KEPT_ROWS}".encode()).hexdigest()[:32]
-    folder = (cache or cache_folder()) / "reference" / key
+    folder = (cache or usable_cache()) / "reference" / key
     if not (folder / STATISTICS).is_file():
         folder.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".partial-") as partial:

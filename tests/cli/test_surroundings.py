@@ -1,0 +1,86 @@
+"""The program in poor surroundings: Ctrl-C at any moment, terminals without UTF-8, no home to write to."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from consistune.data.images import load_data
+from consistune.metrics.statistics import build_reference
+from consistune.nn import store
+from consistune.nn.card import ModelCard
+from consistune.nn.precond import EDMPrecond
+from consistune.nn.small import ResidualMLP
+from tests.support.metrics import EXTRACTOR
+
+ASCII = {**os.environ, "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "OMP_NUM_THREADS": "1"}
+
+
+def start(*words: str, **options: object) -> subprocess.Popen[bytes]:
+    command = [sys.executable, "-m", "consistune", *words]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, **options)  # type: ignore[call-overload]
+
+
+@pytest.mark.parametrize("after", [0.3, 1.0])
+def test_ctrl_c_during_start_up_is_a_clean_line(after: float, tmp_path: Path) -> None:
+    process = start("train", "digits-edm", "--out", str(tmp_path / "run"))
+    time.sleep(after)
+    process.send_signal(signal.SIGINT)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode in (130, -signal.SIGINT)  # the latter: before Python runs a line of ours
+    if process.returncode == 130:
+        assert b"Traceback" not in err, err
+        assert b"stopped" in err
+
+
+def test_a_second_ctrl_c_in_a_run_is_a_clean_line(tmp_path: Path) -> None:
+    keys = [
+        "network={kind: mlp, width: 8, blocks: 1}",
+        "train={images: 10_000_000, log_images: 64, batch: 64}",
+    ]
+    process = start("train", "digits-edm", *keys, "--out", str(tmp_path / "run"))
+    while not (tmp_path / "run" / "metrics.jsonl").exists():
+        assert process.poll() is None
+        time.sleep(0.05)
+    for _ in range(3):
+        process.send_signal(signal.SIGINT)
+        time.sleep(0.01)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert b"Traceback" not in err, err
+    assert b"stopped" in err
+
+
+def test_a_terminal_of_ascii_shows_everything(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = EDMPrecond(ResidualMLP((1, 8, 8), num_classes=10, width=8, blocks=1))
+    model.card = ModelCard(objective="consistency")
+    store.save(model, tmp_path / "model")
+    out = os.fsdecode("bilder-\u00e4\u03c9.npz".encode())
+    keys = ["network={kind: mlp, width: 8, blocks: 1}", "train={images: 128, batch: 64}"]
+    for words, status in {
+        ("sample", "model", "--seeds", "0-3", "--out", out): 0,
+        ("train", "digits-edm", *keys, "--out", "run-ä"): 0,
+    }.items():
+        process = start(*words, env=ASCII, cwd=tmp_path)
+        _, err = process.communicate(timeout=120)
+        assert process.returncode == status, err
+        assert b"Traceback" not in err
+    assert (tmp_path / out).exists()
+
+
+def test_a_cache_is_never_necessary(tmp_path: Path, monkeypatch, capsys) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("CONSISTUNE_CACHE", str(tmp_path / "file" / "below"))
+    images, extractor = load_data("digits").train, EXTRACTOR
+    found = build_reference("digits", images.images, extractor)
+    assert found.mean.isfinite().all()
+    assert "no cache" in capsys.readouterr().err
+    kept = build_reference("digits", images.images, extractor, cache=tmp_path / "cache")
+    assert torch.equal(found.covariance, kept.covariance)
