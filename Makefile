@@ -11,7 +11,7 @@ VENV        ?= .venv
 BIN         := $(VENV)/bin
 INSTALLED   := $(VENV)/.installed
 # Tests marked gpu that are small enough for the pretended card (tests/card), which computes on the CPU.
-CARD_TESTS  := tests/card tests/core tests/metrics tests/test_doctor.py tests/train/test_optim.py tests/train/test_precision.py
+CARD_TESTS  := tests/card tests/core tests/metrics tests/test_doctor.py tests/training/test_optim.py tests/training/test_precision.py
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
 .PHONY: demo test lint docs format install clean

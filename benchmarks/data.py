@@ -48,8 +48,8 @@ from consistune.data.sources.base import SourceOptions
 from consistune.nn import store
 from consistune.nn.presets import PRESETS
 from consistune.system.host import machine
-from consistune.train.loop import EpochOrder, Trainer, TrainOptions
-from consistune.train.optim import Optimizer
+from consistune.training.loop import EpochOrder, Trainer, TrainOptions
+from consistune.training.optim import Optimizer
 
 benchmark = Benchmark(__doc__)
 benchmark.parser.add_argument("--work", type=Path, default=Path("/var/tmp/consistune-benchmark"))

@@ -29,8 +29,8 @@ from torch import Tensor, nn
 
 from consistune.bench.timing import alternate, in_own_process
 from consistune.data.images import DataSplit, ImageSet
-from consistune.evaluate.job import Job
-from consistune.evaluate.request import Request
+from consistune.evaluation.job import Job
+from consistune.evaluation.request import Request
 from consistune.metrics.features import Extractor, load_extractor
 from consistune.metrics.metric import Setup
 from consistune.metrics.sheet import INCEPTION

@@ -36,8 +36,8 @@ from consistune.data.prepare.run import PrepareOptions, prepare
 from consistune.data.prepare.split import Split
 from consistune.data.prepare.survey import ImageOptions
 from consistune.data.sources.base import SourceOptions
-from consistune.evaluate.job import Job
-from consistune.evaluate.request import Request as Evaluation
+from consistune.evaluation.job import Job
+from consistune.evaluation.request import Request as Evaluation
 from consistune.metrics.sheet import INCEPTION
 from consistune.nn import store
 from consistune.recipe import read_recipe, to_yaml
@@ -45,7 +45,7 @@ from consistune.recipe.plan import make_plan
 from consistune.system.files import write_atomically
 from consistune.system.host import machine
 from consistune.system.progress import Screen
-from consistune.train.run import RunFolder
+from consistune.training.run import RunFolder
 from golden_core import Found, answered, clocks, estimates, objectives, samplers, small, stirred
 
 CACHE_VARIABLE = "CONSISTUNE_CACHE"

@@ -31,9 +31,9 @@ from consistune.nn.precond import Preconditioned
 from consistune.nn.presets import preset
 from consistune.recipe import build, read_recipe
 from consistune.system.host import machine, peak_bytes
-from consistune.train.loop import Trainer
-from consistune.train.optim import Optimizer
-from consistune.train.options import TrainOptions
+from consistune.training.loop import Trainer
+from consistune.training.optim import Optimizer
+from consistune.training.options import TrainOptions
 from harness import Benchmark, Record, table
 
 benchmark = Benchmark(__doc__)

@@ -47,7 +47,7 @@ from consistune.nn.lean import Dropout
 from consistune.recipe.cost import kept_for_gradient
 from consistune.system.host import machine
 from consistune.system.processes import Processes
-from consistune.train.loop import Trainer
+from consistune.training.loop import Trainer
 from harness import Benchmark, Record, clock, in_pair, table
 from step_model import BYTES_PER_PARAMETER, MeasuredStep, StepModel, state_bytes
 

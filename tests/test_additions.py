@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from consistune.errors import UserError
-from consistune.evaluate.search import all_settings
+from consistune.evaluation.search import all_settings
 from consistune.metrics.table import metric_class
 from consistune.nn.store import build
 from consistune.recipe import words
@@ -87,7 +87,7 @@ def test_the_classes_serve_in_python(folder: Path) -> None:
 assert len(reports) == 2 and all(report.finite for report in reports)
 assert trainer.averaged.card.is_diffusion and images.shape == (4, 1, 8, 8)
 assert recipe.pairs.gap.share == 0.5
-from consistune.evaluate.search import all_settings
+from consistune.evaluation.search import all_settings
 from consistune.metrics.table import all_metrics
 assert "solver-steps" in all_settings() and "mean-pixel" in all_metrics()
 """
@@ -98,7 +98,7 @@ assert "solver-steps" in all_settings() and "mean-pixel" in all_metrics()
 def test_a_name_that_is_taken_is_refused(folder: Path) -> None:
     code = """
 from additions import Brightness, FixedGap, heun_steps
-from consistune.evaluate.search import register_setting
+from consistune.evaluation.search import register_setting
 from consistune.metrics.table import register as register_metric
 from consistune.recipe import register
 for call in (lambda: register("gap", "sigmoid", FixedGap), lambda: register("gab", "fixed", FixedGap),

@@ -17,9 +17,9 @@ from consistune import models
 from consistune.cli.main import app, explain
 from consistune.data.images import load_data
 from consistune.errors import UserError
-from consistune.evaluate.job import FLOOR, Job
-from consistune.evaluate.request import Request
-from consistune.evaluate.while_training import training_evaluation
+from consistune.evaluation.job import FLOOR, Job
+from consistune.evaluation.request import Request
+from consistune.evaluation.while_training import training_evaluation
 from consistune.metrics.features import Extractor
 from consistune.metrics.sheet import Input, Protocol
 from consistune.nn import store

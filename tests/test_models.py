@@ -18,9 +18,9 @@ from consistune.nn import store
 from consistune.nn.card import ModelCard
 from consistune.nn.precond import EDMPrecond
 from consistune.nn.small import ResidualMLP
-from consistune.train.loop import Trainer
-from consistune.train.optim import Optimizer
-from consistune.train.options import TrainOptions
+from consistune.training.loop import Trainer
+from consistune.training.optim import Optimizer
+from consistune.training.options import TrainOptions
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ from consistune.nn import store
 from consistune.nn.precond import EDMPrecond
 from consistune.nn.small import ResidualMLP
 from consistune.system.files import previous
-from consistune.train import folder
+from consistune.training import folder
 from tests.support.makers import edm_zip, pixels
 
 

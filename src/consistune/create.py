@@ -161,7 +161,7 @@ class Job:
         return Forecast(*counts, *rates)
 
     def run(self) -> Path:
-        """Train, tune, measure; returns the page. Raises train.run.Interrupted after a signal."""
+        """Train, tune, measure; returns the page. Raises training.run.Interrupted after a signal."""
         recipes = {name: read_recipe(str(self._recipe_file(name))) for name in ("teacher", "tuned")}
         for name, recipe in recipes.items():
             train_run(self.out / name, recipe, self.screen, draw=self._draw, device=self.device)

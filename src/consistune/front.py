@@ -24,7 +24,7 @@ from consistune.core.objectives import Objective
 from consistune.data.images import DataSplit
 from consistune.data.inputs import as_split
 from consistune.errors import UserError
-from consistune.evaluate.sources import ModelSource
+from consistune.evaluation.sources import ModelSource
 from consistune.metrics.scores import score_suite
 from consistune.metrics.suite import Suite
 from consistune.models import default_sampler
@@ -33,8 +33,8 @@ from consistune.nn.precond import Preconditioned
 from consistune.recipe import Recipe, read_recipe, shipped_recipes, to_yaml, validate
 from consistune.recipe.plan import Given, make_plan
 from consistune.recipe.reading import assign
-from consistune.train.loop import StepReport, Trainer
-from consistune.train.run import RunFolder
+from consistune.training.loop import StepReport, Trainer
+from consistune.training.run import RunFolder
 
 TEMPLATE = "digits-"
 DIFFUSION = "edm"
@@ -155,7 +155,7 @@ def steps(
         out: a run's folder: log, checkpoints, model. A run that was stopped there is continued.
         device: "auto": CUDA if there is a device, else the CPU.
 
-    Raises UserError for arguments that do not fit; train.loop.TrainingDiverged as a run does.
+    Raises UserError for arguments that do not fit; training.loop.TrainingDiverged as a run does.
     """
     split = as_split(data)
     place = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)

@@ -16,8 +16,8 @@ from consistune.interop.checkpoints import load_checkpoint
 from consistune.interop.export import export_model
 from consistune.nn import store
 from consistune.nn.precond import Preconditioned
-from consistune.train import checkpoint
-from consistune.train.metrics_file import MetricsFile
+from consistune.training import checkpoint
+from consistune.training.metrics_file import MetricsFile
 
 EACH = 25
 """Flips a kind in the test suite."""

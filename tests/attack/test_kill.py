@@ -29,8 +29,8 @@ from consistune.models import draw_sheet
 from consistune.nn.precond import Preconditioned
 from consistune.recipe import read_recipe, to_yaml
 from consistune.recipe.plan import make_plan
-from consistune.train import checkpoint
-from consistune.train.run import RunFolder
+from consistune.training import checkpoint
+from consistune.training.run import RunFolder
 
 RECIPES = ("digits-sct", "digits-cm")
 IMAGES, FEW = 3_840, 640

@@ -15,11 +15,11 @@ from consistune.core.times import ConstGap, FixedGrid, GridPairs, LogNormalPairs
 from consistune.data.images import ImageSet
 from consistune.nn import store
 from consistune.nn.precond import Preconditioned
-from consistune.train.augment import augment_batch
-from consistune.train.ema import FixedAverage
-from consistune.train.loop import Trainer
-from consistune.train.optim import Optimizer
-from consistune.train.options import TrainOptions
+from consistune.training.augment import augment_batch
+from consistune.training.ema import FixedAverage
+from consistune.training.loop import Trainer
+from consistune.training.optim import Optimizer
+from consistune.training.options import TrainOptions
 
 SHAPE, CLASSES = (1, 8, 8), 4
 UNET = {"channel_mult": [1, 2], "num_blocks": 1, "attn_resolutions": [4]}

@@ -12,8 +12,8 @@ from consistune.cli.evaluate import evaluate
 from consistune.cli.sample import sample
 from consistune.cli.train import train
 from consistune.nn import store
-from consistune.train.log import Telemetry
-from consistune.train.metrics_file import MetricsFile
+from consistune.training.log import Telemetry
+from consistune.training.metrics_file import MetricsFile
 
 pytestmark = [
     pytest.mark.gpu,

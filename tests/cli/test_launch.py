@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from consistune.train import checkpoint
+from consistune.training import checkpoint
 
 KEYS = (
     "network={kind: mlp, width: 16, blocks: 1}",

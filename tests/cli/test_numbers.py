@@ -36,7 +36,7 @@ def test_the_numeric_options_are_found() -> None:
 def test_an_odd_number_is_refused_by_name(names: tuple[str, ...], option: str, kind: str) -> None:
     for value in ("-1000000", "nan", "1e11" if kind == "int" else "inf", "-3"):
         if kind == "float" and value in ("-3", "-1000000") and option == "--std":
-            continue  # the averages' own rule (train.posthoc)
+            continue  # the averages' own rule (training.posthoc)
         if value == "-3" and option in ("--guidance", "--omega"):
             continue
         with pytest.raises(Exception) as error:  # noqa: PT011 - the parser's or ours

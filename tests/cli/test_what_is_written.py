@@ -15,14 +15,14 @@ from consistune.cli.main import main
 from consistune.cli.options import parse_ranges
 from consistune.cli.sample import sample
 from consistune.errors import UserError
-from consistune.evaluate import sources
+from consistune.evaluation import sources
 from consistune.interop.export import format_of
 from consistune.nn import store
 from consistune.nn.precond import EDMPrecond
 from consistune.nn.small import ResidualMLP
 from consistune.recipe import read_recipe, to_yaml
 from consistune.recipe.plan import make_plan
-from consistune.train.run import RunFolder
+from consistune.training.run import RunFolder
 
 
 @pytest.fixture

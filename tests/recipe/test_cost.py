@@ -15,7 +15,7 @@ from consistune.recipe import cost as dryrun
 from consistune.recipe import read_recipe
 from consistune.recipe.plan import Plan, make_plan
 from consistune.system.processes import Processes
-from consistune.train.loop import Trainer
+from consistune.training.loop import Trainer
 
 NETWORK = "network={kind: mlp, width: 32, blocks: 2}"
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from consistune.reproduce.demo import Demo
-from consistune.train.run import Interrupted
+from consistune.training.run import Interrupted
 
 SHORT = ("train.images=5_120", "train.batch=128")
 

@@ -20,7 +20,7 @@ from consistune.reproduce.results import as_csv, over_seeds
 from consistune.reproduce.run import read_experiment, reproduce
 from consistune.reproduce.spec import RunSpec
 from consistune.reproduce.study import Study, samplers
-from consistune.train.lock import Busy, folder_lock
+from consistune.training.lock import Busy, folder_lock
 
 TINY = (
     "train.images=768",

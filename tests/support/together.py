@@ -14,8 +14,8 @@ from consistune.core.objectives import Draws, Objective
 from consistune.recipe import read_recipe, to_yaml
 from consistune.recipe.plan import make_plan
 from consistune.system.processes import Processes
-from consistune.train.loop import Trainer
-from consistune.train.run import Interrupted, RunFolder
+from consistune.training.loop import Trainer
+from consistune.training.run import Interrupted, RunFolder
 
 Words = tuple[str, ...]
 

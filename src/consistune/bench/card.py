@@ -10,7 +10,7 @@ from consistune.bench import sampling, training
 from consistune.bench.timing import Timing, alternate, times_as_fast
 from consistune.bench.training import products_in
 from consistune.bench.workload import Workload
-from consistune.train.precision import HALF, Word
+from consistune.training.precision import HALF, Word
 
 BATCH = 128
 WARMUP = 11

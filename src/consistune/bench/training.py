@@ -19,10 +19,10 @@ from consistune.data.images import ImageSet
 from consistune.nn.precond import Preconditioned
 from consistune.system.host import peak_bytes
 from consistune.system.processes import Processes
-from consistune.train.loop import Trainer
-from consistune.train.optim import Optimizer
-from consistune.train.options import TrainOptions
-from consistune.train.precision import HALF, Word
+from consistune.training.loop import Trainer
+from consistune.training.optim import Optimizer
+from consistune.training.options import TrainOptions
+from consistune.training.precision import HALF, Word
 
 TOLERANCE: dict[Word, tuple[float, float]] = {"fp32": (1e-5, 1e-4), "bf16": (0.02, 0.05)}
 """The largest relative error of losses and of gradients against the plain step, by precision."""

@@ -69,7 +69,7 @@ def _prepared(source: Path, folder: Path, size: int | None, screen: Screen) -> t
     """The images of a source, prepared in the job's folder, and that folder; a prepared set as it is."""
     from contextlib import ExitStack
 
-    from consistune.cli.data_view import PreparationProgress, counts
+    from consistune.cli.data_view import PreparationProgress, counts, print_outcome
     from consistune.data.images import SETS, load_data
     from consistune.data.prepare import pool
     from consistune.data.prepare import run as preparation
@@ -95,14 +95,12 @@ def _prepared(source: Path, folder: Path, size: int | None, screen: Screen) -> t
             try:
                 meta = prepare(HELD_OUT)
             except UserError as error:
-                if error.where != "--held-out":
+                if error.where != "--held-out" or "test set of its own" not in error.what:
                     raise
-                meta = prepare(0.0)  # the source has a test set of its own
+                meta = prepare(0.0)
+        print_outcome(meta, prepared)
     else:
-        meta = read_meta(prepared)
-    if meta.bad:
-        screen.say(f"{len(meta.bad)} images were left out: consistune data info {prepared} lists them")
-    screen.say(counts(meta))
+        screen.say(counts(read_meta(prepared)))
     return load_data(str(prepared)), str(prepared)
 
 

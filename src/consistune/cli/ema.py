@@ -22,7 +22,7 @@ def reconstruct(
     A model folder at --out is replaced; anything else there is refused.
     """
     from consistune.nn import store
-    from consistune.train import posthoc
+    from consistune.training import posthoc
 
     replaces = store.check_destination(out)
     store.save(posthoc.reconstruct(run, std, at), out)

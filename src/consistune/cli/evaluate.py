@@ -14,7 +14,7 @@ from consistune.metrics.table import METRICS
 if TYPE_CHECKING:
     import torch
 
-    from consistune.evaluate.request import LabelRule, Request
+    from consistune.evaluation.request import LabelRule, Request
     from consistune.metrics.moments import Convention
 
 
@@ -84,7 +84,7 @@ def evaluate(
     device: options.Device = "auto",
 ) -> None:
     """Measure a model: Fréchet and kernel distance, precision and recall, memorisation."""
-    from consistune.evaluate.request import Request
+    from consistune.evaluation.request import Request
 
     _check_words(labels, search, covariance)
     _check_effects(search, search_samples, x_flip, reference)
@@ -147,8 +147,8 @@ def _check_effects(
 
 def _check_words(labels: str | None, search: str | None, covariance: str) -> None:
     """Raises UserError for a word that is not known."""
-    from consistune.evaluate.request import LABEL_RULES
-    from consistune.evaluate.search import all_settings
+    from consistune.evaluation.request import LABEL_RULES
+    from consistune.evaluation.search import all_settings
     from consistune.metrics.moments import Convention
 
     options.check_choice(labels, LABEL_RULES, "--labels")
@@ -158,7 +158,7 @@ def _check_words(labels: str | None, search: str | None, covariance: str) -> Non
 
 def _run(request: "Request") -> None:
     """Evaluate, and print the path of the page; of several processes the first one speaks."""
-    from consistune.evaluate.job import Job
+    from consistune.evaluation.job import Job
     from consistune.system.processes import rank_and_count
 
     first = rank_and_count()[0] == 0

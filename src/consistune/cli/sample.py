@@ -47,7 +47,7 @@ def sample(
 ) -> None:
     """Draw images, one per seed: a seed gives the same image, whatever else is drawn with it."""
     from consistune import models
-    from consistune.evaluate.settings import check_guidance, chosen_sampler
+    from consistune.evaluation.settings import check_guidance, chosen_sampler
 
     chosen = options.pick_device(device)
     numbers = images_out.Seeds(options.parse_ranges(seeds, "--seeds"))
@@ -107,7 +107,7 @@ def _load(folder: Path, device: "torch.device", precision: str, at: str | None =
     import torch
 
     from consistune.models import load
-    from consistune.train.latest import load_latest
+    from consistune.training.latest import load_latest
 
     options.check_choice(at, ("latest",), "--at")
     model = load(folder, device) if at is None else load_latest(folder).to(device)

@@ -8,7 +8,7 @@ from rich.progress import BarColumn, Progress, ProgressColumn, Task, TaskID, Tex
 from rich.text import Text
 
 from consistune.errors import printable
-from consistune.train.interrupt import Interrupted
+from consistune.training.interrupt import Interrupted
 
 console = Console(stderr=True)
 

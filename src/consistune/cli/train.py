@@ -80,13 +80,13 @@ def _run(recipe: "Recipe", folder: Path, resume: bool, device: str, *, fit: bool
     Exits with status 130 after Ctrl-C and 143 after SIGTERM; the state is then saved. With `fit` the
     micro-batch is what fits the device, and the run's recipe says so.
     """
-    from consistune.evaluate.while_training import training_evaluation
+    from consistune.evaluation.while_training import training_evaluation
     from consistune.models import draw_sheet
     from consistune.recipe import cost, to_yaml
     from consistune.recipe.plan import make_plan
     from consistune.system.processes import Processes
-    from consistune.train import log
-    from consistune.train.run import RunFolder
+    from consistune.training import log
+    from consistune.training.run import RunFolder
 
     processes = Processes.start(pick_device(device))
     plan = make_plan(recipe, processes.device)

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from consistune.errors import UserError
 from consistune.recipe.plan import Plan
 from consistune.system.processes import Processes
-from consistune.train.ema import PowerFunction
+from consistune.training.ema import PowerFunction
 
 HALF_WAY = 0.5
 """The share of training at which the steps are taken: early steps may have no target to compute."""

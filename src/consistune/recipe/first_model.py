@@ -17,7 +17,7 @@ from consistune.recipe import Recipe, build
 from consistune.recipe.objectives import objective_class
 from consistune.recipe.ranges import check_memory, weight_bytes
 from consistune.recipe.reading import shipped_recipes
-from consistune.train.augment import LABELS
+from consistune.training.augment import LABELS
 
 SOURCES = {
     "edm-": "https://nvlabs-fi-cdn.nvidia.com/edm/pretrained",

@@ -40,8 +40,8 @@ from consistune.core.types import Denoiser
 from consistune.errors import UserError
 from consistune.nn.edm2 import EDM2Precond
 from consistune.nn.precond import Preconditioned
-from consistune.train.augment import LABELS, augment_batch
-from consistune.train.ema import Online, Target
+from consistune.training.augment import LABELS, augment_batch
+from consistune.training.ema import Online, Target
 
 FLOW_MAP_KEYS: dict[str, tuple[Any, Any]] = {
     "target": (Target, Online()),
@@ -75,7 +75,7 @@ def diffusion(
 
     uncertainty: the loss is weighted by the learned log-variance u(σ) of `precond: {kind: edm2}` (EDM2's
     eq. 21); elsewhere that head is left out of the model. augment: EDM's augmentation of the images, each of
-    its transforms with this probability (`train.augment`); the network needs augment_dim: 9.
+    its transforms with this probability (`training.augment`); the network needs augment_dim: 9.
     """
     known = getattr(student.network, "augment_dim", 0)
     if augment > 0 and known != LABELS:

@@ -22,11 +22,11 @@ from consistune.recipe import Recipe, build
 from consistune.recipe.first_model import check_space, first_model, load_weights
 from consistune.recipe.ranges import check_memory
 from consistune.system.processes import Processes
-from consistune.train.ema import Online, Target
-from consistune.train.loop import Trainer
-from consistune.train.optim import Optimizer
-from consistune.train.options import TrainOptions
-from consistune.train.precision import Precision, UntilRatio
+from consistune.training.ema import Online, Target
+from consistune.training.loop import Trainer
+from consistune.training.optim import Optimizer
+from consistune.training.options import TrainOptions
+from consistune.training.precision import Precision, UntilRatio
 
 
 @dataclass(frozen=True)

@@ -31,9 +31,9 @@ from consistune.errors import UserError, load_entry_point
 from consistune.nn import store
 from consistune.nn.precond import Preconditioned
 from consistune.recipe import objectives as built_objectives
-from consistune.train import ema, optim
-from consistune.train.options import TrainOptions
-from consistune.train.precision import UntilRatio
+from consistune.training import ema, optim
+from consistune.training.options import TrainOptions
+from consistune.training.precision import UntilRatio
 
 PARTS: dict[Any, dict[str, Any]] = {
     noise.NoiseSchedule: {

@@ -44,7 +44,7 @@ class Demo:
         out.mkdir(parents=True, exist_ok=True)
 
     def run(self) -> Path:
-        """All stages, then the page. Raises train.run.Interrupted after a signal, when the state is saved."""
+        """All stages, then the page. Raises Interrupted after a signal, when the state is saved."""
         began = time.perf_counter()
         fresh = not (self.out / "teacher").exists()
         held_out = self.data.need_held_out("the demo")

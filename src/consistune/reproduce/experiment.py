@@ -19,5 +19,5 @@ class Experiment(Description):
     on_data: ClassVar[bool] = True
 
     def make(self, study: Study) -> Outcome:
-        """Train, or take what is there, and measure. Raises train.run.Interrupted after a signal."""
+        """Train, or take what is there, and measure. Raises training.run.Interrupted after a signal."""
         raise NotImplementedError

@@ -40,7 +40,7 @@ def reproduce(name: str, study: Study) -> Path:
     """Make one experiment; returns the path of its page. Finished runs are taken, stopped runs continued.
 
     Raises UserError for an unknown name, for what the data do not have, and for --set where no model is
-    tuned; train.run.Interrupted after a signal.
+    tuned; training.run.Interrupted after a signal.
     """
     experiment = read_experiment(name)
     if study.student and not experiment.tunes:

@@ -15,8 +15,8 @@ from consistune.nn.precond import Preconditioned
 from consistune.recipe import Recipe, to_yaml
 from consistune.recipe.plan import make_plan
 from consistune.system.progress import Screen
-from consistune.train.metrics_file import EVALUATION, MetricsFile
-from consistune.train.run import RunFolder
+from consistune.training.metrics_file import EVALUATION, MetricsFile
+from consistune.training.run import RunFolder
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ def train_run(
         all_averages: evaluate every average of `train.ema`, not the first alone; the names of the others
             begin with "average NUMBER, ".
 
-    Raises UserError where the folder holds a run of another recipe or of other images; train.run.Interrupted
+    Raises UserError where the folder holds a run of another recipe or of other images; Interrupted
     after a signal.
     """
     text = to_yaml(recipe)

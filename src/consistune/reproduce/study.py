@@ -1,6 +1,6 @@
 """One folder of runs on one data set at one scale: what experiments share is trained and measured once.
 
-    FOLDER/runs/KIND-HASH-SEED/      a run's folder (train.run); its curve is in metrics.jsonl
+    FOLDER/runs/KIND-HASH-SEED/      a run's folder (training.run); its curve is in metrics.jsonl
     FOLDER/runs/…/measured.json      what was measured on the finished run, by question
     FOLDER/EXPERIMENT/               data.csv, data.json, plots, report.html
     FOLDER/EXPERIMENT,KEY=VALUE/     the same with keys that were set
@@ -33,7 +33,7 @@ from consistune.reproduce.runs import Run, train_run, with_points
 from consistune.reproduce.spec import RunSpec, Scale, ScaleSettings, at_scale, settings_of
 from consistune.system.files import write_atomically
 from consistune.system.progress import Screen
-from consistune.train.lock import shared
+from consistune.training.lock import shared
 
 Made = TypeVar("Made")
 
@@ -113,7 +113,7 @@ class Study:
         return self.share({(seed, name): partial(self.run, name, spec, seed) for seed, (name, spec) in jobs})
 
     def share(self, jobs: Mapping[Any, Callable[[], Made]]) -> list[Made]:
-        """Do the jobs that no other program does, then wait for the others (see train.lock.shared)."""
+        """Do the jobs that no other program does, then wait for the others (see training.lock.shared)."""
         return list(shared(jobs, self.screen.say).values())
 
     def run(self, name: str, spec: RunSpec, seed: int) -> Run:

@@ -1,0 +1,127 @@
+"""The suite of an evaluation: its data, extractor, classifier, reference and metrics, from the options."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from consistune.data.images import DataSplit, ImageSet, load_data
+from consistune.errors import UserError
+from consistune.evaluation.request import Request
+from consistune.metrics.choose import can_classify, classifier_of, default_features
+from consistune.metrics.classifier import ImageClassifier
+from consistune.metrics.features import Extractor, load_extractor
+from consistune.metrics.metric import Setup
+from consistune.metrics.sheet import WITHOUT_FILE
+from consistune.metrics.statistics import (
+    ReferenceStatistics,
+    arrays_in,
+    build_reference,
+    read_reference,
+    read_samples,
+)
+from consistune.metrics.suite import Suite, default_metrics
+from consistune.metrics.table import metric_class
+from consistune.system.files import check_writable
+from consistune.system.progress import Screen
+
+NO_FEATURES_NEEDED = {"fd", "fid", "is", "accuracy"}
+"""Metrics for which moments suffice, so that no features of images are computed beside them."""
+
+
+def check_destinations(request: Request) -> None:
+    """Raises UserError where what an evaluation writes at its end could not be written."""
+    check_writable(request.out, "--out", folder=True)
+    for path, option in ((request.keep, "--keep"), (request.save_reference, "--save-reference")):
+        if path is not None:
+            check_writable(path, option)
+
+
+def images_in(reference: Path | None) -> str | None:
+    """The reference's file where it holds images too (arr_0), as published batches do."""
+    return str(reference) if reference is not None and "arr_0" in arrays_in(reference) else None
+
+
+def read_data(word: str | None) -> DataSplit | None:
+    """The data that `--data` names; a .npz of images (arr_0) has no held-out part."""
+    if word is None or not word.endswith(".npz"):
+        return None if word is None else load_data(word)
+    images, labels = read_samples(Path(word))
+    if labels is None:
+        labels = torch.zeros(len(images), dtype=torch.long)
+    names = tuple(str(i) for i in range(int(labels.max()) + 1))
+    return DataSplit(ImageSet.of(word, images, labels, names), None)
+
+
+def build_suite(
+    request: Request,
+    data: DataSplit | None,
+    image_shape: tuple[int, int, int],
+    labelled: bool,
+    screen: Screen,
+) -> Suite:
+    """The suite for samples of this shape. Raises UserError where something is missing or does not fit."""
+    if data is None and request.reference is None:
+        raise UserError("nothing to compare with", "--data", "give images, or --reference with moments")
+    if data is not None and tuple(data.train.images.shape[1:]) != image_shape:
+        given = list(data.train.images.shape[1:])
+        raise UserError(f"the data are {given}, the samples {list(image_shape)}", "--data")
+    for name in request.metrics or ():
+        metric_class(name)  # an unknown name is refused before the work begins
+    word = _features(request, data)
+    classifier = _classifier(request, data, word, screen)
+    extractor = load_extractor(word, request.device, classifier)
+    screen.say(f"features: {extractor.name} ({extractor.identity})")
+    reference = _reference(request, data, extractor, screen).in_convention(request.covariance)
+    reference.check(extractor, image_shape, request.x_flip)
+    if request.save_reference is not None:
+        reference.save(request.save_reference)
+    setup = Setup(extractor, reference, data, classifier, labelled, request.covariance, request.extrapolate)
+    return Suite(setup, request.metrics or default_metrics(setup), request.batch)
+
+
+def _features(request: Request, data: DataSplit | None) -> str:
+    """The word for `load_extractor`."""
+    if request.features is not None:
+        return request.features
+    if {"fid", "is"} & set(request.metrics or ()):
+        raise UserError("FID and IS need the official Inception", "--metrics fid, is", WITHOUT_FILE)
+    if data is None:
+        raise UserError("no extractor is named", "--features", WITHOUT_FILE)
+    return default_features(data.train)
+
+
+def _classifier(
+    request: Request, data: DataSplit | None, word: str, screen: Screen
+) -> ImageClassifier | None:
+    """A classifier of the data's labels, where the extractor or a metric needs it and the data allow it."""
+    needed = word == "classifier" or "accuracy" in (request.metrics or ())
+    if not needed or data is None or not can_classify(data.train):
+        return None
+    screen.say("training a small classifier of the data's labels")
+    return classifier_of(data.train, request.device)
+
+
+def _reference(
+    request: Request, data: DataSplit | None, extractor: Extractor, screen: Screen
+) -> ReferenceStatistics:
+    """Moments from --reference, from a batch's own mu and sigma, or of the data; features of the data."""
+    path, name = request.reference, str(request.data or request.reference)
+    if path is None and {"mu", "sigma"} <= arrays_in(Path(name)):
+        path = Path(name)
+    moments = None if path is None else read_reference(path, extractor)
+    if moments is not None and moments.identity is None:
+        screen.say(f"{moments.source} does not name its extractor: taken as {extractor.name}'s")
+    if moments is not None and (data is None or set(request.metrics or ("all",)) <= NO_FEATURES_NEEDED):
+        return moments
+    if data is None:
+        raise ValueError("neither data nor reference")
+    screen.say("reference statistics of the training images (kept for the next time)")
+    own = build_reference(name, data.train.images, extractor, request.x_flip)
+    if moments is None:
+        return own
+    screen.say(
+        f"{path}: its mu and sigma are the reference of the Fréchet distance; the {len(data.train.images)} "
+        f"images of {name} are that of the other metrics"
+    )
+    return replace(moments, features=own.features, rows=own.rows, folder=own.folder)

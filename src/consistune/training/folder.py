@@ -1,0 +1,116 @@
+"""A run's folder on disk: how it begins, and which run may be continued in it.
+
+recipe.yaml        the resolved recipe            metrics.jsonl   a line every log_images
+environment.json   versions, hardware, command    log.txt         messages of the run
+checkpoints/       the newest `keep`              tensorboard/    the same scalars
+snapshots/         averaged models at shares of training, for guidance
+ema/               snapshots of power-function averages, for averages of other lengths (posthoc)
+best/              the averaged model that measured best
+samples/           images from the same noise, as training goes on
+.lock              held by the program that trains here
+model/             the averaged model, when the run is done
+"""
+
+import json
+import re
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from consistune.errors import UserError
+from consistune.nn import store
+from consistune.system.files import write_atomically
+from consistune.system.host import machine, package_version
+from consistune.system.processes import launched_processes
+from consistune.training.metrics_file import MetricsFile
+
+RECIPE = "recipe.yaml"
+OWN_FOLDERS = ("checkpoints", "snapshots", "ema", "samples")
+"""The folders in which a run writes file by file, or folder by folder."""
+MACHINE_KEYS = ("microbatch", "shard", "compile", "channels_last", "checkpointing", "trackers", "keep")
+"""Keys of `train` that may change when a run is continued, for example on another machine."""
+
+
+def create(folder: Path, recipe_text: str) -> None:
+    """Begin a run's folder. Raises UserError where there is a run already."""
+    if (folder / RECIPE).exists():
+        raise UserError(
+            "a run is there already", str(folder), "add --resume to continue it, or choose another --out"
+        )
+    folder.mkdir(parents=True, exist_ok=True)
+    environment = {
+        "consistune": package_version(),
+        "command": sys.argv,
+        "processes": launched_processes(),
+        **machine(),
+    }
+    write_atomically(folder / "environment.json", json.dumps(environment, indent=2) + "\n")
+    write_atomically(folder / RECIPE, recipe_text)
+
+
+def check_continuation(folder: Path, recipe_text: str, extend: bool = False) -> None:
+    """Raises UserError where there is no run to continue, or a run of another recipe.
+
+    extend: train.images may differ.
+    """
+    saved = folder / RECIPE
+    if not saved.is_file():
+        raise UserError("there is no run to continue", str(folder), "start it without --resume")
+    free = (*MACHINE_KEYS, "images") if extend else MACHINE_KEYS
+    if _method(saved.read_text(encoding="utf-8"), free) != _method(recipe_text, free):
+        raise UserError(
+            "the recipe differs from the one this run began with",
+            str(saved),
+            f"continue with `consistune train {folder} --resume`, or choose another --out",
+        )
+
+
+def progress(folder: Path) -> str:
+    """What in a run's folder shows that images were trained; "" where there is nothing."""
+    records = MetricsFile(folder).records()
+    found = [f"metrics.jsonl up to {records[-1]['images']:,} images"] if records else []
+    for name in ("checkpoints", "snapshots", "ema", "best", "model"):
+        number = len(list((folder / name).iterdir())) if (folder / name).is_dir() else 0
+        if number:
+            found.append(f"{number} file(s) in {name}" if name in OWN_FOLDERS else f"{name}/")
+    return ", ".join(found)
+
+
+def _method(recipe_text: str, free: tuple[str, ...]) -> Any:
+    """A recipe without those keys of `train`."""
+    recipe = yaml.safe_load(recipe_text)
+    train = {key: value for key, value in recipe.get("train", {}).items() if key not in free}
+    return {**recipe, "train": train}
+
+
+PARTIAL = re.compile(r"\..+\.\d+\.(partial|old)|\.step-\d{8,}")
+"""The names of what this program has begun to write: `system.files`, `nn.store`, `training.checkpoint`."""
+
+
+def remove_partial_files(folder: Path) -> None:
+    """Remove what a killed process did not finish writing, from the folder and the folders of the run in it.
+
+    A model whose replacement was broken off between two renames gets its name back.
+    """
+    for place in (folder, *(folder / name for name in OWN_FOLDERS)):
+        if place.is_symlink() or not place.is_dir():
+            continue
+        for path in list(place.iterdir()):
+            if path.is_symlink():
+                continue
+            if PARTIAL.fullmatch(path.name):
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
+            elif path.name.startswith(".") and path.name.endswith(".old") and store.is_model_folder(path):
+                _end_replacement(path)
+
+
+def _end_replacement(old: Path) -> None:
+    """Give an old model its name back, or remove it where the new model has that name already."""
+    folder = old.with_name(old.name[1:].removesuffix(".old"))
+    if folder.exists():
+        shutil.rmtree(old)
+    else:
+        old.rename(folder)

@@ -1,0 +1,29 @@
+"""The model in the newest checkpoint of a run that is not finished."""
+
+from pathlib import Path
+
+from consistune.errors import UserError
+from consistune.nn import store
+from consistune.nn.precond import Preconditioned
+from consistune.training import checkpoint
+
+CONFIG = "config"
+"""The key of a checkpoint under which the configuration of the averaged model stands."""
+
+
+def load_latest(run: Path) -> Preconditioned:
+    """The first average in the newest sound checkpoint of a run's folder, in evaluation mode.
+
+    Raises UserError where there is no such checkpoint, or one of a version that did not keep what to build.
+    """
+    state, damaged = checkpoint.load_newest(run / "checkpoints")
+    if state is None:
+        found = f"{len(damaged)} damaged one(s)" if damaged else "none"
+        raise UserError(f"there is no sound checkpoint, but {found}", str(run), "give a run's folder")
+    if CONFIG not in state:
+        raise UserError(
+            "its checkpoints do not say what to build", str(run), "continue the run, which writes new ones"
+        )
+    model = store.build(state[CONFIG], str(run))
+    model.load_state_dict(state["averages"][0])
+    return model.eval()

@@ -1,0 +1,273 @@
+"""The whole of `consistune evaluate`, on the digits."""
+
+import json
+import math
+import os
+import subprocess
+import sys
+from contextlib import contextmanager
+from dataclasses import replace
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from consistune.core.sampling import Multistep
+from consistune.data.images import digits
+from consistune.errors import UserError
+from consistune.evaluation.job import Job
+from consistune.evaluation.record import summarise
+from consistune.evaluation.request import Request
+from consistune.evaluation.search import SETTINGS, Range, golden_section
+from consistune.evaluation.sources import ModelSource
+from consistune.evaluation.while_training import training_evaluation
+from consistune.metrics.choose import classifier_of
+from consistune.metrics.classifier import ImageClassifier
+from consistune.metrics.sheet import INCEPTION
+from consistune.nn import store
+from consistune.nn.card import ModelCard
+from consistune.nn.precond import EDMPrecond
+from consistune.nn.small import ResidualMLP
+from tests.support.inception import write_inception
+
+
+class Quiet:
+    def say(self, text: str) -> None: ...
+    def advance(self, amount: int, note: str | None = None) -> None: ...
+
+    @contextmanager
+    def bar(self, description: str, total: int, done: int = 0):
+        yield self
+
+
+@pytest.fixture(autouse=True, scope="module")
+def cache(tmp_path_factory):
+    """The user's own cache is neither read nor written."""
+    folder = tmp_path_factory.mktemp("cache")
+    old = os.environ.get("CONSISTUNE_CACHE")
+    os.environ["CONSISTUNE_CACHE"] = str(folder)
+    yield folder
+    os.environ.pop("CONSISTUNE_CACHE")
+    if old is not None:
+        os.environ["CONSISTUNE_CACHE"] = old
+
+
+@pytest.fixture(autouse=True)
+def one_classifier(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The digits' classifier takes five seconds and is the same every time: trained once for these tests."""
+    monkeypatch.setattr("consistune.evaluation.setup.classifier_of", lambda *_: digit_classifier())
+
+
+@lru_cache(maxsize=1)
+def digit_classifier() -> ImageClassifier:
+    return classifier_of(digits().train)
+
+
+@pytest.fixture(scope="module")
+def model_folder(tmp_path_factory) -> Path:
+    torch.manual_seed(0)
+    model = EDMPrecond(ResidualMLP((1, 8, 8), num_classes=10, width=32, blocks=1))
+    model.card = ModelCard(objective="consistency", mid_t=(0.8,))
+    return store.save(model, tmp_path_factory.mktemp("model") / "model")
+
+
+def samples_file(path: Path, images: torch.Tensor) -> Path:
+    np.savez(path, arr_0=images.permute(0, 2, 3, 1).numpy())
+    return path
+
+
+def evaluate(tmp_path: Path, model: Path, **wanted) -> dict:
+    page = Job(Request(model, tmp_path / "out", **{"data": "digits", **wanted}), Quiet()).run()
+    assert page.read_text(encoding="utf-8").startswith("<!doctype html>")
+    return json.loads((tmp_path / "out" / "results.json").read_text())
+
+
+def means(row: dict) -> dict[str, float]:
+    return {name: value["mean"] for name, value in row["summary"].items()}
+
+
+def test_copies_of_the_training_set_are_perfect_but_for_memorisation(tmp_path: Path) -> None:
+    train = digits().train.images
+    file = samples_file(tmp_path / "copies.npz", train)
+    found = means(evaluate(tmp_path, file, samples=len(train))["rows"][0])
+    assert found["fd-classifier"] == pytest.approx(0, abs=1e-6)
+    assert found["precision"] == found["recall"] == found["copies"] == 1
+    assert found["novelty"] == 0
+    assert found["near_copies"] == 1
+
+
+def test_held_out_images_are_good_and_new_and_noise_is_neither_good(tmp_path: Path) -> None:
+    held_out = digits().held_out
+    assert held_out is not None
+    n = len(held_out.images)
+    file = samples_file(tmp_path / "real.npz", held_out.images)
+    real = means(evaluate(tmp_path, file, samples=n)["rows"][0])
+    generator = torch.Generator().manual_seed(0)
+    pure = torch.randint(0, 256, held_out.images.shape, generator=generator, dtype=torch.uint8)
+    noise = means(evaluate(tmp_path, samples_file(tmp_path / "noise.npz", pure), samples=n)["rows"][0])
+    assert real["novelty"] == pytest.approx(1)
+    assert real["novelty_features"] == pytest.approx(1)
+    assert real["copies"] == 0
+    assert real["near_copies"] < 0.02
+    assert real["fd-classifier"] < noise["fd-classifier"] / 50
+    assert real["precision"] > 0.7 > 0.1 > noise["precision"]
+    half = digits().train.images[digits().train.labels < 5]
+    file = samples_file(tmp_path / "half.npz", half)
+    dropped = means(evaluate(tmp_path, file, samples=len(half))["rows"][0])
+    assert dropped["precision"] == 1
+    assert dropped["recall"] < 0.75
+
+
+def test_a_model_is_measured_in_several_steps_and_blocks(tmp_path: Path, model_folder: Path) -> None:
+    results = evaluate(
+        tmp_path,
+        model_folder,
+        samples=60,
+        blocks=2,
+        steps=(1, 2),
+        keep=tmp_path / "kept.npz",
+        extrapolate=True,
+    )
+    assert [row["sampler"]["evaluations"] for row in results["rows"]] == [1, 2]
+    row = results["rows"][0]
+    assert row["seeds"] == [[0, 59], [60, 119]]
+    a, b = (block["values"]["fd-classifier"] for block in row["blocks"])
+    assert row["summary"]["fd-classifier"] == {
+        "mean": pytest.approx((a + b) / 2),
+        "min": min(a, b),
+        "standard_error": pytest.approx(abs(a - b) / 2),
+    }
+    kept = sorted(tmp_path.glob("kept_*.npz"))
+    assert len(kept) == 4
+    # The same seeds measured from the file give the same numbers: they were quantised before.
+    again = evaluate(tmp_path, kept[0], samples=60)
+    assert means(again["rows"][0])["fd-classifier"] == pytest.approx(a, rel=1e-7)
+    for key in ("model", "data", "extractor", "environment", "labels"):
+        assert results[key]
+    assert len(results["model"]["sha256"]) == len(results["data"]["sha256"]) == 64
+
+
+def test_one_block_of_one_row_is_kept_under_the_name_that_was_given(tmp_path: Path) -> None:
+    wanted = Request(tmp_path, tmp_path, "digits", keep=tmp_path / "kept.npz")
+    assert wanted.keep_file("1 evaluation", 0, 0, 1) == tmp_path / "kept.npz"
+    assert wanted.keep_file("1 evaluation", 0, 1, 2) == tmp_path / "kept_process1.npz"
+    both = replace(wanted, steps=(1, 2), blocks=2)
+    assert both.keep_file("2 evaluations", 1, 0, 1) == tmp_path / "kept_2-evaluations_block1.npz"
+
+
+def test_fid_is_what_the_official_file_gives(tmp_path: Path, model_folder: Path) -> None:
+    file, _ = write_inception(tmp_path, "small.pt", 96)
+    protocol = INCEPTION.model_copy(update={"dim": 96})
+    file.with_suffix(".yaml").write_text(protocol.model_dump_json())  # JSON is YAML
+    wanted = {"features": str(file), "metrics": ("fid", "is", "kid"), "samples": 50}
+    found = means(evaluate(tmp_path, model_folder, **wanted)["rows"][0])
+    assert {"fid", "kid", "is"} <= set(found)
+    assert all(math.isfinite(value) for value in found.values())
+
+
+@pytest.mark.parametrize(
+    ("wanted", "complaint"),
+    [
+        ({"metrics": ("fid",)}, "official Inception.*fd-efficientnet"),
+        ({"metrics": ("fid",), "features": "classifier"}, "fd-classifier is not FID"),
+        ({"metrics": ("is",), "features": "classifier"}, "no class probabilities"),
+        ({"metrics": ("fd", "beauty")}, "unknown metric 'beauty'"),
+        ({"data": None}, "nothing to compare with"),
+        ({"search": "eta"}, "no phases"),
+    ],
+)
+def test_what_cannot_be_is_refused(wanted, complaint, tmp_path: Path, model_folder: Path) -> None:
+    with pytest.raises(UserError, match=complaint):
+        evaluate(tmp_path, model_folder, samples=20, **wanted)
+
+
+def test_the_search_finds_a_known_valley_and_reports_its_points() -> None:
+    best, curve = golden_section(lambda t: (math.log(t) - math.log(1.5)) ** 2, SETTINGS["mid-t"].values, 20)
+    assert best == pytest.approx(1.5, rel=0.01)
+    assert len(curve) == 20
+    assert curve == sorted(curve)
+    assert golden_section(lambda t: t, Range(0.0, 1.0, False), 9)[0] == 0.0
+
+
+def test_the_search_is_confirmed_on_all_samples(tmp_path: Path, model_folder: Path) -> None:
+    results = evaluate(
+        tmp_path, model_folder, samples=40, search="mid-t", search_samples=30, search_evaluations=8
+    )
+    assert results["rows"][0]["name"] == "mid-t as the model says"
+    assert results["rows"][1]["sampler"]["mid"] == [results["search"]["best"]]
+    assert len(results["search"]["curve"]) == 8
+    assert (tmp_path / "out" / "curve.svg").read_text().startswith("<svg xmlns")
+    assert (tmp_path / "out" / "curve.png").read_bytes()[:4] == b"\x89PNG"
+
+
+def test_labels_follow_the_rule_and_the_seed_alone(model_folder: Path) -> None:
+    labels = torch.tensor([3] * 90 + [5] * 10)
+    drawing = ModelSource(store.load(model_folder), Multistep(), labels)
+    found = drawing.labels_of(range(2000))
+    assert torch.equal(found[100:110], drawing.labels_of(range(100, 110)))
+    assert set(found.tolist()) == {3, 5}
+    assert float((found == 5).double().mean()) == pytest.approx(0.1, abs=0.03)
+    uniform = ModelSource(store.load(model_folder), Multistep(), labels, "uniform").labels_of(range(2000))
+    assert torch.bincount(uniform).min() > 140
+
+
+def test_one_block_has_no_error() -> None:
+    assert summarise([{"fd": 2.0}]) == {"fd": {"mean": 2.0, "min": 2.0, "standard_error": None}}
+
+
+def test_the_curve_in_training_is_repeatable_and_named(model_folder: Path) -> None:
+    model = store.load(model_folder)
+    evaluate_quickly = training_evaluation(digits(), samples=40)
+    assert evaluate_quickly(model) == evaluate_quickly(model)
+    assert next(iter(evaluate_quickly(model))) == "fd-classifier_percent"
+
+
+def run_processes(count: int, arguments: list[str], env: dict[str, str]) -> None:
+    port = str(29500 + os.getpid() % 400)
+    common = {**env, "WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    started = [
+        subprocess.Popen(
+            [sys.executable, "-m", "consistune", "evaluate", *arguments],
+            env={**common, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+            stderr=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+        )
+        for rank in range(count)
+    ]
+    for process in started:
+        _, errors = process.communicate(timeout=240)
+        assert process.returncode == 0, errors.decode()[-2000:]
+
+
+def test_two_processes_give_what_one_gives(tmp_path: Path, model_folder: Path) -> None:
+    text = "def raw(x):\n    return x[:, 0].flatten(1)[:, ::3]\nraw.protocol = {'name': 'fd-raw'}\n"
+    (tmp_path / "raw_pixels.py").write_text(text)
+    path = os.pathsep.join([str(tmp_path), *sys.path])
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": path}
+    found = []
+    for count in (1, 2):
+        out = tmp_path / str(count)
+        env["CONSISTUNE_CACHE"] = str(
+            tmp_path / f"cache-{count}"
+        )  # the reference too is made by one or by two
+        options = [
+            "--data",
+            "digits",
+            "--samples",
+            "101",
+            "--batch",
+            "16",
+            "--device",
+            "cpu",
+            "--extrapolate",
+        ]
+        options += ["--features", "raw_pixels:raw"]
+        run_processes(count, [str(model_folder), *options, "--out", str(out)], env)
+        results = json.loads((out / "results.json").read_text())
+        assert results["environment"]["processes"] == count
+        found.append(results["rows"][0])
+    assert found[0]["blocks"][0]["worst"] == found[1]["blocks"][0]["worst"]
+    for name, value in means(found[0]).items():
+        assert means(found[1])[name] == pytest.approx(value, rel=1e-9), name

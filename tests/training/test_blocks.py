@@ -1,0 +1,69 @@
+"""Blocks are compiled one by one, each as one graph, and sharded around that."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from consistune.core.noise import EDM
+from consistune.system.processes import Processes
+from consistune.training import sharding
+from consistune.training.loop import StepLoss, compile_blocks
+from consistune.training.precision import Precision
+from tests.card.runs import SHAPE, model
+
+
+@pytest.fixture
+def alone(tmp_path: Path) -> Iterator[Processes]:
+    """A group of one process."""
+    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/a", rank=0, world_size=1)
+    try:
+        yield Processes(torch.device("cpu"), 0, 1)
+    finally:
+        torch.distributed.destroy_process_group()
+
+
+SLOW = pytest.mark.slow
+
+
+@pytest.mark.parametrize(
+    "kind", ["patch-unet", *(pytest.param(kind, marks=SLOW) for kind in ("song", "adm", "edm2"))]
+)
+def test_a_sharded_block_is_one_graph_a_pass_and_its_hooks_stay_outside(
+    kind: str, alone: Processes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compiled = torch.compile
+    monkeypatch.setattr(
+        torch, "compile", lambda function, **_: compiled(function, backend="eager", fullgraph=True)
+    )
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    network = model(kind).train()
+    names = network.state_dict().keys()
+    compile_blocks(network.network)
+    sharding.shard(network, alone)
+    sharding.force_weight_norms(network)
+    x, t = torch.randn(2, *SHAPE), torch.ones(2)
+    network(x, t).sum().backward()
+    with torch.no_grad():
+        network(x, t)
+    counters = torch._dynamo.utils.counters
+    assert not counters["graph_break"]
+    assert counters["stats"]["unique_graphs"] <= 2 * len(sharding.blocks(network.network))
+    assert network.state_dict().keys() == names
+
+
+def test_a_sharded_model_gets_images_channels_last_and_keeps_its_weights(alone: Processes) -> None:
+    network = model("song", dropout=0.0).train()
+    x, t = torch.randn(2, *SHAPE), torch.ones(2)
+    expected = network(x, t)
+    sharding.shard(network, alone)
+    formats: list[bool] = []
+    block = next(iter(network.network.dec.children()))  # type: ignore[union-attr]
+    block.register_forward_pre_hook(
+        lambda _, given: formats.append(given[0].is_contiguous(memory_format=torch.channels_last))
+    )
+    step = StepLoss(network, Precision("fp32", network, alone.device), EDM(), channels_last=True)
+    torch.testing.assert_close(step._denoiser(network)(x, t), expected, rtol=1e-4, atol=1e-5)
+    assert formats == [True]
