@@ -70,7 +70,15 @@ def test_a_loss_that_explodes_within_the_first_steps_is_compared_with_the_first(
     assert "median loss grew" in str(watch.fault())
 
 
-@pytest.mark.parametrize("losses", [[-3.0] * 20 + [0.2] * 20, [0.0] + [1.0] * 20, [1.0, 9.0, 0.01] * 9])
+@pytest.mark.parametrize(
+    "losses",
+    [
+        [-3.0] * 20 + [0.2] * 20,
+        [0.0] + [1.0] * 20,
+        [1.0, 9.0, 0.01] * 9,
+        [-0.05] * 20 + [1e-4] * 40 + [0.05] * 40,
+    ],
+)
 def test_losses_that_are_negative_or_zero_or_scatter_are_sound(losses: list[float]) -> None:
     watch = Soundness([nn.Linear(2, 2)], Processes(torch.device("cpu")))
     for loss in losses:

@@ -19,6 +19,8 @@ from consistune.training.sharding import local
 LOSS_FACTOR = 100.0
 """The recent losses' median may be this many times the earlier ones'. Losses of sound runs fall, or grow by a
 small factor where the gap to the earlier time shrinks."""
+SMALLEST_LOSS = 0.1
+"""An earlier median below this counts as this: a loss with a learned uncertainty passes through 0."""
 FIRST_LOSS_FACTOR = 3.0
 """The earlier median is taken to be at most this many times the first loss, which is that of the weights
 before any update. So a run that explodes within its first steps is not compared with itself."""
@@ -102,7 +104,7 @@ class Soundness:
         if not math.isfinite(recent) and (finished or len(self.losses) >= FIRST):
             return "most of the last losses are not finite"
         earlier = median(self.medians) if self.medians else self.first
-        if math.isfinite(recent) and recent > LOSS_FACTOR * max(earlier, torch.finfo().tiny):
+        if math.isfinite(recent) and recent > LOSS_FACTOR * max(earlier, SMALLEST_LOSS):
             return f"the median loss grew from at most {earlier:.3g} to {recent:.3g}"
         if len(self.losses) >= FIRST:
             self.medians.append(recent)
