@@ -23,7 +23,7 @@ KEYS = ["network={kind: mlp, width: 8, blocks: 1}", "train.batch=64", "train.log
 
 
 @pytest.mark.parametrize(
-    ("rate", "images"), [("1e30", 640), (".inf", 640), ("1e3", 1280), ("1e3", 64), ("3e38", 64), ("10", 640)]
+    ("rate", "images"), [("1e30", 640), ("1e3", 1280), ("1e3", 64), ("3e38", 64), ("10", 640)]
 )
 @pytest.mark.parametrize("checkpoints", [64, 320, 100_000])
 def test_a_rate_that_destroys_the_weights_ends_the_run_and_nothing_is_stored(
