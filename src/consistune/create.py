@@ -251,6 +251,7 @@ class Job:
             "features": None if suite is None else suite.setup.extractor.name,
             "rows": rows,
             "held_out": held_out,
+            "held_out_images": 0 if self.data.held_out is None else len(self.data.held_out),
         }
 
     def _real(self, suite: Any) -> float:

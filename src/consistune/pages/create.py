@@ -8,6 +8,8 @@ from consistune.pages.pictures import grid_png
 HEAD = ("Model", "Evaluations", "Images a second", "Fréchet distance, %", "Novelty")
 SOFT, GOOD = 4.0, 1.5
 """The tuned model's distance over the teacher's, from which the page calls it far and below which near."""
+LEARNED = 0.5
+"""A teacher has learned something where its distance is below this share of that of its own blurred means."""
 
 
 def create_page(results: dict[str, Any]) -> str:
@@ -23,28 +25,30 @@ def create_page(results: dict[str, Any]) -> str:
         forced=by["teacher", 1],
         tuned=tuned,
         speed_up=teacher["seconds"] / tuned["seconds"],
-        verdict=verdict(teacher.get("distance"), tuned.get("distance"), results["held_out"]),
+        verdict=verdict(*(row.get("distance") for row in (teacher, by["teacher", 1], tuned))),
         pictures=[Picture(name, grid_png(images, 10)) for name, images in results["pictures"].items()],
         measures=_table(results),
     )
 
 
-def verdict(teacher: float | None, tuned: float | None, real: float | None) -> str:
-    """What the distances mean, in plain sentences."""
-    if teacher is None or tuned is None:
+def verdict(teacher: float | None, forced: float | None, tuned: float | None) -> str:
+    """What the distances mean, in plain sentences.
+
+    forced: the teacher's in one step, which gives blurred means: what a model without training would reach.
+    """
+    if teacher is None or forced is None or tuned is None:
         return "The distances were not measured: no extractor of features fits these images here."
+    if teacher > LEARNED * forced:
+        return (
+            "The teacher has learned little yet: its images are hardly nearer to the training images than "
+            "blurred means. Give the job more time, or smaller images."
+        )
     ratio = tuned / max(teacher, 1e-9)
     if ratio <= GOOD:
-        near = "In one evaluation the tuned model is about as near to the training images as its teacher."
-    elif ratio <= SOFT:
-        near = "In one evaluation the tuned model is clearly behind its teacher; longer tuning helps."
-    else:
-        near = "In one evaluation the tuned model is far behind its teacher: give the job more time."
-    if real is None:
-        return near
-    if teacher > SOFT * real:
-        return near + " The teacher itself is still far from real images: it needs longer training."
-    return near + " The teacher is in the range of real images that were held out."
+        return "In one evaluation the tuned model is about as near to the training images as its teacher."
+    if ratio <= SOFT:
+        return "In one evaluation the tuned model is clearly behind its teacher; longer tuning helps."
+    return "In one evaluation the tuned model is far behind its teacher: give the job more time."
 
 
 def _table(results: dict[str, Any]) -> Table:
@@ -63,5 +67,6 @@ def _table(results: dict[str, Any]) -> Table:
         for row in results["rows"]
     ]
     if results["held_out"] is not None:
-        rows.append(("Real images, held out", "", "", f"{results['held_out']:.2f}", MISSING))
+        count = results["held_out_images"]
+        rows.append((f"Real images, {count:,} held out", "", "", f"{results['held_out']:.2f}", MISSING))
     return Table(HEAD, [[Cell(cell) for cell in row] for row in rows])
