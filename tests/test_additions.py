@@ -119,7 +119,7 @@ for call in (lambda: register("gap", "sigmoid", FixedGap), lambda: register("gab
     ("module", "read"),
     [
         ("nn.store", lambda: build({"network": {"kind": "odd"}, "precond": {"kind": "edm"}})),
-        ("evaluate.search", all_settings),
+        ("evaluation.search", all_settings),
         ("metrics.table", lambda: metric_class("odd")),
         ("recipe.words", words.load_entry_points.__wrapped__),
     ],

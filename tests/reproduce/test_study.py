@@ -162,7 +162,7 @@ def test_keys_hold_for_every_student_and_leave_other_results_alone(whole: Path) 
 @pytest.mark.parametrize(
     ("key", "complaint"),
     [
-        ("pairs.gap.max_ratio=2.0", "max_ratio must lie in"),
+        ("pairs.gap.max_ratio=2.0", "max_ratio=2.0 is out of range"),
         ("loss.steps=2", "valid only at x_t"),  # SCT alone can have it
         ("estimator.size=8", "unknown key"),
     ],
