@@ -210,7 +210,7 @@ def pooled(monkeypatch, tmp_path: Path) -> Extractor:
     extractor = Extractor(
         protocol, lambda x: avg_pool2d(x.float(), 8).flatten(1), "pooled", torch.device("cpu")
     )
-    for module in ("evaluate.setup", "metrics.scores"):
+    for module in ("evaluation.setup", "metrics.scores"):
         monkeypatch.setattr(f"consistune.{module}.load_extractor", lambda *_: extractor)
     monkeypatch.setenv("CONSISTUNE_CACHE", str(tmp_path / "cache"))
     return extractor
