@@ -63,6 +63,8 @@ def card(model: nn.Module, run: Path, teacher: Path, results: list[Path]) -> str
     recipes = [read_recipe(str(folder / "recipe.yaml")) for folder in (teacher, run)]
     seen = [f"{recipe.train.images:,} images, seed {recipe.train.seed}" for recipe in recipes]
     rows = [row for folder in results for row in json.loads((folder / "results.json").read_text())["rows"]]
+    first, last = rows[0]["seeds"][0]
+    samples = last - first + 1
     unique = {row["name"]: row for row in rows}
     names = [name for name in SHOWN if any(name in row["summary"] for row in rows)]
     lines = [f"| {' | '.join(['samples', *names])} |", f"|{'---|' * (len(names) + 1)}"]
@@ -79,7 +81,7 @@ def card(model: nn.Module, run: Path, teacher: Path, results: list[Path]) -> str
 - **Commands**: those at the head of benchmarks/box.py. Teacher: {seen[0]}. Tuning: {seen[1]}.
 - **Limits**: a small network and a short training: soft pictures, no letters. Not for identifying anything.
 
-Measured against the training pictures (novelty and copies: the memorisation audit, against held-out ones):
+Measured on {samples:,} samples against the training pictures (novelty and copies: the memorisation audit, against held-out ones):
 
 {chr(10).join(lines)}
 """
