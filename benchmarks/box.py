@@ -81,7 +81,7 @@ def card(model: nn.Module, run: Path, teacher: Path, results: list[Path]) -> str
 - **Commands**: those at the head of benchmarks/box.py. Teacher: {seen[0]}. Tuning: {seen[1]}.
 - **Limits**: a small network and a short training: soft pictures, no letters. Not for identifying anything.
 
-Measured on {samples:,} samples against the training pictures (novelty and copies: the memorisation audit, against held-out ones):
+Measured on {samples:,} samples against the training pictures (novelty, copies: against held-out ones):
 
 {chr(10).join(lines)}
 """
