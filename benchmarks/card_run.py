@@ -176,11 +176,12 @@ def _cifar(setting: Setting, data: Path) -> Parts:
 
 
 def _killed(setting: Setting, words: tuple[str, ...], checkpoints: Path) -> Record:
-    """Start a training and kill it, without any warning, once it has written a checkpoint."""
+    """Start a training and kill it, without any warning, once it has written a checkpoint after step 0."""
     log = setting.work / "killed.log"
     with log.open("w") as out:
         process = subprocess.Popen(setting.consistune(*words), stdout=out, stderr=out, cwd=setting.work)
-    while not any(checkpoints.glob("*")) and process.poll() is None:
+    later = "step-*[1-9]*-*.pt"
+    while not any(checkpoints.glob(later)) and process.poll() is None:
         time.sleep(0.02)
     process.send_signal(signal.SIGKILL)
     if process.wait() != -signal.SIGKILL:
