@@ -109,13 +109,22 @@ def main() -> NoReturn:
     except SystemExit as left:
         status = left.code
     except Exception as error:
-        if debug:
+        if interrupted(error):
+            status, line = INTERRUPTED, "stopped"
+        elif debug:
             raise
-        status, line = explain(error)
+        else:
+            status, line = explain(error)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # nothing is left to stop
     if line:
         print(f"consistune: {line}", file=sys.stderr)
     sys.exit(status if isinstance(status, int) else 0)
+
+
+def interrupted(error: BaseException) -> bool:
+    """Whether the error came while Ctrl-C was handled: a file half-written, say, that could not be closed."""
+    context = error.__context__
+    return context is not None and (isinstance(context, KeyboardInterrupt) or interrupted(context))
 
 
 def explain(error: Exception) -> tuple[int, str]:
