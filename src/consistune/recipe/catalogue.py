@@ -12,9 +12,16 @@ from consistune.data.images import SETS
 from consistune.recipe.reading import SHIPPED, read_recipe, recipe_path, shipped_recipes
 from consistune.recipe.words import Recipe, Section
 
-RUN_WHOLE = "digits-"
-"""The recipes whose runs are documented whole begin so (docs/digits.md)."""
-RUN_SHORT = "mnist10k-"
+RUN_WHOLE = {
+    *(f"digits-{method}" for method in ("edm", "ect", "sct", "sct-phased", "cd", "cm", "ict")),
+    *("emoji64-latent-edm", "emoji64-latent-sct"),
+}
+"""The recipes that were run to their end (docs/digits.md, box/emoji64.md)."""
+RUN_SHORT = {
+    *(f"mnist10k-{method}" for method in ("edm", "ect", "sct")),
+    "digits-sct-continuous",
+    "digits-meanflow",
+}
 """Those that were run with fewer images (docs/recipes.md)."""
 
 
@@ -40,8 +47,7 @@ def needs(recipe: Recipe) -> list[str]:
 def listed() -> Iterator[tuple[str, str, str, list[str]]]:
     """(name, summary, what was run, what is missing) of every shipped recipe."""
     for name in shipped_recipes():
-        whole, short = name.startswith(RUN_WHOLE), name.startswith(RUN_SHORT)
-        run = "run whole" if whole else "run in short" if short else "one step run"
+        run = "run whole" if name in RUN_WHOLE else "run in short" if name in RUN_SHORT else "one step run"
         yield name, summary(name), run, needs(read_recipe(name))
 
 
