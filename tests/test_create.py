@@ -2,6 +2,7 @@
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ from consistune.cli.create import parse_duration
 from consistune.cli.main import app
 from consistune.data.images import ImageSet
 from consistune.errors import UserError
+from consistune.nn.autoencoder.record import Latents
 from consistune.pages.create import verdict
 
 
@@ -122,3 +124,11 @@ def test_the_verdict_follows_the_distances(
     teacher: float | None, forced: float | None, tuned: float | None, said: str
 ) -> None:
     assert re.search(said, verdict(teacher, forced, tuned))
+
+
+def test_a_set_of_latents_is_refused_before_the_work_begins() -> None:
+    record = Latents("taef2", "0" * 64, 8, (3, 64, 64), (0.0,) * 32, (1.0,) * 32)
+    images = torch.zeros(20, 32, 8, 8, dtype=torch.uint8)
+    latents = replace(ImageSet.of("coded", images, torch.zeros(20).long(), ("a",)), latents=record)
+    with pytest.raises(UserError, match=r"coded: is a set of latents.*emoji64-latent-edm"):
+        create.check_images(latents, conditional=False)

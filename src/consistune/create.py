@@ -13,18 +13,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from consistune.data.images import DataSplit, ImageSet
 from consistune.errors import UserError
-from consistune.metrics.choose import default_features
-from consistune.metrics.scores import score_suite, scores
 from consistune.models import default_sampler, draw_sheet, sample
 from consistune.nn import store
 from consistune.nn.precond import Preconditioned
 from consistune.pages.create import create_page
-from consistune.recipe import Recipe, read_recipe, to_yaml, validate
+from consistune.pages.page import counted
+from consistune.recipe import Recipe, read_recipe, to_yaml
 from consistune.recipe.plan import Given, make_plan
+from consistune.recipe.scaled import scaled_recipe
+from consistune.reproduce.judge import Judge
 from consistune.reproduce.runs import train_run
 from consistune.system.files import write_atomically
 from consistune.system.progress import Screen
@@ -36,7 +36,7 @@ TEACHER_SHARE, TUNED_SHARE = 0.5, 0.35
 FEWEST_TEACHER, FEWEST_TUNED = 40_000, 20_000
 """Training images without which the pictures would be grey blobs (tried on emoji of 32×32)."""
 FEWEST_IMAGES, SHOWN, TIMED_STEPS = 16, 40, 6
-DURATIONS = {"train.checkpoint_images": 4, "train.log_images": 100}
+PARTS = {"train.checkpoint_images": 4, "train.log_images": 100}
 """Keys of the recipes → into how many parts they divide a training."""
 
 
@@ -85,6 +85,9 @@ class Forecast:
 
 def check_images(images: ImageSet, conditional: bool) -> None:
     """Raises UserError for images that cannot be learned from: too few, or of sides that no network takes."""
+    if images.latents is not None:
+        what = "is a set of latents, and this command makes its own choice of pictures"
+        raise UserError(what, images.name, "give the pictures, or train emoji64-latent-edm with data=…")
     _, height, width = images.image_shape
     if len(images) < FEWEST_IMAGES:
         raise UserError(
@@ -127,7 +130,6 @@ class Job:
     ) -> None:
         self.out, self.data, self.data_name = out, data, data_name
         self.screen, self.device = screen, device
-        self.began = time.perf_counter()
 
     @property
     def planned(self) -> bool:
@@ -140,7 +142,7 @@ class Job:
         Raises UserError, with the time that would do, where it is too short.
         """
         check_images(self.data.train, conditional)
-        rates = [self._rate(self._recipe(name, conditional, {})) for name in (TEACHER, TUNED)]
+        rates = [self._rate(self._recipe(name, conditional, FEWEST_TEACHER)) for name in (TEACHER, TUNED)]
         counts = [int(seconds * s * r) for s, r in zip((TEACHER_SHARE, TUNED_SHARE), rates, strict=True)]
         enough = max(
             fewest / rate / share
@@ -155,9 +157,7 @@ class Job:
                 f"give {math.ceil(enough / 60)}m or more, or a smaller --size",
             )
         for name, base, images in zip(("teacher", "tuned"), (TEACHER, TUNED), counts, strict=True):
-            keys: dict[str, Any] = {key: max(images // parts, 64) for key, parts in DURATIONS.items()}
-            keys["train.images"] = images
-            write_atomically(self._recipe_file(name), to_yaml(self._recipe(base, conditional, keys)))
+            write_atomically(self._recipe_file(name), to_yaml(self._recipe(base, conditional, images)))
         return Forecast(*counts, *rates)
 
     def run(self) -> Path:
@@ -170,7 +170,9 @@ class Job:
         write_atomically(self.out / "results.json", json.dumps(results, indent=1))
         page = self.out / "report.html"
         pictures = {
-            f"{row['name']}: {_evaluations(row)}": sample(models[row["model"]], range(SHOWN), row["steps"])
+            f"{row['name']}: {counted(row['evaluations'], 'evaluation')} an image": sample(
+                models[row["model"]], range(SHOWN), row["steps"]
+            )
             for row in results["rows"]
         }
         real = torch.linspace(0, len(self.data.train) - 1, SHOWN).long()
@@ -181,27 +183,20 @@ class Job:
     def _recipe_file(self, name: str) -> Path:
         return self.out / f"{name}.yaml"
 
-    def _recipe(self, base: str, conditional: bool, keys: dict[str, Any]) -> Recipe:
+    def _recipe(self, base: str, conditional: bool, images: int) -> Recipe:
         """A recipe of the package for these data; the tuned one starts from the teacher's run."""
-        recipe: dict[str, Any] = json.loads(read_recipe(base).model_dump_json())
-        recipe |= {"data": self.data_name, "conditional": conditional}
+        settings: dict[str, Any] = {key: max(images // parts, 64) for key, parts in PARTS.items()}
         if base == TEACHER:
-            recipe["network"] = network(self.data.train.image_shape)
+            settings["network"] = network(self.data.train.image_shape)
         else:
-            recipe["start_from"] = str(self.out / "teacher" / "model")
-            recipe["estimator"]["reference"] = "class" if conditional else "all"
-        images = keys.get("train.images", recipe["train"]["images"])
-        if base == TUNED:
-            recipe["pairs"]["gap"]["every_images"] = max(1, images // 6)
-        for key, value in keys.items():
-            recipe["train"][key.removeprefix("train.")] = value
-        return validate(recipe, base)
+            settings["start_from"] = str(self.out / "teacher" / "model")
+        return scaled_recipe(base, self.data_name, conditional, images, settings)
 
     def _rate(self, recipe: Recipe) -> float:
         """Training images a second, from a few steps after the first two."""
         fresh = None
         if recipe.start_from is not None:
-            own = self._recipe(TEACHER, recipe.conditional, {})
+            own = self._recipe(TEACHER, recipe.conditional, FEWEST_TEACHER)
             fresh = make_plan(own, self.device, Given(self.data)).model
             recipe = recipe.model_copy(update={"start_from": None})
         trainer = make_plan(recipe, self.device, Given(self.data, fresh)).trainer(self.device)
@@ -219,11 +214,11 @@ class Job:
 
     def _results(self, models: dict[str, Preconditioned]) -> dict[str, Any]:
         """Distances of the teacher, the untuned teacher in one step, and the tuned model in one and two."""
-        count = min(2_000, max(256, len(self.data.train)))
-        suite = None
+        judge = Judge(self.data, min(2_000, max(256, len(self.data.train))), None, self.screen, self.device)
         try:
-            suite = score_suite(self.data, default_features(self.data.train), self.device)
+            features = judge.suite.setup.extractor.name
         except UserError as error:
+            features = None
             self.screen.say(f"no distances: {error}")
         rows = []
         for name, key, steps in (
@@ -232,37 +227,31 @@ class Job:
             ("Tuned", "tuned", 1),
             ("Tuned", "tuned", 2),
         ):
+            model, sampler = models[key], default_sampler(models[key], steps)
             began = time.perf_counter()
-            images = sample(models[key], range(count), steps)
-            seconds = (time.perf_counter() - began) / count
-            evaluations = int(default_sampler(models[key], steps).evaluations)  # type: ignore[attr-defined]
+            images = judge.draw(model, sampler)
+            seconds = (time.perf_counter() - began) / judge.samples
+            evaluations = int(sampler.evaluations)  # type: ignore[attr-defined]
             row = {"name": name, "model": key, "steps": steps, "evaluations": evaluations, "seconds": seconds}
-            labels = torch.arange(count) % max(1, models[key].num_classes)
-            if suite is not None:
-                measured = scores(suite, images, labels if models[key].num_classes else None)
-                row["distance"], row["novelty"] = measured.frechet_train, measured.memorisation
+            if features is not None:
+                measured = judge.of_images(images, judge.labels if model.num_classes else None)
+                row["distance"], row["novelty"] = measured["frechet_train"], measured["memorisation"]
             rows.append(row)
-            self.screen.say(f"{name}, {_evaluations(row)}: {_shown(row)}")
-        held_out = None if suite is None or self.data.held_out is None else self._real(suite)
+            self.screen.say(f"{name}, {counted(evaluations, 'evaluation')} an image: {_shown(row)}")
+        held_out, distance = self.data.held_out, None
+        if features is not None and held_out is not None:
+            distance = judge.of_images(held_out.images, None)["frechet_train"]
         return {
             "folder": str(self.out),
             "look": Look.at(self.data.train).__dict__,
-            "samples": count,
-            "features": None if suite is None else suite.setup.extractor.name,
+            "samples": judge.samples,
+            "features": features,
             "rows": rows,
-            "held_out": held_out,
-            "held_out_images": 0 if self.data.held_out is None else len(self.data.held_out),
+            "held_out": distance,
+            "held_out_images": 0 if held_out is None else len(held_out),
         }
-
-    def _real(self, suite: Any) -> float:
-        held_out: Tensor = self.data.need_held_out("the page").images
-        return scores(suite, held_out).frechet_train
 
 
 def _shown(row: dict[str, Any]) -> str:
     distance = f"distance {row['distance']:.2f} %, " if "distance" in row else ""
     return f"{distance}{1 / row['seconds']:,.0f} images a second"
-
-
-def _evaluations(row: dict[str, Any]) -> str:
-    return f"{row['evaluations']} evaluation{'s' if row['evaluations'] > 1 else ''} an image"

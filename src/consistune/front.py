@@ -10,8 +10,6 @@ here. What is not a name may be a torch object of `core`.
 """
 
 import copy
-import json
-import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,16 +28,15 @@ from consistune.metrics.suite import Suite
 from consistune.models import default_sampler
 from consistune.nn.module import wrap
 from consistune.nn.precond import Preconditioned
-from consistune.recipe import Recipe, read_recipe, shipped_recipes, to_yaml, validate
+from consistune.recipe import Recipe, shipped_recipes, to_yaml
 from consistune.recipe.plan import Given, make_plan
-from consistune.recipe.reading import assign
+from consistune.recipe.scaled import scaled_recipe
+from consistune.system.host import pick_device
 from consistune.training.loop import StepReport, Trainer
 from consistune.training.run import RunFolder
 
 TEMPLATE = "digits-"
 DIFFUSION = "edm"
-DURATIONS = ("every_images", "total_images", "reference_images", "warmup_images")
-"""Keys in training images that follow the whole length of a training."""
 
 
 @dataclass(frozen=True)
@@ -158,7 +155,7 @@ def steps(
     Raises UserError for arguments that do not fit; training.loop.TrainingDiverged as a run does.
     """
     split = as_split(data)
-    place = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
+    place = pick_device(str(device), "device")
     own, network = _first(model, split, method, conditional)
     chosen: dict[str, Any] = {"train.images": images, "train.batch": batch, "train.seed": seed}
     chosen |= {} if lr is None else {"optimizer.lr": lr}
@@ -170,11 +167,7 @@ def steps(
     if out is None:
         yield from (State(report, trainer) for report in trainer.steps())
         return
-    folder, text = Path(out), to_yaml(recipe)
-    resume = (folder / "recipe.yaml").exists()
-    run = RunFolder(folder, text, resume=resume)
-    if resume:
-        run.resume(trainer)
+    run = RunFolder.opened(Path(out), to_yaml(recipe), trainer)
     yield from (State(report, trainer) for report in run.steps(trainer))
 
 
@@ -207,35 +200,10 @@ def method_recipe(method: str | Objective, data: str, settings: Mapping[str, Any
     word = method if isinstance(method, str) else "ect"  # an objective brings its own parts
     if word not in (DIFFUSION, *methods()):
         raise UserError(f"unknown method {word!r}", "method", f"use one of {', '.join(methods())}")
-    recipe: dict[str, Any] = json.loads(read_recipe(TEMPLATE + word).model_dump_json())
-    sizes = recipe["train"]["images"], settings["train.images"]
-    if not isinstance(sizes[1], int) or sizes[1] < 1:
-        raise UserError(f"{sizes[1]!r} is not a number of images", "images", "give an integer from 1 on")
-    recipe["train"]["ema"] = [
-        {"kind": "half-life", "images": math.log(0.5) / math.log(decay) * recipe["train"]["batch"]}
-        for decay in recipe["train"]["ema"]
-    ]
-    scale = sizes[1] / sizes[0]
-    _scale(recipe, scale)
-    for average in recipe["train"]["ema"]:
-        average["images"] = max(1, round(average["images"] * scale))
-    recipe |= {"data": data, "start_from": None, "dropout": None}
-    conditional = settings["conditional"]
-    estimator = recipe.get("estimator", {})
-    if estimator.get("reference") in ("class", "all"):
-        estimator["reference"] = "class" if conditional else "all"
-    for key, value in settings.items():
-        assign(recipe, key.split("."), value, key)
-    return validate(recipe, f"method {word}")
-
-
-def _scale(section: Any, scale: float) -> None:
-    """Multiply every duration of a recipe's sections, in place."""
-    for key, value in section.items():
-        if isinstance(value, dict):
-            _scale(value, scale)
-        elif key in DURATIONS and value:
-            section[key] = max(1, round(value * scale))
+    images, conditional = settings["train.images"], settings["conditional"]
+    if not isinstance(images, int) or images < 1:
+        raise UserError(f"{images!r} is not a number of images", "images", "give an integer from 1 on")
+    return scaled_recipe(TEMPLATE + word, data, conditional, images, settings)
 
 
 def evaluate(

@@ -39,37 +39,19 @@ RawLatents = Annotated[
 
 
 def pick_device(name: str) -> "torch.device":
-    """The device of that name; "auto" is CUDA if a device is available, and the CPU otherwise.
+    """The device of `--device` (`system.host.pick_device`, which imports PyTorch)."""
+    from consistune.system import host
 
-    Raises UserError for an unknown name, and for CUDA without a CUDA device.
-    """
-    import torch
-
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise UserError(f"{name!r} is not a device", "--device", "use cpu, cuda or auto") from error
-    there = {"cuda": torch.cuda, "mps": torch.backends.mps, "xpu": torch.xpu}
-    if device.type not in ("cpu", *there):
-        raise UserError(f"{name!r} is not supported", "--device", "use cpu, cuda, mps, xpu or auto")
-    if device.type in there and not there[device.type].is_available():
-        what = f"no {device.type.upper()} device is available"
-        raise UserError(what, f"--device {name}", "use --device cpu")
-    count = {"cuda": torch.cuda.device_count, "xpu": torch.xpu.device_count}.get(device.type, lambda: 1)()
-    if device.index is not None and device.index >= count:
-        raise UserError(f"there is no device {device.index}", f"--device {name}", f"there are {count}")
-    return device
-
-
-LARGEST = 1 << 62
-"""Seeds and other integers in a list are below."""
+    return host.pick_device(name, "--device")
 
 
 def parse_integers(text: str, option: str) -> list[int]:
     """ "0-3,7" → [0, 1, 2, 3, 7]. Raises UserError, which names the option."""
     return [number for part in parse_ranges(text, option) for number in part]
+
+
+LARGEST = 1 << 62
+"""Seeds and other integers in a list are below."""
 
 
 def parse_ranges(text: str, option: str) -> list[range]:

@@ -27,6 +27,7 @@ from consistune.evaluation.sources import (
     model_source,
 )
 from consistune.metrics.suite import SampleSource
+from consistune.pages.page import counted
 from consistune.system.files import atomic_file, write_atomically
 from consistune.system.processes import rank_and_count
 from consistune.system.progress import Screen
@@ -71,7 +72,7 @@ class Job:
                 search, sources = search_setting(request, source, self.suite, self.screen)
             else:
                 drawn = [source.in_steps(steps, request) for steps in request.steps]
-                sources = {_row_name(varied.evaluations): varied for varied in drawn}
+                sources = {counted(varied.evaluations, "evaluation"): varied for varied in drawn}
             rows = [self.row(name, varied, varied.settings) for name, varied in sources.items()]
         if self.floor is not None:
             rows.append(self.row(FLOOR, self.floor, self.floor.settings))
@@ -107,10 +108,6 @@ class Job:
             "blocks": [asdict(outcome) for outcome in outcomes],
             "summary": summarise([outcome.values for outcome in outcomes]),
         }
-
-
-def _row_name(evaluations: int) -> str:
-    return f"{evaluations} evaluation{'s' if evaluations > 1 else ''}"
 
 
 def run_folder_of(path: Path) -> Path | None:

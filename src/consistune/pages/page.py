@@ -44,6 +44,11 @@ class Picture:
     png: bytes
 
 
+def counted(number: int, noun: str) -> str:
+    """ "1 evaluation", "2 evaluations"."""
+    return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
 def render(template: str, **context: Any) -> str:
     """The page that `template` (a file name in `templates/`) makes of the context, as HTML.
 

@@ -19,6 +19,7 @@ from consistune.models import default_sampler, draw_sheet
 from consistune.nn import store
 from consistune.nn.precond import Preconditioned
 from consistune.pages.demo import demo_page
+from consistune.pages.page import counted
 from consistune.pages.plots import SampleGrids
 from consistune.recipe import read_recipe
 from consistune.reproduce.judge import Judge
@@ -108,7 +109,7 @@ class Demo:
                 evaluations = int(sampler.evaluations)  # type: ignore[attr-defined]
                 row = {"name": name, "evaluations": evaluations, "seconds_an_image": seconds}
                 rows.append(row | self.judge.of_images(images, self.judge.labels))
-                title = f"{name}, {evaluations} evaluation{'s' if evaluations > 1 else ''}"
+                title = f"{name}, {counted(evaluations, 'evaluation')}"
                 pictures[title] = images[:SHOWN]
                 bar.advance(SAMPLES, name)
         return rows, pictures

@@ -96,11 +96,8 @@ def train_run(
             values |= {f"average {number}, {key}": value for key, value in other.items()}
         return values
 
-    # Asked after planning, which takes seconds: another program may have begun the run.
-    resume = saved.exists()
-    run = RunFolder(folder, text, resume=resume, draw=draw, evaluate=evaluate and measure)
-    if resume:
-        run.resume(trainer)
+    # Opened after planning, which takes seconds: another program may have begun the run.
+    run = RunFolder.opened(folder, text, trainer, draw=draw, evaluate=evaluate and measure)
     with screen.bar(folder.name, trainer.options.images, trainer.images) as bar:
         for report in run.steps(trainer):
             bar.advance(trainer.options.batch, f"loss {report.loss:.4f}")

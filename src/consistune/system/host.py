@@ -9,6 +9,8 @@ from typing import Any
 
 import torch
 
+from consistune.errors import UserError
+
 OLD_PREFIX, PREFIX = "SCT_", "CONSISTUNE_"
 
 
@@ -83,3 +85,26 @@ def peak_bytes(device: torch.device | None = None) -> int:
     except ImportError:  # Windows
         return 0
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * RSS_UNIT
+
+
+def pick_device(name: str, option: str) -> torch.device:
+    """The device of that name; "auto" is CUDA if a device is available, and the CPU otherwise.
+
+    Raises UserError, which names the option, for an unknown name, and for CUDA without a CUDA device.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise UserError(f"{name!r} is not a device", option, "use cpu, cuda or auto") from error
+    there = {"cuda": torch.cuda, "mps": torch.backends.mps, "xpu": torch.xpu}
+    if device.type not in ("cpu", *there):
+        raise UserError(f"{name!r} is not supported", option, "use cpu, cuda, mps, xpu or auto")
+    if device.type in there and not there[device.type].is_available():
+        what = f"no {device.type.upper()} device is available"
+        raise UserError(what, f"{option} {name}", f"use {option} cpu")
+    count = {"cuda": torch.cuda.device_count, "xpu": torch.xpu.device_count}.get(device.type, lambda: 1)()
+    if device.index is not None and device.index >= count:
+        raise UserError(f"there is no device {device.index}", f"{option} {name}", f"there are {count}")
+    return device

@@ -55,6 +55,11 @@ class HalfLife:
         if self.ramp_up is not None and not self.ramp_up > 0:
             raise ValueError(f"ramp_up must be positive, got {self.ramp_up}")
 
+    @staticmethod
+    def of_decay(decay: float, batch: int) -> float:
+        """h in images of a constant decay β in (0, 1) at `batch` images a step: β = 0.5^(batch/h)."""
+        return math.log(0.5) / math.log(decay) * batch
+
     def decay(self, images: int, batch: int) -> float:
         half = self.images if self.ramp_up is None else min(self.images, self.ramp_up * images)
         return 0.5 ** (batch / half) if half > 0 else 0.0

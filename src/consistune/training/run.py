@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from consistune.errors import UserError
 from consistune.nn import store
@@ -71,6 +71,15 @@ class RunFolder:
         if main and not resume:
             with self._released_on_error():
                 folder.create(path, recipe_text)
+
+    @classmethod
+    def opened(cls, path: Path, recipe_text: str, trainer: Trainer, **options: Any) -> "RunFolder":
+        """The run of a recipe in a folder for one process: continued where it was begun, else a new one."""
+        resume = (path / folder.RECIPE).exists()
+        run = cls(path, recipe_text, resume=resume, **options)
+        if resume:
+            run.resume(trainer)
+        return run
 
     def say(self, message: str) -> None:
         """Add a line to log.txt."""
