@@ -11,12 +11,13 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from consistune.core.posterior.mean import restored
 from consistune.errors import UserError
 from consistune.nn.autoencoder import table
 from consistune.nn.autoencoder import taef2 as module
 from consistune.nn.autoencoder.base import Pair, in_batches
 from consistune.nn.autoencoder.record import Latents
-from consistune.nn.autoencoder.space import LatentSpace, open_space, psnr, restored
+from consistune.nn.autoencoder.space import LatentSpace, open_space, psnr
 from consistune.nn.autoencoder.table import open_autoencoder
 from tests.support.autoencoders import tiny
 
@@ -93,8 +94,8 @@ def test_latents_come_back_from_storage_within_half_a_step(stored: str, step: fl
     z = torch.linspace(-1.75, 1.75, 6 * 16).reshape(1, 6, 4, 4)
     kept = space.stored(z)
     assert str(kept.dtype) == f"torch.{stored}"
-    assert (restored(space.record, kept) - z).abs().max() <= step
-    assert (restored(space.record, space.stored(z * 10)).abs() <= 1.75 + step).all()
+    assert (restored(kept, space.record.scale) - z).abs().max() <= step
+    assert (restored(space.stored(z * 10), space.record.scale).abs() <= 1.75 + step).all()
 
 
 def test_the_normalisation_and_its_inverse(generator) -> None:

@@ -43,7 +43,7 @@ def analyze(
     else:
         images = read_unprepared(Path(data)) if data.endswith(".zip") else load_data(data).train
         paths = analyze_images(
-            images.images if images.latents is None else images.every(),
+            images.images if images.latents is None else images.values(),
             None if conditional is False else images.labels,
             out,
             name=Path(data).stem,

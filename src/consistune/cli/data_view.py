@@ -15,9 +15,9 @@ from consistune.cli.options import check_choice, pick_device
 from consistune.cli.screen import Bar, Screen, console
 from consistune.data.prepare.run import PrepareOptions, Progress, prepare
 from consistune.data.prepared import META, Meta
-from consistune.data.sources.base import Source, SourceOptions, printable
+from consistune.data.sources.base import Source, SourceOptions
 from consistune.data.sources.detect import open_source
-from consistune.errors import UserError
+from consistune.errors import UserError, printable
 from consistune.nn.autoencoder.record import Latents
 
 if TYPE_CHECKING:
@@ -103,7 +103,7 @@ def show_decoded(path: Path, out: Path) -> None:
     import torch
 
     from consistune.data.images import open_prepared
-    from consistune.nn.autoencoder.space import open_space, restored
+    from consistune.nn.autoencoder.space import open_space
     from consistune.pages.pictures import grid_png
     from consistune.system.files import write_atomically
 
@@ -112,8 +112,7 @@ def show_decoded(path: Path, out: Path) -> None:
     if record is None:
         raise UserError("holds pictures, not latents", str(path), "leave out --show")
     rows = torch.linspace(0, len(pictures) - 1, min(32, len(pictures))).long()
-    stored = data.train.images[rows * (2 if record.mirrored else 1)]
-    decoded = open_space(record).decode(restored(record, stored))
+    decoded = open_space(record).decode(data.train.values(rows * (2 if record.mirrored else 1)))
     columns = min(8, len(rows))
     pairs = [
         part

@@ -12,14 +12,14 @@ import torch
 from torch import Tensor
 
 from consistune.core.posterior.bank import free_memory
-from consistune.core.posterior.mean import Reference, dequantise
+from consistune.core.posterior.mean import Reference, restored
 from consistune.core.types import Batch, moved
 from consistune.data.prepare.survey import ImageOptions, choose_transform
 from consistune.data.prepare.transform import BadImage
 from consistune.data.prepared import PICTURES, is_prepared, open_part, read_meta
-from consistune.data.sources.base import SourceOptions, printable
+from consistune.data.sources.base import SourceOptions
 from consistune.data.sources.detect import open_source
-from consistune.errors import UserError
+from consistune.errors import UserError, printable
 from consistune.nn.autoencoder.record import Latents
 
 RESIDENT_SHARE = 0.1
@@ -86,7 +86,7 @@ class ImageSet:
             )
 
         labels = chosen(self.labels) if conditional else None
-        return Batch(self._values(chosen(self.images)), labels, moved(rows, device))
+        return Batch(restored(chosen(self.images), self.scale), labels, moved(rows, device))
 
     def resident(self, device: torch.device) -> "ImageSet":
         """The set in a card's memory where it takes at most RESIDENT_SHARE of what is free; else as it is."""
@@ -94,13 +94,9 @@ class ImageSet:
             return self
         return replace(self, images=self.images.to(device), labels=self.labels.to(device))
 
-    def every(self) -> Tensor:
-        """All images or latents in memory as fp32 [n, C, H, W], as training sees them."""
-        return self._values(self.images)
-
-    def _values(self, stored: Tensor) -> Tensor:
-        values = dequantise(stored) if stored.dtype == torch.uint8 else stored.float()
-        return values * self.scale
+    def values(self, rows: Tensor | slice = slice(None)) -> Tensor:
+        """Images or latents of these rows in memory as fp32 [n, C, H, W], as training sees them."""
+        return restored(self.images[rows], self.scale)
 
     def reference(self, by_class: bool, device: torch.device | str = "cpu") -> Reference:
         """The set as references for the score identity: one group for each class, or one group."""

@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from consistune.core.posterior.mean import restored
 from consistune.core.rng import mix_seed
 from consistune.core.sampling import PhasedSteps, Sampler
 from consistune.core.types import Denoiser
@@ -21,7 +22,7 @@ from consistune.evaluation.request import LabelRule, Request
 from consistune.evaluation.settings import check_guidance, chosen_sampler
 from consistune.metrics.statistics import read_samples
 from consistune.models import default_sampler, load, picture_shape, sample
-from consistune.nn.autoencoder.space import LatentSpace, from_card, open_space, restored
+from consistune.nn.autoencoder.space import LatentSpace, from_card, open_space
 from consistune.nn.precond import Preconditioned
 from consistune.system.files import file_digest
 
@@ -162,7 +163,7 @@ class DecodedSource:
             stored = self.space.stored(self.space.encode(pictures.images[rows]))
         else:
             stored = self.data.train.images[rows * (2 if record.mirrored else 1)]
-        decoded = LatentSpace(record, self.space.autoencoder).decode(restored(record, stored))
+        decoded = LatentSpace(record, self.space.autoencoder).decode(restored(stored, record.scale))
         return decoded, pictures.labels[rows] if len(pictures.class_names) > 1 else None
 
     @property

@@ -82,7 +82,7 @@ class Given:
 
 def make_plan(recipe: Recipe, device: torch.device | str = "cpu", given: Given = Given()) -> Plan:
     """Build every part. Raises UserError for combinations that cannot work, naming the keys."""
-    data = given.data or load_data(recipe.data)
+    place, data = torch.device(device), given.data or load_data(recipe.data)
     options: TrainOptions = build(recipe.train, "train")
     _check_data(recipe, data, options)
     schedule = build(recipe.schedule, "schedule")
@@ -103,13 +103,13 @@ def make_plan(recipe: Recipe, device: torch.device | str = "cpu", given: Given =
             "device": device,
             "schedule": schedule,
             "teacher": given.teacher,
+            "options": options.on(place),
         },
         schedule=schedule,
         student=model,
         mirrored=recipe.train.x_flip,
     )
     _check_objective(recipe, objective, options)
-    place = torch.device(device)
     model.card = model.card.updated(
         objective=recipe.objective,
         data=recipe.data,
@@ -232,6 +232,7 @@ def _frozen(
     data: DataSplit,
     device: torch.device | str,
     schedule: NoiseSchedule,
+    options: TrainOptions,
     teacher: Preconditioned | None = None,
     flow_map: bool = False,
     **_: Any,
@@ -248,7 +249,7 @@ def _frozen(
     if flow_map and (teacher.card.edges or learned(teacher.card.to_json()) == "denoiser"):
         kind = "a phased model" if teacher.card.edges else "a diffusion model"
         raise UserError(f"{path} is {kind}", key, "give a consistency model of one phase")
-    choice = build(recipe.train, "train").on(torch.device(device)).precision
+    choice: Any = options.precision
     word = choice.first if isinstance(choice, UntilRatio) else choice
     precision = Precision(word, teacher, torch.device(device))
     precision.prepare(teacher)

@@ -28,8 +28,8 @@ class TrainOptions:
         label_dropout: share of the images whose label the model does not see, which trains its unlabelled
             branch (classifier-free guidance, 2207.12598); references still use the label.
         microbatch: the most images at a time on a process, gradients summed; None: its whole share.
-        precision: what the networks compute in (`train.precision`); losses and references stay fp32. auto: on
-            CUDA `CARD_PRECISION`, elsewhere fp32.
+        precision: what the networks compute in (`training.precision`); losses and references stay fp32. auto:
+            on CUDA `CARD_PRECISION`, elsewhere fp32.
         clip_norm: gradients longer than this are shortened to it; None: never.
         compile: the networks' blocks through torch.compile; None: on CUDA, from COMPILED_STEPS steps on.
         channels_last: their weights in that memory format; None: on CUDA.

@@ -12,7 +12,7 @@ from torch import nn
 
 from consistune.core.noise import EDM
 from consistune.core.posterior.bank import make_bank
-from consistune.core.posterior.mean import posterior
+from consistune.core.posterior.mean import posterior, restored
 from consistune.data.images import load_data
 from consistune.data.prepare import latents as module
 from consistune.data.prepare.latents import LatentOptions, prepare_latents
@@ -22,7 +22,7 @@ from consistune.data.prepare.survey import ImageOptions
 from consistune.data.prepared import damaged, read_meta
 from consistune.errors import UserError
 from consistune.nn.autoencoder.base import Pair
-from consistune.nn.autoencoder.space import LatentSpace, encode, restored
+from consistune.nn.autoencoder.space import LatentSpace, encode
 from consistune.nn.autoencoder.table import AUTOENCODERS
 from tests.support.autoencoders import tiny
 from tests.support.exact import posterior_exact
@@ -74,7 +74,7 @@ def test_flip_encodes_the_mirrored_pictures(tmp_path: Path) -> None:
     assert len(data.held_out) == len(data.to_look_at.held_out)
     space = LatentSpace(data.train.latents, tiny())
     for first, form in enumerate((pictures, pictures.flip(-1))):
-        z = restored(data.train.latents, data.train.images[first::2])
+        z = restored(data.train.images[first::2], data.train.latents.scale)
         torch.testing.assert_close(z, space.encode(form).clamp(-1.75, 1.75), atol=0.01, rtol=0)
 
 

@@ -47,6 +47,11 @@ def dequantise(pixels: Tensor) -> Tensor:
     return pixels.float() / HALF_RANGE - 1
 
 
+def restored(values: Tensor, scale: float = 1.0) -> Tensor:
+    """Stored values in fp32: scale·`dequantise` of uint8 levels; others times the scale."""
+    return (dequantise(values) if values.dtype == torch.uint8 else values.float()) * scale
+
+
 def quantise(x: Tensor) -> Tensor:
     """Images in [−1, 1] → uint8: x·127.5 + 128, truncated, clipped (EDM's convention, 2206.00364)."""
     return (x.float() * HALF_RANGE + 128).clamp(0, 255).to(torch.uint8)

@@ -5,8 +5,8 @@ from collections.abc import Mapping
 
 from consistune.data.prepare.split import Rows
 from consistune.data.prepared import SIDES, Account
-from consistune.data.sources.base import Source, printable
-from consistune.errors import UserError
+from consistune.data.sources.base import Source
+from consistune.errors import UserError, printable
 
 
 def make_accounts(source: Source, rows: Rows, bad: Mapping[int, str]) -> list[Account]:

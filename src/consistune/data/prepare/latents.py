@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from consistune.core.posterior.mean import restored
 from consistune.data.prepare import npy
 from consistune.data.prepare.run import SILENT, SYNC_SECONDS, PrepareOptions, Progress, prepare
 from consistune.data.prepared import (
@@ -35,7 +36,7 @@ from consistune.data.prepared import (
 from consistune.errors import UserError
 from consistune.nn.autoencoder.base import Autoencoder, in_batches
 from consistune.nn.autoencoder.record import Latents, Stored
-from consistune.nn.autoencoder.space import LatentSpace, encode, psnr, restored
+from consistune.nn.autoencoder.space import LatentSpace, encode, psnr
 from consistune.nn.autoencoder.table import open_autoencoder
 from consistune.system import files
 
@@ -275,5 +276,5 @@ def _psnr(work: _Work, space: LatentSpace, meta: Meta) -> float:
     pictures, _ = open_part(work.part / PICTURES, work.pictures, "train")
     stored, _ = open_part(work.part, meta, "train")
     rows = np.unique(np.linspace(0, len(pictures) - 1, LOOKED_AT).astype(int))
-    z = restored(space.record, torch.from_numpy(stored[rows * work.copies("train")]))
+    z = restored(torch.from_numpy(stored[rows * work.copies("train")]), space.record.scale)
     return psnr(torch.from_numpy(pictures[rows]), space.decode(z))

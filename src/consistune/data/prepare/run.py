@@ -22,9 +22,9 @@ from consistune.data.prepare.split import Rows, Split, held_out
 from consistune.data.prepare.survey import ImageOptions, choose_transform
 from consistune.data.prepare.work import DIGEST_BYTES, Converter, Piece
 from consistune.data.prepared import IMAGES, Meta
-from consistune.data.sources.base import Source, SourceOptions, printable
+from consistune.data.sources.base import Source, SourceOptions
 from consistune.data.sources.detect import open_source
-from consistune.errors import UserError
+from consistune.errors import UserError, printable
 from consistune.system import files
 
 SYNC_SECONDS = 0.5

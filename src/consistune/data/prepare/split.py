@@ -7,8 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from consistune.data.sources.base import printable
-from consistune.errors import UserError
+from consistune.errors import UserError, printable
 
 
 @dataclass(frozen=True)

@@ -34,11 +34,6 @@ START = 16
 MAX_IMAGE_BYTES = 1 << 28
 
 
-def printable(name: str) -> str:
-    """A name from a source, without the characters that a terminal would act on."""
-    return name if name.isprintable() else ascii(name)[1:-1]
-
-
 def starts_like_image(start: bytes) -> bool:
     """Whether a file's first `START` bytes are those of a PNG, JPEG, GIF, WebP, TIFF, AVIF or HEIC."""
     return (

@@ -4,9 +4,8 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
-from consistune.data.sources.base import printable
 from consistune.data.sources.labels import brief
-from consistune.errors import UserError
+from consistune.errors import UserError, printable
 
 IMAGE_NAMES = ("image", "img", "jpg", "jpeg", "png", "webp", "picture")
 

@@ -17,12 +17,11 @@ from consistune.data.sources.base import (
     Source,
     SourceOptions,
     Unreadable,
-    printable,
     starts_like_image,
 )
 from consistune.data.sources.labels import MAX_FILE_BYTES
 from consistune.data.sources.tree import Files, is_junk, passed_over
-from consistune.errors import UserError
+from consistune.errors import UserError, printable
 
 LINK = "is a symbolic link, which is not followed (--follow-links)"
 

@@ -13,8 +13,8 @@ from unicodedata import normalize
 import numpy as np
 from numpy.typing import NDArray
 
-from consistune.data.sources.base import SUFFIXES, printable
-from consistune.errors import UserError
+from consistune.data.sources.base import SUFFIXES
+from consistune.errors import UserError, printable
 
 MAX_CLASSES = 1_000_000
 MAX_FILE_BYTES = 1 << 28

@@ -2,10 +2,9 @@
 
 from dataclasses import dataclass, field
 
-from consistune.data.sources.base import printable
 from consistune.data.sources.labels import number_labels
 from consistune.data.sources.tree import Files, Part, Tree, base, children, splits_among
-from consistune.errors import UserError
+from consistune.errors import UserError, printable
 
 CLASS = ".cls"
 MAX_LABEL = 1000

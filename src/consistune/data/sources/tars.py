@@ -30,12 +30,11 @@ from consistune.data.sources.base import (
     Source,
     SourceOptions,
     Unreadable,
-    printable,
 )
 from consistune.data.sources.labels import MAX_FILE_BYTES
 from consistune.data.sources.shards import CLASS, keyed_tree
 from consistune.data.sources.tree import archive_files, clean_name, is_junk
-from consistune.errors import UserError
+from consistune.errors import UserError, printable
 from consistune.system.files import atomic_file
 
 OPENERS: dict[bytes, Callable[[Path], AbstractContextManager[Any]]] = {

@@ -16,12 +16,11 @@ from consistune.data.sources.base import (
     UNREAD_SUFFIXES,
     Passed,
     SourceOptions,
-    printable,
     starts_like_image,
 )
 from consistune.data.sources.labels import UNLABELLED, LabelTable, brief, edm_table, read_label_file
 from consistune.data.sources.official import is_kaggle, validation_labels
-from consistune.errors import UserError
+from consistune.errors import UserError, printable
 
 SPLITS = {
     "train": ("train", "training"),

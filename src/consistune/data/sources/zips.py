@@ -21,10 +21,9 @@ from consistune.data.sources.base import (
     Source,
     SourceOptions,
     Unreadable,
-    printable,
 )
 from consistune.data.sources.tree import archive_files, clean_name
-from consistune.errors import UserError
+from consistune.errors import UserError, printable
 from consistune.system import zipped
 
 UNSUPPORTED = -1

@@ -58,7 +58,7 @@ class LatentSpace:
     def decode(self, z: Tensor) -> Tensor:
         """z [N, c, h, w] → uint8 pictures [N, 3, H, W] on the CPU, a bounded number of pixels at a time."""
         shape = self.record.picture_shape
-        device = next(self.autoencoder.parameters(), torch.empty(0)).device
+        device = _device(self.autoencoder)
         parts = [
             quantise(self.autoencoder.decode(_fast(self.raw(z[part].to(device))))).cpu().contiguous()
             for part in in_batches(len(z), shape)
@@ -70,20 +70,20 @@ class LatentSpace:
         return torch.tensor(values, device=like.device, dtype=torch.float32)[:, None, None]
 
 
+def _device(autoencoder: Autoencoder) -> torch.device:
+    """That of its weights; an autoencoder without weights computes on the CPU."""
+    return next(autoencoder.parameters(), torch.empty(0)).device
+
+
 def _fast(x: Tensor) -> Tensor:
     """In the memory format in which a CPU convolves about twice as fast."""
     return x.contiguous(memory_format=torch.channels_last)
 
 
-def restored(record: Latents, values: Tensor) -> Tensor:
-    """Stored values → z in fp32."""
-    return dequantise(values) * record.scale if record.stored == "uint8" else values.float()
-
-
 @torch.no_grad()
 def encode(autoencoder: Autoencoder, pictures: Tensor) -> Tensor:
     """uint8 pictures [N, 3, H, W] → the autoencoder's latents in fp32, on the pictures' device."""
-    device = next(autoencoder.parameters(), torch.empty(0)).device
+    device = _device(autoencoder)
     shape = (pictures.shape[1], pictures.shape[2], pictures.shape[3])
     parts = [
         autoencoder.encode(_fast(dequantise(pictures[part].to(device)))).float().to(pictures.device)
