@@ -133,7 +133,7 @@ def page(record: Record, folder: Path) -> str:
         record=record,
         machine=list(part(record, "ceilings", "machine").items()),
         goals=Table(
-            ["Goal", "", "Measured", "State"],
+            ["Goal", "Asked", "Measured", "State"],
             [
                 [Cell(row[key], words=key == "name") for key in ("name", "goal", "value", "state")]
                 for row in rows
