@@ -173,6 +173,32 @@ def test_a_picture_that_fails_is_a_warning_and_the_checkpoint_is_there_before_it
     assert (tmp_path / "run" / "log.txt").read_text().count("warning: no picture of samples: a picture") == 4
 
 
+def test_a_picture_that_a_kill_prevented_is_drawn_when_the_run_continues(tmp_path: Path) -> None:
+    recipe = read_recipe("digits-edm", KEYS)
+
+    def write(model: Preconditioned, path: Path) -> None:
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(repr(next(model.parameters()).sum().item()).encode())
+
+    def killed(model: Preconditioned, path: Path) -> None:
+        if path.stem.endswith("384"):
+            raise KeyboardInterrupt
+        write(model, path)
+
+    def run(name: str, draw: Callable[[Preconditioned, Path], None]) -> dict[str, bytes]:
+        resume = (tmp_path / name).exists()
+        trainer = make_plan(recipe).trainer()
+        folder = RunFolder(tmp_path / name, to_yaml(recipe), resume=resume, draw=draw)
+        if resume:
+            folder.resume(trainer)
+        list(folder.steps(trainer))
+        return {path.name: path.read_bytes() for path in (tmp_path / name / "samples").iterdir()}
+
+    with pytest.raises(KeyboardInterrupt):
+        run("broken", killed)
+    assert run("broken", write) == run("whole", write)
+
+
 def test_runs_are_not_mixed_up(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no run to continue"):
         start(tmp_path / "run", resume=True)

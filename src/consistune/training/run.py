@@ -145,6 +145,8 @@ class RunFolder:
         ):
             if trainer.step == 0:
                 self._save_checkpoint(trainer)
+            elif self._checkpoint_was_due(trainer):  # a kill may have come between it and its picture
+                self._save_samples(trainer)
             while True:
                 telemetry = Telemetry(trainer, self._append_metrics, trackers, self.warn)
                 try:
@@ -265,6 +267,11 @@ class RunFolder:
         if self.main:
             checkpoint.save(self.checkpoints, state, trainer.options.keep)
         trainer.processes.wait()
+
+    def _checkpoint_was_due(self, trainer: Trainer) -> bool:
+        """Whether a checkpoint and its picture are due here; False where a signal alone caused one."""
+        options = trainer.options
+        return _crosses(trainer.images - options.batch, trainer.images, options.checkpoint_images)
 
     def _save_samples(self, trainer: Trainer) -> None:
         if self.draw is not None:
