@@ -89,12 +89,14 @@ def ratio(runs: list[Row], base: list[Row], point: int, steps: int) -> str:
     return f"{train:.2f} ({held_out:.2f})"
 
 
-def of_groups(labels: Sequence[str], groups: Iterable[tuple[Any, list[Row]]]) -> str:
+def of_groups(labels: Sequence[str], groups: Sequence[tuple[Any, list[Row]]]) -> str:
     """A line for each group of runs: distances half-way, at the end, and to held-out images."""
-    head = [*labels, "1 step, half-way", "1 step, end", "2 steps, end", "1 step, held-out, end"]
+    points = max(len(runs[0]["curve"]) for _, runs in groups)
+    names = ["1 step, half-way"] * (points > 1)
+    head = [*labels, *names, "1 step, end", "2 steps, end", "1 step, held-out, end"]
     rows = []
     for group, runs in groups:
-        ends = ((len(runs[0]["curve"]) // 2 - 1, 1), *ENDS[1:])
+        ends = [(points // 2 - 1, 1)] * (points > 1) + [*ENDS[1:]]
         rows.append(
             [*group, *(each(distances(runs, *at)) for at in ends), each(distances(runs, -1, 1, KEYS[1]))]
         )
@@ -104,7 +106,7 @@ def of_groups(labels: Sequence[str], groups: Iterable[tuple[Any, list[Row]]]) ->
 def of_study(name: str, *factors: str) -> str:
     """The table of a study, by its factors, in the order of its runs."""
     groups = grouped(read(name)["runs"], lambda run: tuple(run[factor] for factor in factors))
-    return of_groups(factors, groups.items())
+    return of_groups(factors, list(groups.items()))
 
 
 # docs/digits.md
