@@ -121,6 +121,27 @@ def test_latents_are_prepared_described_and_shown(tmp_path: Path) -> None:
     assert Image.open(tmp_path / "a.png").size == ((8 * 17 - 1) * 3, (6 * 17 - 1) * 3)
 
 
+@pytest.mark.parametrize("option", [("--seed", 0), ("--seed", 7), ("--split-by", "group")])
+def test_options_of_the_split_without_held_out_images_are_refused(tmp_path: Path, option: tuple) -> None:
+    source = edm_zip(tmp_path / "a.zip", pixels(4, 8, 8, 3), [0, 0, 1, 1])
+    status, _, line = consistune("data", "prepare", source, tmp_path / "set", *option)
+    assert status == 2
+    assert line.startswith(f"{option[0]}: has no effect without --held-out")
+    assert [path.name for path in tmp_path.iterdir()] == ["a.zip"]
+
+
+def test_each_note_is_a_line(tmp_path: Path) -> None:
+    """And the keys of dataset.json that mean nothing here are named."""
+    table = {"class_names": ["zebra", "ant"], "licence": "CC0", "years": []}
+    source = edm_zip(tmp_path / "a.zip", pixels(4, 8, 8, 3), [0, 0, 1, 1], **table)
+    status, _, err = consistune("data", "prepare", source, tmp_path / "set", "--workers", 1)
+    assert status == 0
+    assert any(
+        line.startswith("note: ") and line.endswith("not read: licence, years") for line in err.splitlines()
+    )
+    assert json.loads((tmp_path / "set" / "meta.json").read_text())["class_names"] == ["zebra", "ant"]
+
+
 def test_options_of_latents_without_latents_are_refused(tmp_path: Path) -> None:
     pictures = source(tmp_path)
     for option in (("--flip",), ("--store", "uint8"), ("--device", "cpu")):

@@ -275,6 +275,9 @@ def test_names_of_any_kind_are_read(tmp_path: Path, name: str) -> None:
         ([True, False], [1, 0], ("False", "True"), ""),
         (["01", "1"], [0, 1], ("01", "1"), ""),
         (["1.5", "2"], [0, 1], ("1.5", "2"), ""),
+        (["02", "010", "1"], [1, 2, 0], ("1", "02", "010"), ""),
+        (["cat", "2"], [1, 0], ("2", "cat"), "numbers and words are mixed"),
+        (["none", "cat"], [1, 0], ("cat", "none"), ""),
     ],
 )
 def test_labels_are_mapped_and_reported(labels: Any, values: Any, names: Any, note: str) -> None:
@@ -285,8 +288,12 @@ def test_labels_are_mapped_and_reported(labels: Any, values: Any, names: Any, no
 
 
 @pytest.mark.parametrize(
-    "labels", [["a", ""], ["a", " "], [0.5], [-1], [None], ["a", 1], [[1]], [float("nan")]]
-)
+    "labels",
+    [
+        ["a", ""], ["a", " "], [0.5], [-1], [None], ["a", 1], [[1]], [float("nan")],
+        ["-1", "0"], ["-10", "-2"], ["0", "nan"], ["1", "None"], ["07", "n/a"],
+    ],
+)  # fmt: skip
 def test_other_labels_are_refused(labels: Any) -> None:
     with pytest.raises(UserError):
         number_labels(labels, None, "here")

@@ -16,8 +16,9 @@ from consistune.cli.data_options import (
     Labels,
     Size,
     Source,
+    SplitBy,
 )
-from consistune.cli.options import check_at_least
+from consistune.cli.options import check_at_least, check_no_effect
 from consistune.errors import UserError
 
 app = typer.Typer(no_args_is_help=True, help="Prepare an image data set, or describe one.")
@@ -35,8 +36,8 @@ def prepare(
     background: Annotated[str, Option(help="Colour of transparent pixels and padding.")] = "white",
     mode: Annotated[str, Option(help="rgb, grey, or auto: grey if all images are grey.")] = "auto",
     held_out: HeldOut = 0.0,
-    split_by: Annotated[str, Option(help="image, or group: keep groups of dataset.json whole.")] = "image",
-    seed: Annotated[int, Option(help="Seed of the choice of held-out images.")] = 0,
+    split_by: SplitBy = None,
+    seed: Annotated[int | None, Option(help="With --held-out: seed of the choice; default: 0.")] = None,
     labels: Labels = None,
     format: Format = None,
     layout: Annotated[str | None, Option(help="nhwc or nchw, for an npz whose shape fits both.")] = None,
@@ -59,10 +60,12 @@ def prepare(
 
     check_at_least(1, workers, "--workers")
     check_at_least(0, allow_missing, "--allow-missing")
+    if not held_out:
+        check_no_effect({"--split-by": split_by, "--seed": seed}, "--held-out", "add --held-out 0.1")
     options = PrepareOptions(
         SourceOptions(format=format, labels=labels, layout=layout, links=follow_links),
         ImageOptions(size=size, crop=crop, filter=filter, background=background, mode=mode),
-        Split(fraction=held_out, by=split_by, seed=seed),
+        Split(fraction=held_out, by=split_by or "image", seed=seed or 0),
         strict,
         allow_missing,
         workers or pool.cores(),

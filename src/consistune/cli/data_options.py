@@ -17,6 +17,9 @@ Filter = Annotated[
     str | None, Option(help="With --size: lanczos (default), box, bicubic, bilinear, hamming, nearest.")
 ]
 HeldOut = Annotated[float, Option(help="Share of images to hold out, if the source has no test set.")]
+SplitBy = Annotated[
+    str | None, Option(help="With --held-out: image (default), or group: keep groups of dataset.json whole.")
+]
 Labels = Annotated[
     str | None, Option(help="A CSV or JSON file; fine or coarse (CIFAR-100); a column (parquet).")
 ]

@@ -7,11 +7,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from consistune.cli.options import check_choice, pick_device
+from consistune.cli.options import check_choice, check_no_effect, pick_device
 from consistune.cli.screen import Bar, Screen, console
 from consistune.data.prepare.run import PrepareOptions, Progress, prepare
 from consistune.data.prepared import META, Meta
@@ -43,7 +42,8 @@ class PreparationProgress(Progress):
         lines += [f"note: {note}" for note in source.notes]
         if done:
             lines.append(f"continuing after {done:,} images of an earlier run")
-        self.screen.say(escape("\n".join(lines)))
+        for line in lines:
+            self.screen.say(line)
         self.bar = self.stack.enter_context(self.screen.bar("preparing", len(source), done))
 
     def advanced(self, count: int) -> None:
@@ -65,10 +65,8 @@ def latent_options(
     The word names an autoencoder, or a model of latents, whose normalisation is then kept.
     """
     if word is None:
-        for option, value in {"--flip": flip, "--store": store, "--device": device}.items():
-            if value:
-                remedy = "add --latents taef2, or leave it out"
-                raise UserError("has no effect without --latents", option, remedy)
+        given = {"--flip": flip, "--store": store, "--device": device}
+        check_no_effect(given, "--latents", "add --latents taef2")
         return None
     from consistune.data.prepare.latents import LatentOptions
     from consistune.models import find, load

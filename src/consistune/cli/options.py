@@ -5,7 +5,7 @@ functions: `consistune --help` and `consistune COMMAND --help` then need no PyTo
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -98,3 +98,10 @@ def check_at_least(least: int, value: int | None, option: str) -> None:
     """Raises UserError if the value is smaller; None (the option was not given) passes."""
     if value is not None and value < least:
         raise UserError(f"{value} is too small", option, f"use at least {least}")
+
+
+def check_no_effect(given: Mapping[str, object], without: str, remedy: str) -> None:
+    """Raises UserError for the first of these options that was given: it needs another one."""
+    for option, value in given.items():
+        if value is not None and value is not False:
+            raise UserError(f"has no effect without {without}", option, f"{remedy}, or leave it out")

@@ -20,6 +20,8 @@ MAX_CLASSES = 1_000_000
 MAX_FILE_BYTES = 1 << 28
 NUMBER = re.compile(r"(0|[1-9][0-9]{0,8})(\.0*)?")
 """A word that is a number: without leading zeros, and whole."""
+NO_LABEL = {"", "nan", "none", "null", "na", "n/a", "-", "?"}
+"""What other programs write for a label that is missing, where the other labels are numbers."""
 HEADINGS = {"file", "filename", "image", "imagename", "imageid", "id", "name", "path", "filepath"}
 UNLABELLED = ("all",)
 """The class names of a source without labels."""
@@ -65,9 +67,11 @@ def number_labels(labels: list[Any], names: Any, where: str) -> Numbered:
     """Labels → classes.
 
     Words are numbered in sorted order, or by their place in `names`. Words that are all numbers, and floats
-    that are whole, are numbers. A number is the class itself where `names` are given, or where the labels are
-    0 … K − 1; else the numbers that occur are numbered in ascending order, and a note says so.
-    Raises UserError for an empty label, a negative one, another type, and a label beyond `names`.
+    that are whole, are numbers; with leading zeros they stay words, in the numbers' order. A number is the
+    class itself where `names` are given, or where the labels are 0 … K − 1; else the numbers that occur are
+    numbered in ascending order, and a note says so.
+    Raises UserError for an empty label, a negative one, NaN and the like among numbers, another type, and a
+    label beyond `names`.
     """
     if names is not None and not isinstance(names, list):
         raise UserError("class_names must be a list of names", where)
@@ -81,7 +85,8 @@ def number_labels(labels: list[Any], names: Any, where: str) -> Numbered:
         if "" in labels:
             raise UserError(f"the label of entry {labels.index('') + 1} is empty", where)
         if not all(NUMBER.fullmatch(label) for label in labels) or set(labels) <= set(known or ()):
-            return _number_words(labels, known, where)
+            notes = () if known else _check_words(set(labels), where)
+            return replace(_number_words(labels, known, where), notes=notes)
         kinds = {float if any("." in label for label in labels) else int}
         labels = [float(label) for label in labels]
     if labels and all(type(label) is float and label.is_integer() for label in labels):
@@ -94,8 +99,25 @@ def number_labels(labels: list[Any], names: Any, where: str) -> Numbered:
     return replace(numbered, notes=notes + numbered.notes)
 
 
+def _check_words(words: set[str], where: str) -> tuple[str, ...]:
+    """A note where words and numbers are mixed. Raises UserError for negative numbers and missing labels."""
+    numbers = {word for word in words if _is_number(word)}
+    bad = {word for word in numbers if word.startswith("-")}
+    bad |= {word for word in words if numbers and word.casefold() in NO_LABEL}
+    if bad:
+        raise UserError(f"labels must be numbers from 0, or words; got {min(bad)[:80]!a}", where)
+    mixed = numbers and words - numbers
+    return (f"numbers and words are mixed, and taken as words: {brief(sorted(words))}",) if mixed else ()
+
+
+def _is_number(word: str) -> bool:
+    return word.removeprefix("-").replace(".", "", 1).isdecimal()
+
+
 def _number_words(words: list[str], known: list[str] | None, where: str) -> Numbered:
-    names = sorted(set(words)) if known is None else known
+    different = set(words)
+    key = int if all(word.isdecimal() for word in different) else str
+    names = sorted(different, key=lambda word: (key(word), word)) if known is None else known
     index = {name: k for k, name in reversed(list(enumerate(names)))}
     unknown = next((word for word in words if word not in index), None)
     if unknown is not None:
@@ -239,11 +261,13 @@ def parse_table(table: Any, where: str) -> LabelTable:
     if any(type(label) is bool for _, label in table):
         raise UserError("labels must be numbers from 0, or words; got true or false", where)
     numbered = number_labels([label for _, label in table], extra.get("class_names"), where)
+    unread = sorted(set(extra) - {"labels", "class_names", "group"})
+    notes = (f"{printable(where)}: these keys were not read: {brief(unread)}",) if unread else ()
     groups = extra.get("group")
     if groups is not None and (not isinstance(groups, list) or len(groups) != len(names)):
         raise UserError(f"'group' must be a list of {len(names)} entries", where)
     words = None if groups is None else [str(group) for group in groups]
-    return LabelTable(names, numbered.values, numbered.class_names, words, numbered.notes)
+    return LabelTable(names, numbered.values, numbered.class_names, words, numbered.notes + notes)
 
 
 def _relative(name: Any, where: str) -> str:
