@@ -13,6 +13,7 @@ from typer import Option
 import consistune
 from consistune.cli import (
     analyze,
+    check,
     create,
     data,
     ema,
@@ -40,6 +41,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "create": create.create,
     "init": recipes.init,
     "train": train.train,
+    "check": check.check,
     "sample": sample.sample,
     "evaluate": evaluate.evaluate,
     "import": interop.import_,

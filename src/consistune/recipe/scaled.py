@@ -7,9 +7,7 @@ from typing import Any
 from consistune.recipe.reading import assign, read_recipe, validate
 from consistune.recipe.words import Recipe
 from consistune.training.ema import HalfLife
-
-DURATIONS = ("every_images", "total_images", "reference_images", "warmup_images")
-"""Keys in training images that follow the whole length of a training."""
+from consistune.training.options import DURATIONS
 
 
 def scaled_recipe(

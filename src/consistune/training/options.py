@@ -13,6 +13,8 @@ CARD_PRECISION = UntilRatio(0.99, "bf16", "tf32")
 """The default on CUDA: as long as r/t is small enough for bf16's 8 bits to tell the two outputs apart."""
 COMPILED_STEPS = 10_000
 """Compilation takes minutes, which a shorter run does not earn back."""
+DURATIONS = ("every_images", "total_images", "reference_images", "warmup_images")
+"""Keys of recipes, in training images, that follow the whole length of a training."""
 
 
 @dataclass(frozen=True)

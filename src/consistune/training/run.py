@@ -21,6 +21,7 @@ from consistune.nn import store
 from consistune.nn.precond import Preconditioned
 from consistune.system.files import write_atomically
 from consistune.training import checkpoint, folder, latest, log, posthoc
+from consistune.training.check import Watch
 from consistune.training.ema import PowerFunction
 from consistune.training.interrupt import Interrupted, StopSignal
 from consistune.training.lock import folder_lock
@@ -63,6 +64,7 @@ class RunFolder:
         self.checkpoints = path / "checkpoints"
         self.metrics = MetricsFile(path)
         self._held: ExitStack | None = None
+        self._watch: Watch | None = None
         if resume:
             folder.check_continuation(path, recipe_text, extend)
         self.extended = recipe_text if extend else None
@@ -143,6 +145,7 @@ class RunFolder:
             log.opened_trackers(trainer.options, self.path, trainer.images, self.main, self.warn) as trackers,
             StopSignal(self.warn) as stop,
         ):
+            self._begin_watch(trainer)
             if trainer.step == 0:
                 self._save_checkpoint(trainer)
             elif self._checkpoint_was_due(trainer):  # a kill may have come between it and its picture
@@ -180,6 +183,13 @@ class RunFolder:
     def _append_metrics(self, record: dict[str, float]) -> None:
         if self.main:
             self.metrics.append(record)
+        if self._watch is not None:
+            self._watch.look(int(record["images"]))
+
+    def _begin_watch(self, trainer: Trainer) -> None:
+        """Compare the log with the recipe's expected curves as it grows (`training.check`)."""
+        if self.main and (self.path / folder.RECIPE).is_file():
+            self._watch = Watch(self.path, trainer.model.card.data_sha256, self.warn)
 
     def _steps_until_divergence(
         self, trainer: Trainer, stop: StopSignal, telemetry: Telemetry

@@ -1,0 +1,121 @@
+"""Expected curves of a recipe, and pictures of them beside other runs.
+
+    python benchmarks/expected.py make digits-sct runs/a runs/b runs/c   → src/consistune/expected
+    python benchmarks/expected.py draw digits-sct loss/t=0.3-1 docs/x.svg "rate × 30=runs/d" "seed 3=runs/e"
+
+The runs of a recipe are whole, as the recipe stands, and differ in their seed alone (and in their teacher's).
+"""
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+from consistune.pages.plots import Axis, Plot
+from consistune.recipe import read_recipe
+from consistune.recipe.reading import to_yaml
+from consistune.recipe.yaml_text import parse_yaml
+from consistune.system.files import write_atomically
+from consistune.training.check import fingerprint_of
+from consistune.training.expected import (
+    FOLDER,
+    PARTS,
+    Expected,
+    curves_of,
+    differences,
+    digest_of,
+    expected_named,
+    method_of,
+    read_recipe_of,
+)
+from consistune.training.metrics_file import MetricsFile
+
+DIGITS = 4
+"""Significant digits of a stored value."""
+
+
+def made(name: str, runs: list[Path]) -> Expected:
+    """The expected curves of a recipe from its runs. Exits, with a line, for runs that are not such."""
+    recipe = parse_yaml(to_yaml(read_recipe(name)), name)
+    method, images = method_of(recipe), recipe["train"]["images"]
+    if len(runs) < 2:
+        raise SystemExit("one run has no spread: give two or more of different seeds")
+    about, curves, prints = [], [], set()
+    for run in runs:
+        own = read_recipe_of(run)
+        found = [str(one) for one in differences(method_of(own), method)]
+        records = MetricsFile(run).records()
+        if found or own["train"]["images"] != images or not (run / "model").is_dir():
+            raise SystemExit(f"{run} is no whole run of {name}: {'; '.join(found) or 'not finished'}")
+        environment = json.loads((run / "environment.json").read_text(encoding="utf-8"))
+        about.append({"seed": own["train"]["seed"], "environment": summary(environment)})
+        curves.append(curves_of(records, images))
+        prints.add(fingerprint_of(run))
+    if len({one["seed"] for one in about}) < len(runs) or len(prints) != 1:
+        raise SystemExit("the runs have a seed twice, or other images")
+    figures = sorted(set.intersection(*(set(curve) for curve in curves)))
+    return Expected(
+        name=name,
+        recipe=method,
+        recipe_sha256=digest_of(method, images),
+        images=images,
+        data=Path(recipe["data"]).name,
+        data_sha256=prints.pop(),
+        runs=tuple(about),
+        curves={figure: tuple(tuple(map(rounded, curve[figure])) for curve in curves) for figure in figures},
+    )
+
+
+def summary(environment: dict[str, Any]) -> dict[str, Any]:
+    """What of a run's environment.json is kept: the versions and the machine, not the command."""
+    return {key: value for key, value in environment.items() if key not in ("command",)}
+
+
+def rounded(value: float | None) -> float | None:
+    return None if value is None else float(f"{value:.{DIGITS}g}")
+
+
+def drawn(expected: Expected, figure: str, runs: dict[str, Path]) -> str:
+    """An SVG: a figure's band, its middle, and the curves of runs."""
+    shares = [100 * (part + 1) / PARTS for part in range(PARTS)]
+    bands = [(share, band) for share, band in zip(shares, expected.bands(figure), strict=True) if band]
+    xs = [share for share, _ in bands]
+    series: dict[str, Any] = {
+        "expected, from": (xs, [band.low for _, band in bands]),
+        "expected, to": (xs, [band.high for _, band in bands]),
+    }
+    for name, run in runs.items():
+        curve = curves_of(MetricsFile(run).records(), read_recipe_of(run)["train"]["images"])[figure]
+        points = [(share, value) for share, value in zip(shares, curve, strict=True) if value is not None]
+        series[name] = tuple(map(list, zip(*points, strict=True)))
+    title = f"{expected.name}: {figure}"
+    return Plot(series, Axis("share of training, %"), Axis(figure, log=True), title).svg()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    commands = parser.add_subparsers(dest="command", required=True)
+    make = commands.add_parser("make")
+    make.add_argument("name")
+    make.add_argument("runs", nargs="+", type=Path)
+    make.add_argument("--out", type=Path)
+    draw = commands.add_parser("draw")
+    draw.add_argument("name")
+    draw.add_argument("figure")
+    draw.add_argument("out", type=Path)
+    draw.add_argument("runs", nargs="*", metavar="TITLE=RUN")
+    given = parser.parse_args()
+    if given.command == "make":
+        path = given.out or FOLDER / f"{given.name}.json"
+        text = made(given.name, given.runs).model_dump_json(indent=None)
+        write_atomically(path, text + "\n")
+        print(f"{path}: {len(text):,} bytes")
+    else:
+        runs = {title: Path(run) for title, _, run in (word.rpartition("=") for word in given.runs)}
+        write_atomically(given.out, drawn(expected_named(given.name), given.figure, runs) + "\n")
+
+
+if __name__ == "__main__":
+    main()
