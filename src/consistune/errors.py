@@ -36,6 +36,10 @@ class UserError(Exception):
         super().__init__(printable(" ".join((f"{line}; {remedy}" if remedy else line).split())))
 
 
+class RunFailed(RuntimeError):
+    """What went wrong at run time, and what to do: its message is shown as one line, with exit status 1."""
+
+
 def load_entry_point(entry: "EntryPoint") -> Any:
     """The object that an installed package declares.
 

@@ -74,11 +74,32 @@ def test_a_chain_of_recipes_ends(tmp_path: Path) -> None:
         ("weight.sigma_data=-1.0", "weight.sigma_data=-1.0"),
         ("train.imags=3", "did you mean images"),
         ("network.kind=sonng", "did you mean song"),
+        ("optimizer.betas=[0.9, 2]", "betas must lie in"),
+        ("law.high=0.001", "law.high=0.001 is out of range"),
+        ("law.low=90", "law.low=90.0 is out of range"),
+        ("law.mean=50", "law.mean=50.0 is out of range"),
+        ("train.snapshots=[0.25, 0.5, 0.25]", "different shares"),
+        ("train.ema_snapshot_precision=fp16", "no effect without ema_snapshot_images"),
     ],
 )
 def test_a_number_out_of_range_is_refused_before_anything_is_made(override: str, words: str) -> None:
     with pytest.raises(UserError, match=words):
         make_plan(read_recipe("digits-edm", [override]))
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("mid_t=[80]", "must fall"),
+        ("mid_t=[0.5, 2]", "must fall"),
+        ("mid_t=[2, 2]", "must fall"),
+        ("estimator.size=1000", "estimator.size=1000: has no effect: the largest group has 153 "),
+    ],
+)
+def test_keys_that_would_have_no_effect_or_no_meaning_are_refused(override: str, words: str) -> None:
+    small = ["start_from=null", "network={kind: mlp, width: 8, blocks: 1}", "dropout=null"]
+    with pytest.raises(UserError, match=words):
+        make_plan(read_recipe("digits-sct", [*small, override]))
 
 
 def test_the_remedy_for_other_kinds_works() -> None:

@@ -173,21 +173,25 @@ def test_a_picture_that_fails_is_a_warning_and_the_checkpoint_is_there_before_it
     assert (tmp_path / "run" / "log.txt").read_text().count("warning: no picture of samples: a picture") == 4
 
 
-def test_a_picture_that_a_kill_prevented_is_drawn_when_the_run_continues(tmp_path: Path) -> None:
+@pytest.mark.parametrize("skips", [False, True])
+def test_a_picture_that_a_kill_prevented_is_drawn_when_the_run_continues(tmp_path: Path, skips: bool) -> None:
+    """Also where the checkpoint was put off by a step, because the losses of the one before were NaN."""
     recipe = read_recipe("digits-edm", KEYS)
+    victim = "448" if skips else "384"
 
     def write(model: Preconditioned, path: Path) -> None:
         path.parent.mkdir(exist_ok=True)
         path.write_bytes(repr(next(model.parameters()).sum().item()).encode())
 
     def killed(model: Preconditioned, path: Path) -> None:
-        if path.stem.endswith("384"):
+        if path.stem.endswith(victim):
             raise KeyboardInterrupt
         write(model, path)
 
     def run(name: str, draw: Callable[[Preconditioned, Path], None]) -> dict[str, bytes]:
         resume = (tmp_path / name).exists()
         trainer = make_plan(recipe).trainer()
+        trainer = sick(trainer, lambda t: skips and t.step == 5)
         folder = RunFolder(tmp_path / name, to_yaml(recipe), resume=resume, draw=draw)
         if resume:
             folder.resume(trainer)

@@ -6,15 +6,18 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import nn
 
 from consistune.cli.main import main
 from consistune.errors import UserError
+from consistune.interop.export import export_model
 from consistune.nn import store
+from consistune.nn.card import ModelCard
 from consistune.nn.precond import EDMPrecond
 from consistune.nn.small import ResidualMLP
 from consistune.recipe import read_recipe
-from consistune.recipe.plan import make_plan
+from consistune.recipe.plan import Given, make_plan
 from consistune.system.processes import Processes
 from consistune.training.metrics_file import MetricsFile
 from consistune.training.soundness import Soundness
@@ -37,6 +40,7 @@ def test_a_rate_that_destroys_the_weights_ends_the_run_and_nothing_is_stored(
         main()
     assert ended.value.code == 1
     line = capsys.readouterr().err.splitlines()[-1]
+    assert line.startswith("consistune: diverged at step ")
     for text in ("step ", "loss ", "checkpoint", "try a lower optimizer.lr"):
         assert text in line
         assert text in (run / "log.txt").read_text()
@@ -107,14 +111,33 @@ def test_weights_that_explode_in_a_step_with_a_finite_loss_are_seen() -> None:
     assert watch.fault() == "weights are not finite"
 
 
-def test_a_model_with_nan_is_no_start(tmp_path: Path) -> None:
-    teacher = EDMPrecond(ResidualMLP((1, 8, 8), width=8, blocks=1))
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_a_model_that_is_not_finite_is_no_start_no_teacher_and_not_stored(
+    tmp_path: Path, value: float
+) -> None:
+    sick, sound = (EDMPrecond(ResidualMLP((1, 8, 8), width=8, blocks=1)) for _ in range(2))
     with torch.no_grad():
-        next(teacher.parameters())[0] = torch.nan
-    store.save(teacher, tmp_path / "teacher")
-    recipe = read_recipe("digits-ect", [f"start_from={tmp_path / 'teacher'}", "conditional=false"])
+        next(sick.parameters())[0] = value
+    sick.card = sound.card = ModelCard(objective="diffusion")
+    names = ["start_from=null", "estimator={kind: teacher, model: sick}", "conditional=false"]
+    recipe = read_recipe("digits-ect", names)
+    for given, place in (
+        (Given(None, sick, sound), "a model in memory"),
+        (Given(None, sound, sick), "estim"),
+    ):
+        with pytest.raises(
+            UserError, match=f"^{place}.*not finite, beginning with 'model.map_hidden.weight'"
+        ):
+            make_plan(recipe, given=given).trainer()
     with pytest.raises(UserError, match="not finite"):
-        make_plan(recipe).trainer()
+        store.save(sick, tmp_path / "model")
+    save_file(sick.state_dict(), store.save(sound, tmp_path / "stored") / store.WEIGHTS)
+    config = json.loads((tmp_path / "stored" / store.CONFIG).read_text())
+    del config["meta"][store.DIGEST]
+    (tmp_path / "stored" / store.CONFIG).write_text(json.dumps(config))
+    with pytest.raises(UserError, match="not finite"):
+        export_model(tmp_path / "stored", tmp_path / "export.safetensors")
+    assert [path.name for path in tmp_path.iterdir()] == ["stored"]
 
 
 def test_a_number_that_is_not_finite_is_null_in_the_log(tmp_path: Path) -> None:

@@ -27,7 +27,7 @@ from consistune.cli import (
 )
 from consistune.cli.numbers import check_all_numbers
 from consistune.cli.options import pick_device
-from consistune.errors import UserError, printable
+from consistune.errors import RunFailed, UserError, printable
 
 app = typer.Typer(
     name="consistune",
@@ -133,6 +133,8 @@ def explain(error: Exception) -> tuple[int, str]:
     """Exit status and one line for an error."""
     if isinstance(error, UserError):
         return 2, str(error)
+    if isinstance(error, RunFailed):
+        return 1, printable(str(error))
     if hasattr(error, "format_message"):  # raised by typer's parser
         return 2, printable(
             " ".join(error.format_message().split())

@@ -44,6 +44,7 @@ def export_model(folder: str | Path, dest: str | Path, format: str | None = None
                 "there is something there already", str(path), "choose another name, or remove it"
             )
     model = store.load(folder)
+    store.check_finite(model, str(folder), "nothing was written: look whether the model's training diverged")
     if format == "onnx":
         write_onnx(model, dest)
         return dest

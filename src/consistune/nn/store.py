@@ -170,6 +170,13 @@ def _is_empty(folder: Path) -> bool:
     return folder.is_dir() and not folder.is_symlink() and not any(folder.iterdir())
 
 
+def check_finite(model: nn.Module, where: str, remedy: str) -> None:
+    """Raises UserError, naming the first, where weights of a model are not finite."""
+    for name, value in model.state_dict().items():
+        if not bool(value.isfinite().all()):
+            raise UserError(f"the weights are not finite, beginning with {name!a}", where, remedy)
+
+
 def write_weights(weights: dict[str, Tensor], path: Path) -> None:
     """Write a safetensors file, on the disk when this returns, with the mode that other new files get.
 
@@ -191,10 +198,12 @@ def write_weights(weights: dict[str, Tensor], path: Path) -> None:
 def save(model: Preconditioned, folder: str | Path) -> Path:
     """Write a model folder, whole or not at all: beside the old one, then in its place → its path.
 
-    Raises UserError as `check_destination` does, and OSError as `write_weights` does.
+    Raises UserError as `check_destination` does, and for weights that are not finite; OSError as
+    `write_weights` does.
     """
     folder = Path(folder)
     check_destination(folder)
+    check_finite(model, str(folder), "nothing was written: look whether the model's training diverged")
     folder.parent.mkdir(parents=True, exist_ok=True)
     partial = folder.with_name(f".{folder.name}.{os.getpid()}.partial")
     shutil.rmtree(partial, ignore_errors=True)

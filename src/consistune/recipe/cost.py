@@ -17,6 +17,7 @@ from consistune.errors import UserError
 from consistune.recipe.plan import Plan
 from consistune.system.processes import Processes
 from consistune.training.ema import PowerFunction
+from consistune.training.options import share_name
 
 HALF_WAY = 0.5
 """The share of training at which the steps are taken: early steps may have no target to compute."""
@@ -231,7 +232,7 @@ def report(plan: Plan, cost: Estimate, folder: Path, memory: int | None = None) 
         ("  samples/", "a picture with every checkpoint"),
     ]
     if options.snapshots:
-        shares = ", ".join(f"{share:.0%}" for share in options.snapshots)
+        shares = ", ".join(map(share_name, options.snapshots))
         rows.append(("  snapshots/", f"at {shares}, {size(cost.weights)} each"))
     if options.ema_snapshot_images is not None:
         kept = sum(isinstance(average, PowerFunction) for average in options.ema)

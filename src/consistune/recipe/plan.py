@@ -2,6 +2,7 @@
 
 from copy import deepcopy
 from dataclasses import asdict, dataclass, replace
+from itertools import pairwise
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -18,9 +19,10 @@ from consistune.data.images import DataSplit, load_data
 from consistune.errors import UserError
 from consistune.models import load_tensors
 from consistune.nn.precond import Preconditioned
+from consistune.nn.store import check_finite
 from consistune.recipe import Recipe, build
 from consistune.recipe.first_model import check_space, first_model, load_weights
-from consistune.recipe.ranges import check_memory
+from consistune.recipe.ranges import LATEST, check_memory
 from consistune.system.processes import Processes
 from consistune.training.ema import Online, Target
 from consistune.training.loop import Trainer
@@ -144,6 +146,9 @@ def _check_data(recipe: Recipe, data: DataSplit, options: TrainOptions) -> None:
 def _check_objective(recipe: Recipe, objective: Objective, options: TrainOptions) -> None:
     """Raises UserError for keys that the objective does not allow."""
     middle = getattr(recipe, "mid_t", ())
+    if any(t >= LATEST for t in middle) or any(b >= a for a, b in pairwise(middle)):
+        what = "times between the steps must fall from one to the next"
+        raise UserError(what, f"mid_t={list(middle)}", f"give falling times below {LATEST:g}")
     if any(t < objective.lowest_time for t in middle):
         what = f"the model learns no t below {objective.lowest_time:g}"
         raise UserError(what, f"mid_t={list(middle)}", "give later times")
@@ -197,6 +202,9 @@ def _reference(
         what = "random references are drawn from the whole set, of which a process would have its share only"
         raise UserError(what, f"estimator.size={section.size}", "use bank: device or host")
     images = data.train.reference(by_class=word == "class")
+    if section.size is not None and section.size > images.longest:
+        what = f"has no effect: the largest group has {images.longest:,} references"
+        raise UserError(what, f"estimator.size={section.size}", "leave size out to take all")
     try:
         return make_bank(images, device, section.bank, may_shard=section.size is None)
     except ValueError as error:
@@ -239,6 +247,7 @@ def _frozen(
 ) -> Any:
     """A trained model under the recipe's schedule; with `flow_map`, one that reaches the trajectory's end."""
     teacher = load_weights(path, key) if teacher is None else deepcopy(teacher)
+    check_finite(teacher, key, "give a model whose training did not diverge")
     teacher = teacher.to(device).eval().requires_grad_(False)
     check_space(teacher, data, key)
     classes = len(data.train.class_names) if recipe.conditional else 0

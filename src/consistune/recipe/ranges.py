@@ -21,6 +21,8 @@ SEED: Range = (0, (1 << 63) - 1)
 REAL: Range = (0, 3e38)
 """A number whose key is not named below: not negative, and within fp32."""
 SHARE: Range = (0, 1)
+EARLIEST, LATEST = 0.002, 80.0
+"""The ratios of noise to signal between which samplers work: a law must reach into them."""
 SCALE: Range = (1e-6, 1e6)
 WIDTH: Range = (1, 1 << 16)
 RANGES: dict[str, Range] = {
@@ -32,19 +34,20 @@ RANGES: dict[str, Range] = {
     **dict.fromkeys(("dropout", "label_dropout", "augment", "mu", "mu_0"), SHARE),
     **dict.fromkeys(("label_balance", "concat_balance", "res_balance", "attn_balance"), SHARE),
     **dict.fromkeys(
-        ("sigma_data", "sigma_max", "clip_act", "clip_norm", "fourier_scale", "std", "ramp_up", "edges"),
+        ("sigma_data", "sigma_max", "clip_act", "clip_norm", "fourier_scale", "ramp_up", "edges"),
         SCALE,
     ),
     **dict.fromkeys(("mid_t", "scale", "rho", "noise_gain", "stages_per_halving"), SCALE),
     **dict.fromkeys(("s0", "s1", "n", "M", "steps"), (1, 1 << 20)),
     **dict.fromkeys(("total_images", "reference_images"), (1, 10**12)),
-    "low": (0, 1e6),
-    "high": (1e-6, 1e6),
+    "low": (0, LATEST),
+    "high": (EARLIEST, 1e6),
     "q": (1, 1e6),
     "max_ratio": (1e-6, 1),
     **dict.fromkeys(("t_min", "t_max", "noise_scale", "beta_d", "beta_min"), SCALE),
-    "mean": (-50, 50),
-    "r_mean": (-50, 50),
+    **dict.fromkeys(("std", "r_std"), (1e-6, 100)),
+    "mean": (-10, 10),
+    "r_mean": (-10, 10),
     "guidance": (-1e3, 1e3),
 }
 """Key → the least and the largest number."""

@@ -21,8 +21,9 @@ from consistune.core.noise import NoiseSchedule, rescheduled
 from consistune.core.objectives import Draws, Objective
 from consistune.core.rng import mix_seed
 from consistune.core.types import Batch, Denoiser
-from consistune.errors import UserError
+from consistune.errors import RunFailed, UserError
 from consistune.nn.precond import Preconditioned
+from consistune.nn.store import check_finite
 from consistune.system.processes import Processes, pending
 from consistune.training import sharding
 from consistune.training.ema import EMA, Online, Target
@@ -31,7 +32,7 @@ from consistune.training.optim import Optimizer
 from consistune.training.options import TrainOptions
 from consistune.training.order import EpochOrder, Stream, TrainingData
 from consistune.training.precision import Precision, UntilRatio, Word
-from consistune.training.soundness import Soundness, check_start
+from consistune.training.soundness import Soundness
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,7 @@ class StepReport:
     stopping: bool = False
 
 
-class TrainingDiverged(RuntimeError):
+class TrainingDiverged(RunFailed):
     """Too many non-finite steps in a row, or a state that is not sound (`training.soundness`)."""
 
 
@@ -107,7 +108,8 @@ class Trainer:
             )
         self.step = self.images = self.nonfinite_total = self.nonfinite_in_a_row = self.rollbacks = 0
         origin = model.card.start_from
-        check_start(model, "start_from" if origin is None else origin.path)
+        where = "start_from" if origin is None else origin.path
+        check_finite(model, where, "start from a model whose training did not diverge")
         self.model = model.to(self.device).train().requires_grad_(True)
         self.sharded = options.shard and self.processes.count > 1
         if options.channels_last and not self.sharded:  # FSDP2 takes no such weights

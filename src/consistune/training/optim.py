@@ -91,6 +91,8 @@ class Optimizer:
     def __post_init__(self) -> None:
         if not self.lr > 0:
             raise ValueError(f"lr must be positive, got {self.lr}")
+        if not all(0 <= beta < 1 for beta in self.betas):
+            raise ValueError(f"betas must lie in [0, 1), got {list(self.betas)}")
         if self.warmup_images < 0:
             raise ValueError(f"warmup_images must not be negative, got {self.warmup_images}")
 

@@ -17,6 +17,11 @@ DURATIONS = ("every_images", "total_images", "reference_images", "warmup_images"
 """Keys of recipes, in training images, that follow the whole length of a training."""
 
 
+def share_name(share: float) -> str:
+    """The name of a snapshot at a share of training: "25%", "0.1%"."""
+    return f"{100 * share:.6g}%"
+
+
 @dataclass(frozen=True)
 class TrainOptions:
     """How long, how many at a time, in what precision, and what is kept.
@@ -93,6 +98,10 @@ class TrainOptions:
             raise ValueError(f"label_dropout must lie in [0, 1), got {self.label_dropout}")
         if any(not 0 < share < 1 for share in self.snapshots):
             raise ValueError(f"snapshots must list shares in (0, 1), got {list(self.snapshots)}")
+        if len(set(map(share_name, self.snapshots))) < len(self.snapshots):
+            raise ValueError(f"snapshots must list different shares, got {list(self.snapshots)}")
+        if self.ema_snapshot_images is None and self.ema_snapshot_precision != "fp32":
+            raise ValueError("ema_snapshot_precision has no effect without ema_snapshot_images")
         if self.shard and self.precision == "fp16":
             raise ValueError("shard and precision fp16 do not go together: use bf16")
 

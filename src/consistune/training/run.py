@@ -28,9 +28,12 @@ from consistune.training.lock import folder_lock
 from consistune.training.log import Telemetry
 from consistune.training.loop import StepReport, Trainer, TrainingDiverged
 from consistune.training.metrics_file import EVALUATION, MetricsFile
+from consistune.training.options import share_name
 
 __all__ = ["Interrupted", "RunFolder"]
 Measure = Callable[[Preconditioned], dict[str, float]]
+PICTURE = "picture"
+"""The key of a checkpoint: whether a picture of samples belongs to it."""
 
 
 class RunFolder:
@@ -65,6 +68,7 @@ class RunFolder:
         self.metrics = MetricsFile(path)
         self._held: ExitStack | None = None
         self._watch: Watch | None = None
+        self._picture_due = False
         if resume:
             folder.check_continuation(path, recipe_text, extend)
         self.extended = recipe_text if extend else None
@@ -147,8 +151,8 @@ class RunFolder:
         ):
             self._begin_watch(trainer)
             if trainer.step == 0:
-                self._save_checkpoint(trainer)
-            elif self._checkpoint_was_due(trainer):  # a kill may have come between it and its picture
+                self._save_checkpoint(trainer, picture=False)
+            elif self._picture_due:  # a kill may have come between the checkpoint and its picture
                 self._save_samples(trainer)
             while True:
                 telemetry = Telemetry(trainer, self._append_metrics, trackers, self.warn)
@@ -157,7 +161,7 @@ class RunFolder:
                     break
                 except TrainingDiverged as error:
                     self._roll_back(trainer, error)
-            self._save_checkpoint(trainer)
+            self._save_checkpoint(trainer, picture=True)
             self._save_model(trainer, self.path / "model")
             self._save_samples(trainer)
             self.say(f"done: {trainer.images:,} images, {trainer.nonfinite_total} non-finite steps")
@@ -208,19 +212,19 @@ class RunFolder:
             if due(options.log_images) or shares or averages_due or checkpoint_due or measure_due or finished:
                 self._require_sound(report, finished)
             for share in shares:
-                self._save_model(trainer, self.path / "snapshots" / f"{share:.0%}")
+                self._save_model(trainer, self.path / "snapshots" / share_name(share))
             if averages_due:
                 self._save_average_snapshots(trainer)
             if measure_due:
                 self._evaluate(trainer, telemetry)
             if checkpoint_due and report.finite:  # the state in the middle of a divergence is not saved
-                self._save_checkpoint(trainer)
+                self._save_checkpoint(trainer, picture=True)
                 self._save_samples(trainer)
                 checkpoint_due = False
             yield report
             if report.stopping and not finished:
                 self._require_sound(report)
-                self._save_checkpoint(trainer)
+                self._save_checkpoint(trainer, picture=False)
                 self.say(f"stopped at {report.images:,} images")
                 raise Interrupted(stop.number)
 
@@ -267,21 +271,18 @@ class RunFolder:
             )
         if state is not None:
             trainer.load_state_dict(state)
+            self._picture_due = bool(state.get(PICTURE, False))
         return state is not None
 
     # What follows gathers sharded weights, so that all processes have to call it; the first one writes.
 
-    def _save_checkpoint(self, trainer: Trainer) -> None:
+    def _save_checkpoint(self, trainer: Trainer, picture: bool) -> None:
+        """picture: a picture of samples belongs to it, and is drawn afterwards."""
         state = trainer.state_dict()
-        state[latest.CONFIG] = store.describe(trainer.model)
+        state |= {latest.CONFIG: store.describe(trainer.model), PICTURE: picture}
         if self.main:
             checkpoint.save(self.checkpoints, state, trainer.options.keep)
         trainer.processes.wait()
-
-    def _checkpoint_was_due(self, trainer: Trainer) -> bool:
-        """Whether a checkpoint and its picture are due here; False where a signal alone caused one."""
-        options = trainer.options
-        return _crosses(trainer.images - options.batch, trainer.images, options.checkpoint_images)
 
     def _save_samples(self, trainer: Trainer) -> None:
         if self.draw is not None:

@@ -12,7 +12,6 @@ from statistics import median
 import torch
 from torch import Tensor, nn
 
-from consistune.errors import UserError
 from consistune.system.processes import Processes
 from consistune.training.sharding import local
 
@@ -42,17 +41,6 @@ def largest_weights(models: Iterable[nn.Module], processes: Processes) -> Tensor
                 largest = part.abs().amax() if part.numel() else part.new_zeros(())
                 maxima.append(largest.float().nan_to_num(math.inf, math.inf))
     return processes.largest(torch.stack(maxima)).cpu() if maxima else torch.zeros(1)
-
-
-def check_start(model: nn.Module, where: str) -> None:
-    """Raises UserError where a weight of the model that a training starts from is not finite."""
-    for name, value in model.state_dict().items():
-        if not bool(value.isfinite().all()):
-            raise UserError(
-                f"the model to start from has weights that are not finite, beginning with {name!r}",
-                where,
-                "start from a model whose training did not diverge",
-            )
 
 
 class Soundness:
