@@ -41,15 +41,12 @@ def export_model(source: "str | Path | Preconditioned", dest: str | Path, format
 
     from safetensors.torch import save
 
-    from consistune.interop.onnx import decoder_path, write_onnx
+    from consistune.interop.onnx import write_onnx
     from consistune.interop.safetensors import CONFIG_KEY, tensors_digest
     from consistune.nn import store
 
-    for path in (dest, decoder_path(dest)) if format == "onnx" else (dest,):
-        if path.exists():
-            raise UserError(
-                "there is something there already", str(path), "choose another name, or remove it"
-            )
+    if dest.exists():
+        raise UserError("there is something there already", str(dest), "choose another name, or remove it")
     model = store.load(source) if isinstance(source, str | Path) else copy.deepcopy(source)
     if format == "onnx":
         write_onnx(model, dest)
