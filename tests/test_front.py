@@ -175,9 +175,13 @@ def test_tensors_train_as_the_set_they_were_taken_from() -> None:
     assert named == given
 
 
-def test_every_block_of_the_page_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def page_blocks() -> list[str]:
     page = (Path(__file__).parents[1] / "docs" / "python.md").read_text(encoding="utf-8")
-    blocks = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    return re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+
+
+def test_every_block_of_the_page_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    blocks = [block for block in page_blocks() if "from diffusers" not in block]
     code = re.sub(r"images=\d\d+_000(, batch=256)?", "images=256", "\n".join(blocks))
     assert len(blocks) == 4
     assert code.count("images=256") == 5
@@ -185,3 +189,16 @@ def test_every_block_of_the_page_runs(tmp_path: Path, monkeypatch: pytest.Monkey
     scope: dict[str, object] = {"__name__": "python_page"}
     exec(compile(code, "docs/python.md", "exec"), scope)
     assert torch.equal(sample(scope["again"], range(64)), scope["images"])
+
+
+def test_the_notebook_with_a_unet_of_diffusers_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("diffusers", reason="the extra diffusers is not installed")
+    (block,) = (block for block in page_blocks() if "from diffusers" in block)
+    assert len(block.splitlines()) <= 20
+    code = re.sub(r"images=\d[\d_]+", "images=4, batch=4", block)
+    monkeypatch.chdir(tmp_path)
+    photos = torch.rand(12, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    scope = {"data": as_split(photos, torch.arange(12) % 3, value_range=(0, 1))}
+    exec(compile(code, "docs/python.md", "exec"), scope)
+    assert scope["picture"].size == (16, 16)
+    assert type(scope["pipe"]).__name__ == "ConsistencyModelPipeline"

@@ -13,14 +13,26 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from consistune.data.inputs import as_split
     from consistune.front import evaluate, steps, train, tune
-    from consistune.models import load, sample
+    from consistune.models import export, load, sample
     from consistune.nn.module import wrap
 
-__all__ = ["__version__", "as_split", "evaluate", "load", "sample", "steps", "train", "tune", "wrap"]
+__all__ = [
+    "__version__",
+    "as_split",
+    "evaluate",
+    "export",
+    "load",
+    "sample",
+    "steps",
+    "train",
+    "tune",
+    "wrap",
+]
 __version__ = "0.1.0"
 WHERE = {
     "as_split": "data.inputs",
     "evaluate": "front",
+    "export": "models",
     "load": "models",
     "sample": "models",
     "steps": "front",

@@ -23,7 +23,7 @@ EXTRAS = {
     "onnx": ("onnx", "export to ONNX"),
     "onnxruntime": ("onnx", "checking an ONNX export"),
     "wandb": ("wandb", "logging to Weights & Biases"),
-    "diffusers": ("bench", "diffusers as a peer in benchmarks"),
+    "diffusers": ("diffusers", "networks and autoencoders of diffusers, in and out"),
 }
 """Package → the extra that installs it, and what it is for."""
 MATRIX_SIZE = 64

@@ -18,6 +18,7 @@ from consistune.core.rng import ImageNoise
 from consistune.core.sampling import ODE, Multistep, PhasedSteps, Sampler
 from consistune.core.types import Denoiser
 from consistune.errors import UserError
+from consistune.interop.pipelines import is_pipeline
 from consistune.nn import hub, store
 from consistune.nn.autoencoder.space import from_card, open_space
 from consistune.nn.module import Factory
@@ -36,6 +37,8 @@ def load(
 ) -> Preconditioned:
     """The model in a folder (`nn.store`), a run's folder, or an official checkpoint (`interop.checkpoints`).
 
+    A folder of diffusers with a UNet2DModel is one too (`interop.pipelines`).
+
     path: also "hf://user/name" or "hf://user/name@revision", a model on the Hugging Face Hub; where there is
     no such path, the built-in model of that name.
     network: for a model around a module that is not ours, a function that makes the module (`nn.module`).
@@ -44,7 +47,7 @@ def load(
     """
     if str(path).startswith(hub.PREFIX):
         path = hub.download(str(path))
-    if Path(path).is_file():
+    if Path(path).is_file() or is_pipeline(Path(path)):
         from consistune.interop.checkpoints import load_checkpoint
 
         if network is not None:
@@ -57,6 +60,17 @@ def find(path: str | Path) -> Path:
     """The path, or where there is nothing the folder of the built-in model of that name."""
     built_in = {folder.name: folder for folder in BOX.glob("*/")}
     return Path(path) if Path(path).exists() else built_in.get(str(path), Path(path))
+
+
+def export(model: Preconditioned | str | Path, dest: str | Path, format: str | None = None) -> Path:
+    """Write a model, or one that `find` finds, for other programs; returns the path. It is not changed.
+
+    format: "safetensors", "onnx" or "diffusers" (`interop.export.export_model`); None: by the file's ending.
+    Raises UserError for a model that the format cannot hold, and for a destination that exists.
+    """
+    from consistune.interop.export import export_model
+
+    return export_model(model if isinstance(model, Preconditioned) else find(model), dest, format)
 
 
 def picture_shape(model: Preconditioned) -> tuple[int, int, int]:
@@ -82,15 +96,16 @@ def default_sampler(
 ) -> Sampler:
     """The sampler that fits a model's card, in a number of steps (None: the model's own number).
 
-    A diffusion model is sampled by Heun's method. A phased model jumps from edge to edge, with the share η
-    of edge-skipping. A two-time model jumps to each noise level of `mid_t`. Any other model takes one step,
-    and for each further step returns to a noise level of `mid_t` (None: the card's).
+    A diffusion model is sampled by Heun's method, from its highest noise level, 80 at most. A phased model
+    jumps from edge to edge, with the share η of edge-skipping. A two-time model jumps to each noise level of
+    `mid_t`. Any other model takes one step, and for each further step returns to a noise level of `mid_t`
+    (None: the card's).
 
     Raises ValueError where steps and model do not fit, and for steps=None where the card names no objective.
     """
     card = model.card
     if card.is_diffusion:
-        return ODE(steps=DIFFUSION_STEPS if steps is None else steps)
+        return ODE(DIFFUSION_STEPS if steps is None else steps, high=min(ODE.high, model.sigma_max))
     if card.edges:
         phases = len(card.edges) + 1
         if steps not in (None, 1, phases):

@@ -1,15 +1,22 @@
 """A model's ONNX graph, run by ONNX Runtime, against the model."""
 
+import json
+import subprocess
+import sys
 from dataclasses import asdict
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from consistune.bench.workload import redraw_weights
+from consistune.core.noise import EDM
+from consistune.core.posterior.mean import quantise
 from consistune.errors import UserError
 from consistune.interop import onnx as interop_onnx
 from consistune.interop.export import export_model
+from consistune.models import default_sampler, export
 from consistune.nn import store
 from consistune.nn.autoencoder.record import Latents
 from tests.support.autoencoders import tiny
@@ -64,7 +71,7 @@ def test_a_model_too_large_for_onnx_is_refused(tmp_path: Path, monkeypatch) -> N
     assert not (tmp_path / "model.onnx").exists()
 
 
-def test_a_model_of_latents_has_a_decoder_beside_it(tmp_path: Path) -> None:
+def test_the_decoder_of_a_model_of_latents_is_in_the_graph(tmp_path: Path) -> None:
     runtime = pytest.importorskip("onnxruntime")
     pytest.importorskip("onnx")
     autoencoder = tiny()
@@ -74,13 +81,88 @@ def test_a_model_of_latents_has_a_decoder_beside_it(tmp_path: Path) -> None:
     )
     model.card = model.card.updated(latents=asdict(record))
     file = export_model(store.save(model, tmp_path / "model"), tmp_path / "model.onnx", "onnx")
-    session = runtime.InferenceSession(str(file.with_name("model-decoder.onnx")))
-    z = torch.randn(3, 6, 4, 4, generator=torch.Generator().manual_seed(0))
-    (pictures,) = session.run(["pictures"], {"x": z.numpy()})
+    x = 80 * torch.randn(3, 6, 4, 4, generator=torch.Generator().manual_seed(0))
+    given = {"x": x.numpy(), "sigma": torch.full((3,), 80.0).numpy()}
+    z, images = runtime.InferenceSession(str(file)).run(["x0_hat", "images"], given)
     with torch.no_grad():
-        torch.testing.assert_close(
-            torch.from_numpy(pictures), autoencoder.decode(z * 4 + 0.5), rtol=0, atol=1e-5
-        )
-    file.unlink()
-    with pytest.raises(UserError, match=r"model-decoder\.onnx: there is something there already"):
-        export_model(tmp_path / "model", tmp_path / "model.onnx", "onnx")
+        expected = quantise(autoencoder.decode(torch.from_numpy(z) * 4 + 0.5))
+    assert images.shape == (3, 3, 16, 16)
+    assert (
+        torch.from_numpy(images).int() - expected.int()
+    ).abs().max() <= 1  # a value at an edge of two levels
+
+
+CLIENT = """
+import json, sys
+import numpy as np, onnxruntime
+
+assert not {"torch", "consistune"} & set(sys.modules)
+session = onnxruntime.InferenceSession(sys.argv[1])
+about = session.get_modelmeta().custom_metadata_map
+levels, classes = json.loads(about["sigmas"]), json.loads(about["classes"])
+noise = np.load(sys.argv[2])
+x, more = 0, {}
+if "condition" in [one.name for one in session.get_inputs()]:
+    more["condition"] = np.eye(len(classes), dtype=np.float32)[[classes.index("owl")] * noise.shape[1]]
+for level, normals in zip(levels, noise):
+    given = {"x": x + np.float32(level) * normals, "sigma": np.full(len(normals), level, np.float32)}
+    x, images = session.run(["x0_hat", "images"], given | more)
+np.save(sys.argv[3], images)
+"""
+
+
+def test_a_program_with_the_runtime_and_numpy_alone_draws_from_the_metadata(tmp_path: Path) -> None:
+    """In a fresh process: a file, normals → the uint8 images that our own two-step sampler gives."""
+    pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnx")
+    model = store.load(saved(tmp_path, "mlp"))
+    model.card = model.card.updated(objective="consistency", mid_t=(0.8,), class_names=("cat", "dog", "owl"))
+    file = export(model, tmp_path / "model.onnx")
+    noise = torch.randn(2, 4, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    np.save(tmp_path / "noise.npy", noise.numpy())
+    command = [
+        sys.executable,
+        "-c",
+        CLIENT,
+        str(file),
+        str(tmp_path / "noise.npy"),
+        str(tmp_path / "images.npy"),
+    ]
+    subprocess.run(command, check=True)
+    blocks = iter(noise)
+    sampler, labels = default_sampler(model, 2), torch.full((4,), 2)
+    with torch.no_grad():
+        x = sampler(model, EDM(), lambda *shape: next(blocks), model.image_shape, labels)
+    images = torch.from_numpy(np.load(tmp_path / "images.npy"))
+    assert images.dtype == torch.uint8
+    assert (images.int() - quantise(x).int()).abs().max() <= 1
+
+
+@pytest.mark.parametrize(("objective", "sigmas"), [("diffusion", [80.0, 0.002]), ("consistency", [80.0])])
+def test_the_metadata_say_what_the_graph_is(objective: str, sigmas: list[float], tmp_path: Path) -> None:
+    model = store.load(saved(tmp_path, "mlp"))
+    model.card = model.card.updated(objective=objective, data="my set")
+    about = interop_onnx.metadata(model)
+    assert (about["kind"], about["data"]) == (objective, "my set")
+    assert json.loads(about["sigmas"]) == sigmas
+    assert json.loads(about["classes"]) == ["0", "1", "2"]
+    assert "condition: one-hot rows [batch, 3]" in about["call"]
+
+
+def test_a_two_time_model_jumps_to_the_end_and_names_its_axes(tmp_path: Path) -> None:
+    onnx, runtime = pytest.importorskip("onnx"), pytest.importorskip("onnxruntime")
+    network = {"kind": "mlp", "image_shape": (3, 8, 8), "width": 32, "second_time": True}
+    model = store.build({"network": network, "precond": {"kind": "edm"}})
+    redraw_weights(model, 0)
+    file = export(model.eval(), tmp_path / "model.onnx")
+    x, sigma = torch.ones(3, 3, 8, 8), torch.full((3,), 80.0)
+    (x0_hat,) = runtime.InferenceSession(str(file)).run(["x0_hat"], {"x": x.numpy(), "sigma": sigma.numpy()})
+    with torch.no_grad():
+        ends = [model(x, sigma, None, s) for s in (torch.zeros(3), None)]
+    assert torch.allclose(torch.from_numpy(x0_hat), ends[0], atol=1e-4 * float(ends[0].abs().max()))
+    assert not torch.allclose(*ends)
+    graph = onnx.load(file).graph
+    axes = {
+        value.name: value.type.tensor_type.shape.dim[0].dim_param for value in (*graph.input, *graph.output)
+    }
+    assert axes == dict.fromkeys(("x", "sigma", "x0_hat", "images"), "batch")

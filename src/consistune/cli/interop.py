@@ -13,7 +13,7 @@ def import_(
         Path,
         Argument(
             help="EDM, EDM2 or ECT snapshot (.pkl), state dict or consistency model (.pt, .ckpt), "
-            ".safetensors, or a folder of accelerate or Lightning."
+            ".safetensors, or a folder of accelerate, Lightning or diffusers (UNet2DModel)."
         ),
     ],
     dest: Annotated[Path, Argument(help="The model folder to write.")],
@@ -29,11 +29,12 @@ def import_(
 
 def export(
     model: ModelFolder,
-    dest: Annotated[Path, Argument(help="The file to write.")],
-    format: Annotated[str | None, Option(help="safetensors or onnx; default: by DEST's ending.")] = None,
+    dest: Annotated[Path, Argument(help="The file, or with --format diffusers the folder, to write.")],
+    format: Annotated[
+        str | None, Option(help="safetensors, onnx or diffusers; default: by DEST's ending.")
+    ] = None,
 ) -> None:
-    """Write a model for other programs: its weights under the official names, or an ONNX graph."""
-    from consistune.interop.export import export_model
-    from consistune.models import find
+    """Write a model for other programs: weights under the official names, an ONNX graph, or a pipeline."""
+    from consistune.models import export as export_model
 
-    print(export_model(find(model), dest, format))
+    print(export_model(model, dest, format))

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from consistune.errors import UserError
 from consistune.interop.files import Checkpoint
+from consistune.interop.pipelines import is_pipeline, load_pipeline
 from consistune.interop.reading import read_checkpoint
 from consistune.interop.recognise import configuration
 
@@ -22,10 +23,15 @@ LICENCES = {
 def load_checkpoint(path: str | Path, weights: str | None = None) -> "Preconditioned":
     """The model in a checkpoint file, with `card.provenance`; fp16 and bf16 weights are widened to fp32.
 
+    path: a file, or a folder of accelerate, Lightning or diffusers (`interop.pipelines`).
     weights: which of several networks in the file; None: the averaged one, or the only one.
 
     Nothing in the file is executed. Raises UserError for a file that is not a known checkpoint.
     """
+    if is_pipeline(Path(path)):
+        if weights is not None:
+            raise UserError("a folder of diffusers holds one model", "--weights", "leave --weights out")
+        return load_pipeline(Path(path))
     checkpoint = read_checkpoint(path, weights)
     config = configuration(checkpoint)
     from consistune.interop.weights import build_model

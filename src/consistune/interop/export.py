@@ -1,29 +1,36 @@
 """Models out, in formats that other programs load."""
 
+import copy
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from consistune.errors import UserError
 from consistune.system.files import atomic_file, check_writable
 
-FORMATS = ("safetensors", "onnx")
+if TYPE_CHECKING:
+    from consistune.nn.precond import Preconditioned
+
+FORMATS = ("safetensors", "onnx", "diffusers")
 
 
 def format_of(dest: Path, format: str | None) -> str:
-    """The format by the file's ending. Raises UserError for others, or where both differ."""
-    ending = dest.suffix[1:].lower()
+    """The format by the file's ending; "diffusers" must be named. Raises UserError where both differ."""
+    ending = dest.suffix[1:].lower() or ("diffusers" if format == "diffusers" else "")
     if format not in (None, *FORMATS):
         raise UserError(f"unknown format {format!r}", "--format", f"known are: {', '.join(FORMATS)}")
     if ending not in FORMATS or format not in (None, ending):
         what = f"{dest.name!a} is no name for {format or 'a format that is known'}"
-        raise UserError(what, "DEST", "use NAME.safetensors or NAME.onnx")
+        raise UserError(what, "DEST", "use NAME.safetensors, NAME.onnx, or FOLDER --format diffusers")
     return ending
 
 
-def export_model(folder: str | Path, dest: str | Path, format: str | None = None) -> Path:
-    """Write a model folder as one file: "safetensors" is its weights, "onnx" the whole model as a graph.
+def export_model(source: "str | Path | Preconditioned", dest: str | Path, format: str | None = None) -> Path:
+    """Write a model, or the one in a folder, for other programs.
 
-    The format follows the file's ending. safetensors has the official parameter names. The file's metadata
-    hold the model's configuration, so `consistune import` reads it again.
+    "safetensors" is its weights, "onnx" the whole model as a graph, "diffusers" a pipeline's folder
+    (`interop.to_diffusers`). None: by the file's ending.
+    safetensors has the official parameter names. The file's metadata hold the model's configuration, so
+    `consistune import` reads it again.
     Raises UserError as `format_of` does, for a destination that exists or cannot be written, and as
     `nn.store.load` does.
     """
@@ -34,19 +41,22 @@ def export_model(folder: str | Path, dest: str | Path, format: str | None = None
 
     from safetensors.torch import save
 
-    from consistune.interop.onnx import decoder_path, write_onnx
+    from consistune.interop.onnx import write_onnx
     from consistune.interop.safetensors import CONFIG_KEY, tensors_digest
     from consistune.nn import store
 
-    for path in (dest, decoder_path(dest)) if format == "onnx" else (dest,):
-        if path.exists():
-            raise UserError(
-                "there is something there already", str(path), "choose another name, or remove it"
-            )
-    model = store.load(folder)
-    store.check_finite(model, str(folder), "nothing was written: look whether the model's training diverged")
+    if dest.exists():
+        raise UserError("there is something there already", str(dest), "choose another name, or remove it")
+    model = store.load(source) if isinstance(source, str | Path) else copy.deepcopy(source)
+    name = str(source) if isinstance(source, str | Path) else "the model"
+    store.check_finite(model, name, "nothing was written: look whether the model's training diverged")
     if format == "onnx":
         write_onnx(model, dest)
+        return dest
+    if format == "diffusers":
+        from consistune.interop.to_diffusers import write_pipeline
+
+        write_pipeline(model, dest)
         return dest
     weights = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
     config = store.describe(model)

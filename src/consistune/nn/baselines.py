@@ -1,6 +1,7 @@
-"""The preconditioning of EDM's predecessors: VP, VE (2011.13456) and iDDPM (2102.09672), in EDM's table 1."""
+"""The preconditioning of EDM's predecessors: VP, VE (2011.13456), iDDPM (2102.09672), in EDM's table 1."""
 
 import math
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -110,3 +111,59 @@ class IDDPMPrecond(Preconditioned):
     def scalings(self, sigma: Tensor) -> Scalings:
         c_noise = (self.M - 1 - self.index(sigma)).to(sigma)
         return Scalings(torch.ones_like(sigma), -sigma, (sigma.square() + 1).rsqrt(), c_noise)
+
+
+Prediction = Literal["epsilon", "v_prediction"]
+"""What a network of DDPM's kind predicts: the noise ε, or v = √ᾱ·ε − √(1 − ᾱ)·x_0 (2202.00512)."""
+
+
+class DDPMPrecond(Preconditioned):
+    """A network F(x_n, n) of M discrete steps, x_n = √ᾱ_n·x_0 + √(1 − ᾱ_n)·ε (DDPM, 2006.11239), at any σ.
+
+    x_n = x/√(σ² + 1). ε: D = x − σ·F; v: D = x/(σ² + 1) − σ/√(σ² + 1)·F. Between the levels
+    σ_n = √((1 − ᾱ_n)/ᾱ_n) of the steps the step is a fraction, linear in ln σ, as in diffusers' schedulers;
+    beyond them it is that of the nearest level. D(x; 0) = x.
+
+    `levels` [M] holds the finite, rising σ_n. It is stored with the weights; a new model has DDPM's, of
+    β = 1e-4 … 0.02.
+    """
+
+    kind = "ddpm"
+    levels: Tensor
+
+    def __init__(
+        self,
+        network: nn.Module,
+        prediction: Prediction = "epsilon",
+        M: int = 1000,
+        precision: Precision = "fp32",
+    ) -> None:
+        super().__init__(network, precision)
+        if prediction not in get_args(Prediction) or M < 2:
+            raise ValueError(f"prediction must be one of {', '.join(get_args(Prediction))}, and M 2 or more")
+        self.prediction, self.M = prediction, M
+        alpha_bar = (1 - torch.linspace(1e-4, 0.02, M, dtype=torch.float64)).cumprod(0)
+        self.register_buffer("levels", ((1 - alpha_bar) / alpha_bar).sqrt().float())
+
+    @property
+    def sigma_min(self) -> float:  # type: ignore[override]
+        return float(self.levels[0])
+
+    @property
+    def sigma_max(self) -> float:  # type: ignore[override]
+        return float(self.levels[-1])
+
+    def step(self, sigma: Tensor) -> Tensor:
+        """The real n in 0 … M − 1 of a noise level, in sigma's shape."""
+        table = self.levels.to(sigma).log()
+        level = torch.minimum(torch.maximum(sigma, self.levels[0].to(sigma)), self.levels[-1].to(sigma)).log()
+        above = (table < level[..., None]).sum(-1).clamp(1, self.M - 1)
+        low, high = table[above - 1], table[above]
+        return above - 1 + (level - low) / (high - low)
+
+    def scalings(self, sigma: Tensor) -> Scalings:
+        variance = sigma.square() + 1
+        c_in = variance.rsqrt()
+        if self.prediction == "epsilon":
+            return Scalings(torch.ones_like(sigma), -sigma, c_in, self.step(sigma))
+        return Scalings(variance.reciprocal(), -sigma * c_in, c_in, self.step(sigma))

@@ -6,10 +6,19 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from consistune.errors import UserError
-from consistune.nn import store
+from consistune.nn import pretrained, store
 from consistune.nn.precond import Preconditioned
 
 PREFIX = "hf://"
+DIFFUSERS = (
+    "model_index.json",
+    f"unet/{pretrained.CONFIG}",
+    f"unet/{pretrained.WEIGHTS}",
+    pretrained.WEIGHTS,
+    "scheduler/scheduler_config.json",
+    "scheduler_config.json",
+)
+"""The files of a pipeline of diffusers from which a model is read (`interop.pipelines`)."""
 CONNECTIONS = ("httpx", "httpx2", "requests")
 """The libraries by which versions of huggingface_hub speak HTTP; their errors are those of a connection."""
 
@@ -41,7 +50,7 @@ def push(
 
 
 def download(name: str) -> Path:
-    """The local copy of a model's folder, "hf://user/name" or "hf://user/name@revision".
+    """The local copy of a model's folder, ours or diffusers', "hf://user/name" or "hf://user/name@revision".
 
     Raises UserError where there is none, or where the Hub cannot be reached.
     """
@@ -53,7 +62,7 @@ def download(name: str) -> Path:
     with _hub_errors(name):
         return Path(
             snapshot_download(
-                repo_id, revision=revision or None, allow_patterns=[store.CONFIG, store.WEIGHTS]
+                repo_id, revision=revision or None, allow_patterns=[store.CONFIG, store.WEIGHTS, *DIFFUSERS]
             )
         )
 

@@ -8,6 +8,7 @@ import inspect
 import json
 import sys
 from collections.abc import Callable, Mapping
+from importlib import import_module
 from typing import Any, Literal
 
 import torch
@@ -15,10 +16,13 @@ from torch import Tensor, nn
 
 from consistune.errors import UserError
 from consistune.nn.precond import EDMPrecond, Preconditioned, Scalings
+from consistune.nn.pretrained import need_diffusers
 
 Labels = Literal["one-hot", "index"]
 """What a module takes as its third argument: one-hot rows [B, K], zeros where there is no label; or class
 indices [B], K where there is no label (the module's embedding then has K + 1 rows)."""
+UNET = "diffusers.models.unets.unet_2d:UNet2DModel"
+"""The only class that is imported for a stored model, from a package that the user installed."""
 
 
 class ModuleNetwork(nn.Module):
@@ -57,9 +61,19 @@ class ModuleNetwork(nn.Module):
     def forward(self, x: Tensor, c_noise: Tensor, one_hot: Tensor | None) -> Tensor:
         given: tuple[Tensor, ...] = (x, c_noise)
         if self.num_classes and one_hot is not None:
-            given += (one_hot if self.labels == "one-hot" else class_indices(one_hot),)
+            given += (one_hot if self.labels == "one-hot" else self._index(one_hot),)
         result = self.module(*given)
         return getattr(result, "sample", result)
+
+    def _index(self, one_hot: Tensor) -> Tensor:
+        """Raises UserError for "no label" where the embedding has no row for it; a card has its own error."""
+        index = class_indices(one_hot)
+        rows = getattr(getattr(self.module, "class_embedding", None), "num_embeddings", self.num_classes + 1)
+        known = rows > self.num_classes or torch.compiler.is_compiling() or index.device.type != "cpu"
+        if not known and bool((index == self.num_classes).any()):
+            what = f"the network embeds {rows} labels for {self.num_classes} classes, and none for no label"
+            raise UserError(what, "network", "give every image a label, or the embedding one row more")
+        return index
 
 
 class DenoiserPrecond(EDMPrecond):
@@ -81,11 +95,14 @@ def class_indices(one_hot: Tensor) -> Tensor:
 
 
 def make_module(target: str, config: Mapping[str, Any] | None) -> nn.Module:
-    """An instance of a class that this program has imported. Raises UserError for others."""
+    """An instance of a class that is imported already, or diffusers' UNet. Raises UserError for others."""
     remedy = "import it before the model is loaded, or give load(…, network=) a function that makes it"
     if config is None:
         raise UserError(f"the arguments of {target} were not stored", "network", remedy)
     name, _, attribute = target.partition(":")
+    if target == UNET:
+        need_diffusers("network")
+        import_module(name)
     made = getattr(sys.modules.get(name), attribute, None)
     if not (inspect.isclass(made) and issubclass(made, nn.Module)):
         raise UserError(f"the network is {target}, which is not imported here", "network", remedy)
@@ -120,7 +137,7 @@ def wrap(
     index = num_classes > 0 and getattr(module, "class_embedding", None) is not None
     network = ModuleNetwork(
         f"{type(module).__module__}:{type(module).__qualname__}",
-        _plain(own),
+        plain_config(own),
         image_shape,
         num_classes,
         "index" if index else "one-hot",
@@ -136,7 +153,7 @@ def wrap(
     return model
 
 
-def _plain(config: Any) -> dict[str, Any] | None:
+def plain_config(config: Any) -> dict[str, Any] | None:
     """A configuration as JSON has it; None where it is no mapping of plain values."""
     if not isinstance(config, Mapping):
         return None

@@ -25,8 +25,8 @@ models. bf16: convolutions and attention; sums and norms stay fp32. So the error
 """
 
 
-LOWEST = 0.002
-"""EDM's smallest noise level (2206.00364, §5)."""
+LOWEST, HIGHEST = 0.002, 80.0
+"""EDM's smallest and largest noise level (2206.00364, §5)."""
 
 
 class Scalings(NamedTuple):

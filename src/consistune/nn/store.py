@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from consistune.errors import UserError, load_entry_point
 from consistune.nn.adm import ADMUNet
-from consistune.nn.baselines import IDDPMPrecond, VEPrecond, VPPrecond
+from consistune.nn.baselines import DDPMPrecond, IDDPMPrecond, VEPrecond, VPPrecond
 from consistune.nn.card import ModelCard
 from consistune.nn.edm2 import EDM2Precond, EDM2UNet
 from consistune.nn.module import DenoiserPrecond, Factory, ModuleNetwork
@@ -53,6 +53,7 @@ PRECONDITIONERS: dict[str, type[Preconditioned]] = {
         VPPrecond,
         VEPrecond,
         IDDPMPrecond,
+        DDPMPrecond,
         CMPrecond,
         ECTPrecond,
         EDM2Precond,

@@ -1,16 +1,13 @@
 """Folders of diffusers with AutoencoderKL (SD, SDXL, FLUX) or AutoencoderTiny; the extra is `diffusers`."""
 
-import json
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from consistune.errors import UserError
 from consistune.nn.autoencoder.base import Autoencoder
+from consistune.nn.pretrained import pretrained
 
-CONFIG = "config.json"
 CLASSES = ("AutoencoderKL", "AutoencoderTiny")
 
 
@@ -48,36 +45,5 @@ class DiffusersAutoencoder(Autoencoder):
 
 
 def open_folder(folder: Path) -> DiffusersAutoencoder:
-    """The autoencoder in a folder of diffusers, in fp32. Only safetensors are read; nothing is downloaded.
-
-    Raises UserError for another class, missing or damaged weights, and without the package diffusers.
-    """
-    where = str(folder)
-    try:
-        name = json.loads((folder / CONFIG).read_text(encoding="utf-8")).get("_class_name")
-    except (OSError, ValueError, AttributeError) as error:
-        raise UserError("is not a folder of diffusers: config.json cannot be read", where) from error
-    if name not in CLASSES:
-        raise UserError(f"holds {name!r}, not an autoencoder", where, f"known are: {', '.join(CLASSES)}")
-    try:
-        import diffusers
-    except ImportError as error:
-        what = "the package diffusers is missing"
-        raise UserError(what, where, 'pip install "consistune[diffusers]"') from error
-    try:
-        kind = getattr(diffusers, name)
-        model, report = kind.from_pretrained(
-            where,
-            torch_dtype=torch.float32,
-            use_safetensors=True,
-            local_files_only=True,
-            low_cpu_mem_usage=False,
-            output_loading_info=True,
-        )
-    except Exception as error:  # diffusers raises errors of many kinds for a damaged folder
-        what = f"its weights cannot be read ({' '.join(str(error).split())[:120]})"
-        raise UserError(what, where) from error
-    wrong = [*report["missing_keys"], *report["unexpected_keys"], *report["mismatched_keys"]]
-    if wrong:
-        raise UserError(f"its weights do not fit config.json, beginning with {wrong[0]!r}", where)
-    return DiffusersAutoencoder(model)
+    """The autoencoder in a folder of diffusers, as `nn.pretrained.pretrained` reads it."""
+    return DiffusersAutoencoder(pretrained(folder, CLASSES, "an autoencoder"))

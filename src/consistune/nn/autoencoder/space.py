@@ -103,6 +103,11 @@ def open_space(record: Latents, device: torch.device | str = "cpu") -> LatentSpa
     return LatentSpace(record, autoencoder.to(device))
 
 
+def pictures(space: LatentSpace | None, x: Tensor) -> Tensor:
+    """x̂_0 [N, C, H, W] → uint8 pictures, all at once, on its device. space None: x̂_0 is of pictures."""
+    return quantise(x if space is None else space.autoencoder.decode(space.raw(x)))
+
+
 def psnr(pictures: Tensor, others: Tensor) -> float:
     """10·log₁₀(255²/mean squared difference) in dB over all uint8 pictures; ∞ where they are equal."""
     error = (pictures.float() - others.float()).square().mean()

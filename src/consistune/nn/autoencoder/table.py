@@ -6,8 +6,9 @@ from pathlib import Path
 
 from consistune.errors import UserError, load_entry_point
 from consistune.nn.autoencoder.base import Autoencoder
-from consistune.nn.autoencoder.diffusers import CONFIG, open_folder
+from consistune.nn.autoencoder.diffusers import open_folder
 from consistune.nn.autoencoder.taef2 import taef2
+from consistune.nn.pretrained import CONFIG
 
 AUTOENCODERS: dict[str, Callable[[], Autoencoder]] = {"taef2": taef2}
 """By name. A package adds one by the entry point "autoencoder:NAME" in the group consistune.parts."""

@@ -1,0 +1,62 @@
+"""Models in folders of the package diffusers; the extra is `diffusers`. Nothing is downloaded."""
+
+import json
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from consistune.errors import UserError
+
+CONFIG = "config.json"
+WEIGHTS = "diffusion_pytorch_model.safetensors"
+
+
+def need_diffusers(where: str) -> Any:
+    """The package diffusers. Raises UserError where it is not installed."""
+    try:
+        return import_module("diffusers")
+    except ImportError as error:
+        what = "the package diffusers is missing"
+        raise UserError(what, where, 'pip install "consistune[diffusers]"') from error
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a JSON file. Raises UserError where there is none."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"{path.name} cannot be read", str(path.parent)) from error
+    if not isinstance(found, dict):
+        raise UserError(f"{path.name} holds no object", str(path.parent))
+    return found
+
+
+def pretrained(folder: Path, classes: tuple[str, ...], what: str) -> Any:
+    """The model in a folder of diffusers, in fp32, of one of these classes; only safetensors are read.
+
+    what: "an autoencoder", for the message. Raises UserError for another class, missing or damaged weights,
+    and without the package diffusers.
+    """
+    where = str(folder)
+    name = read_json(folder / CONFIG).get("_class_name")
+    if name not in classes:
+        raise UserError(f"holds {name!r}, not {what}", where, f"known are: {', '.join(classes)}")
+    kind = getattr(need_diffusers(where), name)
+    try:
+        model, report = kind.from_pretrained(
+            where,
+            torch_dtype=torch.float32,
+            use_safetensors=True,
+            local_files_only=True,
+            low_cpu_mem_usage=False,
+            output_loading_info=True,
+        )
+    except Exception as error:  # diffusers raises errors of many kinds for a damaged folder
+        said = f"its weights cannot be read ({' '.join(str(error).split())[:120]})"
+        raise UserError(said, where) from error
+    wrong = [*report["missing_keys"], *report["unexpected_keys"], *report["mismatched_keys"]]
+    if wrong:
+        raise UserError(f"its weights do not fit {CONFIG}, beginning with {wrong[0]!r}", where)
+    return model
