@@ -23,6 +23,7 @@ EXTRAS = {
     "onnx": ("onnx", "export to ONNX"),
     "onnxruntime": ("onnx", "checking an ONNX export"),
     "wandb": ("wandb", "logging to Weights & Biases"),
+    "gradio": ("play", "the playground in the browser"),
     "diffusers": ("bench", "diffusers as a peer in benchmarks"),
 }
 """Package → the extra that installs it, and what it is for."""
