@@ -24,6 +24,7 @@ EXTRAS = {
     "onnxruntime": ("onnx", "checking an ONNX export"),
     "wandb": ("wandb", "logging to Weights & Biases"),
     "diffusers": ("diffusers", "networks and autoencoders of diffusers, in and out"),
+    "gradio": ("play", "the playground in the browser"),
 }
 """Package → the extra that installs it, and what it is for."""
 MATRIX_SIZE = 64

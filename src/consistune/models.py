@@ -14,7 +14,7 @@ from torch import Tensor
 from consistune.core.guidance import Guided
 from consistune.core.noise import EDM, NoiseSchedule, rescheduled
 from consistune.core.posterior.mean import quantise
-from consistune.core.rng import ImageNoise
+from consistune.core.rng import Between, ImageNoise
 from consistune.core.sampling import ODE, Multistep, PhasedSteps, Sampler
 from consistune.core.types import Denoiser
 from consistune.errors import UserError
@@ -125,7 +125,7 @@ def default_sampler(
 @torch.no_grad()
 def sample(
     model: Preconditioned,
-    seeds: Iterable[int],
+    seeds: Iterable[int | Between],
     steps: int | None = None,
     condition: Tensor | int | None = None,
     *,
@@ -143,6 +143,7 @@ def sample(
     """Draw one image a seed.
 
     Args:
+        seeds: one an image; also `core.rng.Between(first, second, share)`, noise between that of two seeds.
         steps: network evaluations of a consistency model, Heun steps of a diffusion model. None: the number
             that the model's card implies, see `default_sampler`.
         condition: a class label for all, or labels [N]; None: unconditional, or for a class-conditional
@@ -208,7 +209,7 @@ def _draw(
     denoiser: Denoiser,
     sampler: Sampler,
     schedule: NoiseSchedule,
-    seeds: list[int],
+    seeds: list[int | Between],
     labels: Tensor | None,
 ) -> Tensor:
     """One batch of finite samples x [N, C, H, W]."""
@@ -218,7 +219,7 @@ def _draw(
     return x
 
 
-def _check_finite(x: Tensor, seeds: list[int]) -> None:
+def _check_finite(x: Tensor, seeds: list[int | Between]) -> None:
     """Raises UserError where an image of x [N, C, H, W] is not finite, which as uint8 would be black."""
     bad = (~x.isfinite().flatten(1).all(1)).tolist()
     wrong = [seed for seed, is_bad in zip(seeds, bad, strict=True) if is_bad]
@@ -238,12 +239,16 @@ def draw_sheet(model: Preconditioned, path: Path) -> None:
 
 
 def _labels(
-    model: Preconditioned, seeds: list[int], condition: Tensor | int | None, device: torch.device
+    model: Preconditioned,
+    seeds: list[int | Between],
+    condition: Tensor | int | None,
+    device: torch.device,
 ) -> Tensor | None:
     if condition is None:
         if model.num_classes == 0:
             return None
-        return torch.tensor([seed % model.num_classes for seed in seeds], device=device)
+        first = [seed.first if isinstance(seed, Between) else seed for seed in seeds]
+        return torch.tensor([seed % model.num_classes for seed in first], device=device)
     labels = torch.as_tensor(condition, device="cpu")
     if labels.ndim == 0:
         labels = labels.expand(len(seeds))

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.nn.functional import dropout
 
-from consistune.core.rng import ImageNoise, SharedDropout, mix_seed
+from consistune.core.rng import Between, ImageNoise, SharedDropout, mix_seed
 
 
 @given(st.lists(st.integers(0, 2**31), min_size=1, max_size=12, unique=True), st.integers(1, 3))
@@ -14,6 +14,17 @@ def test_an_images_noise_depends_on_its_seed_alone(seeds: list[int], split: int)
     apart = [ImageNoise(seeds[i : i + split]) for i in range(0, len(seeds), split)]
     for _ in range(2):  # the second block too
         assert torch.equal(together(3, 2), torch.cat([noise(3, 2) for noise in apart]))
+
+
+def test_between_two_seeds_noise_turns_from_one_to_the_other_and_stays_standard_normal() -> None:
+    noise = ImageNoise([7, Between(7, 8, 0.0), Between(7, 8, 0.5), Between(7, 8, 1.0), 8])
+    for _ in range(2):  # the second block too
+        first, start, middle, end, second = noise(100_000)
+        assert torch.equal(start, first)
+        assert torch.equal(end, second)
+        assert abs(float(middle.square().mean()) - 1) < 0.02
+        for own in (first, second):
+            assert abs(float((middle * own).mean()) - 0.5**0.5) < 0.02
 
 
 def test_per_image_seeding_is_edms(parity) -> None:

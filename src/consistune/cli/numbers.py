@@ -20,6 +20,7 @@ RANGES: dict[str, Range] = {
     "--queries": (2, 10**6),
     "--workers": (1, 1024),
     "--threads": (1, 1024),
+    "--port": (1, 65535),
     "--at": (1, 10**12),
     "--eta": (0, 1),
     "--guidance": (-100, 100),

@@ -1,8 +1,10 @@
 """Reproducible randomness: a generator for each image, a seed for each step, a dropout mask for each pair."""
 
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
@@ -24,6 +26,18 @@ def mix_seed(*parts: int) -> int:
     return state >> 1
 
 
+@dataclass(frozen=True)
+class Between:
+    """In the place of a seed: noise on the arc from the noise of one seed to that of another.
+
+    ε = cos(πs/2)·ε_first + sin(πs/2)·ε_second is standard normal for every share s in [0, 1]; 0 is the first.
+    """
+
+    first: int
+    second: int
+    share: float
+
+
 class ImageNoise:
     """Standard normal noise with one generator per image: image i depends only on its own seed.
 
@@ -31,16 +45,33 @@ class ImageNoise:
     starts from the same noise), then moves it. Source: EDM's per-image seeding (2206.00364).
     """
 
-    def __init__(self, seeds: Sequence[int], device: torch.device | str = "cpu") -> None:
-        self.generators = [torch.Generator("cpu").manual_seed(int(seed)) for seed in seeds]
+    def __init__(self, seeds: Sequence[int | Between], device: torch.device | str = "cpu") -> None:
+        self.terms = [_terms(seed) for seed in seeds]
         self.device = device
 
     def __len__(self) -> int:
-        return len(self.generators)
+        return len(self.terms)
 
     def __call__(self, *shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
-        noise = torch.stack([torch.randn(*shape, generator=g, dtype=dtype) for g in self.generators])
+        noise = torch.stack([_normal(terms, shape, dtype) for terms in self.terms])
         return noise.to(self.device)
+
+
+Term: TypeAlias = tuple[float, torch.Generator]
+
+
+def _terms(seed: int | Between) -> list[Term]:
+    """The noise of an image as a sum: factors and generators."""
+    if not isinstance(seed, Between):
+        return [(1.0, torch.Generator("cpu").manual_seed(int(seed)))]
+    angle = math.pi / 2 * seed.share
+    parts = ((math.cos(angle), seed.first), (math.sin(angle), seed.second))
+    return [(factor, torch.Generator("cpu").manual_seed(int(number))) for factor, number in parts]
+
+
+def _normal(terms: list[Term], shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    blocks = [factor * torch.randn(*shape, generator=g, dtype=dtype) for factor, g in terms]
+    return blocks[0] if len(blocks) == 1 else blocks[0] + blocks[1]
 
 
 class SharedDropout:
