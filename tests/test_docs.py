@@ -31,7 +31,7 @@ def test_no_link_is_broken(page: Path) -> None:
 
 def test_every_page_is_on_the_site() -> None:
     text = (ROOT / "mkdocs.yml").read_text(encoding="utf-8")
-    listed = set(re.findall(r": ([\w/]+\.md)$", text, re.MULTILINE))
+    listed = set(re.findall(r": ([\w/-]+\.md)$", text, re.MULTILINE))
     assert yaml.safe_load(text)["nav"]
     assert listed == {
         str(page.relative_to(ROOT / "docs")) for page in PAGES if page.is_relative_to(ROOT / "docs")
