@@ -1,6 +1,7 @@
 """`consistune`: the program, and how its errors are reported. Each command's options are in its own file."""
 
 import errno
+import os
 import signal
 import sys
 from collections.abc import Callable
@@ -60,6 +61,10 @@ app.add_typer(recipes.app, name="recipes")
 app.add_typer(ema.app, name="ema")
 
 DEBUG = "--debug"
+FULL = (errno.ENOSPC, errno.EDQUOT)
+"""The disk is full, or the user's share of it."""
+LOST = "another process of this run has ended; start all again, a training with --resume"
+"""What the processes say that are left."""
 INTERRUPTED = 130
 """Exit status after Ctrl-C, as shells expect it."""
 
@@ -141,7 +146,12 @@ def explain(error: Exception) -> tuple[int, str]:
         return 2, printable(
             " ".join(error.format_message().split())
         ) or "no command given; see consistune --help"
-    if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+    if os.environ.get("WORLD_SIZE", "1") != "1":  # only then, as torch is imported for it
+        from consistune.system.processes import lost_process
+
+        if lost_process(error):
+            return 1, LOST
+    if isinstance(error, OSError) and error.errno in FULL:
         return 1, f"the disk is full: {error.filename or 'writing failed'}; free some space and run again"
     if isinstance(error, OSError) and error.filename:
         return 1, printable(f"{error.filename}: {error.strerror}")

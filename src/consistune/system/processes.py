@@ -34,6 +34,16 @@ def rank_and_count() -> tuple[int, int]:
     return 0, 1
 
 
+def lost_process(error: BaseException) -> bool:
+    """Whether an error says that another process of the run is gone: gloo and NCCL have no type for it."""
+    if launched_processes() == 1:
+        return False
+    known = isinstance(error, distributed.DistError) or (
+        isinstance(error, RuntimeError) and any(word in str(error) for word in ("gloo", "NCCL"))
+    )
+    return known or (error.__cause__ is not None and lost_process(error.__cause__))
+
+
 @dataclass(frozen=True)
 class Processes:
     """This process's rank among all processes, and the device it computes on."""
