@@ -14,10 +14,13 @@ from typer.testing import CliRunner
 from consistune import create
 from consistune.cli.create import parse_duration
 from consistune.cli.main import app
-from consistune.data.images import ImageSet
+from consistune.data.images import DataSplit, ImageSet, load_data
+from consistune.data.prepare import latents as prepared_latents
+from consistune.data.prepare.survey import Survey
 from consistune.errors import UserError
-from consistune.nn.autoencoder.record import Latents
+from consistune.nn.autoencoder.space import LatentSpace
 from consistune.pages.create import verdict
+from tests.support import latents
 
 
 @pytest.fixture(scope="module")
@@ -36,9 +39,12 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(autouse=True)
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(create, "FEWEST_TEACHER", 128)
-    monkeypatch.setattr(create, "FEWEST_TUNED", 128)
-    monkeypatch.setattr(create.Job, "_rate", lambda self, recipe: 400.0)
+    for name in ("PIXELS", "LATENTS"):
+        monkeypatch.setattr(create, name, replace(getattr(create, name), fewest=(16, 16)))
+    monkeypatch.setattr(create, "training_rate", lambda *_: 40.0)
+    monkeypatch.setattr(create, "SAMPLES", 32)
+    small = {"kind": "mlp", "width": 32, "blocks": 1, "expansion": 2, "embedding": 16}
+    monkeypatch.setattr(create, "network", lambda _: small)
 
 
 def run(*words: str) -> tuple[int, str]:
@@ -51,7 +57,7 @@ def run(*words: str) -> tuple[int, str]:
 
 def test_the_whole_job_and_again(photos: Path, tmp_path: Path) -> None:
     out = tmp_path / "job"
-    words = (str(photos), "--out", str(out), "--size", "8", "--time", "4s", "--yes", "--device", "cpu")
+    words = (str(photos), "--out", str(out), "--size", "8", "--time", "40s", "--yes", "--device", "cpu")
     assert run(*words)[0] == 0
     results = json.loads((out / "results.json").read_text())
     assert results["look"]["classes"] == 2
@@ -70,11 +76,78 @@ def test_the_whole_job_and_again(photos: Path, tmp_path: Path) -> None:
 def test_nothing_is_trained_without_a_yes(photos: Path, tmp_path: Path) -> None:
     result = CliRunner().invoke(
         app,
-        ["create", str(photos), "--out", str(tmp_path / "job"), "--size", "8", "--time", "4s"],
+        ["create", str(photos), "--out", str(tmp_path / "job"), "--size", "8", "--time", "40s"],
         input="n\n",
     )
     assert result.exit_code == 0
     assert not (tmp_path / "job" / "teacher").exists()
+    assert not (tmp_path / "job" / "teacher.yaml").exists()
+
+
+def test_colour_goes_through_latents_and_continues(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Interrupted while encoding, the same command continues, and measures pictures against pictures."""
+    source, out = latents.source(tmp_path, 40), tmp_path / "job"
+    words = ("--latents", "tiny", "--size", "16", "--flip", "--out", str(out), "--yes", "--time", "20s")
+    decode, rows = LatentSpace.decode, prepared_latents._rows
+
+    def stopped(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(prepared_latents, "_rows", stopped)
+    assert run(str(source), *words)[0] == 130
+    assert (out / "data.latents.part").exists()
+    monkeypatch.setattr(prepared_latents, "_rows", rows)
+    decoded: list[int] = []
+    monkeypatch.setattr(LatentSpace, "decode", lambda self, z: decoded.append(len(z)) or decode(self, z))
+    status, said = run(str(source), *words)
+    assert status == 0, said
+    data = load_data(str(out / "data"))
+    assert (len(data.train), len(data.to_look_at.train)) == (
+        74,
+        37,
+    )  # mirrored; one of each class is held out
+    results = json.loads((out / "results.json").read_text())
+    assert results["latent_shape"] == [6, 4, 4]
+    assert results["latents"]["mirrored"]
+    assert results["look"]["shape"] == [3, 16, 16]
+    assert results["floor"] > 0
+    assert sum(decoded) >= 4 * results["samples"]  # every row's samples, to be measured
+    page = " ".join((out / "report.html").read_text().split())
+    assert "as latents 6×4×4 of the autoencoder tiny" in page
+    again = run(str(source), *words[:-1], "30s")
+    assert again[0] == 2
+    assert re.search("was begun with --time 20s, now 30s is given", again[1])
+    encoded = (str(out / "data"), "--out", str(tmp_path / "other"), "--time", "20s")
+    assert run(*encoded, "--flip") == (2, f"{out / 'data'}: is a set of latents already; leave --flip out")
+    planned = CliRunner().invoke(app, ["create", *encoded], input="n\n")
+    assert re.search("plan: latents of tiny, 6×4×4", planned.output)
+
+
+@pytest.mark.parametrize(
+    ("channels", "side", "size", "rate", "chosen"),
+    [
+        (3, 500, None, 1e9, "taef2"),
+        (3, 48, None, 1e9, "taef2"),
+        (3, 500, 32, 1.0, None),
+        (3, 32, 64, 1e9, "taef2"),
+        (3, 32, None, 2e6, None),
+        (3, 32, None, 1e3, "taef2"),
+        (1, 500, 64, 1.0, None),
+    ],
+)
+def test_the_choice_between_pixels_and_latents(
+    channels: int,
+    side: int,
+    size: int | None,
+    rate: float,
+    chosen: str | None,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(create, "training_rate", lambda *_: rate)
+    seen, cpu = Survey(channels, side, own_held_out=False), torch.device("cpu")
+    assert create.choose_autoencoder("auto", seen, size, 10.0, cpu) == chosen
+    assert create.choose_autoencoder("none", seen, size, 10.0, cpu) is None
+    assert create.choose_autoencoder("mine", seen, size, 10.0, cpu) == "mine"
 
 
 @pytest.mark.parametrize(
@@ -95,11 +168,11 @@ def test_what_cannot_work_is_refused(words: tuple[str, ...], said: str, photos: 
 
 def test_too_few_images_and_a_class_of_one() -> None:
     images = torch.zeros(20, 1, 8, 8, dtype=torch.uint8)
-    few = ImageSet.of("few", images[:4], torch.zeros(4, dtype=torch.long), ("a",))
+    few = DataSplit(ImageSet.of("few", images[:4], torch.zeros(4, dtype=torch.long), ("a",)), None)
     with pytest.raises(UserError, match="4 images are too few"):
         create.check_images(few, conditional=False)
     labels = torch.tensor([0] * 19 + [1])
-    lonely = ImageSet.of("lonely", images, labels, ("a", "b"))
+    lonely = DataSplit(ImageSet.of("lonely", images, labels, ("a", "b")), None)
     with pytest.raises(UserError, match=r"the class 'b' has 1 image.*--no-labels"):
         create.check_images(lonely, conditional=True)
     create.check_images(lonely, conditional=False)
@@ -124,11 +197,3 @@ def test_the_verdict_follows_the_distances(
     teacher: float | None, forced: float | None, tuned: float | None, said: str
 ) -> None:
     assert re.search(said, verdict(teacher, forced, tuned))
-
-
-def test_a_set_of_latents_is_refused_before_the_work_begins() -> None:
-    record = Latents("taef2", "0" * 64, 8, (3, 64, 64), (0.0,) * 32, (1.0,) * 32)
-    images = torch.zeros(20, 32, 8, 8, dtype=torch.uint8)
-    latents = replace(ImageSet.of("coded", images, torch.zeros(20).long(), ("a",)), latents=record)
-    with pytest.raises(UserError, match=r"coded: is a set of latents.*emoji64-latent-edm"):
-        create.check_images(latents, conditional=False)

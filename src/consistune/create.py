@@ -8,16 +8,18 @@ import hashlib
 import json
 import math
 import time
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
 from consistune.data.images import DataSplit, ImageSet
+from consistune.data.prepare.survey import Survey
 from consistune.errors import UserError
 from consistune.models import default_sampler, draw_sheet, sample
 from consistune.nn import store
+from consistune.nn.autoencoder.space import open_space
 from consistune.nn.precond import Preconditioned
 from consistune.pages.create import create_page
 from consistune.pages.page import counted
@@ -29,15 +31,36 @@ from consistune.reproduce.runs import train_run
 from consistune.system.files import write_atomically
 from consistune.system.progress import Screen
 
-TEACHER, TUNED = "mnist10k-edm", "mnist10k-sct"
-"""The recipes that the job begins with: small networks in minutes to hours."""
-TEACHER_SHARE, TUNED_SHARE = 0.5, 0.35
-"""Of the time; the rest is for measuring and the page."""
-FEWEST_TEACHER, FEWEST_TUNED = 40_000, 20_000
-"""Training images without which the pictures would be grey blobs (tried on emoji of 32×32)."""
-FEWEST_IMAGES, SHOWN, TIMED_STEPS = 16, 40, 6
+FEWEST_IMAGES, SHOWN, TIMED_STEPS, SAMPLES = 16, 40, 6, 1_000
 PARTS = {"train.checkpoint_images": 4, "train.log_images": 100}
 """Keys of the recipes → into how many parts they divide a training."""
+AUTOENCODER = "taef2"
+LATENT_SIDE, LATENT_SIZE = 48, 64
+"""Colour images of this side and more are learned as latents; the pictures' side where none is named."""
+PIXEL_SIZE = 32
+"""Of images that are learned as pixels, where no size is named."""
+COLOUR_IN_PIXELS = 1_000_000
+"""Teacher's images for small pictures in colour as pixels (ours; some 100,000 gave blobs of photographs)."""
+
+
+@dataclass(frozen=True)
+class Space:
+    """What the job learns, pixels or latents: how it trains there.
+
+    Attributes:
+        teacher, tuned: the recipes that the two trainings begin with.
+        shares: of the time, for each; the rest is for measuring and the page.
+        fewest: training images of each, without which the pictures would be blobs.
+    """
+
+    teacher: str
+    tuned: str
+    shares: tuple[float, float]
+    fewest: tuple[int, int]
+
+
+PIXELS = Space("mnist10k-edm", "mnist10k-sct", (0.5, 0.35), (40_000, 20_000))
+LATENTS = Space("emoji64-latent-edm", "emoji64-latent-sct", (0.6, 0.25), (20_000, 7_000))
 
 
 @dataclass(frozen=True)
@@ -68,97 +91,147 @@ class Look:
         )
 
 
-@dataclass(frozen=True)
-class Forecast:
-    """What a job will cost: training images, images a second, minutes in all."""
+class Plan(NamedTuple):
+    """The two trainings that fit the time: their recipes, training images a second, and minutes in all."""
 
-    teacher_images: int
-    tuned_images: int
-    teacher_rate: float
-    tuned_rate: float
-
-    @property
-    def minutes(self) -> float:
-        training = self.teacher_images / self.teacher_rate + self.tuned_images / self.tuned_rate
-        return training / (TEACHER_SHARE + TUNED_SHARE) / 60
+    teacher: Recipe
+    tuned: Recipe
+    rates: tuple[float, float]
+    minutes: float
 
 
-def check_images(images: ImageSet, conditional: bool) -> None:
+def check_images(data: DataSplit, conditional: bool) -> None:
     """Raises UserError for images that cannot be learned from: too few, or of sides that no network takes."""
-    if images.latents is not None:
-        what = "is a set of latents, and this command makes its own choice of pictures"
-        raise UserError(what, images.name, "give the pictures, or train emoji64-latent-edm with data=…")
-    _, height, width = images.image_shape
-    if len(images) < FEWEST_IMAGES:
-        raise UserError(
-            f"{len(images)} images are too few", images.name, f"give {FEWEST_IMAGES}, better 500 or more"
-        )
-    if height != width or height % 8:
+    pictures, latents = data.to_look_at.train, data.train.latents
+    multiple = 8 if latents is None else 2 * latents.factor
+    _, height, width = pictures.image_shape
+    if len(pictures) < FEWEST_IMAGES:
+        what = f"{len(pictures)} images are too few"
+        raise UserError(what, pictures.name, f"give {FEWEST_IMAGES}, better 500 or more")
+    if height != width or height % multiple:
         raise UserError(
             f"images of {height}×{width} do not fit the networks here",
-            images.name,
-            f"give --size {max(8, min(height, width) // 8 * 8)}",
+            pictures.name,
+            f"give --size {max(multiple, min(height, width) // multiple * multiple)}",
         )
-    sizes = torch.bincount(images.labels, minlength=len(images.class_names))
+    sizes = torch.bincount(pictures.labels, minlength=len(pictures.class_names))
     if conditional and int(sizes.min()) < 2:
-        name = images.class_names[int(sizes.argmin())]
-        raise UserError(
-            f"the class {name!r} has {int(sizes.min())} image", images.name, "add images, or give --no-labels"
-        )
+        name = pictures.class_names[int(sizes.argmin())]
+        what = f"the class {name!r} has {counted(int(sizes.min()), 'image')}"
+        raise UserError(what, pictures.name, "add images, or give --no-labels")
 
 
 def network(shape: tuple[int, int, int]) -> dict[str, Any]:
-    """A network that fits images of this shape: an MLP up to 8×8, else a U-Net over 8×8 patches."""
-    side = shape[1]
-    if side == 8:
+    """A network for images or latents of this shape.
+
+    An MLP for pictures of 8×8, else a U-Net over patches on a grid of 8×8, or of the latents' own side where
+    that is no multiple of 8.
+    """
+    channels, side, _ = shape
+    if side == 8 and channels <= 3:
         return {"kind": "mlp", "width": 256, "blocks": 3, "expansion": 4, "embedding": 128, "dropout": 0.1}
     return {
         "kind": "patch-unet",
-        "patch": side // 8,
-        "model_channels": 64 if shape[0] == 1 else 96,
+        "patch": side // 8 if side % 8 == 0 else 1,
+        "model_channels": 64 if channels == 1 else 96,
         "channel_mult": [1, 2],
         "num_blocks": 2,
         "dropout": 0.1,
     }
 
 
+def choose_autoencoder(
+    word: str, seen: Survey, size: int | None, seconds: float, device: torch.device
+) -> str | None:
+    """The autoencoder through which images go; None: they are learned as pixels.
+
+    "auto" is AUTOENCODER for colour images of LATENT_SIDE and more, and for smaller ones, unless the user
+    names their size, where the time allows fewer than COLOUR_IN_PIXELS training images of the teacher.
+
+    Args:
+        word: "auto", "none", or an autoencoder's name.
+        seen: the images as they are.
+        size: the side that the user asks for.
+    """
+    if word != "auto":
+        return None if word == "none" else word
+    if seen.channels != 3:
+        return None
+    if size is not None or seen.side >= LATENT_SIDE:
+        return AUTOENCODER if (size or seen.side) >= LATENT_SIDE else None
+    pictures = torch.zeros(128, 3, PIXEL_SIZE, PIXEL_SIZE, dtype=torch.uint8)
+    blank = DataSplit(ImageSet.of("blank", pictures, torch.zeros(128).long(), ("all",)), None)
+    settings = {"network": network(blank.train.image_shape)}
+    rate = training_rate(scaled_recipe(PIXELS.teacher, "", False, COLOUR_IN_PIXELS, settings), device, blank)
+    return None if rate * seconds * PIXELS.shares[0] >= COLOUR_IN_PIXELS else AUTOENCODER
+
+
+def training_rate(
+    recipe: Recipe, device: torch.device, data: DataSplit, model: Preconditioned | None = None
+) -> float:
+    """Training images a second of a recipe on these data, from a few steps after the first two."""
+    trainer = make_plan(recipe, device, Given(data, model)).trainer(device)
+    steps = trainer.steps()
+    for _ in range(2):
+        next(steps)
+    began = time.perf_counter()
+    for _ in range(TIMED_STEPS):
+        next(steps)
+    return TIMED_STEPS * trainer.options.batch / (time.perf_counter() - began)
+
+
 class Job:
     """One job in a folder. `plan` makes the recipes, `run` does the work."""
 
     def __init__(
-        self, out: Path, data: DataSplit, data_name: str, screen: Screen, device: torch.device
+        self,
+        out: Path,
+        data: DataSplit,
+        data_name: str,
+        screen: Screen,
+        device: torch.device,
+        x_flip: bool = False,
     ) -> None:
-        self.out, self.data, self.data_name = out, data, data_name
+        """x_flip: pixels are mirrored at random; latents of mirrored pictures are in the data."""
+        self.out, self.data, self.data_name, self.x_flip = out, data, data_name, x_flip
         self.screen, self.device = screen, device
+        self.space = PIXELS if data.train.latents is None else LATENTS
 
     @property
     def planned(self) -> bool:
         """An earlier call has written the recipes."""
         return all(self._recipe_file(name).exists() for name in ("teacher", "tuned"))
 
-    def plan(self, seconds: float, conditional: bool) -> Forecast:
-        """Time a few steps and write the recipes that fit the time.
+    def plan(self, seconds: float, conditional: bool, spent: float = 0.0) -> Plan:
+        """Time a few steps and scale the recipes to the time, of which `spent` seconds are over.
 
         Raises UserError, with the time that would do, where it is too short.
         """
-        check_images(self.data.train, conditional)
-        rates = [self._rate(self._recipe(name, conditional, FEWEST_TEACHER)) for name in (TEACHER, TUNED)]
-        counts = [int(seconds * s * r) for s, r in zip((TEACHER_SHARE, TUNED_SHARE), rates, strict=True)]
-        enough = max(
-            fewest / rate / share
-            for fewest, rate, share in zip(
-                (FEWEST_TEACHER, FEWEST_TUNED), rates, (TEACHER_SHARE, TUNED_SHARE), strict=True
-            )
+        check_images(self.data, conditional)
+        space = self.space
+        bases, shares = (space.teacher, space.tuned), space.shares
+        teacher = self._recipe(space.teacher, conditional, space.fewest[0])
+        fresh = make_plan(teacher, self.device, Given(self.data)).model
+        tuned = self._recipe(space.tuned, conditional, space.fewest[1])
+        rates = (
+            training_rate(teacher, self.device, self.data),
+            training_rate(tuned.model_copy(update={"start_from": None}), self.device, self.data, fresh),
         )
-        if seconds < enough:
+        enough = max(n / rate / share for n, rate, share in zip(space.fewest, rates, shares, strict=True))
+        if seconds - spent < enough:
             raise UserError(
                 f"{seconds / 60:.0f} minutes are too short for these images on this machine",
                 "--time",
-                f"give {math.ceil(enough / 60)}m or more, or a smaller --size",
+                f"give {math.ceil((enough + spent) / 60)}m or more, or a smaller --size",
             )
-        for name, base, images in zip(("teacher", "tuned"), (TEACHER, TUNED), counts, strict=True):
-            write_atomically(self._recipe_file(name), to_yaml(self._recipe(base, conditional, images)))
-        return Forecast(*counts, *rates)
+        counts = [int((seconds - spent) * share * rate) for share, rate in zip(shares, rates, strict=True)]
+        recipes = [self._recipe(base, conditional, n) for base, n in zip(bases, counts, strict=True)]
+        return Plan(recipes[0], recipes[1], rates, seconds / 60)
+
+    def begin(self, plan: Plan) -> None:
+        """Write the recipes, by which the job is planned."""
+        for name, recipe in (("teacher", plan.teacher), ("tuned", plan.tuned)):
+            write_atomically(self._recipe_file(name), to_yaml(recipe))
 
     def run(self) -> Path:
         """Train, tune, measure; returns the page. Raises training.run.Interrupted after a signal."""
@@ -169,15 +242,10 @@ class Job:
         results = self._results(models)
         write_atomically(self.out / "results.json", json.dumps(results, indent=1))
         page = self.out / "report.html"
-        pictures = {
-            f"{row['name']}: {counted(row['evaluations'], 'evaluation')} an image": sample(
-                models[row["model"]], range(SHOWN), row["steps"]
-            )
-            for row in results["rows"]
-        }
-        real = torch.linspace(0, len(self.data.train) - 1, SHOWN).long()
-        pictures["Training images"] = self.data.train.images[real]
-        write_atomically(page, create_page({**results, "pictures": pictures}))
+        drawn = [sample(models[row["model"]], range(SHOWN), row["steps"]) for row in results["rows"]]
+        real = self.data.to_look_at.train.images
+        pictures = [*drawn, real[torch.linspace(0, len(real) - 1, SHOWN).long()]]
+        write_atomically(page, create_page(results, pictures))
         return page
 
     def _recipe_file(self, name: str) -> Path:
@@ -186,27 +254,13 @@ class Job:
     def _recipe(self, base: str, conditional: bool, images: int) -> Recipe:
         """A recipe of the package for these data; the tuned one starts from the teacher's run."""
         settings: dict[str, Any] = {key: max(images // parts, 64) for key, parts in PARTS.items()}
-        if base == TEACHER:
+        if self.x_flip:
+            settings["train.x_flip"] = True
+        if base == self.space.teacher:
             settings["network"] = network(self.data.train.image_shape)
         else:
             settings["start_from"] = str(self.out / "teacher" / "model")
         return scaled_recipe(base, self.data_name, conditional, images, settings)
-
-    def _rate(self, recipe: Recipe) -> float:
-        """Training images a second, from a few steps after the first two."""
-        fresh = None
-        if recipe.start_from is not None:
-            own = self._recipe(TEACHER, recipe.conditional, FEWEST_TEACHER)
-            fresh = make_plan(own, self.device, Given(self.data)).model
-            recipe = recipe.model_copy(update={"start_from": None})
-        trainer = make_plan(recipe, self.device, Given(self.data, fresh)).trainer(self.device)
-        steps = trainer.steps()
-        for _ in range(2):
-            next(steps)
-        began = time.perf_counter()
-        for _ in range(TIMED_STEPS):
-            next(steps)
-        return TIMED_STEPS * trainer.options.batch / (time.perf_counter() - began)
 
     def _draw(self, model: Preconditioned, path: Path) -> None:
         draw_sheet(model, path)
@@ -214,7 +268,9 @@ class Job:
 
     def _results(self, models: dict[str, Preconditioned]) -> dict[str, Any]:
         """Distances of the teacher, the untuned teacher in one step, and the tuned model in one and two."""
-        judge = Judge(self.data, min(2_000, max(256, len(self.data.train))), None, self.screen, self.device)
+        pictures = self.data.to_look_at
+        samples = min(SAMPLES, max(256, len(pictures.train)))
+        judge = Judge(pictures, samples, None, self.screen, self.device)
         try:
             features = judge.suite.setup.extractor.name
         except UserError as error:
@@ -238,12 +294,20 @@ class Job:
                 row["distance"], row["novelty"] = measured["frechet_train"], measured["memorisation"]
             rows.append(row)
             self.screen.say(f"{name}, {counted(evaluations, 'evaluation')} an image: {_shown(row)}")
-        held_out, distance = self.data.held_out, None
+        latents, floor = self.data.train.latents, None
+        if features is not None and latents is not None:
+            rows_of = torch.linspace(0, len(self.data.train) - 1, samples).long()
+            decoded = open_space(latents, self.device).decode(self.data.train.values(rows_of))
+            floor = judge.of_images(decoded, None)["frechet_train"]
+        held_out, distance = pictures.held_out, None
         if features is not None and held_out is not None:
             distance = judge.of_images(held_out.images, None)["frechet_train"]
         return {
             "folder": str(self.out),
-            "look": Look.at(self.data.train).__dict__,
+            "look": Look.at(pictures.train).__dict__,
+            "latents": None if latents is None else asdict(latents),
+            "latent_shape": self.data.train.image_shape,
+            "floor": floor,
             "samples": judge.samples,
             "features": features,
             "rows": rows,

@@ -1,8 +1,12 @@
 """`consistune create`: from a folder of images to a model of one step and a page."""
 
+import json
 import re
+import time as clock
+from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 from typer import Argument, Option, confirm
 
@@ -11,13 +15,15 @@ from consistune.cli.screen import Screen
 from consistune.errors import UserError
 
 if TYPE_CHECKING:
-    from consistune.create import Job
+    import torch
+
+    from consistune.create import Job, Plan
     from consistune.data.images import DataSplit
+    from consistune.data.prepare.survey import Survey
 
 UNITS = {"": 60, "m": 60, "h": 3600, "s": 1}
 HELD_OUT = 0.1
-SIDE = 32
-"""Of the images where the user says nothing: what two CPU cores learn in half an hour."""
+SETTINGS = "create.json"
 
 
 def create(
@@ -25,11 +31,20 @@ def create(
     out: Annotated[Path | None, Option(help="The folder for everything; default: runs/NAME.")] = None,
     time: Annotated[str, Option(help="How long it may take: 30m, 2h.")] = "45m",
     size: Annotated[
-        int | None, Option(help="Side of the square images, a multiple of 8; default: 32.")
+        int | None,
+        Option(help="Side of the square images, a multiple of 8 (latents: of 16); default: 32 (64)."),
     ] = None,
     labels: Annotated[
         bool | None, Option("--labels/--no-labels", help="Learn the classes; default: if there are some.")
     ] = None,
+    latents: Annotated[
+        str,
+        Option(
+            help="Learn an autoencoder's latents: taef2, or as in data prepare; none: pixels; auto: taef2 "
+            "for images in colour of 48 pixels and more, or where the time is too short for pixels."
+        ),
+    ] = "auto",
+    flip: Annotated[bool, Option("--flip", help="Learn the mirrored images too.")] = False,
     yes: Annotated[bool, Option("--yes", help="Begin without a question.")] = False,
     device: Device = "auto",
 ) -> None:
@@ -39,19 +54,30 @@ def create(
     """
     from consistune.create import Job
 
-    seconds = parse_duration(time, "--time")
-    name = data.name.split(".")[0] or "images"
-    folder = out or Path("runs") / name
+    began, seconds, place = clock.monotonic(), parse_duration(time, "--time"), pick_device(device)
+    folder = out or Path("runs") / (data.name.split(".")[0] or "images")
+    given = {"DATA": str(data.resolve()), "--size": size, "--latents": latents, "--flip": flip}
+    length = {"--time": time, "--labels": labels}
     with Screen() as screen, screen.exit_when_interrupted("give the same command to continue"):
-        split, path = _prepared(data, folder, size, screen)
-        job = Job(folder, split, path, screen, pick_device(device))
+        before = _recorded(folder, given | length)
+        images = _Images(data, folder, size, flip, screen)
+        if "autoencoder" in before:
+            autoencoder = before["autoencoder"]
+        else:
+            autoencoder = images.choose(latents, seconds, place)
+            _record(folder, before := given | {"autoencoder": autoencoder})
+        split, path = images.load(autoencoder, place)
+        job = Job(folder, split, path, screen, place, flip and split.train.latents is None)
         if not job.planned:
             conditional = len(split.train.class_names) > 1 if labels is None else labels
-            _show_plan(job, seconds, conditional, screen)
+            plan = job.plan(seconds, conditional, clock.monotonic() - began)
+            _show_plan(job, plan, screen)
             screen.stop()
             if not yes and not confirm("Begin?", default=True):
                 raise SystemExit(0)
             screen.start()
+            _record(folder, before | length)
+            job.begin(plan)
         page = job.run()
     print(page)
 
@@ -65,56 +91,116 @@ def parse_duration(text: str, option: str) -> float:
     return seconds
 
 
-def _prepared(source: Path, folder: Path, size: int | None, screen: Screen) -> tuple["DataSplit", str]:
-    """The images of a source, prepared in the job's folder, and that folder; a prepared set as it is."""
-    from contextlib import ExitStack
+def _recorded(folder: Path, given: dict[str, Any]) -> dict[str, Any]:
+    """What an earlier call was given and chose in this folder; {} where there was none.
 
-    from consistune.cli.data_view import PreparationProgress, counts, print_outcome
-    from consistune.data.images import SETS, load_data
-    from consistune.data.prepare import pool
-    from consistune.data.prepare import run as preparation
-    from consistune.data.prepare.split import Split
-    from consistune.data.prepare.survey import ImageOptions
-    from consistune.data.prepared import Meta, is_prepared, read_meta
+    Raises UserError where it was given something else, and where nothing can be written.
+    """
+    from consistune.system.files import check_writable
 
-    if str(source) in SETS or is_prepared(source):
-        if size is not None:
-            raise UserError("is prepared already", str(source), "leave --size out, or give its source")
-        return load_data(str(source)), str(source)
-    prepared = folder / "data"
-    if not is_prepared(prepared):
-        images = ImageOptions(size=SIDE if size is None else size)
+    check_writable(folder, "--out", folder=True)
+    path = folder / SETTINGS
+    before = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    for option, value in given.items():
+        if option in before and before[option] != value:
+            what = f"was begun with {option} {before[option]}, now {value} is given"
+            raise UserError(what, str(folder), "give the same to continue, or choose another --out")
+    return before
+
+
+def _record(folder: Path, settings: dict[str, Any]) -> None:
+    from consistune.system.files import write_atomically
+
+    write_atomically(folder / SETTINGS, json.dumps(settings, indent=1))
+
+
+class _Images:
+    """The images of a job: prepared in its folder, as pixels or latents; or a prepared set as it is."""
+
+    def __init__(self, source: Path, folder: Path, size: int | None, flip: bool, screen: Screen) -> None:
+        from consistune.data.images import SETS
+        from consistune.data.prepared import is_prepared
+
+        self.source, self.dest, self.size, self.flip = source, folder / "data", size, flip
+        self.screen = screen
+        self.ready = str(source) in SETS or is_prepared(source)
+
+    @cached_property
+    def seen(self) -> "Survey":
+        from consistune.data.prepare.survey import survey
+
+        return survey(self.source)
+
+    def choose(self, word: str, seconds: float, device: "torch.device") -> str | None:
+        """The autoencoder to encode with; None: the images are learned as they are."""
+        from consistune.create import choose_autoencoder
+        from consistune.data.images import load_data
+        from consistune.data.prepare.survey import Survey
+
+        if not self.ready:
+            return choose_autoencoder(word, self.seen, self.size, seconds, device)
+        train, name = load_data(str(self.source)).train, str(self.source)
+        if self.size is not None:
+            raise UserError("is prepared already", name, "leave --size out, or give its source")
+        if train.latents is not None and (word != "auto" or self.flip):
+            option = "--flip" if word == "auto" else "--latents"
+            raise UserError("is a set of latents already", name, f"leave {option} out")
+        channels, *sides = train.image_shape
+        seen = Survey(channels, min(sides), own_held_out=True)
+        return choose_autoencoder(word, seen, min(sides), seconds, device)
+
+    def load(self, autoencoder: str | None, device: "torch.device") -> tuple["DataSplit", str]:
+        """The images, and the name by which a recipe finds them."""
+        from consistune.cli.data_view import counts
+        from consistune.data.images import load_data
+        from consistune.data.prepared import is_prepared, read_meta
+
+        if self.ready and autoencoder is None:
+            return load_data(str(self.source)), str(self.source)
+        if is_prepared(self.dest):
+            self.screen.say(counts(read_meta(self.dest)))
+        else:
+            self._prepare(autoencoder, device)
+        return load_data(str(self.dest)), str(self.dest)
+
+    def _prepare(self, autoencoder: str | None, device: "torch.device") -> None:
+        from contextlib import ExitStack
+
+        from consistune.cli.data_view import PreparationProgress, print_outcome
+        from consistune.create import LATENT_SIZE, PIXEL_SIZE
+        from consistune.data.prepare import pool
+        from consistune.data.prepare.latents import LatentOptions, prepare_latents
+        from consistune.data.prepare.run import PrepareOptions, prepare
+        from consistune.data.prepare.split import Split
+        from consistune.data.prepare.survey import ImageOptions
+
+        options = PrepareOptions(images=ImageOptions(mode="rgb"), workers=pool.cores())
+        if not self.ready:
+            size = self.size or (PIXEL_SIZE if autoencoder is None else LATENT_SIZE)
+            held_out = 0.0 if self.seen.own_held_out else HELD_OUT
+            options = replace(options, images=ImageOptions(size=size), split=Split(held_out))
         with ExitStack() as stack:
-            shown = PreparationProgress(screen, stack)
-
-            def prepare(held_out: float) -> Meta:
-                split = Split(fraction=held_out)
-                options = preparation.PrepareOptions(images=images, split=split, workers=pool.cores())
-                return preparation.prepare(source, prepared, options, shown)
-
-            try:
-                meta = prepare(HELD_OUT)
-            except UserError as error:
-                if error.where != "--held-out" or "test set of its own" not in error.what:
-                    raise
-                meta = prepare(0.0)
-        print_outcome(meta, prepared)
-    else:
-        screen.say(counts(read_meta(prepared)))
-    return load_data(str(prepared)), str(prepared)
+            shown = PreparationProgress(self.screen, stack)
+            if autoencoder is None:
+                meta = prepare(self.source, self.dest, options, shown)
+            else:
+                chosen = LatentOptions(autoencoder, self.flip, device=device)
+                meta = prepare_latents(self.source, self.dest, options, chosen, shown, shown.encoding)
+        print_outcome(meta, self.dest)
 
 
-def _show_plan(job: "Job", seconds: float, conditional: bool, screen: Screen) -> None:
+def _show_plan(job: "Job", plan: "Plan", screen: Screen) -> None:
     from consistune.create import Look
 
-    look = Look.at(job.data.train)
-    forecast = job.plan(seconds, conditional)
+    look, latents = Look.at(job.data.to_look_at.train), job.data.train.latents
     if look.duplicates:
         screen.say(f"note: {look.duplicates:,} images are equal to another one")
+    shape = "×".join(map(str, job.data.train.image_shape))
     screen.say(
-        f"plan: a teacher on {forecast.teacher_images:,} training images, "
-        f"{forecast.teacher_rate:,.0f} a second; tuned on {forecast.tuned_images:,}, "
-        f"{forecast.tuned_rate:,.0f} a second; {'with' if conditional else 'without'} labels; "
-        f"on {job.device}; about {forecast.minutes:.0f} minutes in all"
+        f"plan: {'pixels' if latents is None else f'latents of {latents.autoencoder}'}, {shape}; "
+        f"a teacher on {plan.teacher.train.images:,} training images, {plan.rates[0]:,.0f} a second; "
+        f"tuned on {plan.tuned.train.images:,}, {plan.rates[1]:,.0f} a second; "
+        f"{'with' if plan.teacher.conditional else 'without'} labels; "
+        f"on {job.device}; about {plan.minutes:.0f} minutes in all"
     )
-    screen.say(f"the recipes are {job.out}/teacher.yaml and tuned.yaml")
+    screen.say(f"the recipes will be {job.out}/teacher.yaml and tuned.yaml")

@@ -102,7 +102,7 @@ def show_decoded(path: Path, out: Path) -> None:
 
     from consistune.data.images import open_prepared
     from consistune.nn.autoencoder.space import open_space
-    from consistune.pages.pictures import grid_png
+    from consistune.pages.pictures import grid_png, in_pairs
     from consistune.system.files import write_atomically
 
     data = open_prepared(path)
@@ -112,14 +112,7 @@ def show_decoded(path: Path, out: Path) -> None:
     rows = torch.linspace(0, len(pictures) - 1, min(32, len(pictures))).long()
     decoded = open_space(record).decode(data.train.values(rows * (2 if record.mirrored else 1)))
     columns = min(8, len(rows))
-    pairs = [
-        part
-        for k in range(0, len(rows), columns)
-        for part in (pictures[rows[k : k + columns]], decoded[k : k + columns])
-    ]
-    blank = pictures.new_full((-len(rows) % columns, *pictures.shape[1:]), 128)
-    pairs = [torch.cat([row, blank]) if len(row) < columns else row for row in pairs]
-    write_atomically(out, grid_png(torch.cat(pairs), columns))
+    write_atomically(out, grid_png(in_pairs(pictures[rows], decoded, columns), columns))
     print(f"decoded     {out}")
 
 

@@ -56,10 +56,11 @@ def init(
     check_choice(method, METHODS, "--method")
     if Path(name).name != name or not name.replace("-", "").replace("_", "").isalnum():
         raise UserError(f"{name!r} is no name for a recipe", "NAME", "use letters, digits, - and _")
-    images = load_data(data).train
-    conditional = len(images.class_names) > 1
-    check_images(images, conditional)
-    recipes = new_recipes(name, data, method, network(images.image_shape), conditional)
+    split = load_data(data)
+    conditional = len(split.train.class_names) > 1
+    check_images(split, conditional)
+    space = "mnist10k" if split.train.latents is None else "emoji64-latent"
+    recipes = new_recipes(name, data, space, method, network(split.train.image_shape), conditional)
     for file in recipes:
         if Path(file).exists():
             raise UserError("is already there", file, "choose another name, or move it away")

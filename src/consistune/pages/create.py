@@ -1,9 +1,12 @@
 """The page of `consistune create`."""
 
+from collections.abc import Sequence
 from typing import Any
 
-from consistune.pages.page import MISSING, Cell, Picture, Table, render
-from consistune.pages.pictures import grid_png
+from torch import Tensor
+
+from consistune.pages.page import MISSING, Cell, Picture, Table, counted, render
+from consistune.pages.pictures import grid_png, in_pairs
 
 HEAD = ("Model", "Evaluations", "Images a second", "Fréchet distance, %", "Novelty")
 SOFT, GOOD = 4.0, 1.5
@@ -12,8 +15,14 @@ LEARNED = 0.5
 """A teacher has learned something where its distance is below this share of that of its own blurred means."""
 
 
-def create_page(results: dict[str, Any]) -> str:
-    """The page of `create.Job.run`'s results: its JSON, and "pictures" (name → uint8 images)."""
+COLUMNS = 10
+
+
+def create_page(results: dict[str, Any], pictures: Sequence[Tensor]) -> str:
+    """The page of `create.Job`'s results.
+
+    pictures: uint8 images of the same noise for each of the results' rows, then training images.
+    """
     rows = results["rows"]
     by = {(row["model"], row["steps"]): row for row in rows}
     teacher, tuned = by["teacher", 18], by["tuned", 1]
@@ -26,9 +35,21 @@ def create_page(results: dict[str, Any]) -> str:
         tuned=tuned,
         speed_up=teacher["seconds"] / tuned["seconds"],
         verdict=verdict(*(row.get("distance") for row in (teacher, by["teacher", 1], tuned))),
-        pictures=[Picture(name, grid_png(images, 10)) for name, images in results["pictures"].items()],
+        pictures=_pictures(rows, pictures),
         measures=_table(results),
     )
+
+
+def _pictures(rows: list[dict[str, Any]], pictures: Sequence[Tensor]) -> list[Picture]:
+    """The teacher's images over the tuned model's of one step, then the others."""
+    names = [f"{row['name']}, {counted(row['evaluations'], 'evaluation')}" for row in rows]
+    found = {(row["model"], row["steps"]): k for k, row in enumerate(rows)}
+    teacher, tuned = found["teacher", 18], found["tuned", 1]
+    pairs = in_pairs(pictures[teacher], pictures[tuned], COLUMNS)
+    shown = [Picture(f"{names[teacher]}; below each row: {names[tuned]}", grid_png(pairs, COLUMNS))]
+    others = [(name, k) for k, name in enumerate(names) if k not in (teacher, tuned)]
+    others.append(("Training images", len(rows)))
+    return shown + [Picture(name, grid_png(pictures[k], COLUMNS)) for name, k in others]
 
 
 def verdict(teacher: float | None, forced: float | None, tuned: float | None) -> str:
@@ -66,6 +87,8 @@ def _table(results: dict[str, Any]) -> Table:
         )
         for row in results["rows"]
     ]
+    if results["floor"] is not None:
+        rows.append(("Training images, through the autoencoder", "", "", f"{results['floor']:.2f}", MISSING))
     if results["held_out"] is not None:
         count = results["held_out_images"]
         rows.append((f"Real images, {count:,} held out", "", "", f"{results['held_out']:.2f}", MISSING))

@@ -44,6 +44,17 @@ def grid(images: Tensor, columns: int | None = None, gap: int = 1) -> Tensor:
     return sheet
 
 
+def in_pairs(above: Tensor, below: Tensor, columns: int) -> Tensor:
+    """The images of a `grid` in which each row of `above` stands over the same row of `below`.
+
+    Both are uint8 [N, C, H, W]; the last rows are filled up with mid-grey.
+    """
+    blank = above.new_full((-len(above) % columns, *above.shape[1:]), 128)
+    both = [torch.cat([images, blank]) for images in (above, below)]
+    rows = range(0, len(both[0]), columns)
+    return torch.cat([images[first : first + columns] for first in rows for images in both])
+
+
 def png_bytes(image: Tensor, scale: int = 1) -> bytes:
     """A uint8 picture [C, H, W] as PNG."""
     buffer = io.BytesIO()

@@ -90,26 +90,31 @@ def meanings(make: Any) -> dict[str, str]:
 
 
 def new_recipes(
-    name: str, data: str, method: str, network: dict[str, Any], conditional: bool
+    name: str, data: str, family: str, method: str, network: dict[str, Any], conditional: bool
 ) -> dict[str, str]:
-    """Two commented recipes for own data, file name → text: the teacher's, then the tuned model's."""
-    base = recipe_path(f"mnist10k-{method}").stem
+    """Two commented recipes for own data, file name → text: the teacher's, then the tuned model's.
+
+    They extend FAMILY-edm and FAMILY-METHOD, whose lengths they write out.
+    """
+    base = recipe_path(f"{family}-{method}").stem
+    long, short = read_recipe(f"{family}-edm").train.images, read_recipe(base)
+    stage = short.pairs.gap.every_images
     reference = "class" if conditional else "all"
     estimator = f"estimator: {{reference: {reference}}}{' ' * 29}# the images that a target averages over\n"
     section = yaml.safe_dump(network, default_flow_style=True, sort_keys=False, width=10**6).strip()
     teacher = f"""# The teacher: a diffusion model (EDM). First: consistune train {name}-teacher.yaml
-extends: mnist10k-edm                                     # consistune recipes show mnist10k-edm
+extends: {f"{family}-edm":<49}# consistune recipes show {family}-edm
 data: {data}
 conditional: {str(conditional).lower():<45}# whether the network is told the class
 network: {section}
-train: {{images: 1_000_000}}                                # training images to see; more is better
+train: {{images: {f"{long:_}}}":<42}# training images to see; more is better
 """
     tuned = f"""# The one-step model, tuned from the teacher. Then: consistune train {name}.yaml
 extends: {base:<49}# consistune recipes show {base}
 data: {data}
 conditional: {str(conditional).lower():<45}# as the teacher's
 start_from: runs/{name}-teacher/model
-pairs: {{gap: {{every_images: 100_000}}}}                     # the length of a stage: a sixth of the training
-{estimator if method == "sct" else ""}train: {{images: 600_000}}
+pairs: {{gap: {{every_images: {f"{stage:_}}}}}":<31}# the length of a stage
+{estimator if method == "sct" else ""}train: {{images: {short.train.images:_}}}
 """
     return {f"{name}-teacher.yaml": teacher, f"{name}.yaml": tuned}

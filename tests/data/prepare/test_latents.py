@@ -16,7 +16,7 @@ from consistune.core.posterior.mean import posterior, restored
 from consistune.data.images import load_data
 from consistune.data.prepare import latents as module
 from consistune.data.prepare.latents import LatentOptions, prepare_latents
-from consistune.data.prepare.run import PrepareOptions
+from consistune.data.prepare.run import PrepareOptions, prepare
 from consistune.data.prepare.split import Split
 from consistune.data.prepare.survey import ImageOptions
 from consistune.data.prepared import damaged, read_meta
@@ -121,6 +121,24 @@ def test_a_stopped_preparation_continues_to_the_same_bytes(tmp_path: Path, monke
     other = replace(work[3], flip=False)
     with pytest.raises(UserError, match="is already there"):
         prepare_latents(*work[:3], other)
+
+
+def test_a_prepared_set_is_encoded_as_its_source_would_be(tmp_path: Path) -> None:
+    direct, _ = latent_set(tmp_path)
+    images, split = ImageOptions(), Split(0.25)
+    prepare(tmp_path / "pictures.zip", tmp_path / "set", PrepareOptions(images=images, split=split))
+    prepare_latents(
+        tmp_path / "set", tmp_path / "encoded", PrepareOptions(allow_missing=0), LatentOptions("tiny")
+    )
+    assert contents(tmp_path / "encoded") == contents(direct)
+    for options, source_, said in (
+        (PrepareOptions(split=split), "set", "prepared already"),
+        (PrepareOptions(allow_missing=1), "set", "prepared already"),
+        (PrepareOptions(), "encoded", "holds latents"),
+    ):
+        with pytest.raises(UserError, match=said):
+            prepare_latents(tmp_path / source_, tmp_path / "new", options, LatentOptions("tiny"))
+        assert not list(tmp_path.glob("new*"))
 
 
 def test_other_options_do_not_continue_a_preparation(tmp_path: Path) -> None:

@@ -21,6 +21,7 @@ from torch import Tensor
 from consistune.core.posterior.mean import restored
 from consistune.data.prepare import npy
 from consistune.data.prepare.run import SILENT, SYNC_SECONDS, PrepareOptions, Progress, prepare
+from consistune.data.prepare.survey import ImageOptions
 from consistune.data.prepared import (
     IMAGES,
     LABELS,
@@ -94,7 +95,7 @@ def prepare_latents(
     progress: Progress = SILENT,
     encoding: Callable[[int, int], None] = lambda _done, _count: None,
 ) -> Meta:
-    """Prepare a source as a set of latents in the folder `dest`.
+    """Prepare a source, or encode a prepared set of pictures, as a set of latents in the folder `dest`.
 
     encoding: called with (rows encoded, rows in all) while the pictures are encoded.
     Raises UserError as `prepare` does, for sides that are no multiples of the autoencoder's factor, grey
@@ -111,7 +112,10 @@ def prepare_latents(
     try:
         if not is_prepared(part / PICTURES):
             fits = _shape_check(autoencoder, latents.like)
-            prepare(path, part / PICTURES, options, progress, fits)
+            if is_prepared(path):
+                _copy_pictures(path, part / PICTURES, options, fits)
+            else:
+                prepare(path, part / PICTURES, options, progress, fits)
     except UserError:
         if not (part / f"{PICTURES}.part").exists():
             shutil.rmtree(part)
@@ -125,6 +129,24 @@ def prepare_latents(
     part.rename(dest)
     files.sync(dest.parent)
     return meta
+
+
+def _copy_pictures(
+    path: Path, dest: Path, options: PrepareOptions, check: Callable[[tuple[int, int, int]], None]
+) -> None:
+    """A prepared set as the pictures. Raises UserError for options of a preparation, and for no pictures."""
+    meta, plain = read_meta(path), PrepareOptions(images=ImageOptions(mode="rgb"), workers=options.workers)
+    if replace(options, allow_missing=options.allow_missing or None) != plain:
+        what = "is prepared already: options that say how to read or change its images would have no effect"
+        raise UserError(what, str(path), "leave them out, or give its source")
+    if meta.latents is not None or meta.shape[0] != 3:
+        what = "holds latents" if meta.latents is not None else "holds grey pictures"
+        raise UserError(f"{what}; autoencoders take pictures in colour", str(path), "give its source")
+    check(meta.shape)
+    copy = dest.with_name(f"{dest.name}.part")
+    shutil.rmtree(copy, ignore_errors=True)
+    shutil.copytree(path, copy)
+    copy.rename(dest)
 
 
 def _shape_check(autoencoder: Autoencoder, like: Latents | None) -> Callable[[tuple[int, int, int]], None]:

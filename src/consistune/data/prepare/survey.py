@@ -1,14 +1,18 @@
 """How a source's images are converted: by what the user asks, and by a look at some of the images."""
 
 import contextlib
+import tempfile
 from collections.abc import Collection
 from dataclasses import dataclass
+from pathlib import Path
+from statistics import median_low
 
 import numpy as np
-from PIL import ImageColor
+from PIL import Image, ImageColor
 
 from consistune.data.prepare.transform import FILTERS, BadImage, Transform, is_grey, open_image, upright_size
-from consistune.data.sources.base import Source
+from consistune.data.sources.base import Source, SourceOptions
+from consistune.data.sources.detect import open_source
 from consistune.errors import UserError
 
 SAMPLE = 256
@@ -81,22 +85,57 @@ def choose_transform(source: Source, options: ImageOptions) -> tuple[Transform, 
         transform = options.transform(grey=channels == 1)
         side = (height, width) if options.size is None else (options.size, options.size)
         return transform, (transform.channels, *side)
-    images, sizes = [], set()
-    for raw in _sample(source):
-        # An image that cannot be read is listed later, when the images are converted.
-        with contextlib.suppress(BadImage):
-            image = open_image(raw)
-            sizes.add(upright_size(image))
-            images.append(image)
-    if not images:
-        raise UserError(f"none of {min(SAMPLE, len(source))} images can be read", str(source.path))
-    transform = options.transform(grey=all(is_grey(image) for image in images))
+    readable = _readable(source)
+    sizes = {size for _, size in readable}
+    transform = options.transform(grey=all(is_grey(image) for image, _ in readable))
     if options.size is not None:
         return transform, (transform.channels, options.size, options.size)
     (a, b), (c, d) = min(sizes), max(sizes)
     if len(sizes) > 1:
         raise UserError(f"has images of different sizes, {a}×{b} to {c}×{d}", str(source.path), "say --size")
     return transform, (transform.channels, b, a)
+
+
+@dataclass(frozen=True)
+class Survey:
+    """Images as they are.
+
+    Attributes:
+        channels: 1 where all that were looked at are grey, else 3.
+        side: the shorter side, the median of those that were looked at.
+        own_held_out: the source has a test set of its own.
+    """
+
+    channels: int
+    side: int
+    own_held_out: bool
+
+
+def survey(path: Path) -> Survey:
+    """A look at a source. Raises UserError where it cannot be read, or holds no readable image."""
+    with tempfile.TemporaryDirectory() as work:
+        source = open_source(path, SourceOptions(), Path(work))
+        if len(source) == 0:
+            raise UserError("holds no images", str(path))
+        own = source.own_held_out is not None
+        if source.shape is not None:
+            return Survey(source.shape[0], min(source.shape[1:]), own)
+        readable = _readable(source)
+        grey = all(is_grey(image) for image, _ in readable)
+        return Survey(1 if grey else 3, median_low(min(size) for _, size in readable), own)
+
+
+def _readable(source: Source) -> list[tuple[Image.Image, tuple[int, int]]]:
+    """The sample's images, and their sizes. Raises UserError where none can be read."""
+    images = []
+    for raw in _sample(source):
+        # An image that cannot be read is listed later, when the images are converted.
+        with contextlib.suppress(BadImage):
+            image = open_image(raw)
+            images.append((image, upright_size(image)))
+    if not images:
+        raise UserError(f"none of {min(SAMPLE, len(source))} images can be read", str(source.path))
+    return images
 
 
 def _sample(source: Source) -> list[bytes]:
