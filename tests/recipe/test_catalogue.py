@@ -9,7 +9,8 @@ from consistune.cli.main import app
 from consistune.data.prepare.run import PrepareOptions, prepare
 from consistune.errors import UserError
 from consistune.recipe import parse_yaml, read_recipe, shipped_recipes, to_yaml, validate
-from consistune.recipe.catalogue import explained, meanings
+from consistune.recipe.catalogue import explained
+from consistune.recipe.keys import meanings
 from tests.support.makers import class_folders, pixels
 
 

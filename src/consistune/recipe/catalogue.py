@@ -1,6 +1,5 @@
 """The recipes that come with the package, listed and explained, and new ones written for own data."""
 
-import inspect
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,6 +8,7 @@ from typing import Any
 import yaml
 
 from consistune.data.images import SETS
+from consistune.recipe.keys import explanations
 from consistune.recipe.reading import SHIPPED, read_recipe, recipe_path, shipped_recipes
 from consistune.recipe.words import Recipe, Section
 
@@ -52,12 +52,12 @@ def listed() -> Iterator[tuple[str, str, str, list[str]]]:
 
 
 def explained(name: str, overrides: tuple[str, ...] = ()) -> str:
-    """A recipe as YAML with every default written out, and the meaning of each key that has one."""
+    """A recipe as YAML with every default written out, and the meaning of each key."""
     return "\n".join(_lines(read_recipe(name, overrides), "")) + "\n"
 
 
 def _lines(part: Section, indent: str) -> Iterator[str]:
-    known = meanings(type(part).builds) | meanings(type(part))
+    known = explanations(type(part))
     for name in type(part).model_fields:
         value = getattr(part, name)
         if isinstance(value, Section):
@@ -68,25 +68,6 @@ def _lines(part: Section, indent: str) -> Iterator[str]:
         text = yaml.safe_dump(plain, default_flow_style=True, width=10**6, allow_unicode=True)
         line = f"{indent}{name}: {text.removesuffix('...' + chr(10)).strip()}"
         yield f"{line:<40}  # {known[name]}" if name in known else line
-
-
-def meanings(make: Any) -> dict[str, str]:
-    """argument → its first sentence, from the lines "name: text" or "name, name: text" of a docstring."""
-    found: dict[str, str] = {}
-    names: list[str] = []
-    text = inspect.cleandoc(inspect.getdoc(make) or "")
-    allowed = set(inspect.signature(make).parameters) if callable(make) else set()
-    for line in text.splitlines():
-        for piece in re.split(r"(?<=[.;]) (?=[a-z_]+(?:, [a-z_]+)*: )", line.strip()):
-            start = re.match(r"([a-z_]\w*(?:, [a-z_]\w*)*): (.*)", piece)
-            if start and set(start[1].split(", ")) & allowed:
-                names = start[1].split(", ")
-                found |= dict.fromkeys(names, start[2])
-            elif not piece:
-                names = []
-            else:
-                found |= {name: f"{found[name]} {piece}" for name in names}
-    return {name: re.split(r"(?<=\.)\s", value)[0].rstrip(".") for name, value in found.items()}
 
 
 def new_recipes(

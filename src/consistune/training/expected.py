@@ -191,10 +191,13 @@ def _short(value: Any) -> str:
 
 
 def differences(own: Any, expected: Any, key: str = "") -> Iterator[Difference]:
-    """The keys in which two methods differ; a section of another kind is one difference."""
+    """The keys in which two methods differ; a section of another kind is one difference.
+
+    A key that the own recipe lacks is a later version's: the run was made with its default.
+    """
     if isinstance(own, dict) and isinstance(expected, dict) and own.get("kind") == expected.get("kind"):
-        for name in dict.fromkeys([*own, *expected]):
-            yield from differences(own.get(name), expected.get(name), f"{key}.{name}".lstrip("."))
+        for name in own:
+            yield from differences(own[name], expected.get(name), f"{key}.{name}".lstrip("."))
     elif own != expected:
         yield Difference(key, own, expected)
 
