@@ -91,16 +91,11 @@ def ratio(runs: list[Row], base: list[Row], point: int, steps: int) -> str:
 
 def of_groups(labels: Sequence[str], groups: Sequence[tuple[Any, list[Row]]]) -> str:
     """A line for each group of runs: distances half-way, at the end, and to held-out images."""
-    points = max(len(runs[0]["curve"]) for _, runs in groups)
-    names = ["1 step, half-way"] * (points > 1)
-    head = [*labels, *names, "1 step, end", "2 steps, end", "1 step, held-out, end"]
-    rows = []
-    for group, runs in groups:
-        ends = [(points // 2 - 1, 1)] * (points > 1) + [*ENDS[1:]]
-        rows.append(
-            [*group, *(each(distances(runs, *at)) for at in ends), each(distances(runs, -1, 1, KEYS[1]))]
-        )
-    return markdown(head, rows)
+    half = max(len(runs[0]["curve"]) for _, runs in groups) // 2 - 1
+    shown: dict[str, tuple[Any, ...]] = {"1 step, half-way": (half, 1)} if half >= 0 else {}
+    shown |= {"1 step, end": (-1, 1), "2 steps, end": (-1, 2), "1 step, held-out, end": (-1, 1, KEYS[1])}
+    rows = [[*group, *(each(distances(runs, *at)) for at in shown.values())] for group, runs in groups]
+    return markdown([*labels, *shown], rows)
 
 
 def of_study(name: str, *factors: str) -> str:
@@ -388,11 +383,7 @@ TABLES: dict[str, dict[str, Callable[[], str]]] = {
         "parts": error_parts,
         "ends": error_ends,
     },
-    "performance.md": {
-        "step": training_steps,
-        "sampling": sampling,
-        "startup": startup,
-    },
+    "performance.md": {"step": training_steps, "sampling": sampling, "startup": startup},
     "results/precision.md": {"precision": lambda: of_study("precision", "precision")},
     "results/performance-details.md": {"levers": step_levers, "memory": memory},
     "long-runs.md": {"kill_and_resume": kill_and_resume},
