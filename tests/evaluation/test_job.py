@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 
+from consistune.cli.evaluate import new_folder
 from consistune.core.sampling import Multistep
 from consistune.data.images import digits
 from consistune.errors import UserError
@@ -30,6 +31,7 @@ from consistune.nn import store
 from consistune.nn.card import ModelCard
 from consistune.nn.precond import EDMPrecond
 from consistune.nn.small import ResidualMLP
+from consistune.pages.evaluation import FORCED, REAL, TEACHER, verdict
 from tests.support.inception import write_inception
 
 
@@ -271,3 +273,69 @@ def test_two_processes_give_what_one_gives(tmp_path: Path, model_folder: Path) -
     assert found[0]["blocks"][0]["worst"] == found[1]["blocks"][0]["worst"]
     for name, value in means(found[0]).items():
         assert means(found[1])[name] == pytest.approx(value, rel=1e-9), name
+
+
+def anchored(folder: Path, model_folder: Path, start_from: str, samples: int) -> dict[str, dict]:
+    """The anchors of a tuned model that says it started there, by kind; the terminal's lines as "said"."""
+    model = store.load(model_folder)
+    model.card = model.card.updated(start_from={"path": start_from})
+    said: list[str] = []
+    screen = Quiet()
+    screen.say = said.append
+    tuned = model.save(folder / "tuned")
+    request = Request(tuned, folder / "out", "digits", samples=samples, metrics=("fd",), anchors=True)
+    Job(request, screen).run()
+    results = json.loads((folder / "out" / "results.json").read_text())
+    return {row["kind"]: row for row in results["anchors"]} | {"said": said, "rows": results["rows"]}
+
+
+def test_a_tuned_model_is_measured_beside_real_images_and_its_teacher(
+    tmp_path: Path, model_folder: Path
+) -> None:
+    teacher = store.load(model_folder)
+    teacher.card = ModelCard(objective="diffusion")
+    path = teacher.save(tmp_path / "teacher")
+    found = anchored(tmp_path, model_folder, str(path), 32)
+    assert found[TEACHER]["sampler"]["evaluations"] == 35
+    assert found[FORCED]["sampler"]["evaluations"] == 1
+    # The tuned model's weights are the teacher's, so that one step of either is the same map from the noise.
+    assert means(found[FORCED])["fd-classifier"] == pytest.approx(means(found["rows"][0])["fd-classifier"])
+    held_out = digits().held_out
+    file = samples_file(tmp_path / "real.npz", held_out.images)
+    real = evaluate(tmp_path / "real", file, samples=32, metrics=("fd",))["rows"][0]
+    assert means(found[REAL]) == pytest.approx(means(real))
+    assert any(line.startswith(f"{REAL}: fd-classifier ") for line in found["said"])
+
+
+def test_a_teacher_that_is_not_there_is_said_and_real_images_remain(
+    tmp_path: Path, model_folder: Path
+) -> None:
+    found = anchored(tmp_path, model_folder, "runs/gone/model", 8)
+    assert set(found) == {REAL, "said", "rows"}
+    assert any(
+        "the teacher is not measured beside the model: runs/gone/model" in line for line in found["said"]
+    )
+
+
+def test_the_verdict_says_how_far_tuning_has_gone() -> None:
+    def row(kind: str, value: float) -> dict:
+        return {"name": kind, "kind": kind, "summary": {"fid": {"mean": value}, "fid_bias": {"mean": 0}}}
+
+    def last(own: float) -> str:
+        return verdict({"rows": [row("mine", own)], "anchors": [row(TEACHER, 2.0), row(FORCED, 10.0)]})[-1]
+
+    assert last(4.0).startswith("tuning has gone 75% of the way from the teacher in one step (10)")
+    assert last(12.0).startswith("the model is no better than the teacher in one step (10)")
+    assert verdict({"rows": [row("mine", 4.0)], "anchors": [row(REAL, 1.0)]}) == [
+        "mine: fid 4",
+        f"{REAL}: fid 1",
+    ]
+
+
+def test_without_a_folder_no_earlier_evaluation_is_replaced(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    folders = []
+    for _ in range(3):
+        folders.append(str(new_folder()))
+        Path(folders[-1]).mkdir(parents=True)
+    assert folders == ["runs/evaluation", "runs/evaluation-2", "runs/evaluation-3"]

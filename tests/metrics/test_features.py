@@ -1,6 +1,7 @@
 """Extractors: called as their protocol says, known by what they are, and refused where they do not fit."""
 
 import importlib.metadata
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,8 +11,8 @@ from torch.nn import functional as F
 
 from consistune.data.images import digits
 from consistune.errors import UserError
-from consistune.metrics.choose import default_features
-from consistune.metrics.classifier import train_classifier
+from consistune.metrics.choose import classifier_of, default_features
+from consistune.metrics.classifier import ImageClassifier, train_classifier
 from consistune.metrics.efficientnet import load_efficientnet
 from consistune.metrics.features import Extractor, classifier_extractor, load_extractor, prepare
 from consistune.metrics.frechet import frechet
@@ -138,3 +139,26 @@ def test_efficientnet_orders_what_was_done_to_the_images(efficientnet: Extractor
     assert found == sorted(found)
     blurred = F.avg_pool2d(other.float(), 5, 1, 2, count_include_pad=False).byte()
     assert found[0] < frechet(*moments(efficientnet(blurred)), *reference) < found[-1]
+
+
+def test_the_classifier_of_a_set_is_trained_once_and_kept(tmp_path: Path, monkeypatch) -> None:
+    """The kept one is the same; other labels are another key; a damaged file is made anew."""
+    data, calls = digits().train, []
+
+    def trained(images: torch.Tensor, labels: torch.Tensor) -> ImageClassifier:
+        calls.append(len(images))
+        return ImageClassifier((1, 8, 8), int(labels.max()) + 1).eval().requires_grad_(False)
+
+    monkeypatch.setattr("consistune.metrics.choose.train_classifier", trained)
+    first = classifier_of(data, cache=tmp_path)
+    state = torch.get_rng_state()
+    again = classifier_of(data, cache=tmp_path)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert torch.equal(again(data.images[:3]), first(data.images[:3]))
+    assert calls == [len(data)]
+    classifier_of(replace(data, labels=data.labels.flip(0)), cache=tmp_path)
+    assert len(calls) == 2
+    for file in (tmp_path / "classifier").iterdir():
+        file.write_bytes(file.read_bytes()[:100])
+    classifier_of(data, cache=tmp_path)
+    assert len(calls) == 3

@@ -1,5 +1,6 @@
 """`consistune evaluate`: measure a model or a file of samples."""
 
+import itertools
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, cast, get_args
 
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from consistune.metrics.moments import Convention
 
 
+FOLDER = "runs/evaluation"
 Model = Annotated[Path, Argument(help="A model, a run's folder, a checkpoint, or samples (.npz).")]
 Data = Annotated[
     str | None, Option(help="Data to compare with: digits, a prepared folder, or images (.npz).")
@@ -54,7 +56,15 @@ XFlip = Annotated[
 Keep = Annotated[Path | None, Option(help="NAME.npz: keep the samples, one file per row and block.")]
 Covariance = Annotated[str, Option(help="unbiased (divided by n-1: EDM, EDM2) or biased (by n: ECT).")]
 SaveReference = Annotated[Path | None, Option(help="Write the reference's moments to this file.")]
-Out = Annotated[Path, Option(help="Folder for results.json and report.html.")]
+Out = Annotated[
+    Path | None,
+    Option(
+        help=f"Folder for results.json and report.html; default: the first new of {FOLDER}, {FOLDER}-2, …"
+    ),
+]
+Anchors = Annotated[
+    bool, Option(help="Also measure held-out images and the teacher, with 5,000 samples at most.")
+]
 
 
 def evaluate(
@@ -79,7 +89,8 @@ def evaluate(
     keep: Keep = None,
     covariance: Covariance = "unbiased",
     save_reference: SaveReference = None,
-    out: Out = Path("runs/evaluation"),
+    anchors: Anchors = True,
+    out: Out = None,
     batch: options.BatchSize = 256,
     device: options.Device = "auto",
 ) -> None:
@@ -92,7 +103,8 @@ def evaluate(
     _run(
         Request(
             model=model,
-            out=out,
+            out=out or new_folder(),
+            anchors=anchors,
             data=data,
             reference=reference,
             features=features,
@@ -117,6 +129,12 @@ def evaluate(
             device=_process_device(device),
         )
     )
+
+
+def new_folder() -> Path:
+    """The first of runs/evaluation, runs/evaluation-2, … that does not exist."""
+    numbered = (Path(f"{FOLDER}-{number}") for number in itertools.count(2))
+    return next(path for path in itertools.chain([Path(FOLDER)], numbered) if not path.exists())
 
 
 def _in_steps(text: str | None) -> tuple[int | None, ...]:

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from consistune.evaluation.anchors import anchors
 from consistune.evaluation.page import write_page
 from consistune.evaluation.record import facts, summarise
 from consistune.evaluation.request import Request
@@ -27,6 +28,7 @@ from consistune.evaluation.sources import (
     model_source,
 )
 from consistune.metrics.suite import SampleSource
+from consistune.pages.evaluation import verdict
 from consistune.pages.page import counted
 from consistune.system.files import atomic_file, write_atomically
 from consistune.system.processes import rank_and_count
@@ -76,12 +78,45 @@ class Job:
             rows = [self.row(name, varied, varied.settings) for name, varied in sources.items()]
         if self.floor is not None:
             rows.append(self.row(FLOOR, self.floor, self.floor.settings))
-        results = {"rows": rows, "search": search, **facts(request, self.suite, source.digest, self.began)}
+        results = {
+            "rows": rows,
+            "anchors": self.anchors() if request.anchors else [],
+            "search": search,
+            **facts(request, self.suite, source.digest, self.began),
+        }
+        for line in verdict(results):
+            self.screen.say(line)
         page = request.out / "report.html"
         if rank_and_count()[0] == 0:
             write_atomically(request.out / "results.json", json.dumps(results, indent=1))
             write_page(page, results, self.sources, self.data, run_folder_of(request.model))
         return page
+
+    def anchors(self) -> list[dict[str, Any]]:
+        """The rows of `evaluation.anchors`, a block of seeds each."""
+        rows = []
+        for anchor in anchors(self.request.samples, self.source, self.data, self.screen):
+            evaluations = anchor.settings.get("evaluations")
+            name = anchor.kind + ("" if evaluations is None else f", {counted(evaluations, 'evaluation')}")
+            self.sources[name] = anchor.source
+            suite = self.suite
+            if not anchor.source.labelled:
+                suite = replace(suite, metrics=tuple(n for n in suite.metrics if n != "accuracy"))
+            with self.screen.bar(
+                name, len(range(rank_and_count()[0], anchor.samples, rank_and_count()[1]))
+            ) as bar:
+                outcome = suite.run(anchor.source, range(anchor.samples), None, bar.advance)
+            rows.append(
+                {
+                    "name": name,
+                    "kind": anchor.kind,
+                    "sampler": anchor.settings,
+                    "seeds": [[0, anchor.samples - 1]],
+                    "blocks": [asdict(outcome)],
+                    "summary": summarise([outcome.values]),
+                }
+            )
+        return rows
 
     def row(self, name: str, source: SampleSource, settings: dict[str, Any]) -> dict[str, Any]:
         """Every block of seeds of one source, and their summary. The floor's samples are not kept."""

@@ -25,7 +25,10 @@ def write_page(
     run: Path | None,
 ) -> None:
     """Write the page, and a search's curve as curve.svg and curve.png beside it."""
-    pictures = {row["name"]: _pictures(row, draws[row["name"]], data) for row in results["rows"]}
+    pictures = {
+        row["name"]: _pictures(row, draws[row["name"]], data)
+        for row in [*results["rows"], *results["anchors"]]
+    }
     write_atomically(path, evaluation_page(results, pictures, _curves(run)))
     if results["search"] is not None:
         plot = search_plot(results["search"])

@@ -27,6 +27,7 @@ class Request:
         samples, blocks, first_seed: blocks of `samples` consecutive seeds, from `first_seed` on.
         label_rule: None: "data".
         mid_t, eta, omega, worse: the sampler's settings.
+        anchors: also measure held-out images and the teacher (`evaluation.anchors`).
         search: the setting whose best value is searched, with `search_evaluations` values that are measured
             on `search_samples` samples each.
         covariance: of the samples and of our own reference: divided by n − 1 (EDM, EDM2) or by n (ECT).
@@ -49,6 +50,7 @@ class Request:
     eta: float | None = None
     omega: float = 1.0
     worse: Path | None = None
+    anchors: bool = False
     search: str | None = None
     search_samples: int = 2_000
     search_evaluations: int = 14

@@ -98,7 +98,7 @@ def _classifier(
     needed = word == "classifier" or "accuracy" in (request.metrics or ())
     if not needed or data is None or not can_classify(data.train):
         return None
-    screen.say("training a small classifier of the data's labels")
+    screen.say("a small classifier of the data's labels (trained once, kept for the next time)")
     return classifier_of(data.train, request.device)
 
 

@@ -1,13 +1,21 @@
 """The extractor and the classifier that fit a set of images."""
 
+import hashlib
+from contextlib import suppress
+from pathlib import Path
 from typing import Protocol
 
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save
 from torch import Tensor
 
 from consistune.errors import UserError
 from consistune.metrics.classifier import ImageClassifier, train_classifier
+from consistune.metrics.features import image_digest
 from consistune.metrics.sheet import WITHOUT_FILE
+from consistune.metrics.statistics import usable_cache
+from consistune.system.files import write_atomically
 
 LARGEST_CLASSIFIED = 64
 """Side of the images that a small classifier can be trained on while one waits."""
@@ -40,9 +48,25 @@ def can_classify(images: Images) -> bool:
     return len(images.class_names) > 1 and height == width <= LARGEST_CLASSIFIED
 
 
-def classifier_of(images: Images, device: torch.device | str = "cpu") -> ImageClassifier:
-    """A classifier of the set's labels, trained on the CPU: the same for the same images."""
-    return train_classifier(images.images, images.labels).to(device)
+def classifier_of(
+    images: Images, device: torch.device | str = "cpu", cache: Path | None = None
+) -> ImageClassifier:
+    """A classifier of the set's labels, trained on the CPU once a set and kept (`statistics.usable_cache`).
+
+    The key is the hash of pixels and labels. A file that cannot be read is made anew.
+    """
+    labels = hashlib.sha256(images.labels.cpu().numpy().tobytes()).hexdigest()
+    key = hashlib.sha256(f"1 {image_digest(images.images)} {labels}".encode()).hexdigest()[:32]
+    path = (cache or usable_cache()) / "classifier" / f"{key}.safetensors"
+    _, channels, height, width = images.images.shape
+    with suppress(OSError, SafetensorError, RuntimeError), torch.random.fork_rng(devices=[]):
+        kept = ImageClassifier((channels, height, width), int(images.labels.max()) + 1)
+        kept.load_state_dict(load_file(path))
+        return kept.eval().requires_grad_(False).to(device)
+    made = train_classifier(images.images, images.labels)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(path, save(made.state_dict()))
+    return made.to(device)
 
 
 def default_features(images: Images) -> str:

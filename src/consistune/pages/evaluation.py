@@ -26,14 +26,17 @@ LABELS = {
     "memorisation": "Novelty, pixels",
     "loss": "Loss",
 }
+COLUMNS = 8
+"""Of a sheet of samples."""
 SHARES = {"precision", "recall", "copies", "near_copies", "accuracy"}
 REMARKS = {"error": "± ", "deviation": "sd ", "bias": "bias +"}
 """NAME_error, NAME_deviation and NAME_bias are remarks in the cell of the measure NAME."""
 CAPTIONS = {
-    "samples": "The first seeds",
     "worst": "Farthest from real features: each sample, and below it the nearest training image",
     "memorised": "Nearest to a training image: each sample, and below it that image",
 }
+REAL, TEACHER, FORCED = "real images, held out", "teacher", "teacher before tuning"
+"""The kinds of anchors: rows of results.json beside the model's own."""
 Curve = tuple[list[float], list[float]]
 
 
@@ -48,15 +51,62 @@ def evaluation_page(
             pairs, sample and training image in turn.
         curves: name → (thousand images seen, value) of the training run, where the model is part of one.
     """
+    rows = [*results["rows"], *results.get("anchors", [])]
+    samples = {name: images["samples"] for name, images in pictures.items() if "samples" in images}
+    anchors = {row["name"] for row in results.get("anchors", [])}
+    suspicious = {name: images for name, images in pictures.items() if name not in anchors}
     return render(
         "evaluation.html",
         results=results,
-        measures=_table(results["rows"]),
+        speed_up=speed_up(results),
+        verdict=verdict(results),
+        measures=_table(rows),
         search=results["search"] and search_plot(results["search"]),
-        galleries={name: _gallery(images_of) for name, images_of in pictures.items()},
+        samples=[Picture(name, grid_png(images, COLUMNS)) for name, images in samples.items()],
+        galleries={name: _gallery(images_of) for name, images_of in suspicious.items()},
         training=list(_training_plots(curves)),
         command=shlex.join(results["environment"]["command"]),
     )
+
+
+def verdict(results: dict[str, Any]) -> list[str]:
+    """What the first Fréchet distance means, a line for each row and anchor, and one that compares them."""
+    rows = [*results["rows"], *results.get("anchors", [])]
+    measure = next((name for name in rows[0]["summary"] if name.startswith(("fid", "fd-"))), None)
+    if measure is None:
+        return []
+    values = {row["name"]: row["summary"][measure]["mean"] for row in rows if measure in row["summary"]}
+    lines = [f"{name}: {measure} {value:.4g}" for name, value in values.items()]
+    good, bad = (
+        next((values[row["name"]] for row in results.get("anchors", []) if row["kind"] == kind), None)
+        for kind in (TEACHER, FORCED)
+    )
+    own = values[rows[0]["name"]]
+    if good is not None and bad is not None and bad > good:
+        share = (bad - own) / (bad - good)
+        way = f"from the teacher in one step ({bad:.4g}) to the teacher in all its steps ({good:.4g})"
+        worse = f"the model is no better than the teacher in one step ({bad:.4g}): look at its training"
+        lines.append(f"tuning has gone {share:.0%} of the way {way}" if share > 0 else worse)
+    return lines
+
+
+def speed_up(results: dict[str, Any]) -> dict[str, float] | None:
+    """Evaluations, and images a second while sampling, of the first row and its teacher; None: no teacher."""
+    teacher = next((row for row in results.get("anchors", []) if row["kind"] == TEACHER), None)
+    own = results["rows"][0]
+    if teacher is None or "evaluations" not in own["sampler"]:
+        return None
+    rates = []
+    for row in (own, teacher):
+        count = sum(last - first + 1 for first, last in row["seeds"])
+        rates.append(count / max(sum(block["seconds"]["sampling"] for block in row["blocks"]), 1e-9))
+    return {
+        "own_evaluations": own["sampler"]["evaluations"],
+        "teacher_evaluations": teacher["sampler"]["evaluations"],
+        "own_rate": rates[0],
+        "teacher_rate": rates[1],
+        "times": rates[0] / rates[1],
+    }
 
 
 def search_plot(search: dict[str, Any]) -> Plot:
@@ -126,13 +176,13 @@ def _training_plots(curves: Mapping[str, Curve]) -> Iterator[Plot]:
 
 def _gallery(images_of: Mapping[str, Tensor]) -> list[Picture]:
     return [
-        Picture(CAPTIONS[kind], grid_png(images) if kind == "samples" else _pairs_png(images))
+        Picture(CAPTIONS[kind], _pairs_png(images))
         for kind, images in images_of.items()
-        if len(images) > 0
+        if kind in CAPTIONS and len(images) > 0
     ]
 
 
-def _pairs_png(images: Tensor, columns: int = 8) -> bytes:
+def _pairs_png(images: Tensor, columns: int = COLUMNS) -> bytes:
     """Pairs [2n, C, H, W] → rows of samples, each with the row of their training images below it."""
     samples, neighbours = images[0::2], images[1::2]
     columns = min(columns, len(samples))
