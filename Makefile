@@ -2,6 +2,7 @@
 # make test   environment, install, the tests
 # make lint   ruff and mypy
 # make docs   the site, in build/site
+# make notebooks   run docs/notebooks in Jupyter, at full size
 #
 # The constraints file pins the CPU build of torch. With a GPU, choose your own build:
 #     make demo CONSTRAINTS=
@@ -14,7 +15,7 @@ INSTALLED   := $(VENV)/.installed
 CARD_TESTS  := tests/card tests/core tests/metrics tests/test_doctor.py tests/training/test_optim.py tests/training/test_precision.py
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: demo test lint docs format install clean
+.PHONY: demo test lint docs notebooks format install clean
 
 install: $(INSTALLED)
 
@@ -41,6 +42,10 @@ lint: $(INSTALLED)
 docs: $(INSTALLED)
 	$(BIN)/python -m pip install --quiet 'mkdocs-material>=9.5'
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
+
+notebooks: $(INSTALLED)
+	$(BIN)/python -m pip install --quiet nbclient ipykernel
+	$(BIN)/jupyter execute --timeout 1800 docs/notebooks/*.ipynb
 
 format: $(INSTALLED)
 	$(BIN)/ruff check --fix .
