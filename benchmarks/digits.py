@@ -220,7 +220,7 @@ def draw(study: StudyFile, harness: Study) -> Row:
         spec = spec_of(study, row | {"keys": overrides_of(study, row)}, {})
         shown[title] = sample(harness.run(word, spec, 0).model(), range(60), steps)
     write_atomically(DOCS / file, SampleGrids(shown, columns=10).png())
-    held_out = harness.data.need_held_out(file)
+    held_out = harness.data.to_look_at.need_held_out(file)
     return {"images": len(held_out)} | harness.judge.of_images(held_out.images, held_out.labels)
 
 

@@ -29,7 +29,10 @@ GROUPS = {
     "adaptive_norm_unlabelled": ("estimator", "norm"),
     "digits_levers": ("budget", "estimator", "lever"),
     "digits_seeds": ("set", "estimator", "keys"),
+    "emoji64_latents": ("run", "norm"),
+    "family": ("recipe", "estimator", "norm", "rate"),
     "methods_digits": ("method",),
+    "precision": ("precision",),
 }
 """The studies with curves, and the labels that tell the groups of their runs apart."""
 

@@ -89,6 +89,26 @@ def ratio(runs: list[Row], base: list[Row], point: int, steps: int) -> str:
     return f"{train:.2f} ({held_out:.2f})"
 
 
+def of_groups(labels: Sequence[str], groups: Sequence[tuple[Any, list[Row]]]) -> str:
+    """A line for each group of runs: distances half-way, at the end, and to held-out images."""
+    points = max(len(runs[0]["curve"]) for _, runs in groups)
+    names = ["1 step, half-way"] * (points > 1)
+    head = [*labels, *names, "1 step, end", "2 steps, end", "1 step, held-out, end"]
+    rows = []
+    for group, runs in groups:
+        ends = [(points // 2 - 1, 1)] * (points > 1) + [*ENDS[1:]]
+        rows.append(
+            [*group, *(each(distances(runs, *at)) for at in ends), each(distances(runs, -1, 1, KEYS[1]))]
+        )
+    return markdown(head, rows)
+
+
+def of_study(name: str, *factors: str) -> str:
+    """The table of a study, by its factors, in the order of its runs."""
+    groups = grouped(read(name)["runs"], lambda run: tuple(run[factor] for factor in factors))
+    return of_groups(factors, list(groups.items()))
+
+
 # docs/digits.md
 
 
@@ -103,15 +123,7 @@ def digits_table(name: str) -> str:
     groups = list(digits_groups(name).items())
     if name == "search":
         groups.sort(key=lambda item: (float(item[0][0]), ("one-sample", "batch", "class").index(item[0][1])))
-    first = "rate" if name == "search" else "cap on r/t"
-    head = [first, "target", "1 step, half-way", "1 step, end", "2 steps, end", "1 step, held-out, end"]
-    return markdown(
-        head,
-        [
-            [*group, *(each(distances(runs, *at)) for at in ENDS), each(distances(runs, -1, 1, KEYS[1]))]
-            for group, runs in groups
-        ],
-    )
+    return of_groups(["rate" if name == "search" else "cap on r/t", "target"], groups)
 
 
 def digits_plots() -> None:
@@ -377,6 +389,7 @@ TABLES: dict[str, dict[str, Callable[[], str]]] = {
         "ends": error_ends,
     },
     "performance.md": {
+        "precision": lambda: of_study("precision", "precision"),
         "step": training_steps,
         "levers": step_levers,
         "memory": memory,

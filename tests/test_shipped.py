@@ -54,7 +54,7 @@ def small(name: str, folder: Path) -> list[str]:
     recipe = read_recipe(name, keys)
     frozen = "below" if hasattr(recipe, "below") else "estimator.model"
     if "teacher" in str(getattr(recipe, "estimator", "")) or frozen == "below":
-        shape = SHAPES[Path(recipe.data).name]
+        shape = SHAPES.get(Path(recipe.data).name, (3, 64, 64))
         classes = 3 if recipe.conditional else 0
         store.save(EDMPrecond(PatchUNet(shape, classes, model_channels=8)), folder / "teacher")
         keys.append(f"{frozen}={folder / 'teacher'}")

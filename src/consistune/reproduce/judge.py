@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from consistune.core.sampling import Sampler
-from consistune.data.images import DataSplit
+from consistune.data.images import DataSplit, ImageSet
 from consistune.metrics.scores import score_suite, scores
 from consistune.metrics.suite import Suite
 from consistune.models import sample
@@ -22,7 +22,7 @@ MEASURES = ("frechet_train", "frechet_held_out", "accuracy", "memorisation")
 class Judge:
     """Draws samples of a model and measures them against a data set.
 
-    Every model and every sampler gets the noise of the seeds 0 to samples − 1 and the classes in turn.
+    Every model and every sampler gets the noise of the seeds 0 to samples − 1, and the labels of `_labels`.
     """
 
     def __init__(
@@ -33,10 +33,13 @@ class Judge:
         screen: Screen,
         device: torch.device | str = "cpu",
     ) -> None:
-        """`features` names the extractor; None: the one that fits the data (metrics.scores.score_suite)."""
-        self.data, self.samples, self.features = data, samples, features
+        """`features` names the extractor; None: the one that fits the data (metrics.scores.score_suite).
+
+        A model of latents is measured by its pictures, against those that were encoded.
+        """
+        self.data, self.samples, self.features = data.to_look_at, samples, features
         self.screen, self.device = screen, device
-        self.labels = torch.arange(samples) % len(data.train.class_names)
+        self.labels = _labels(data.train, samples)
 
     @cached_property
     def suite(self) -> Suite:
@@ -72,3 +75,15 @@ class Judge:
             }
 
         return evaluate
+
+
+def _labels(images: ImageSet, samples: int) -> Tensor:
+    """The classes in turn; where one has more than twice the images of another, in the images' shares [n].
+
+    A distance between sets of pictures also measures how much of each class they hold.
+    """
+    counts = torch.bincount(images.labels, minlength=len(images.class_names))
+    if counts.max() <= 2 * counts.min():
+        return torch.arange(samples) % len(counts)
+    order = torch.randperm(len(images.labels), generator=torch.Generator().manual_seed(0))
+    return images.labels[order[torch.arange(samples) % len(order)]]

@@ -187,12 +187,17 @@ class Study:
         seed = self.seeds[0]
         recipe, _, folder = self._training(spec, seed)
         teacher = _teacher_of(recipe)
-        if folder.exists() or (teacher is not None and _distils(recipe)):
-            return  # a distillation has no plan before its teacher is there
+        if folder.exists() or (teacher is not None and self._needs_weights(recipe, teacher)):
+            return  # it has no plan before its teacher is there
         if teacher is not None:  # its network stands for its weights
             network = self.recipe(teacher, seed).network
             recipe = recipe.model_copy(update={"start_from": None, "network": network})
         make_plan(recipe, self.device).trainer(self.device)
+
+    def _needs_weights(self, recipe: Recipe, teacher: RunSpec) -> bool:
+        """Whether the plan needs the weights: for a frozen copy, or for a network that no recipe names."""
+        frozen = bool(_frozen_teacher(recipe, ""))
+        return frozen or _teacher_of(self.recipe(teacher, self.seeds[0])) is not None
 
 
 def samplers(model: Preconditioned, etas: tuple[float, ...]) -> dict[str, Sampler]:
@@ -225,17 +230,19 @@ def _teacher_of(recipe: Recipe) -> RunSpec | None:
     return RunSpec(recipe=parts[1]) if len(parts) == 3 and parts[0] == "runs" else None
 
 
-def _distils(recipe: Any) -> bool:
-    """Whether the estimator is the model that the student starts from."""
-    return _is_student(recipe) and getattr(recipe.estimator, "model", None) == recipe.start_from
+def _frozen_teacher(recipe: Any, path: str) -> dict[str, Any]:
+    """The keys besides `start_from` that name the same model, with `path` in its place."""
+    update: dict[str, Any] = {}
+    if _is_student(recipe) and getattr(recipe.estimator, "model", None) == recipe.start_from:
+        update["estimator"] = recipe.estimator.model_copy(update={"model": path})
+    if getattr(recipe, "below", None) == recipe.start_from:
+        update["below"] = path
+    return update
 
 
 def with_teacher(recipe: Any, path: str) -> Any:
-    """The recipe with its teacher's weights at `path`."""
-    update: dict[str, Any] = {"start_from": path}
-    if _distils(recipe):
-        update["estimator"] = recipe.estimator.model_copy(update={"model": path})
-    return recipe.model_copy(update=update)
+    """The recipe with its teacher's weights at `path`, wherever it names them."""
+    return recipe.model_copy(update={"start_from": path, **_frozen_teacher(recipe, path)})
 
 
 def _update_teacher_path(saved: Path, recipe: Recipe) -> None:
