@@ -1,7 +1,7 @@
 # make demo   environment, install, the whole job on the embedded data, a report
 # make test   environment, install, the tests
 # make lint   ruff and mypy
-# make docs   the site, in build/site
+# make docs   the site, in build/site, and what its search finds
 # make notebooks   run docs/notebooks in Jupyter, at full size
 #
 # The constraints file pins the CPU build of torch. With a GPU, choose your own build:
@@ -40,8 +40,9 @@ lint: $(INSTALLED)
 	$(BIN)/mypy
 
 docs: $(INSTALLED)
-	$(BIN)/python -m pip install --quiet 'mkdocs-material>=9.5'
+	$(BIN)/python -m pip install --quiet --editable '.[docs]'
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m pytest tests/test_site.py
 
 notebooks: $(INSTALLED)
 	$(BIN)/python -m pip install --quiet nbclient ipykernel

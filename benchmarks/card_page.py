@@ -1,6 +1,6 @@
 """The goals on a card, and the page of benchmarks/card.py: both are made from its record.
 
-python benchmarks/card_page.py      the goals in docs/performance.md, from results/card.json if there
+python benchmarks/card_page.py      the goals in docs/card.md, from results/card.json if there
 """
 
 import json
@@ -193,7 +193,7 @@ def _expected() -> Table:
 def main() -> None:
     path = RESULTS / "card.json"
     record = json.loads(path.read_text()) if path.exists() else None
-    fill("performance.md", "goals", goals_in_docs(record if record and record["mode"] == "card" else None))
+    fill("card.md", "goals", goals_in_docs(record if record and record["mode"] == "card" else None))
 
 
 if __name__ == "__main__":

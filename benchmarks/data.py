@@ -165,7 +165,7 @@ def prepare_table(record: Record) -> str:
     return table(["source", "images", "seconds", "images a second", "memory"], rows)
 
 
-@benchmark.section("prepare_data.json", MAKERS, tables={("data.md", "prepare"): prepare_table})
+@benchmark.section("prepare_data.json", MAKERS, tables={("data-form.md", "prepare"): prepare_table})
 def prepare(given: Namespace, part: str) -> Record:
     folder = given.work / "prepare" / part
     if not (folder / "made").exists():
@@ -261,7 +261,7 @@ def feeding_table(record: Record) -> str:
     return table(["images", "", "images a second", "feeding, warm / step"], rows)
 
 
-@benchmark.section("feeding.json", SETS, tables={("data.md", "feeding"): feeding_table})
+@benchmark.section("feeding.json", SETS, tables={("data-form.md", "feeding"): feeding_table})
 def feeding(given: Namespace, part: str) -> Record:
     count, seconds = (SETS[part] // 50, 0.2) if given.quick else (SETS[part], 3.0)
     folder = given.work / "feeding" / part

@@ -156,7 +156,7 @@ def cost_table(record: Record) -> str:
     "evaluate_overhead.json",
     ("large", "inception", "digits"),
     threads=os.cpu_count() or 1,
-    tables={("evaluation.md", "cost"): cost_table},
+    tables={("measures.md", "cost"): cost_table},
 )
 def evaluate_overhead(given: Namespace, part: str) -> Record:
     """Each part in a process of its own, because the peak memory belongs to a process."""

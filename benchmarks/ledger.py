@@ -1,4 +1,4 @@
-"""The ledger of results: docs/results/ledger.json, and its tables in docs/results/README.md.
+"""The ledger of results: docs/results/ledger.json, and its tables in docs/results/ledger.md and README.md.
 
     python benchmarks/ledger.py
 
@@ -151,12 +151,14 @@ def table(ledger: list[Row]) -> str:
     lines = []
     for row in ledger:
         path, seeds = Path(row["result"]), row["seeds"]
-        shown = "/".join(path.parts[2:-1]) if path.name == "data.json" else path.stem
+        place = "/".join(path.parts[2:])
+        shown = f"[{place.removesuffix('/data.json')}]({place})" if path.parts[0] == "docs" else path.stem
         number = len(row["figures"] or [])
         lines.append(
             [
-                f"[{shown}](../../{row['result']})",
-                f"`{row['command']}`",
+                shown,
+                # Recorded under the program's earlier name.
+                f"`{row['command'].replace('sct ', 'consistune ', 1)}`",
                 len(seeds) if isinstance(seeds, list) else (seeds or "–"),
                 "–" if not row["images"] else f"{row['images']:,} ({row['teacher_images']:,})",
                 "–" if row["minutes"] is None else f"{row['minutes']:.1f}",
@@ -210,7 +212,7 @@ def experiment_ratios() -> list[list[Any]]:
 def main() -> None:
     ledger = rows()
     write_atomically(LEDGER, json.dumps(ledger, indent=1, ensure_ascii=False) + "\n")
-    fill("results/README.md", "ledger", table(ledger))
+    fill("results/ledger.md", "ledger", table(ledger))
     fill("results/README.md", "ratios", ratios())
 
 

@@ -116,7 +116,9 @@ def throughput_table(record: Record) -> str:
     return f"{table(header, rows)}\n\n{about}"
 
 
-@benchmark.section("throughput.json", CASES, tables={("recipes.md", "throughput"): throughput_table})
+@benchmark.section(
+    "throughput.json", CASES, tables={("results/throughput.md", "throughput"): throughput_table}
+)
 def throughput(given: Namespace, part: str) -> Record:
     cases = {(row["network"], row["precision"]): row for row in given.record.get("cases", [])}
     for precision in ("fp32",) if part == "digits-edm" else ("fp32", "bf16"):

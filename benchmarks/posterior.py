@@ -126,7 +126,9 @@ def mean_table(record: Record) -> str:
     return table([*header, "streaming: extra MB", "error, streaming / logits"], rows)
 
 
-@benchmark.section("posterior_mean.json", MEAN, tables={("methods.md", "posterior mean"): mean_table})
+@benchmark.section(
+    "posterior_mean.json", MEAN, tables={("results/posterior-cost.md", "posterior mean"): mean_table}
+)
 def mean(given, part: str) -> Record:
     n, classes, times = MEAN[part]
     if given.quick:
@@ -236,7 +238,9 @@ def bank_table(record: Record) -> str:
     return table(["set", "bank", "s", "s, cold"], rows)
 
 
-@benchmark.section("reference_bank.json", BANK, 5, tables={("methods.md", "reference bank"): bank_table})
+@benchmark.section(
+    "reference_bank.json", BANK, 5, tables={("results/posterior-cost.md", "reference bank"): bank_table}
+)
 def bank(given, part: str) -> Record:
     side, classes, per_class = BANK[part]
     per_class = per_class // 50 if given.quick else per_class

@@ -1,6 +1,6 @@
 """Operations, bytes and kernels of a training step, counted on the meta device: what an H100 would take.
 
-    python benchmarks/roofline.py            writes results/roofline.json and the table in docs/performance.md
+    python benchmarks/roofline.py            writes results/roofline.json and the table in docs/card.md
 
 A prediction, not a measurement. Eager: each operation is one kernel that reads its operands and writes its
 results once; it takes the longest of its arithmetic, bytes and a launch. Compiled, at best: only products,
@@ -157,7 +157,7 @@ def main() -> None:
     rows = [row for network, batch in STEPS for word in FORMS for row in Step(network, batch, word).rows()]
     record = {"assumed": {"FLOP/s": RATES, "bytes/s": BANDWIDTH, "launch, seconds": LAUNCH_S}, "steps": rows}
     write_atomically(Path(__file__).parent / "results" / "roofline.json", json.dumps(record, indent=1) + "\n")
-    fill("performance.md", "roofline", table(rows))
+    fill("card.md", "roofline", table(rows))
 
 
 if __name__ == "__main__":

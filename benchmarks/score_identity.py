@@ -190,8 +190,8 @@ def scaling_table(record: Record) -> str:
 @benchmark.section(
     "score_identity_cost.json", COST, rounds=2,
     tables={
-        ("methods.md", "score identity cost"): cost_tables,
-        ("methods.md", "score identity scaling"): scaling_table,
+        ("results/posterior-cost.md", "score identity cost"): cost_tables,
+        ("results/posterior-cost.md", "score identity scaling"): scaling_table,
     },
 )  # fmt: skip
 def cost(given, part: str) -> Record:

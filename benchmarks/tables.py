@@ -1,7 +1,7 @@
 """The measured tables and plots of the docs, from the JSON in benchmarks/results.
 
     python benchmarks/tables.py                   all of them
-    python benchmarks/tables.py digits.md levers.md
+    python benchmarks/tables.py digits.md results/levers-tables.md
 
 Each table stands between `<!-- begin NAME -->` and `<!-- end NAME -->` of a page and is replaced whole.
 """
@@ -142,7 +142,7 @@ def digits_plots() -> None:
     plot("digits-end.svg", "1 step, twice the budget", caps)
 
 
-# docs/methods.md, docs/recipes.md
+# docs/results/methods-compared.md, docs/results/mnist10k.md
 
 
 def methods() -> str:
@@ -184,7 +184,7 @@ def _frechet(measures: Row) -> float:
     return float(measures.get("frechet", measures.get(KEYS[0])))
 
 
-# docs/levers.md
+# docs/results/levers-tables.md
 
 
 def levers() -> str:
@@ -360,7 +360,7 @@ def startup() -> str:
     return markdown(["", "seconds", "of it, imports"], rows)
 
 
-# docs/training.md
+# docs/long-runs.md
 
 
 def kill_and_resume() -> str:
@@ -379,9 +379,9 @@ def kill_and_resume() -> str:
 
 TABLES: dict[str, dict[str, Callable[[], str]]] = {
     "digits.md": {"search": lambda: digits_table("search"), "end": lambda: digits_table("end")},
-    "methods.md": {"digits": methods},
-    "recipes.md": {"mnist10k": mnist10k},
-    "levers.md": {
+    "results/methods-compared.md": {"digits": methods},
+    "results/mnist10k.md": {"mnist10k": mnist10k},
+    "results/levers-tables.md": {
         "levers": levers,
         "seeds": lever_seeds,
         "both": lever_pairs,
@@ -389,14 +389,13 @@ TABLES: dict[str, dict[str, Callable[[], str]]] = {
         "ends": error_ends,
     },
     "performance.md": {
-        "precision": lambda: of_study("precision", "precision"),
         "step": training_steps,
-        "levers": step_levers,
-        "memory": memory,
         "sampling": sampling,
         "startup": startup,
     },
-    "training.md": {"kill_and_resume": kill_and_resume},
+    "results/precision.md": {"precision": lambda: of_study("precision", "precision")},
+    "results/performance-details.md": {"levers": step_levers, "memory": memory},
+    "long-runs.md": {"kill_and_resume": kill_and_resume},
 }
 
 if __name__ == "__main__":

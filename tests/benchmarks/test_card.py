@@ -65,7 +65,7 @@ def test_the_page_escapes_what_a_failed_stage_says(tmp_path) -> None:
 def test_the_docs_say_what_the_record_says_and_no_rehearsals_figures() -> None:
     import card_page
 
-    page = (ROOT / "docs" / "performance.md").read_text(encoding="utf-8")
+    page = (ROOT / "docs" / "card.md").read_text(encoding="utf-8")
     measured = ROOT / "benchmarks" / "results" / "card.json"
     record = json.loads(measured.read_text()) if measured.exists() else None
     assert record is None or record["mode"] == "card"

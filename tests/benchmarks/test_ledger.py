@@ -44,6 +44,6 @@ def test_figures_and_page_are_what_the_script_makes_of_the_results(monkeypatch) 
     for row in LEDGER:
         for key in ("command", "figures", "recipes", "seeds", "images", "minutes"):
             assert row[key] == made[row["result"]][key], f"{row['result']}: run python benchmarks/ledger.py"
-    page = (ROOT / "docs" / "results" / "README.md").read_text(encoding="utf-8")
+    page = (ROOT / "docs" / "results" / "ledger.md").read_text(encoding="utf-8")
     assert ledger.table(LEDGER) in page
     sys.modules.pop("ledger")
