@@ -1,7 +1,8 @@
 # make demo   environment, install, the whole job on the embedded data, a report
 # make test   environment, install, the tests
 # make lint   ruff and mypy
-# make docs   the site, in build/site
+# make docs   the site, in build/site, and what its search finds
+# make notebooks   run docs/notebooks in Jupyter, at full size
 #
 # The constraints file pins the CPU build of torch. With a GPU, choose your own build:
 #     make demo CONSTRAINTS=
@@ -14,7 +15,7 @@ INSTALLED   := $(VENV)/.installed
 CARD_TESTS  := tests/card tests/core tests/metrics tests/test_doctor.py tests/training/test_optim.py tests/training/test_precision.py
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: demo test lint docs format install clean
+.PHONY: demo test lint docs notebooks format install clean
 
 install: $(INSTALLED)
 
@@ -39,8 +40,13 @@ lint: $(INSTALLED)
 	$(BIN)/mypy
 
 docs: $(INSTALLED)
-	$(BIN)/python -m pip install --quiet 'mkdocs-material>=9.5'
+	$(BIN)/python -m pip install --quiet --editable '.[docs]'
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m pytest tests/test_site.py
+
+notebooks: $(INSTALLED)
+	$(BIN)/python -m pip install --quiet nbclient ipykernel
+	$(BIN)/jupyter execute --timeout 1800 docs/notebooks/*.ipynb
 
 format: $(INSTALLED)
 	$(BIN)/ruff check --fix .
