@@ -1,6 +1,7 @@
 """The dry run's figures against what is known of the model, and what the command says."""
 
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,10 +13,11 @@ from consistune.cli.train import train
 from consistune.errors import UserError
 from consistune.nn import store
 from consistune.recipe import cost as dryrun
-from consistune.recipe import read_recipe
+from consistune.recipe import forecast, read_recipe, to_yaml
 from consistune.recipe.plan import Plan, make_plan
 from consistune.system.processes import Processes
 from consistune.training.loop import Trainer
+from consistune.training.run import RunFolder
 
 NETWORK = "network={kind: mlp, width: 32, blocks: 2}"
 
@@ -87,6 +89,8 @@ def test_the_command_says_it_and_writes_nothing(
     said = capsys.readouterr().out
     for word in ("parameters", "1,830,464", "images/s", "runs/digits-edm/", "8 files", "25%, 50%, 75%"):
         assert word in said
+    assert re.search(r"time, about +[\d.]+ (min|h|days) on one cpu", said)
+    assert re.search(r"disk, at the end +[\d.]+ MiB of [\d.]+ GiB free *\n", said)
     assert not list(tmp_path.iterdir())
 
 
@@ -200,3 +204,49 @@ def test_the_run_keeps_the_micro_batch_that_was_found(
     train("digits-edm", keys, out=tmp_path / "run", device="cpu", batch="auto")
     assert yaml.safe_load((tmp_path / "run" / "recipe.yaml").read_text())["train"]["microbatch"] == 8
     assert small_card == [16, 8, 8, 16, 16]
+
+
+def test_the_forecast_of_the_disk_is_what_a_run_leaves(tmp_path: Path) -> None:
+    keys = (
+        "train.images=640", "train.batch=64", "train.trackers=[]", "train.checkpoint_images=128",
+        "train.ema=[{kind: power, std: 0.05}, 0.9]", "train.ema_snapshot_images=128",
+    )  # fmt: skip
+    made = plan(*keys, name="digits-edm")
+    found = dryrun.estimate(plan(*keys, name="digits-edm"))
+    run = RunFolder(tmp_path / "run", to_yaml(read_recipe("digits-edm", [NETWORK, *keys])), resume=False)
+    list(run.steps(made.trainer()))
+    written = sum(path.stat().st_size for path in (tmp_path / "run").rglob("*") if path.is_file())
+    assert forecast.disk_bytes(made, found) == pytest.approx(written, rel=0.1)
+
+
+def test_the_timed_steps_are_of_the_recipes_size_and_change_no_weight() -> None:
+    made = plan("train.batch=96", "train.microbatch=32")
+    found = dryrun.estimate(made)
+    before = [p.clone() for p in made.model.parameters()]
+    for seconds, images in (
+        (1e-6, 32),
+        (2.5, 2),
+        (1e3, 1),
+    ):  # of one image: where it is slow, fewer are timed
+        timed = replace(found, seconds=seconds)
+        rate, count = forecast.images_per_second(made, timed, torch.device("cpu"))
+        assert count == images
+        assert rate > 0
+    assert all(torch.equal(a, b) for a, b in zip(before, made.model.parameters(), strict=True))
+
+
+def test_stages_and_durations_are_said_in_plain_units() -> None:
+    recipe = read_recipe("digits-sct")
+    assert dict(forecast.stages(recipe)) == {"stages": "6 of 32,000 images (pairs.gap.every_images)"}
+    assert not list(forecast.stages(read_recipe("digits-edm")))
+    said = [forecast.duration(seconds) for seconds in (5, 90, 5400, 86_400, 250_000)]
+    assert said == ["5 s", "1.5 min", "1.5 h", "24.0 h", "2.9 days"]
+
+
+def test_a_disk_that_is_too_small_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = plan("train.batch=8")
+    monkeypatch.setattr(forecast, "free_bytes", lambda folder: 1000)
+    rows = forecast.forecast(
+        read_recipe("digits-sct"), made, dryrun.estimate(made), tmp_path, torch.device("cpu")
+    )
+    assert "that is too little" in dict(rows)["disk, at the end"]

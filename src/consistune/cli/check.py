@@ -96,7 +96,10 @@ def _word(verdict: "Verdict") -> str:
 
 
 def _table(verdict: "Verdict") -> Any:
-    """The figures of the run at some shares of training, over what is expected there."""
+    """The figures of the run at some shares of training, over what is expected there.
+
+    Of the losses at single noise levels, those that left their band.
+    """
     from rich.table import Table
     from rich.text import Text
 
@@ -104,7 +107,9 @@ def _table(verdict: "Verdict") -> Any:
     assert expected is not None
     parts = [share * len(next(iter(verdict.curves.values()))) // 100 - 1 for share in SHARES]
     table = Table("", *(f"{share} %" for share in SHARES), box=None, pad_edge=False, header_style="")
-    for figure in sorted(expected.curves.keys() & verdict.curves.keys()):
+    left = {one.figure for one in verdict.left}
+    common = expected.curves.keys() & verdict.curves.keys()
+    for figure in sorted(name for name in common if name in left or not name.startswith("loss/")):
         bands, values = expected.bands(figure), verdict.curves[figure]
         own, range_ = [Text(figure)], [Text("  expected", style="dim")]
         for part in parts:

@@ -100,35 +100,34 @@ def evaluate(
     _check_words(labels, search, covariance)
     _check_effects(search, search_samples, x_flip, reference)
     _check_npz({"--keep": keep, "--save-reference": save_reference})
-    _run(
-        Request(
-            model=model,
-            out=out or new_folder(),
-            anchors=anchors,
-            data=data,
-            reference=reference,
-            features=features,
-            metrics=None if metrics is None else tuple(part.strip() for part in metrics.split(",")),
-            steps=_in_steps(steps),
-            samples=samples,
-            blocks=seeds,
-            first_seed=first_seed,
-            label_rule=cast("LabelRule | None", labels),
-            mid_t=options.parse_times(mid_t, "--mid-t"),
-            eta=eta,
-            omega=omega,
-            worse=worse,
-            search=search,
-            search_samples=search_samples or 2_000,
-            extrapolate=extrapolate,
-            covariance=cast("Convention", covariance),
-            x_flip=x_flip,
-            keep=keep,
-            save_reference=save_reference,
-            batch=batch,
-            device=_process_device(device),
-        )
+    request = Request(
+        model=model,
+        out=out or new_folder(),
+        anchors=anchors,
+        data=data,
+        reference=reference,
+        features=features,
+        metrics=None if metrics is None else tuple(part.strip() for part in metrics.split(",")),
+        steps=_in_steps(steps),
+        samples=samples,
+        blocks=seeds,
+        first_seed=first_seed,
+        label_rule=cast("LabelRule | None", labels),
+        mid_t=options.parse_times(mid_t, "--mid-t"),
+        eta=eta,
+        omega=omega,
+        worse=worse,
+        search=search,
+        search_samples=search_samples or 2_000,
+        extrapolate=extrapolate,
+        covariance=cast("Convention", covariance),
+        x_flip=x_flip,
+        keep=keep,
+        save_reference=save_reference,
+        batch=batch,
+        device=_process_device(device),
     )
+    _run(request)
 
 
 def new_folder() -> Path:

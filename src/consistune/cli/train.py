@@ -139,13 +139,16 @@ def _print_cost(recipe: "Recipe", folder: Path, device: str, memory: str | None)
     from rich.table import Table
 
     from consistune.recipe import cost
+    from consistune.recipe.forecast import forecast
     from consistune.recipe.plan import make_plan
 
     chosen = pick_device(device)
     room = cost.memory_of(chosen) if memory is None else cost.memory_size(memory)
     plan = make_plan(recipe, chosen)
     table = Table("", "", show_header=False, box=None, pad_edge=False)
-    for name, value in cost.report(plan, cost.estimate(plan, chosen), folder, room):
+    estimate = cost.estimate(plan, chosen)
+    rows = forecast(recipe, plan, estimate, folder, chosen)
+    for name, value in (*cost.report(plan, estimate, folder, room), *rows):
         table.add_row(name, value)
     console = Console(soft_wrap=True)
     console.print(table)

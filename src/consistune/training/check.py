@@ -326,7 +326,7 @@ def causes(left: Sequence[Left], different: Sequence[Difference]) -> Iterator[Ad
 
 
 class Watch:
-    """Says once for each figure of a run that it left its band; reads the log at the end of a part."""
+    """Says, in one line a part of training, which figures of a run left their band; each figure once."""
 
     def __init__(self, run: Path, data_sha256: str | None, say: Callable[[str], None]) -> None:
         """data_sha256: the fingerprint of the training images. `say` gets a line."""
@@ -347,12 +347,11 @@ class Watch:
             for record in MetricsFile(self.run).records()
             if part_of(record["images"], self.total) < complete
         ]
-        for one in left_bands(records, self.total, expected):
-            if one.figure not in self.told:
-                self.told.add(one.figure)
-                other = (
-                    f" (its recipe differs: {'; '.join(map(str, self.compared.differences))})"
-                    if self.compared.differences
-                    else ""
-                )
-                self.say(f"{one}, as {expected.name} had{other}; consistune check {self.run} says more")
+        new = [one for one in left_bands(records, self.total, expected) if one.figure not in self.told]
+        self.told |= {one.figure for one in new}
+        if new:
+            others = f", with {len(new) - 1} other figures" if new[1:] else ""
+            keys = "; ".join(map(str, self.compared.differences))
+            differs = f" (its recipe differs: {keys})" if keys else ""
+            line = f"{new[0]}, as {expected.name} had{differs}{others}"
+            self.say(f"{line}; consistune check {self.run} says more")

@@ -302,7 +302,8 @@ def comparison(recipe: Mapping[str, Any], data_sha256: str | None, against: str 
     best = found[0]
     assert best.expected is not None
     if len(best.differences) > MOST_DIFFERENCES and against is None:
-        keys = ", ".join(difference.key for difference in best.differences)
+        keys = ", ".join(difference.key for difference in best.differences[:MOST_DIFFERENCES])
+        keys += f" and {len(best.differences) - MOST_DIFFERENCES} more keys"
         return Comparison(
             None, reason=f"no expected curves are of this recipe: {best.expected.name} differs in {keys}"
         )
