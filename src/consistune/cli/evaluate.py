@@ -97,9 +97,8 @@ def evaluate(
     """Measure a model: Fréchet and kernel distance, precision and recall, memorisation."""
     from consistune.evaluation.request import Request
 
-    _check_words(labels, search, covariance)
+    _check_words(labels, search, covariance, {"--keep": keep, "--save-reference": save_reference})
     _check_effects(search, search_samples, x_flip, reference)
-    _check_npz({"--keep": keep, "--save-reference": save_reference})
     request = Request(
         model=model,
         out=out or new_folder(),
@@ -146,12 +145,6 @@ def _in_steps(text: str | None) -> tuple[int | None, ...]:
     return numbers
 
 
-def _check_npz(paths: dict[str, Path | None]) -> None:
-    for option, path in paths.items():
-        if path is not None and path.suffix != ".npz":
-            raise UserError(f"{path} is no .npz", option, "write NAME.npz")
-
-
 def _check_effects(
     search: str | None, search_samples: int | None, x_flip: bool, reference: Path | None
 ) -> None:
@@ -162,8 +155,10 @@ def _check_effects(
         raise UserError("has no effect on a file of moments", "--x-flip", "leave it out")
 
 
-def _check_words(labels: str | None, search: str | None, covariance: str) -> None:
-    """Raises UserError for a word that is not known."""
+def _check_words(
+    labels: str | None, search: str | None, covariance: str, npz: dict[str, Path | None]
+) -> None:
+    """Raises UserError for a word that is not known, or a path of `npz` that has another ending."""
     from consistune.evaluation.request import LABEL_RULES
     from consistune.evaluation.search import all_settings
     from consistune.metrics.moments import Convention
@@ -171,6 +166,9 @@ def _check_words(labels: str | None, search: str | None, covariance: str) -> Non
     options.check_choice(labels, LABEL_RULES, "--labels")
     options.check_choice(search, tuple(all_settings()), "--search")
     options.check_choice(covariance, get_args(Convention), "--covariance")
+    for option, path in npz.items():
+        if path is not None and path.suffix != ".npz":
+            raise UserError(f"{path} is no .npz", option, "write NAME.npz")
 
 
 def _run(request: "Request") -> None:
