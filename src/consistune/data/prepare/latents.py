@@ -149,8 +149,8 @@ def _begin(
         "flip": latents.flip,
     }
     settings = json.loads(json.dumps(settings))
-    if not part.exists():
-        part.mkdir(parents=True)
+    if not part.exists() or (part.is_dir() and not any(part.iterdir())):  # a full disk leaves it empty
+        part.mkdir(parents=True, exist_ok=True)
         write_state(part, {"settings": settings, "done": {}})
     try:
         state = json.loads((part / STATE).read_text(encoding="utf-8"))
@@ -173,8 +173,7 @@ def _encode(work: _Work, state: dict[str, Any], encoding: Callable[[int, int], N
     """Encode what is not encoded yet into the raw files; at most SYNC_SECONDS of it is lost in a kill."""
     total, done = sum(map(work.rows, work.pictures.parts)), state["done"]
     size = int(np.prod(work.shape)) * 2
-    if size * (total - sum(done.values())) > shutil.disk_usage(work.part).free:
-        raise UserError(f"{size * total / 1e9:.1f} GB are needed, and are not free", str(work.part))
+    files.check_room(work.part, size * (total - sum(done.values())))
     for side in work.pictures.parts:
         pictures, _ = open_part(work.part / PICTURES, work.pictures, side)
         copies, first = work.copies(side), done.setdefault(side, 0)
