@@ -149,9 +149,13 @@ def _begin(
         "flip": latents.flip,
     }
     settings = json.loads(json.dumps(settings))
-    if not part.exists() or (part.is_dir() and not any(part.iterdir())):  # a full disk leaves it empty
-        part.mkdir(parents=True, exist_ok=True)
-        write_state(part, {"settings": settings, "done": {}})
+    if not part.exists():
+        part.mkdir(parents=True)
+        try:
+            write_state(part, {"settings": settings, "done": {}})
+        except BaseException:  # a full disk: an empty folder would be in the way of the next run
+            part.rmdir()
+            raise
     try:
         state = json.loads((part / STATE).read_text(encoding="utf-8"))
         before, done = state["settings"], state["done"]
