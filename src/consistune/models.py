@@ -232,6 +232,19 @@ def _check_finite(x: Tensor, seeds: list[int | Between]) -> None:
         )
 
 
+def sheet_fault(model: Preconditioned) -> str | None:
+    """Why `draw_sheet` cannot draw a model's samples, as far as that is known before; None: it can."""
+    channels = picture_shape(model)[0]
+    if channels not in (1, 3):
+        return f"images of {channels} channels are no pictures"
+    try:
+        default_sampler(model, None)
+        _finishing(model, latents=False)
+    except (UserError, ValueError) as error:
+        return str(error)
+    return None
+
+
 def draw_sheet(model: Preconditioned, path: Path) -> None:
     """Write a picture of the samples of the seeds 0 … 63, drawn with the default sampler."""
     images = sample(model, range(64))

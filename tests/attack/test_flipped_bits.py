@@ -11,13 +11,17 @@ from typing import Any
 import pytest
 import torch
 
+from consistune.data.prepare.run import PrepareOptions, prepare
+from consistune.data.prepared import IMAGES, LABELS, damaged, read_meta
 from consistune.errors import UserError
 from consistune.interop.checkpoints import load_checkpoint
 from consistune.interop.export import export_model
 from consistune.nn import store
 from consistune.nn.precond import Preconditioned
-from consistune.training import checkpoint
+from consistune.training import checkpoint, posthoc
+from consistune.training.ema import PowerFunction
 from consistune.training.metrics_file import MetricsFile
+from tests.support.makers import edm_zip, pixels
 
 EACH = 25
 """Flips a kind in the test suite."""
@@ -44,6 +48,12 @@ def kinds(folder: Path) -> dict[str, tuple[Path, Callable[[], str]]]:
     state = {"step": 3, "weights": torch.randn(1000)}
     stored = checkpoint.save(folder / "checkpoints", state)
     MetricsFile(folder).append({"images": 64, "step": 1, "loss": 0.5})
+    posthoc.save_snapshot(folder, PowerFunction(0.1), model, 64, "fp32")
+    (average,) = posthoc.snapshots(folder).values()
+    prepared = folder / "set"
+    prepare(
+        edm_zip(folder / "a.zip", pixels(40, 8, 8), [k % 4 for k in range(40)]), prepared, PrepareOptions()
+    )
 
     def load_model() -> str:
         return "same" if same(store.load(folder / "model"), model) else "changed"
@@ -53,6 +63,12 @@ def kinds(folder: Path) -> dict[str, tuple[Path, Callable[[], str]]]:
         if found is None:
             return "refused" if damaged == [stored] else "lost"
         return "same" if torch.equal(found["weights"], state["weights"]) else "changed"
+
+    def load_average() -> str:
+        return "same" if same(posthoc.reconstruct(folder, 0.1), model) else "changed"
+
+    def verified() -> str:
+        return "refused" if damaged(prepared, read_meta(prepared)) else "same"
 
     def foreign(name: str) -> Callable[[], str]:
         return lambda: "same" if same(load_checkpoint(folder / name), model) else "changed"
@@ -68,6 +84,9 @@ def kinds(folder: Path) -> dict[str, tuple[Path, Callable[[], str]]]:
         "model.safetensors": (folder / "model" / store.WEIGHTS, load_model),
         "config.json": (folder / "model" / store.CONFIG, load_model),
         "checkpoint": (stored, load_stored),
+        "average": (average, load_average),
+        "prepared images": (prepared / "train" / IMAGES, verified),
+        "prepared labels": (prepared / "train" / LABELS, verified),
         "export": (folder / "export.safetensors", foreign("export.safetensors")),
         "torch archive": (folder / "weights.pt", foreign("weights.pt")),
         "metrics.jsonl": (folder / "metrics.jsonl", read(MetricsFile(folder).records)),
@@ -102,5 +121,5 @@ def test_no_flipped_bit_is_loaded_in_silence(
     print(json.dumps(outcomes, indent=1))
     for name, counts in outcomes.items():
         assert set(counts) <= {"same", "refused", "loaded"}, name
-    for name in ("model.safetensors", "checkpoint"):
+    for name in ("model.safetensors", "checkpoint", "average", "prepared images", "prepared labels"):
         assert set(outcomes[name]) == {"refused"}

@@ -130,6 +130,8 @@ def test_the_newest_checkpoint_of_a_run_is_sampled(tmp_path: Path) -> None:
     for _ in range(4):
         next(steps)
     steps.close()
+    with pytest.raises(UserError, match=r"not finished.*train .*run --resume; or sample with --at latest"):
+        sample(tmp_path / "run", out=tmp_path / "a.npz", device="cpu")
     sample(tmp_path / "run", "0-3", 2, at="latest", out=tmp_path / "a.npz", device="cpu")
     store.save(trainer.averaged, tmp_path / "model")  # of one step later
     sample(tmp_path / "model", "0-3", 2, out=tmp_path / "b.npz", device="cpu")

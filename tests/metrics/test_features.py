@@ -73,8 +73,11 @@ def test_a_python_path_is_a_function_of_raw_batches(tmp_path: Path, monkeypatch:
     monkeypatch.syspath_prepend(str(tmp_path))
     (tmp_path / "mine_good.py").write_text(text % 3)
     (tmp_path / "mine_bad.py").write_text(text % 4)
-    found = load_extractor("mine_good:means")(IMAGES)
-    assert torch.allclose(found, IMAGES.float().mean((2, 3)) / 255, atol=1e-6)
+    (tmp_path / "mine_package").mkdir()
+    (tmp_path / "mine_package" / "inner.py").write_text(text % 3)
+    for word in ("mine_good:means", "mine_package.inner:means"):
+        found = load_extractor(word)(IMAGES)
+        assert torch.allclose(found, IMAGES.float().mean((2, 3)) / 255, atol=1e-6)
     with pytest.raises(UserError, match="3 features came out"):
         load_extractor("mine_bad:means")(IMAGES)
     with pytest.raises(UserError, match="cannot be imported"):

@@ -135,6 +135,10 @@ def test_advice_for_a_missing_model_names_the_recipe(tmp_path: Path, monkeypatch
     (tmp_path / "own.yaml").write_text("extends: digits-edm\n")
     (tmp_path / "runs" / "begun").mkdir(parents=True)
     (tmp_path / "runs" / "begun" / "recipe.yaml").write_text("")
+    (tmp_path / "here").mkdir()
+    (tmp_path / "here" / "recipe.yaml").write_text("")
+    with pytest.raises(UserError, match=r"consistune train here --resume$"):
+        make_plan(read_recipe("digits-ect", ["start_from=here/model"]))
     for run, advice in {
         "digits-edm": "consistune train digits-edm",
         "own": "consistune train own.yaml",

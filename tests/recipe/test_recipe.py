@@ -3,15 +3,17 @@
 from pathlib import Path
 
 import pytest
+import torch
 
 from consistune.core.estimators import Blend, OneSample, ScoreIdentity
 from consistune.core.objectives import Consistency
 from consistune.core.posterior.bank import HostReference
 from consistune.core.times import LogNormalPairs, Phased, SigmoidGap, karras_edges
+from consistune.data.images import DataSplit, ImageSet
 from consistune.errors import UserError
 from consistune.nn import store
 from consistune.recipe import parse_yaml, read_recipe, recipe_path, to_yaml, validate
-from consistune.recipe.plan import make_plan
+from consistune.recipe.plan import Given, make_plan
 
 TINY = ["network={kind: mlp, width: 8, blocks: 1}", "start_from=null"]
 
@@ -104,6 +106,17 @@ def test_a_start_that_knows_other_classes_is_adapted_and_says_so(tmp_path: Path)
     plan = make_plan(read_recipe("digits-ect", [f"start_from={tmp_path / 'model'}"]))
     assert plan.model.num_classes == 10
     assert plan.notes == [f"started from {tmp_path / 'model'}", "new: model.map_label.weight"]
+
+
+@pytest.mark.parametrize("channels", [1, 2, 3, 32])
+def test_what_a_run_will_not_do_is_said_at_its_start(channels: int) -> None:
+    images, labels = torch.zeros(20, channels, 8, 8, dtype=torch.uint8), torch.arange(20) // 2
+    data = DataSplit(ImageSet.of("bands", images, labels, tuple("abcdefghij")), None)
+    keys = [TINY[0], "train={images: 640, batch: 64, evaluate_images: 641}"]
+    plan = make_plan(read_recipe("digits-edm", keys), given=Given(data=data))
+    sheet = [f"no pictures of samples will be drawn: images of {channels} channels are no pictures"]
+    measure = "the model will not be measured: train.evaluate_images is 641, the run ends at 640"
+    assert plan.notes == [*(sheet if channels in (2, 32) else []), measure]
 
 
 def test_a_teacher_that_knows_other_classes_is_refused(tmp_path: Path) -> None:

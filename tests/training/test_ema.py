@@ -163,6 +163,19 @@ def test_an_earlier_point_uses_nothing_later(tracked: tuple[Path, EMA, list[EMA]
     assert not torch.equal(there, vector(posthoc.reconstruct(path, 0.08)))
 
 
+def test_snapshots_of_before_there_were_checksums_are_read_and_replaced(
+    tracked: tuple[Path, EMA, list[EMA]], tmp_path: Path
+) -> None:
+    _, _, kept = tracked
+    posthoc.save_snapshot(tmp_path, PowerFunction(0.05), kept[0].model, 8_000, "fp32")
+    (path,) = (tmp_path / "ema").glob("*.safetensors")
+    path.rename(path.with_name("000000008000-0.05.safetensors"))
+    expected = vector(posthoc.reconstruct(tmp_path, 0.05))
+    posthoc.save_snapshot(tmp_path, PowerFunction(0.05), kept[0].model, 8_000, "fp32")
+    assert list((tmp_path / "ema").glob("*.safetensors")) == [path]
+    assert torch.equal(vector(posthoc.reconstruct(tmp_path, 0.05)), expected)
+
+
 def test_half_precision_snapshots_are_near(tracked: tuple[Path, EMA, list[EMA]], tmp_path: Path) -> None:
     _, _, kept = tracked
     with torch.no_grad():
@@ -205,6 +218,10 @@ def test_what_cannot_be_put_together_is_said(tracked: tuple[Path, EMA, list[EMA]
     torn.mkdir(parents=True)
     for file in sorted((path / "ema").iterdir())[-3:]:
         (torn / file.name).write_bytes(file.read_bytes()[: None if file.suffix == ".json" else 100])
+    with pytest.raises(UserError, match="is damaged"):
+        posthoc.reconstruct(tmp_path / "torn", 0.1)
+    for file in list(torn.glob("*.safetensors")):
+        file.rename(file.with_name(file.name.rpartition("-")[0] + ".safetensors"))
     with pytest.raises(UserError, match="cannot be read"):
         posthoc.reconstruct(tmp_path / "torn", 0.1)
 

@@ -101,7 +101,7 @@ def _run(recipe: "Recipe", folder: Path, resume: bool, device: str, *, fit: bool
         to_yaml(recipe),
         resume=resume,
         extend=extend,
-        draw=draw_sheet,
+        draw=draw_sheet if plan.sheet_fault is None else None,
         evaluate=training_evaluation(plan.data.to_look_at, device=processes.device) if evaluated else None,
         main=processes.main,
     )
@@ -141,8 +141,10 @@ def _print_cost(recipe: "Recipe", folder: Path, device: str, memory: str | None)
     from consistune.recipe import cost
     from consistune.recipe.forecast import forecast
     from consistune.recipe.plan import make_plan
+    from consistune.training import log
 
     chosen = pick_device(device)
+    log.check_trackers(recipe.train)
     room = cost.memory_of(chosen) if memory is None else cost.memory_size(memory)
     plan = make_plan(recipe, chosen)
     table = Table("", "", show_header=False, box=None, pad_edge=False)

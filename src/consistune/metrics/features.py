@@ -140,7 +140,7 @@ def load_extractor(
     path = Path(word)
     if path.is_file():
         return _file(path, device)
-    if ":" in word and not path.suffix:
+    if ":" in word and all(part.isidentifier() for part in word.replace(":", ".").split(".")):
         return _python(word, device)
     raise UserError(f"{word!r} is neither a file nor a known extractor", "--features", WITHOUT_FILE)
 

@@ -271,6 +271,9 @@ def _located(folder: Path) -> Path:
     folder = next((place for place in places if (place / CONFIG).exists()), folder)
     if not folder.is_dir():
         raise UserError("no such model folder", str(folder), f"give a folder with {CONFIG} and {WEIGHTS}")
+    if not (folder / CONFIG).is_file() and (folder / "checkpoints").is_dir():
+        remedy = f"finish it: consistune train {folder} --resume; or sample with --at latest"
+        raise UserError("the run is not finished, it has no model", str(folder), remedy)
     for name in (CONFIG, WEIGHTS):
         if not (folder / name).is_file():
             raise UserError(f"not a model folder: {name} is missing", str(folder))

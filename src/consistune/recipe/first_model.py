@@ -121,10 +121,10 @@ def load_weights(path: str, key: str, device: torch.device | str = "cpu") -> Pre
 
 def _remedy(path: str) -> str:
     name, parts = Path(path).name, Path(path).parts
+    if (Path(path).parent / "recipe.yaml").is_file():
+        return f"finish its training: consistune train {Path(path).parent} --resume"
     if len(parts) > 1 and parts[0] == "runs":
         run = Path(*parts[:2])
-        if (run / "recipe.yaml").is_file():
-            return f"finish its training: consistune train {run} --resume"
         own = Path(f"{parts[1]}.yaml")
         if own.is_file() or parts[1] in shipped_recipes():
             return f"train it first: consistune train {own if own.is_file() else parts[1]}"

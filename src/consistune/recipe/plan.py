@@ -2,6 +2,7 @@
 
 from copy import deepcopy
 from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from itertools import pairwise
 from math import prod
 from pathlib import Path
@@ -17,7 +18,7 @@ from consistune.core.posterior.bank import make_bank
 from consistune.core.times import karras_edges
 from consistune.data.images import DataSplit, load_data
 from consistune.errors import UserError
-from consistune.models import load_tensors
+from consistune.models import load_tensors, sheet_fault
 from consistune.nn.precond import Preconditioned
 from consistune.nn.store import check_finite
 from consistune.recipe import Recipe, build
@@ -44,7 +45,26 @@ class Plan:
 
     @property
     def notes(self) -> list[str]:
-        """What the run's log should say of the model it starts from."""
+        """What the run should say at its start: of the model it starts from, and what it will not do."""
+        return [*self._origin_notes, *self._missing_notes]
+
+    @property
+    def _missing_notes(self) -> list[str]:
+        notes, every = [], self.options.evaluate_images
+        if self.sheet_fault is not None:
+            notes.append(f"no pictures of samples will be drawn: {self.sheet_fault}")
+        if every is not None and every > self.options.images:
+            what = f"train.evaluate_images is {every:,}, the run ends at {self.options.images:,}"
+            notes.append(f"the model will not be measured: {what}")
+        return notes
+
+    @cached_property
+    def sheet_fault(self) -> str | None:
+        """See `models.sheet_fault`."""
+        return sheet_fault(self.model)
+
+    @property
+    def _origin_notes(self) -> list[str]:
         origin = self.model.card.start_from
         if origin is None:
             return []

@@ -55,6 +55,14 @@ def check_writable(path: Path, option: str, *, folder: bool = False) -> None:
         ) from error
 
 
+def check_room(folder: Path, size: int) -> None:
+    """Raises UserError where the disk of a folder has not so many bytes free."""
+    free = shutil.disk_usage(folder).free
+    if size > free:
+        what = f"{size:,} bytes are needed, {free:,} are free"
+        raise UserError(what, str(folder), "free some space, or use another disk")
+
+
 def sync(path: Path) -> None:
     """Wait until a file's data, or a folder's names, are on the disk; on Windows nothing is waited for."""
     if os.name == "nt":

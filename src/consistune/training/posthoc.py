@@ -6,11 +6,15 @@ A·X = b with A_ij = ⟨p_i, p_j⟩ and b_i = ⟨p_i, p⟩. The same combination
 average that training would have kept; more snapshots of more lengths make the error smaller. EDM2 keeps two
 lengths, 0.05 and 0.10, every 8 million images.
 
-RUN/ema/config.json             the model that the weights belong to
-RUN/ema/IMAGES-STD.safetensors  a snapshot: parameters and buffers
+RUN/ema/config.json                    the model that the weights belong to
+RUN/ema/IMAGES-STD-SHA256.safetensors  a snapshot: parameters and buffers
+
+The name of a snapshot holds the first 16 hexadecimal digits of the file's SHA-256, as a checkpoint's does;
+files of versions before 0.2 have none.
 """
 
 import json
+import os
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -26,10 +30,11 @@ from torch import Tensor, nn
 from consistune.errors import UserError
 from consistune.nn import store
 from consistune.nn.precond import Preconditioned
-from consistune.system.files import atomic_file, write_atomically
+from consistune.system.files import file_digest, write_atomically
 from consistune.training.ema import PowerFunction, SnapshotPrecision, exponent_of
 
 FOLDER = "ema"
+NAME = re.compile(r"(\d+)-(0?\.\d+)(?:-([0-9a-f]{16}))?\.safetensors")
 
 
 @dataclass(frozen=True, order=True)
@@ -74,8 +79,20 @@ def save_snapshot(
     folder = run / FOLDER
     write_atomically(folder / store.CONFIG, _config(model))
     weights = {name: _stored(value, precision) for name, value in model.state_dict().items()}
-    with atomic_file(folder / f"{images:012d}-{average.std:g}.safetensors") as file:
-        store.write_weights(weights, Path(file.name))
+    stem = f"{images:012d}-{average.std:g}"
+    partial = folder / f".{stem}.{os.getpid()}.partial"
+    try:
+        store.write_weights(weights, partial)
+        path = partial.replace(folder / f"{stem}-{_digest(partial)}.safetensors")
+    finally:
+        partial.unlink(missing_ok=True)
+    for old in folder.glob("*.safetensors"):  # of before a return to a checkpoint
+        if old != path and _profile(old) == _profile(path):
+            old.unlink()
+
+
+def _digest(path: Path) -> str:
+    return file_digest(path)[:16]
 
 
 def _config(model: nn.Module) -> str:
@@ -91,13 +108,15 @@ def _stored(value: Tensor, precision: SnapshotPrecision) -> Tensor:
     return value
 
 
+def _profile(path: Path) -> Profile | None:
+    match = NAME.fullmatch(path.name)
+    return Profile(int(match[1]), float(match[2])) if match else None
+
+
 def snapshots(run: Path) -> dict[Profile, Path]:
     """The snapshot files of a run by their profiles, in the order of (images, std)."""
-    matches = {
-        path: re.fullmatch(r"(\d+)-(0?\.\d+)", path.stem) for path in (run / FOLDER).glob("*.safetensors")
-    }
-    pairs = [(Profile(int(m[1]), float(m[2])), path) for path, m in matches.items() if m]
-    return dict(sorted(pairs))
+    found = {path: _profile(path) for path in (run / FOLDER).glob("*.safetensors")}
+    return dict(sorted((profile, path) for path, profile in found.items() if profile is not None))
 
 
 def reconstruct(run: Path, std: float, at: int | None = None) -> Preconditioned:
@@ -106,7 +125,7 @@ def reconstruct(run: Path, std: float, at: int | None = None) -> Preconditioned:
     One tensor at a time is read from all files, summed in float64 and rounded once, so that memory holds the
     result and no snapshot. Buffers are the latest snapshot's.
 
-    Raises UserError where there are no snapshots, or none at that point.
+    Raises UserError where there are no snapshots, or none at that point, and for a damaged one.
     """
     stored = snapshots(run)
     if not stored:
@@ -127,6 +146,11 @@ def reconstruct(run: Path, std: float, at: int | None = None) -> Preconditioned:
     except ValueError as error:
         raise UserError(str(error), "--std") from error
     used = {profile: path for profile, path in stored.items() if profile.images <= at}
+    for path in used.values():
+        match = NAME.fullmatch(path.name)
+        if match is not None and match[3] not in (None, _digest(path)):
+            what = "the snapshot is damaged: its SHA-256 is not that in its name"
+            raise UserError(what, str(path), "copy it again, or remove it to do without it")
     shares = coefficients(list(used), target)
     return _combined(run / FOLDER, list(used.values()), shares, {"std": std, "images": at})
 

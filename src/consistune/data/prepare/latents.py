@@ -173,7 +173,11 @@ def _begin(
     settings = json.loads(json.dumps(settings))
     if not part.exists():
         part.mkdir(parents=True)
-        write_state(part, {"settings": settings, "done": {}})
+        try:
+            write_state(part, {"settings": settings, "done": {}})
+        except BaseException:  # a full disk: an empty folder would be in the way of the next run
+            part.rmdir()
+            raise
     try:
         state = json.loads((part / STATE).read_text(encoding="utf-8"))
         before, done = state["settings"], state["done"]
@@ -195,8 +199,7 @@ def _encode(work: _Work, state: dict[str, Any], encoding: Callable[[int, int], N
     """Encode what is not encoded yet into the raw files; at most SYNC_SECONDS of it is lost in a kill."""
     total, done = sum(map(work.rows, work.pictures.parts)), state["done"]
     size = int(np.prod(work.shape)) * 2
-    if size * (total - sum(done.values())) > shutil.disk_usage(work.part).free:
-        raise UserError(f"{size * total / 1e9:.1f} GB are needed, and are not free", str(work.part))
+    files.check_room(work.part, size * (total - sum(done.values())))
     for side in work.pictures.parts:
         pictures, _ = open_part(work.part / PICTURES, work.pictures, side)
         copies, first = work.copies(side), done.setdefault(side, 0)

@@ -141,13 +141,7 @@ def _begin(preparation: Preparation, journal: Journal) -> None:
         journal.resume(preparation.fingerprint())
         return
     size = len(preparation.source) * int(np.prod(preparation.shape))
-    free = shutil.disk_usage(preparation.work).free
-    if size > free:
-        raise UserError(
-            f"{size:,} bytes are needed, {free:,} are free",
-            str(preparation.data.parent),
-            "free some space, or prepare on another disk",
-        )
+    files.check_room(preparation.data.parent, size)
     for side, name in enumerate(preparation.sides):
         shape = (preparation.rows.count(side), *preparation.shape)
         npy.create(preparation.data / name / IMAGES, shape, np.uint8)

@@ -19,7 +19,7 @@ from consistune.data.sources.base import SourceOptions
 from consistune.data.sources.labels import UNLABELLED, Numbered, brief, number_array
 from consistune.errors import UserError
 from consistune.system import zipped
-from consistune.system.files import atomic_file
+from consistune.system.files import atomic_file, check_room
 
 LABELS = ("labels", "label", "arr_1")
 """An array of labels has one of these names."""
@@ -98,8 +98,7 @@ class Npz:
             return zipped.content_start(info.header_offset, file.read(30))
 
     def _unpack(self, file: IO[bytes], name: str, size: int) -> Path:
-        if size > shutil.disk_usage(self.work).free:
-            raise UserError(f"{size} bytes are needed to unpack it, and are not free", str(self.work))
+        check_room(self.work, size)
         path = self.work / f"{self.path.name}.{Path(name).name}"
         with atomic_file(path) as out:
             shutil.copyfileobj(file, out, 1 << 20)
