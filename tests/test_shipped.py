@@ -22,7 +22,8 @@ NAMES = sorted(path.stem for path in SHIPPED.glob("*.yaml"))
 SONG = "{kind: song, model_channels: 8, channel_mult: [1], num_blocks: 1, attn_resolutions: []%s}"
 EDM2 = "{kind: edm2, model_channels: 8, channel_mult: [1, 1, 1], num_blocks: 1, attn_resolutions: []}"
 SHAPES = {"mnist10k": (1, 32, 32), "cifar10": (3, 32, 32), "emoji32": (3, 32, 32), "digits": (1, 8, 8)} | {
-    "emoji64-latent": (32, 8, 8)
+    "emoji64-latent": (32, 8, 8),
+    "imagenet256-latent": (4, 32, 32),
 }
 
 
@@ -42,7 +43,7 @@ def small(name: str, folder: Path) -> list[str]:
         network = "{kind: patch-unet, patch: 1, model_channels: 8}"
     elif name.startswith("mnist10k"):
         network = "{kind: patch-unet, model_channels: 8}"
-    elif name.startswith(("imagenet64", "emoji64")):
+    elif name.startswith(("imagenet64", "emoji64", "latent-256")):
         network = EDM2
     else:
         network = SONG % (", augment_dim: 9" if name == "cifar10-edm" else "")
