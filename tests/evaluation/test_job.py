@@ -18,6 +18,7 @@ from consistune.cli.evaluate import new_folder
 from consistune.core.sampling import Multistep
 from consistune.data.images import digits
 from consistune.errors import UserError
+from consistune.evaluation.compare import compare
 from consistune.evaluation.job import Job
 from consistune.evaluation.record import summarise
 from consistune.evaluation.request import Request
@@ -339,3 +340,24 @@ def test_without_a_folder_no_earlier_evaluation_is_replaced(tmp_path: Path, monk
         folders.append(str(new_folder()))
         Path(folders[-1]).mkdir(parents=True)
     assert folders == ["runs/evaluation", "runs/evaluation-2", "runs/evaluation-3"]
+
+
+def test_models_are_compared_in_one_table_and_each_has_its_own_folder(
+    tmp_path: Path, model_folder: Path
+) -> None:
+    """Two models, one of them twice: equal rows; the anchors once; a name for each."""
+    other = samples_file(tmp_path / "copies.npz", digits().train.images)
+    request = Request(model_folder, tmp_path / "out", "digits", samples=16, metrics=("fd",), anchors=True)
+    page = compare(request, [model_folder, model_folder, other], Quiet())
+    results = json.loads((tmp_path / "out" / "results.json").read_text())
+    name = model_folder.parent.name
+    assert [row["name"] for row in results["rows"]] == [
+        f"{name}, 1 evaluation", f"{name}-2, 1 evaluation", "copies, samples"
+    ]  # fmt: skip
+    assert means(results["rows"][0]) == means(results["rows"][1]) != means(results["rows"][2])
+    assert [row["kind"] for row in results["anchors"]] == [REAL]
+    assert f"{name}-2, 1 evaluation" in page.read_text(encoding="utf-8")
+    for folder in (name, f"{name}-2", "copies"):
+        assert (tmp_path / "out" / folder / "report.html").is_file()
+    with pytest.raises(UserError, match="one file for several models"):
+        compare(replace(request, keep=tmp_path / "k.npz"), [model_folder, other], Quiet())

@@ -2,7 +2,7 @@
 
 import itertools
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, cast, get_args
+from typing import TYPE_CHECKING, Annotated, Any, get_args
 
 from typer import Argument, Option
 
@@ -15,12 +15,12 @@ from consistune.metrics.table import METRICS
 if TYPE_CHECKING:
     import torch
 
-    from consistune.evaluation.request import LabelRule, Request
-    from consistune.metrics.moments import Convention
+    from consistune.evaluation.request import Request
 
 
 FOLDER = "runs/evaluation"
 Model = Annotated[Path, Argument(help="A model, a run's folder, a checkpoint, or samples (.npz).")]
+More = Annotated[list[Path] | None, Argument(help="Further models, for a table of all.", show_default=False)]
 Data = Annotated[
     str | None, Option(help="Data to compare with: digits, a prepared folder, or images (.npz).")
 ]
@@ -69,6 +69,7 @@ Anchors = Annotated[
 
 def evaluate(
     model: Model,
+    more: More = None,
     data: Data = None,
     reference: Reference = None,
     features: Features = None,
@@ -95,11 +96,9 @@ def evaluate(
     device: options.Device = "auto",
 ) -> None:
     """Measure a model: Fréchet and kernel distance, precision and recall, memorisation."""
-    from consistune.evaluation.request import Request
-
-    _check_words(labels, search, covariance, {"--keep": keep, "--save-reference": save_reference})
     _check_effects(search, search_samples, x_flip, reference)
-    request = Request(
+    _run(
+        more or [],
         model=model,
         out=out or new_folder(),
         anchors=anchors,
@@ -111,7 +110,7 @@ def evaluate(
         samples=samples,
         blocks=seeds,
         first_seed=first_seed,
-        label_rule=cast("LabelRule | None", labels),
+        label_rule=labels,
         mid_t=options.parse_times(mid_t, "--mid-t"),
         eta=eta,
         omega=omega,
@@ -119,14 +118,13 @@ def evaluate(
         search=search,
         search_samples=search_samples or 2_000,
         extrapolate=extrapolate,
-        covariance=cast("Convention", covariance),
+        covariance=covariance,
         x_flip=x_flip,
         keep=keep,
         save_reference=save_reference,
         batch=batch,
         device=_process_device(device),
     )
-    _run(request)
 
 
 def new_folder() -> Path:
@@ -145,40 +143,46 @@ def _in_steps(text: str | None) -> tuple[int | None, ...]:
     return numbers
 
 
-def _check_effects(
-    search: str | None, search_samples: int | None, x_flip: bool, reference: Path | None
-) -> None:
-    """Raises UserError for an option that would have no effect beside the others."""
-    if search is None:
-        options.check_no_effect({"--search-samples": search_samples}, "--search", "add --search mid-t")
-    if x_flip and reference is not None:
-        raise UserError("has no effect on a file of moments", "--x-flip", "leave it out")
-
-
-def _check_words(
-    labels: str | None, search: str | None, covariance: str, npz: dict[str, Path | None]
-) -> None:
-    """Raises UserError for a word that is not known, or a path of `npz` that has another ending."""
-    from consistune.evaluation.request import LABEL_RULES
-    from consistune.evaluation.search import all_settings
-    from consistune.metrics.moments import Convention
-
-    options.check_choice(labels, LABEL_RULES, "--labels")
-    options.check_choice(search, tuple(all_settings()), "--search")
-    options.check_choice(covariance, get_args(Convention), "--covariance")
-    for option, path in npz.items():
+def _check_npz(request: "Request") -> None:
+    for option, path in (("--keep", request.keep), ("--save-reference", request.save_reference)):
         if path is not None and path.suffix != ".npz":
             raise UserError(f"{path} is no .npz", option, "write NAME.npz")
 
 
-def _run(request: "Request") -> None:
-    """Evaluate, and print the path of the page; of several processes the first one speaks."""
+def _check_effects(
+    search: str | None, search_samples: int | None, x_flip: bool, reference: Path | None
+) -> None:
+    """Raises UserError for an option that would have no effect beside the others."""
+    if search_samples is not None and search is None:
+        raise UserError("has no effect without --search", "--search-samples", "leave it out")
+    if x_flip and reference is not None:
+        raise UserError("has no effect on a file of moments", "--x-flip", "leave it out")
+
+
+def _check_words(request: "Request") -> None:
+    """Raises UserError for a word that is not known."""
+    from consistune.evaluation.request import LABEL_RULES
+    from consistune.evaluation.search import all_settings
+    from consistune.metrics.moments import Convention
+
+    options.check_choice(request.label_rule, LABEL_RULES, "--labels")
+    options.check_choice(request.search, tuple(all_settings()), "--search")
+    options.check_choice(request.covariance, get_args(Convention), "--covariance")
+
+
+def _run(more: list[Path], **wanted: Any) -> None:
+    """Evaluate a request, and print the path of the page; of several processes the first one speaks."""
+    from consistune.evaluation.compare import compare
     from consistune.evaluation.job import Job
+    from consistune.evaluation.request import Request
     from consistune.system.processes import rank_and_count
 
+    request = Request(**wanted)
+    _check_words(request)
+    _check_npz(request)
     first = rank_and_count()[0] == 0
     with Screen(quiet=not first) as screen:
-        page = Job(request, screen).run()
+        page = compare(request, [request.model, *more], screen) if more else Job(request, screen).run()
     if first:
         print(page)
 

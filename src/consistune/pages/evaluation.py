@@ -69,6 +69,20 @@ def evaluation_page(
     )
 
 
+def comparison_page(results: dict[str, Any], samples: Mapping[str, Tensor]) -> str:
+    """The page of several models: a row of the table each. samples: row → uint8 images [n, C, H, W]."""
+    rows = [*results["rows"], *results["anchors"]]
+    measures = _measures(rows)
+    cells = [[Cell(row["name"]), *(_cell(name, row["summary"]) for name in measures)] for row in rows]
+    return render(
+        "comparison.html",
+        results=results,
+        title=", ".join(row["name"] for row in results["rows"]),
+        measures=Table(["Model", *map(_label, measures)], cells),
+        samples=[Picture(name, grid_png(images, COLUMNS)) for name, images in samples.items()],
+    )
+
+
 def verdict(results: dict[str, Any]) -> list[str]:
     """What the first Fréchet distance means, a line for each row and anchor, and one that compares them."""
     rows = [*results["rows"], *results.get("anchors", [])]
@@ -127,12 +141,15 @@ def _label(measure: str) -> str:
 
 
 def _table(rows: list[dict[str, Any]]) -> Table:
-    summaries = [row["summary"] for row in rows]
-    measures = dict.fromkeys(n for summary in summaries for n in summary if not _is_remark(n, summary))
     return Table(
         ["Measure", *(row["name"] for row in rows)],
-        [[Cell(_label(name)), *(_cell(name, summary) for summary in summaries)] for name in measures],
+        [[Cell(_label(name)), *(_cell(name, row["summary"]) for row in rows)] for name in _measures(rows)],
     )
+
+
+def _measures(rows: list[dict[str, Any]]) -> list[str]:
+    summaries = [row["summary"] for row in rows]
+    return list(dict.fromkeys(n for summary in summaries for n in summary if not _is_remark(n, summary)))
 
 
 def _is_remark(name: str, summary: Mapping[str, Any]) -> bool:
