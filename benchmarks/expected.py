@@ -2,6 +2,7 @@
 
     python benchmarks/expected.py make digits-sct runs/a runs/b runs/c   → src/consistune/expected
     python benchmarks/expected.py draw digits-sct loss/t=0.3-1 docs/x.svg "rate × 30=runs/d" "seed 3=runs/e"
+    python benchmarks/expected.py tried digits-edm "rate × 30=runs/d"     → benchmarks/results/expected.json
 
 The runs of a recipe are whole, as the recipe stands, and differ in their seed alone (and in their teacher's).
 """
@@ -16,7 +17,7 @@ from consistune.recipe import read_recipe
 from consistune.recipe.reading import to_yaml
 from consistune.recipe.yaml_text import parse_yaml
 from consistune.system.files import write_atomically
-from consistune.training.check import fingerprint_of
+from consistune.training.check import check_run, fingerprint_of
 from consistune.training.expected import (
     FOLDER,
     PARTS,
@@ -26,9 +27,11 @@ from consistune.training.expected import (
     digest_of,
     expected_named,
     method_of,
+    of_complete_parts,
     read_recipe_of,
 )
 from consistune.training.metrics_file import MetricsFile
+from tables import HERE, fill, markdown
 
 DIGITS = 4
 """Significant digits of a stored value."""
@@ -85,11 +88,51 @@ def drawn(expected: Expected, figure: str, runs: dict[str, Path]) -> str:
         "expected, to": (xs, [band.high for _, band in bands]),
     }
     for name, run in runs.items():
-        curve = curves_of(MetricsFile(run).records(), read_recipe_of(run)["train"]["images"])[figure]
+        recipe = read_recipe_of(run)
+        whole = of_complete_parts(MetricsFile(run).records(), recipe)
+        curve = curves_of(whole, recipe["train"]["images"])[figure]
         points = [(share, value) for share, value in zip(shares, curve, strict=True) if value is not None]
         series[name] = tuple(map(list, zip(*points, strict=True)))
     title = f"{expected.name}: {figure}"
     return Plot(series, Axis("share of training, %"), Axis(figure, log=True), title).svg()
+
+
+def tried(name: str, runs: dict[str, Path]) -> dict[str, Any]:
+    """What `consistune check` finds in runs of a recipe: its first figure and step, and the share seen."""
+    cases = []
+    for title, run in runs.items():
+        verdict = check_run(run)
+        assert verdict.compared.expected is not None
+        assert verdict.compared.expected.name == name
+        first = verdict.left[0] if verdict.left else None
+        cases.append(
+            {
+                "run": title,
+                "differences": [one.key for one in verdict.compared.differences],
+                "share": round(verdict.images / verdict.total, 3),
+                "normal": verdict.normal,
+                "figures": len(verdict.left),
+                "first": first and {"figure": first.figure, "step": first.step},
+            }
+        )
+    environment = json.loads((run / "environment.json").read_text(encoding="utf-8"))
+    return {"recipe": name, "machine": summary(environment), "cases": cases}
+
+
+def tried_table(record: dict[str, Any]) -> str:
+    """The table of docs/check.md."""
+    rows = []
+    for case in record["cases"]:
+        first = case["first"]
+        found = (
+            f"{case['figures']} figures, first `{first['figure']}` at step {first['step']:,}"
+            if first
+            else "nothing"
+        )
+        rows.append(
+            [case["run"], f"{case['share']:.0%}", "normal" if case["normal"] else "not normal", found]
+        )
+    return markdown([f"run of `{record['recipe']}`", "of training seen", "verdict", "left their band"], rows)
 
 
 def main() -> None:
@@ -106,14 +149,24 @@ def main() -> None:
     draw.add_argument("figure")
     draw.add_argument("out", type=Path)
     draw.add_argument("runs", nargs="*", metavar="TITLE=RUN")
+    trial = commands.add_parser("tried")
+    trial.add_argument("name")
+    trial.add_argument("runs", nargs="+", metavar="TITLE=RUN")
     given = parser.parse_args()
     if given.command == "make":
         path = given.out or FOLDER / f"{given.name}.json"
         text = made(given.name, given.runs).model_dump_json(indent=None)
         write_atomically(path, text + "\n")
         print(f"{path}: {len(text):,} bytes")
+        return
+    runs = {title: Path(run) for title, _, run in (word.rpartition("=") for word in given.runs)}
+    if given.command == "tried":
+        record = tried(given.name, runs)
+        write_atomically(
+            HERE / "results" / "expected.json", json.dumps(record, indent=1, ensure_ascii=False) + "\n"
+        )
+        fill("check.md", "check", tried_table(record))
     else:
-        runs = {title: Path(run) for title, _, run in (word.rpartition("=") for word in given.runs)}
         write_atomically(given.out, drawn(expected_named(given.name), given.figure, runs) + "\n")
 
 

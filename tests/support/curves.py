@@ -14,7 +14,7 @@ Shape = Callable[[float], float]
 SCATTER = 0.05
 """Standard deviation of the logarithm of each logged value."""
 SHAPES: dict[str, Shape] = {
-    "loss": lambda share: 1 + math.exp(-5 * share),
+    "loss": lambda share: 1 + math.exp(-5 * share) + 10 * math.exp(-60 * share),
     "loss/t=0.3-1": lambda share: 2 + math.exp(-3 * share),
     "gradient_norm": lambda share: 0.5 + share,
     "evaluate/fd_percent": lambda share: 3 / (0.1 + share),
@@ -36,7 +36,8 @@ def write_run(
 
     change: (figure, share of training, value) → the value that is logged. upto: the share of training seen.
     """
-    words = read_recipe(recipe, [*keys, f"train.seed={seed}"])
+    images = read_recipe(recipe, keys).train.images
+    words = read_recipe(recipe, [f"train.log_images={images // LOGS}", *keys, f"train.seed={seed}"])
     generator, train = random.Random(seed), words.train
     write_atomically(folder / "recipe.yaml", to_yaml(words))
     write_atomically(folder / "environment.json", json.dumps({"processor": "made up"}))

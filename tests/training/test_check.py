@@ -84,6 +84,11 @@ def test_parts_of_training_are_left_open_and_right_closed() -> None:
     assert [part_of(images, 200) for images in (1, 10, 11, 190, 191, 200, 260)] == [0, 0, 1, 18, 19, 19, 19]
 
 
+@pytest.mark.parametrize("lines", range(1, 13))
+def test_the_first_lines_of_a_part_are_not_taken_for_the_whole(tmp_path: Path, lines: int) -> None:
+    assert check_run(write_run(tmp_path / "run", 8, upto=lines / LOGS)).normal
+
+
 def test_a_run_that_is_not_finished_is_compared_as_far_as_it_is(tmp_path: Path) -> None:
     verdict = check_run(write_run(tmp_path / "run", 8, upto=0.4))
     assert verdict.normal

@@ -20,6 +20,7 @@ from consistune.training.expected import (
     Record,
     comparison,
     curves_of,
+    of_complete_parts,
     part_of,
     read_recipe_of,
 )
@@ -107,13 +108,14 @@ def check_run(run: Path, against: str | None = None) -> Verdict:
         what = "metrics.jsonl has no line yet" if not records else "recipe.yaml does not say train.images"
         raise UserError(what, str(run), "wait for train.log_images, or give another run's folder")
     compared = comparison(recipe, fingerprint_of(run), against)
-    left = () if compared.expected is None else tuple(left_bands(records, total, compared.expected))
+    whole = of_complete_parts(records, recipe)
+    left = () if compared.expected is None else tuple(left_bands(whole, total, compared.expected))
     return Verdict(
         run=str(run),
         images=records[-1]["images"],
         total=total,
         compared=compared,
-        curves=curves_of(records, total),
+        curves=curves_of(whole, total),
         left=left,
         problems=tuple(problems(recipe, records)),
         causes=tuple(causes(left, compared.differences)),
@@ -331,8 +333,8 @@ class Watch:
     def __init__(self, run: Path, data_sha256: str | None, say: Callable[[str], None]) -> None:
         """data_sha256: the fingerprint of the training images. `say` gets a line."""
         self.run, self.say = run, say
-        recipe = read_recipe_of(run)
-        self.total, self.compared = recipe["train"]["images"], comparison(recipe, data_sha256)
+        self.recipe = read_recipe_of(run)
+        self.total, self.compared = self.recipe["train"]["images"], comparison(self.recipe, data_sha256)
         self.part, self.told = 0, set[str]()
 
     def look(self, images: int) -> None:
@@ -342,15 +344,11 @@ class Watch:
         if complete <= self.part or expected is None:
             return
         self.part = complete
-        records = [
-            record
-            for record in MetricsFile(self.run).records()
-            if part_of(record["images"], self.total) < complete
-        ]
+        records = of_complete_parts(MetricsFile(self.run).records(), self.recipe)
         new = [one for one in left_bands(records, self.total, expected) if one.figure not in self.told]
         self.told |= {one.figure for one in new}
         if new:
-            others = f", with {len(new) - 1} other figures" if new[1:] else ""
+            others = f", and {len(new) - 1} more" if new[1:] else ""
             keys = "; ".join(map(str, self.compared.differences))
             differs = f" (its recipe differs: {keys})" if keys else ""
             line = f"{new[0]}, as {expected.name} had{differs}{others}"

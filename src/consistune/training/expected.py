@@ -120,6 +120,17 @@ def part_of(images: int, total: int) -> int:
     return min(-(-images * PARTS // total) - 1, PARTS - 1)
 
 
+def of_complete_parts(records: Iterable[Record], recipe: Mapping[str, Any]) -> list[Record]:
+    """The records of those parts of training that the log has gone through to the next line after their end.
+
+    The first lines of a part alone would lie above its median where a figure falls.
+    """
+    kept, train = list(records), recipe["train"]
+    seen = max((record["images"] for record in kept), default=0) + train.get("log_images", 1) - 1
+    complete = seen * PARTS // train["images"]
+    return [record for record in kept if part_of(record["images"], train["images"]) < complete]
+
+
 def curves_of(records: Iterable[Record], total: int) -> dict[str, Curve]:
     """Figure → the median of its values in every part; NaN where one of them was not finite."""
     values: dict[str, list[list[float]]] = {}
