@@ -10,7 +10,8 @@ from consistune.data.prepare.run import PrepareOptions, prepare
 from consistune.errors import UserError
 from consistune.recipe import parse_yaml, read_recipe, shipped_recipes, to_yaml, validate
 from consistune.recipe.catalogue import explained
-from consistune.recipe.keys import meanings
+from consistune.recipe.keys import explanations, meanings
+from consistune.recipe.words import section
 from tests.support.makers import class_folders, pixels
 
 
@@ -47,6 +48,12 @@ def test_meanings_come_from_the_docstring() -> None:
     }
     assert "seen so far" not in explained("digits-sct")
     assert "# training images to see in all" in explained("digits-sct")
+
+
+def test_a_registered_part_without_words_is_shown_without_them() -> None:
+    def made(odd_key: int = 3) -> None: ...
+
+    assert explanations(section(made, "odd")) == {"odd_key": ""}
 
 
 @pytest.fixture

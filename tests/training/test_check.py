@@ -11,11 +11,13 @@ import typer
 from consistune.cli.check import check
 from consistune.errors import UserError
 from consistune.recipe import read_recipe, to_yaml
+from consistune.recipe.plan import make_plan
 from consistune.recipe.reading import shipped_recipes
 from consistune.recipe.yaml_text import parse_yaml
 from consistune.training import expected as curves
 from consistune.training.check import Watch, check_run
 from consistune.training.expected import PARTS, Expected, digest_of, method_of, part_of
+from consistune.training.run import RunFolder
 from tests.support.curves import LOGS, write_run
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "benchmarks"))
@@ -37,8 +39,8 @@ def only_known(known: Expected, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_runs_of_other_seeds_are_normal(tmp_path: Path) -> None:
-    verdicts = [check_run(write_run(tmp_path / str(seed), seed)) for seed in range(100, 160)]
-    assert sum(not verdict.normal for verdict in verdicts) <= 2
+    verdicts = [check_run(write_run(tmp_path / str(seed), seed)) for seed in range(100, 120)]
+    assert sum(not verdict.normal for verdict in verdicts) <= 1
 
 
 def test_bands_hold_the_mean_of_logarithms_and_scale_with_it(known: Expected) -> None:
@@ -241,6 +243,26 @@ def test_training_says_once_and_soon_that_a_figure_left_its_band(tmp_path: Path)
     ((images, text),) = said
     assert 96_000 < images <= 96_000 + 192_000 // PARTS + 192_000 // LOGS
     assert text.startswith("gradient_norm left the expected band at step")
+
+
+def test_a_run_says_it_in_its_log_and_goes_on_to_its_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    network = "network={kind: mlp, width: 8, blocks: 1}"
+    recipe = read_recipe("digits-edm", [network, "train={images: 640, batch: 32, log_images: 32}"])
+    plan = make_plan(recipe)
+    method = method_of(parse_yaml(to_yaml(recipe), "recipe"))
+    flat = tuple((value,) * PARTS for value in (100.0, 101.0))
+    wrong = Expected(
+        name="made-up", recipe=method, recipe_sha256=digest_of(method, 640), images=640, data="digits",
+        data_sha256=plan.data.train.fingerprint, runs=(), curves={"loss": flat},
+    )  # fmt: skip
+    monkeypatch.setattr(curves, "shipped", lambda: (wrong,))
+    list(RunFolder(tmp_path / "run", to_yaml(recipe), resume=False).steps(plan.trainer()))
+    said = (tmp_path / "run" / "log.txt").read_text()
+    assert said.count("loss left the expected band at step 1 (32 images)") == 1
+    assert capsys.readouterr().err.count("left the expected band") == 1
+    assert (tmp_path / "run" / "model").is_dir()
 
 
 # The curves of the package

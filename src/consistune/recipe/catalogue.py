@@ -67,7 +67,7 @@ def _lines(part: Section, indent: str) -> Iterator[str]:
         plain = part.model_dump(mode="json")[name]
         text = yaml.safe_dump(plain, default_flow_style=True, width=10**6, allow_unicode=True)
         line = f"{indent}{name}: {text.removesuffix('...' + chr(10)).strip()}"
-        yield f"{line:<40}  # {known[name]}" if name in known else line
+        yield f"{line:<40}  # {known[name]}" if known.get(name) else line
 
 
 def new_recipes(

@@ -202,11 +202,11 @@ def meanings(make: Any) -> dict[str, str]:
 
 @cache
 def explanations(part: type[Section]) -> dict[str, str]:
-    """key → meaning, of every key of a section but its kind."""
+    """key → meaning, of every key of a section but its kind; "" for a registered part that says none."""
     told = meanings(part.builds)
     name = word_of(part)
     return {
-        key: OWN.get((name, key)) or told.get(key) or MEANINGS[key]
+        key: OWN.get((name, key)) or told.get(key) or MEANINGS.get(key, "")
         for key in part.model_fields
         if key != "kind" or (name, key) in OWN
     }
