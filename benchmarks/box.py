@@ -9,15 +9,19 @@
         --results results/edm results/sct
 
 `pack` writes the averaged weights as float16, and emoji64.md from the runs' recipes and results.json.
+
+    python benchmarks/box.py pictures emoji64.zip   # box/emoji.zip, which `consistune demo --colour` learns
 """
 
 import argparse
+import io
 import json
 import zipfile
 from pathlib import Path
 from typing import Any
 
 import torch
+from PIL import Image
 from torch import nn
 
 from consistune.models import BOX, load
@@ -27,6 +31,9 @@ from consistune.recipe import read_recipe
 NAME = "emoji64"
 SOURCES = {0: "Noto Emoji 2.048 (Google, Apache-2.0)", 3: "Fluent Emoji 3D (Microsoft, MIT)"}
 """By their numbers in dataset.json; vendors whose licence asks for more are left out."""
+CLASSES = ("Smileys & Emotion", "Animals & Nature", "Food & Drink", "Travel & Places", "Activities", "Flags")
+"""Of the demo's pictures: those that are easy to recognise."""
+WEBP_QUALITY = 95
 SHOWN = ("fd-efficientnet-64", "kid", "precision", "recall", "novelty", "copies", "near_copies")
 
 
@@ -43,6 +50,27 @@ def select(source: Path, dest: Path) -> int:
             out.writestr(name, images.read(name))
         out.writestr("dataset.json", json.dumps(table))
     return len(kept)
+
+
+def pictures(source: Path, dest: Path) -> int:
+    """Of SOURCES, the base forms (no skin tones) of CLASSES as WebP, with their classes and groups."""
+    with zipfile.ZipFile(source) as images, zipfile.ZipFile(dest, "w", zipfile.ZIP_STORED) as out:
+        table = json.loads(images.read("dataset.json"))
+        numbers = [table["class_names"].index(name) for name in CLASSES]
+        columns = zip(table["labels"], table["source"], table["is_variation"], table["group"], strict=True)
+        labels, groups = [], []
+        for (name, label), vendor, varied, group in columns:
+            if vendor in SOURCES and label in numbers and not varied:
+                picture = io.BytesIO()
+                Image.open(io.BytesIO(images.read(name))).convert("RGB").save(
+                    picture, format="WEBP", quality=WEBP_QUALITY, method=6
+                )
+                labels.append([Path(name).with_suffix(".webp").as_posix(), numbers.index(label)])
+                groups.append(group)
+                out.writestr(zipfile.ZipInfo(labels[-1][0]), picture.getvalue())
+        known = {"labels": labels, "class_names": CLASSES, "group": groups}
+        out.writestr(zipfile.ZipInfo("dataset.json"), json.dumps(known), zipfile.ZIP_DEFLATED)
+    return len(labels)
 
 
 def pack(run: Path, teacher: Path, results: list[Path], dest: Path) -> Path:
@@ -99,14 +127,18 @@ def main() -> None:
     data = stages.add_parser("data")
     data.add_argument("source", type=Path)
     data.add_argument("dest", type=Path)
+    drawn = stages.add_parser("pictures")
+    drawn.add_argument("source", type=Path)
+    drawn.add_argument("dest", type=Path, nargs="?", default=BOX / "emoji.zip")
     packing = stages.add_parser("pack")
     packing.add_argument("run", type=Path)
     packing.add_argument("--teacher", type=Path, required=True)
     packing.add_argument("--results", type=Path, nargs="+", required=True)
     packing.add_argument("--dest", type=Path, default=BOX / NAME)
     given = parser.parse_args()
-    if given.stage == "data":
-        print(f"{select(given.source, given.dest):,} images")
+    if given.stage in ("data", "pictures"):
+        make = select if given.stage == "data" else pictures
+        print(f"{make(given.source, given.dest):,} images")
     else:
         print(pack(given.run, given.teacher, given.results, given.dest))
 

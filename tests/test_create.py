@@ -18,9 +18,12 @@ from consistune.data.images import DataSplit, ImageSet, load_data
 from consistune.data.prepare import latents as prepared_latents
 from consistune.data.prepare.survey import Survey
 from consistune.errors import UserError
+from consistune.metrics import scores
+from consistune.metrics.classifier import ImageClassifier
 from consistune.nn.autoencoder.space import LatentSpace
 from consistune.pages.create import verdict
 from tests.support import latents
+from tests.support.makers import class_folders, pixels
 
 
 @pytest.fixture(scope="module")
@@ -45,6 +48,9 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(create, "SAMPLES", 32)
     small = {"kind": "mlp", "width": 32, "blocks": 1, "expansion": 2, "embedding": 16}
     monkeypatch.setattr(create, "network", lambda _: small)
+    fresh = ImageClassifier((3, 16, 16), 3).eval()  # of few features, which are measured at once
+    monkeypatch.setattr(scores, "default_features", lambda _: "classifier")
+    monkeypatch.setattr(scores, "classifier_of", lambda images, device: fresh)
 
 
 def run(*words: str) -> tuple[int, str]:
@@ -144,7 +150,7 @@ def test_the_choice_between_pixels_and_latents(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(create, "training_rate", lambda *_: rate)
-    seen, cpu = Survey(channels, side, own_held_out=False), torch.device("cpu")
+    seen, cpu = Survey(channels, side, own_held_out=False, sizes={"a": 20}), torch.device("cpu")
     assert create.choose_autoencoder("auto", seen, size, 10.0, cpu) == chosen
     assert create.choose_autoencoder("none", seen, size, 10.0, cpu) is None
     assert create.choose_autoencoder("mine", seen, size, 10.0, cpu) == "mine"
@@ -169,13 +175,35 @@ def test_what_cannot_work_is_refused(words: tuple[str, ...], said: str, photos: 
 def test_too_few_images_and_a_class_of_one() -> None:
     images = torch.zeros(20, 1, 8, 8, dtype=torch.uint8)
     few = DataSplit(ImageSet.of("few", images[:4], torch.zeros(4, dtype=torch.long), ("a",)), None)
-    with pytest.raises(UserError, match="4 images are too few"):
+    with pytest.raises(UserError, match="4 images: too few"):
         create.check_images(few, conditional=False)
     labels = torch.tensor([0] * 19 + [1])
     lonely = DataSplit(ImageSet.of("lonely", images, labels, ("a", "b")), None)
     with pytest.raises(UserError, match=r"the class 'b' has 1 image.*--no-labels"):
         create.check_images(lonely, conditional=True)
     create.check_images(lonely, conditional=False)
+
+
+def test_a_refused_folder_can_be_given_other_images(photos: Path, tmp_path: Path) -> None:
+    """A refusal before anything is prepared leaves no settings, and names no option that is not there."""
+    few, lonely, out = (
+        tmp_path / "few",
+        tmp_path / "lonely",
+        ("--out", str(tmp_path / "job"), "--time", "0.1s"),
+    )
+    class_folders(few, pixels(1, 16, 16, 3), ["a"])
+    class_folders(lonely, pixels(20, 16, 16, 3), ["a"] * 19 + ["b"])
+    assert run(str(few), *out) == (2, f"{few}: 1 image: too few; give 16, better 500 or more")
+    status, line = run(str(lonely), *out)
+    assert (status, line) == (2, f"{lonely}: the class 'b' has 1 image; add images, or give --no-labels")
+    grey = (2, "digits: holds grey pictures; autoencoders take pictures in colour; leave --latents out")
+    assert run("digits", *out, "--latents", "taef2") == grey
+    broken = tmp_path / "broken"
+    (broken).mkdir()
+    for k in range(20):
+        (broken / f"{k}.png").write_bytes(b"no picture")
+    assert "can be read" in run(str(broken), *out)[1]
+    assert re.search("too short", run(str(lonely), *out, "--no-labels", "--size", "16")[1])
 
 
 @pytest.mark.parametrize(("text", "seconds"), [("90", 5400), ("30m", 1800), ("1.5h", 5400), ("45s", 45)])

@@ -8,6 +8,7 @@ import hashlib
 import json
 import math
 import time
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -100,25 +101,30 @@ class Plan(NamedTuple):
     minutes: float
 
 
+def check_sizes(sizes: Mapping[str, int], conditional: bool, where: str) -> None:
+    """Raises UserError for too few images, or a class of one; `sizes` has the images of each class."""
+    if sum(sizes.values()) < FEWEST_IMAGES:
+        what = f"{counted(sum(sizes.values()), 'image')}: too few"
+        raise UserError(what, where, f"give {FEWEST_IMAGES}, better 500 or more")
+    name = min(sizes, key=sizes.__getitem__)
+    if conditional and sizes[name] < 2:
+        what = f"the class {name!r} has {counted(sizes[name], 'image')}"
+        raise UserError(what, where, "add images, or give --no-labels")
+
+
 def check_images(data: DataSplit, conditional: bool) -> None:
     """Raises UserError for images that cannot be learned from: too few, or of sides that no network takes."""
     pictures, latents = data.to_look_at.train, data.train.latents
     multiple = 8 if latents is None else 2 * latents.factor
     _, height, width = pictures.image_shape
-    if len(pictures) < FEWEST_IMAGES:
-        what = f"{len(pictures)} images are too few"
-        raise UserError(what, pictures.name, f"give {FEWEST_IMAGES}, better 500 or more")
+    sizes = torch.bincount(pictures.labels, minlength=len(pictures.class_names)).tolist()
+    check_sizes(dict(zip(pictures.class_names, sizes, strict=True)), conditional, pictures.name)
     if height != width or height % multiple:
         raise UserError(
             f"images of {height}×{width} do not fit the networks here",
             pictures.name,
             f"give --size {max(multiple, min(height, width) // multiple * multiple)}",
         )
-    sizes = torch.bincount(pictures.labels, minlength=len(pictures.class_names))
-    if conditional and int(sizes.min()) < 2:
-        name = pictures.class_names[int(sizes.argmin())]
-        what = f"the class {name!r} has {counted(int(sizes.min()), 'image')}"
-        raise UserError(what, pictures.name, "add images, or give --no-labels")
 
 
 def network(shape: tuple[int, int, int]) -> dict[str, Any]:

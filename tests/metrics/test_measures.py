@@ -24,7 +24,17 @@ def test_frechet_equals_the_reference(parity_folder: Path, size: int) -> None:
     assert frechet(*given) == pytest.approx(float(z[f"frechet_{size}"]), rel=1e-9)
 
 
-def test_frechet_of_singular_covariances_equals_the_square_root_of_the_product() -> None:
+@pytest.mark.parametrize("converges", [True, False])
+def test_frechet_of_singular_covariances_equals_the_square_root_of_the_product(
+    converges: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where LAPACK's eigenproblem does not converge."""
+
+    def diverged(_: torch.Tensor) -> None:
+        raise torch.linalg.LinAlgError("linalg.eigh: The algorithm failed to converge")
+
+    if not converges:
+        monkeypatch.setattr(torch.linalg, "eigh", diverged)
     rng = np.random.default_rng(0)
     a, b = rng.normal(size=(20, 6)), rng.normal(size=(20, 9))
     first, second = a @ a.T, b @ b.T  # rank 6 and 9 of 20

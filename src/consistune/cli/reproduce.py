@@ -71,19 +71,26 @@ def reproduce(
 
 
 def demo(
-    out: Annotated[Path, Option(help="The folder for all results.")] = Path("runs/demo"),
+    colour: Annotated[
+        bool, Option("--colour", help="Emoji of 64×64 in colour, through latents, in place of digits.")
+    ] = False,
+    out: Annotated[
+        Path | None, Option(help="The folder for all results; default: runs/demo, runs/demo-colour.")
+    ] = None,
     seed: Annotated[int, Option(help="Seed of all three trainings.")] = 0,
 ) -> None:
     """Pretrain on scikit-learn's digits, tune with ECT and SCT, sample, measure, and write a report.
 
     After an interruption, the same command continues.
     """
-    from consistune.reproduce.demo import Demo
+    from consistune.reproduce.demo import DIGITS, EMOJI, Demo
 
-    _use_one_thread()
-    command = f"consistune demo --out {out} --seed {seed}"
+    if not colour:
+        _use_one_thread()
+    folder = out or Path("runs/demo-colour" if colour else "runs/demo")
+    command = f"consistune demo{' --colour' * colour} --out {folder} --seed {seed}"
     with Screen() as screen, screen.exit_when_interrupted(f"continue with: {command}"):
-        page = Demo(out, seed, screen).run()
+        page = Demo(folder, seed, screen, subject=EMOJI if colour else DIGITS).run()
     print(page)
 
 

@@ -18,8 +18,16 @@ LIMIT_SIZES = 6
 
 
 def _factor(matrix: Tensor) -> Tensor:
-    """V·√λ of a covariance V·λ·Vᵀ; eigenvalues that are rounding noise around zero count as zero."""
-    values, vectors = torch.linalg.eigh(matrix)
+    """V·√λ of a covariance V·λ·Vᵀ; eigenvalues that are rounding noise around zero count as zero.
+
+    LAPACK's eigenproblem does not converge for some covariances of few samples; their singular value
+    decomposition is the same for a matrix without negative eigenvalues.
+    """
+    try:
+        values, vectors = torch.linalg.eigh(matrix)
+    except torch.linalg.LinAlgError:  # type: ignore[attr-defined]
+        vectors, values, _ = torch.linalg.svd(matrix)
+        values, vectors = values.flip(0), vectors.flip(1)
     noise = len(values) * torch.finfo(values.dtype).eps * values[-1]
     return vectors * torch.where(values > noise, values, 0.0).clamp(min=0).sqrt()
 

@@ -12,12 +12,31 @@ HEAD = (
 )  # fmt: skip
 
 
+SUBJECTS = {
+    "digits": {
+        "title": "Digits in one step",
+        "data": "scikit-learn's 8×8 digits",
+        "held_out": "Held-out digits",
+        "example": "--classes 3 --out threes.png",
+    },
+    "emoji64-latent": {
+        "title": "Emoji in one step",
+        "data": "emoji of 64×64 pixels (Noto Emoji, Apache-2.0; Fluent Emoji, MIT), as latents 32×8×8 of the "
+        "autoencoder taef2",
+        "held_out": "Held-out emoji",
+        "example": "--classes 1 --out animals.png",
+    },
+}
+"""The families of recipes of which there is a demo, and its page's words."""
+
+
 def demo_page(results: dict[str, Any]) -> str:
     """The page of `reproduce.demo.Demo.run`'s results: its JSON, and "pictures" (name → uint8 images)."""
     one_step = {row["name"]: row["frechet_train"] for row in results["rows"] if row["evaluations"] == 1}
     return render(
         "demo.html",
         results=results,
+        subject=SUBJECTS[results["subject"]],
         teacher=results["rows"][0],
         forced=results["rows"][1],
         ect=one_step["ECT"],
@@ -35,7 +54,8 @@ def _table(results: dict[str, Any]) -> Table:
         for row in results["rows"]
     ]
     to_training, _, accuracy, novelty = _measures(results["real"])
-    rows.append(("Held-out digits", "", "", to_training, MISSING, accuracy, novelty))
+    name = SUBJECTS[results["subject"]]["held_out"]
+    rows.append((name, "", "", to_training, MISSING, accuracy, novelty))
     return Table(HEAD, [[Cell(text) for text in row] for row in rows])
 
 
@@ -43,7 +63,7 @@ def _measures(row: dict[str, Any]) -> tuple[str, str, str, str]:
     return (
         f"{row['frechet_train']:.2f}",
         f"{row['frechet_held_out']:.2f}",
-        f"{row['accuracy']:.1%}",
+        MISSING if row["accuracy"] is None else f"{row['accuracy']:.1%}",
         f"{row['memorisation']:.2f}",
     )
 

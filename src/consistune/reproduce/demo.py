@@ -1,11 +1,11 @@
-"""The demo: from the embedded digits to two one-step generators, compared on a page.
+"""The demo: from the embedded digits, or emoji, to two one-step generators, compared on a page.
 
 Every stage leaves its result in the folder; run again, the demo takes what is there and continues.
 """
 
 import json
 import time
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from torch import Tensor
@@ -14,8 +14,13 @@ from consistune.analyze.measures import named_estimators, target_variance
 from consistune.analyze.worlds import Empirical
 from consistune.core.noise import EDM
 from consistune.core.sampling import Sampler
-from consistune.data.images import DataSplit, digits
-from consistune.models import default_sampler, draw_sheet
+from consistune.data.images import DataSplit, digits, load_data
+from consistune.data.prepare.latents import LatentOptions, prepare_latents
+from consistune.data.prepare.run import PrepareOptions
+from consistune.data.prepare.split import Split
+from consistune.data.prepared import is_prepared
+from consistune.errors import UserError
+from consistune.models import BOX, default_sampler, draw_sheet
 from consistune.nn import store
 from consistune.nn.precond import Preconditioned
 from consistune.pages.demo import demo_page
@@ -29,38 +34,82 @@ from consistune.reproduce.trained import VARIANCE_TIMES
 from consistune.system.files import write_atomically
 from consistune.system.progress import Screen
 
-SAMPLES = 5000
-CURVE_POINTS = 8
 SHOWN = 60
 METHODS = {"ect": "ECT", "sct": "SCT"}
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What a demo learns, and at what length.
+
+    Attributes:
+        family: of the recipes FAMILY-edm, FAMILY-ect, FAMILY-sct.
+        samples, points: of each measurement, and measurements while tuning.
+        queries: noisy images at each noise level where the target's variance is measured.
+        teacher, tuned: keys of the recipes.
+    """
+
+    family: str
+    samples: int
+    points: int
+    queries: int
+    teacher: tuple[str, ...] = ()
+    tuned: tuple[str, ...] = ()
+
+
+DIGITS = Subject("digits", samples=5000, points=8, queries=512)
+EMOJI = Subject(
+    "emoji64-latent",
+    samples=500,
+    points=4,
+    queries=128,
+    teacher=("train.images=100_000",),
+    tuned=("train.images=30_000", "pairs.gap.every_images=6_000"),
+)
+"""Pictures in colour, in fewer training images than the recipes', for two CPU cores."""
+PICTURES, HELD_OUT = BOX / "emoji.zip", 0.05
 
 
 class Demo:
     """The stages of the demo in one folder: the runs teacher/, ect/ and sct/, then results and the page."""
 
-    def __init__(self, out: Path, seed: int, screen: Screen, overrides: tuple[str, ...] = ()) -> None:
+    def __init__(
+        self,
+        out: Path,
+        seed: int,
+        screen: Screen,
+        overrides: tuple[str, ...] = (),
+        subject: Subject = DIGITS,
+    ) -> None:
         self.out, self.seed, self.screen, self.overrides = out, seed, screen, overrides
-        self.data: DataSplit = digits()
-        self.judge = Judge(self.data, SAMPLES, "classifier", screen)
+        self.subject, self.samples = subject, subject.samples
         out.mkdir(parents=True, exist_ok=True)
+        self.data_name = "digits" if subject is DIGITS else str(_emoji(out / "data", screen))
+        self.data: DataSplit = digits() if subject is DIGITS else load_data(self.data_name)
+        self.judge = self._judge()
 
     def run(self) -> Path:
         """All stages, then the page. Raises Interrupted after a signal, when the state is saved."""
         began = time.perf_counter()
         fresh = not (self.out / "teacher").exists()
-        held_out = self.data.need_held_out("the demo")
+        held_out = self.data.to_look_at.need_held_out("the demo")
         real = self.judge.of_images(held_out.images, held_out.labels)
-        self.judge.screen.say(f"classifier: {real['accuracy']:.1%} of the held-out digits right")
+        if real["accuracy"] is not None:
+            self.screen.say(f"classifier: {real['accuracy']:.1%} of the held-out images right")
         folders = self._train()
         rows, pictures = self._compare({key: store.load(folder) for key, folder in folders.items()})
         train = self.data.train
-        world = Empirical(train.images, train.labels, EDM())
-        estimators = named_estimators(train.images, train.labels, EDM())
-        variance = target_variance(world, estimators, VARIANCE_TIMES, queries=512)
+        images = train.images if train.latents is None else train.values()
+        world = Empirical(images, train.labels, EDM())
+        estimators = named_estimators(images, train.labels, EDM())
+        variance = target_variance(world, estimators, VARIANCE_TIMES, queries=self.subject.queries)
         results = {
+            "subject": self.subject.family,
             "seed": self.seed,
             "folder": str(self.out),
-            "samples": SAMPLES,
+            "features": self.judge.suite.setup.extractor.name,
+            "training_images": len(self.data.to_look_at.train),
+            "samples": self.samples,
             "classifier_accuracy": real["accuracy"],
             "real": real,
             "rows": rows,
@@ -75,19 +124,32 @@ class Demo:
         write_atomically(page, demo_page({**results, "pictures": pictures}))
         return page
 
+    def _judge(self) -> Judge:
+        """Digits are measured by a classifier of theirs, emoji by the extractor that fits, if it is there."""
+        pictures, samples = self.data.to_look_at, self.samples
+        if self.data.train.latents is None:
+            return Judge(pictures, samples, "classifier", self.screen)
+        judge = Judge(pictures, samples, None, self.screen)
+        try:
+            judge.suite  # noqa: B018  # loads the extractor
+        except UserError as error:
+            self.screen.say(f"{error}; until then a small classifier of the pictures measures")
+            return Judge(pictures, samples, "classifier", self.screen)
+        return judge
+
     def _train(self) -> dict[str, Path]:
-        """The three runs. The students' curves have CURVE_POINTS points in one and in two steps."""
+        """The three runs. The students' curves have `points` points in one and in two steps."""
 
         def samplers(model: Preconditioned) -> dict[str, Sampler]:
             return {f"steps_{steps}": default_sampler(model, steps) for steps in (1, 2)}
 
-        keys = (f"train.seed={self.seed}", *self.overrides)
+        subject, own = self.subject, (f"data={self.data_name}", f"train.seed={self.seed}")
         folders = {"teacher": self.out / "teacher"}
-        teacher = read_recipe("digits-edm", keys)
+        teacher = read_recipe(f"{subject.family}-edm", (*own, *subject.teacher, *self.overrides))
         train_run(folders["teacher"], teacher, self.screen, draw=draw_sheet)
         for method in METHODS:
-            start = f"start_from={folders['teacher'] / 'model'}"
-            recipe = with_points(read_recipe(f"digits-{method}", [start, *keys]), CURVE_POINTS)
+            keys = (f"start_from={folders['teacher'] / 'model'}", *own, *subject.tuned, *self.overrides)
+            recipe = with_points(read_recipe(f"{subject.family}-{method}", keys), subject.points)
             evaluate = self.judge.for_log(samplers)
             folders[method] = train_run(
                 self.out / method, recipe, self.screen, evaluate=evaluate, draw=draw_sheet
@@ -100,16 +162,25 @@ class Demo:
         jobs += [(METHODS[key], key, steps) for key in METHODS for steps in (1, 2)]
         rows: list[Row] = []
         pictures = {}
-        with self.screen.bar("measuring", len(jobs) * SAMPLES) as bar:
+        with self.screen.bar("measuring", len(jobs) * self.samples) as bar:
             for name, key, steps in jobs:
                 sampler = default_sampler(models[key], steps)
                 began = time.perf_counter()
                 images = self.judge.draw(models[key], sampler)
-                seconds = (time.perf_counter() - began) / SAMPLES
+                seconds = (time.perf_counter() - began) / self.samples
                 evaluations = int(sampler.evaluations)  # type: ignore[attr-defined]
                 row = {"name": name, "evaluations": evaluations, "seconds_an_image": seconds}
                 rows.append(row | self.judge.of_images(images, self.judge.labels))
                 title = f"{name}, {counted(evaluations, 'evaluation')}"
                 pictures[title] = images[:SHOWN]
-                bar.advance(SAMPLES, name)
+                bar.advance(self.samples, name)
         return rows, pictures
+
+
+def _emoji(dest: Path, screen: Screen) -> Path:
+    """The emoji of the package as latents in the folder `dest`, prepared at the first call."""
+    if not is_prepared(dest):
+        screen.say("encoding the emoji with taef2")
+        split = Split(HELD_OUT, by="group")
+        prepare_latents(PICTURES, dest, PrepareOptions(split=split), LatentOptions())
+    return dest

@@ -104,11 +104,13 @@ class Survey:
         channels: 1 where all that were looked at are grey, else 3.
         side: the shorter side, the median of those that were looked at.
         own_held_out: the source has a test set of its own.
+        sizes: training images of each class, by its name.
     """
 
     channels: int
     side: int
     own_held_out: bool
+    sizes: dict[str, int]
 
 
 def survey(path: Path) -> Survey:
@@ -117,12 +119,16 @@ def survey(path: Path) -> Survey:
         source = open_source(path, SourceOptions(), Path(work))
         if len(source) == 0:
             raise UserError("holds no images", str(path))
-        own = source.own_held_out is not None
+        held_out = source.own_held_out
+        labels = source.labels if held_out is None else source.labels[~held_out]
+        names = source.class_names
+        sizes = dict(zip(names, np.bincount(labels, minlength=len(names)).tolist(), strict=True))
+        own = held_out is not None
         if source.shape is not None:
-            return Survey(source.shape[0], min(source.shape[1:]), own)
+            return Survey(source.shape[0], min(source.shape[1:]), own, sizes)
         readable = _readable(source)
         grey = all(is_grey(image) for image, _ in readable)
-        return Survey(1 if grey else 3, median_low(min(size) for _, size in readable), own)
+        return Survey(1 if grey else 3, median_low(min(size) for _, size in readable), own, sizes)
 
 
 def _readable(source: Source) -> list[tuple[Image.Image, tuple[int, int]]]:
