@@ -1,5 +1,5 @@
 # make demo   environment, install, the whole job on the embedded data, a report
-# make test   environment, install, the tests
+# make test   environment, install, the tests; those of diffusers and ONNX are skipped (CI's job "extras" runs them)
 # make lint   ruff and mypy
 # make docs   the site, in build/site, and what its search finds
 # make notebooks   run docs/notebooks in Jupyter, at full size

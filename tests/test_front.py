@@ -166,6 +166,13 @@ def test_tuning_needs_a_trained_model() -> None:
         tune(Net(), "digits", images=128)
 
 
+@pytest.mark.parametrize("network", [Net, None, 3])
+def test_what_is_no_network_is_named(network: object) -> None:
+    seen = network.__name__ if isinstance(network, type) else type(network).__name__
+    with pytest.raises(UserError, match=f"network: {seen} is no network"):
+        train(network, "digits", images=64)
+
+
 def test_tensors_train_as_the_set_they_were_taken_from() -> None:
     split = digits().train
     own = as_split(split.images, split.labels)

@@ -183,6 +183,10 @@ def _first(
     if isinstance(model, nn.Module):
         classes = len(data.train.class_names) if _conditional(conditional, None, data) else 0
         return wrap(copy.deepcopy(model), data.train.image_shape, classes), None
+    if not isinstance(model, str | Mapping):
+        seen = model.__name__ if isinstance(model, type) else type(model).__name__
+        remedy = f"give {seen}()" if isinstance(model, type) else 'give a name such as "mlp", or an nn.Module'
+        raise UserError(f"{seen} is no network", "network", remedy)
     return None, {"kind": model} if isinstance(model, str) else dict(model)
 
 

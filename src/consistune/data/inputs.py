@@ -1,5 +1,6 @@
 """Images from Python: a folder's name, tensors, arrays, a Dataset → a `DataSplit`. Nothing is guessed."""
 
+import operator
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -72,7 +73,7 @@ def _image_set(
     if isinstance(data, ImageSet):
         return data
     if isinstance(data, np.ndarray):
-        data = torch.from_numpy(data)
+        data = _tensor(data, "images [N, C, H, W]", WHERE)
     if not isinstance(data, Tensor):
         if labels is not None:
             raise UserError("a Dataset brings its own labels", "labels", "leave labels out")
@@ -111,17 +112,29 @@ def _pixels(images: Tensor, value_range: Any) -> Tensor:
             "value_range",
             "give value_range=(-1, 1), (0, 1) or (0, 255)",
         )
-    bottom, top = value_range
+    try:
+        bottom, top = map(float, value_range)
+    except (TypeError, ValueError) as error:
+        raise UserError("is no pair (low, high)", f"value_range={value_range!r}", "give (0, 1)") from error
     if not (bottom < top and bottom <= low and high <= top):  # also NaN
         raise UserError(f"the images have values {low:.4g} … {high:.4g}", f"value_range={value_range}")
     return quantise((images - bottom) * (2 / (top - bottom)) - 1)
+
+
+def _tensor(values: Any, needed: str, where: str) -> Tensor:
+    """Raises UserError for what is no array of numbers, such as words."""
+    try:
+        return torch.as_tensor(values)
+    except (TypeError, ValueError, RuntimeError) as error:
+        seen = getattr(values, "dtype", type(values).__name__)
+        raise UserError(f"{needed} are needed, {seen} is given", where) from error
 
 
 def _labels(labels: Any, count: int) -> Tensor:
     """int64 labels [count]; None: all 0. Raises UserError where they do not fit."""
     if labels is None:
         return torch.zeros(count, dtype=torch.long)
-    found = torch.as_tensor(labels).detach().cpu()
+    found = _tensor(labels, f"integers [{count}]", "labels").detach().cpu()
     if found.shape != (count,):
         raise UserError(f"{count} images need labels [{count}], {list(found.shape)} is given", "labels")
     if found.is_floating_point() or found.dtype == torch.bool:
@@ -135,6 +148,9 @@ def _labels(labels: Any, count: int) -> Tensor:
 
 def _read_dataset(data: Any, value_range: Any) -> tuple[Tensor, list[int] | None, Sequence[str] | None]:
     """All items of a Dataset: uint8 images, labels or None, and the classes' names where it knows them."""
+    if isinstance(data, Mapping):
+        parts = ", ".join(map(str, data))
+        raise UserError(f"is a collection of {parts}", WHERE, "give one of them; held_out= takes another")
     if not (hasattr(data, "__len__") and hasattr(data, "__getitem__")):
         raise UserError(
             f"{type(data).__name__} is no set of images", WHERE, "give a folder, a tensor or a Dataset"
@@ -153,11 +169,19 @@ def _read_dataset(data: Any, value_range: Any) -> tuple[Tensor, list[int] | None
                 "consistune data prepare crops and resizes",
             )
         images.append(pixels)
-        labels.append(label)
+        labels.append(None if label is None else _label(label, index))
     unlabelled = [index for index, label in enumerate(labels) if label is None]
     if unlabelled and len(unlabelled) < len(labels):
         raise UserError(f"item {unlabelled[0]} has no label, others have one", WHERE)
-    return torch.stack(images), None if unlabelled else [int(label) for label in labels], _names(data)
+    return torch.stack(images), None if unlabelled else labels, _names(data)
+
+
+def _label(label: Any, index: int) -> int:
+    """The integer that an item has as its label."""
+    try:
+        return operator.index(label)
+    except (TypeError, ValueError) as error:
+        raise UserError(f"item {index} has the label {label!r}", WHERE, "give integers from 0 on") from error
 
 
 def _names(data: Any) -> Sequence[str] | None:
