@@ -122,7 +122,7 @@ def test_the_demo_in_colour(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     assert max(by_class) < 1e-6  # the references are the latents that were trained on
     text = page.read_text(encoding="utf-8")
     assert Page(text).count["img"] == 6
-    assert "was trained on 21 of emoji of 64×64 pixels (Noto Emoji, Apache-2.0" in " ".join(text.split())
+    assert "was trained on 21 images, emoji of 64×64 pixels (Noto Emoji, Apache-2.0" in " ".join(text.split())
     assert any(f'<td data-head="Accuracy">{row["accuracy"]:.1%}' in text for row in results["rows"])
 
 
