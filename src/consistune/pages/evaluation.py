@@ -59,7 +59,8 @@ def evaluation_page(
         "evaluation.html",
         results=results,
         speed_up=speed_up(results),
-        verdict=verdict(results),
+        verdict=verdict(results)[len(rows) :],  # the lines before it are in the table
+        real=any(row["kind"] == REAL for row in results.get("anchors", [])),
         measures=_table(rows),
         search=results["search"] and search_plot(results["search"]),
         samples=[Picture(name, grid_png(images, COLUMNS)) for name, images in samples.items()],
