@@ -374,7 +374,11 @@ def kill_and_resume() -> str:
 
 TABLES: dict[str, dict[str, Callable[[], str]]] = {
     "digits.md": {"search": lambda: digits_table("search"), "end": lambda: digits_table("end")},
-    "results/methods-compared.md": {"digits": methods},
+    "results/emoji64-latents.md": {"emoji64": lambda: of_study("emoji64_latents", "run", "norm")},
+    "results/methods-compared.md": {
+        "digits": methods,
+        "family": lambda: of_study("family", "recipe", "estimator", "norm", "rate"),
+    },
     "results/mnist10k.md": {"mnist10k": mnist10k},
     "results/levers-tables.md": {
         "levers": levers,
