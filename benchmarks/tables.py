@@ -104,9 +104,6 @@ def of_study(name: str, *factors: str) -> str:
     return of_groups(factors, list(groups.items()))
 
 
-# docs/digits.md
-
-
 def digits_groups(name: str) -> Groups:
     """The runs of a set of digits_seeds, by rate (search) or cap (end) and target."""
     key = {"search": "optimizer.lr", "end": "pairs.gap.max_ratio"}[name]
@@ -135,9 +132,6 @@ def digits_plots() -> None:
     plot("digits-search.svg", "1 step, mean of three seeds", middle)
     caps = {f"{target}, cap {cap}": runs for (cap, target), runs in end.items()}
     plot("digits-end.svg", "1 step, twice the budget", caps)
-
-
-# docs/results/methods-compared.md, docs/results/mnist10k.md
 
 
 def methods() -> str:
@@ -177,9 +171,6 @@ def mnist10k() -> str:
 
 def _frechet(measures: Row) -> float:
     return float(measures.get("frechet", measures.get(KEYS[0])))
-
-
-# docs/results/levers-tables.md
 
 
 def levers() -> str:
@@ -275,9 +266,6 @@ def error_ends() -> str:
     return markdown(["run", "after stage", *(f"t = {row['t']:g}" for row in first)], rows)
 
 
-# docs/performance.md
-
-
 def training_steps() -> str:
     rows = []
     for key, entry in read("training_step").items():
@@ -353,9 +341,6 @@ def startup() -> str:
         seconds = f"{timing['median']:.2f} {least_to_greatest(timing['seconds'])}"
         rows.append([f"`{name.replace('sct ', 'consistune ', 1)}`", seconds, ", ".join(parts)])
     return markdown(["", "seconds", "of it, imports"], rows)
-
-
-# docs/long-runs.md
 
 
 def kill_and_resume() -> str:
