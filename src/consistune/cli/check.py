@@ -100,18 +100,21 @@ def _table(verdict: "Verdict") -> Any:
 
     Of the losses at single noise levels, those that left their band.
     """
-    from rich.table import Table
+    from rich.table import Column, Table
     from rich.text import Text
+
+    from consistune.training.metrics_file import EVALUATION
 
     expected = verdict.compared.expected
     assert expected is not None
     parts = [share * len(next(iter(verdict.curves.values()))) // 100 - 1 for share in SHARES]
-    table = Table("", *(f"{share} %" for share in SHARES), box=None, pad_edge=False, header_style="")
+    figures = Column(overflow="fold", min_width=24)
+    table = Table(figures, *(f"{share} %" for share in SHARES), box=None, pad_edge=False, header_style="")
     left = {one.figure for one in verdict.left}
     common = expected.curves.keys() & verdict.curves.keys()
     for figure in sorted(name for name in common if name in left or not name.startswith("loss/")):
         bands, values = expected.bands(figure), verdict.curves[figure]
-        own, range_ = [Text(figure)], [Text("  expected", style="dim")]
+        own, range_ = [Text(figure.removeprefix(EVALUATION))], [Text("  expected", style="dim")]
         for part in parts:
             value, band = values[part], bands[part]
             outside = value is not None and band is not None and abs(band.excess(value)) > 1
