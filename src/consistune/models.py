@@ -53,7 +53,12 @@ def load(
         if network is not None:
             raise UserError("a checkpoint's network is built from its file", "network", "leave it out")
         return load_checkpoint(path).to(device)
-    return store.load(find(path), device, network, verify)
+    found = find(path)
+    if not found.exists():
+        names = ", ".join(sorted(folder.name for folder in BOX.glob("*/")))
+        remedy = f"give the folder of a model or a run, or the name of a built-in one: {names}"
+        raise UserError("no such model folder", str(path), remedy)
+    return store.load(found, device, network, verify)
 
 
 def find(path: str | Path) -> Path:
