@@ -48,9 +48,13 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(create, "SAMPLES", 32)
     small = {"kind": "mlp", "width": 32, "blocks": 1, "expansion": 2, "embedding": 16}
     monkeypatch.setattr(create, "network", lambda _: small)
-    fresh = ImageClassifier((3, 16, 16), 3).eval()  # of few features, which are measured at once
+
+    def fresh(data: ImageSet, _: object) -> ImageClassifier:  # of few features, which are measured at once
+        channels, height, width = data.images.shape[1:]
+        return ImageClassifier((channels, height, width), 3).eval()
+
     monkeypatch.setattr(scores, "default_features", lambda _: "classifier")
-    monkeypatch.setattr(scores, "classifier_of", lambda images, device: fresh)
+    monkeypatch.setattr(scores, "classifier_of", fresh)
 
 
 def run(*words: str) -> tuple[int, str]:

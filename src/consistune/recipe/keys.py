@@ -102,6 +102,7 @@ MEANINGS: dict[str, str] = {
     "sigma_min": "the lowest noise level",
     "sigma_max": "the highest noise level",
     "noise_scale": "factor of the noise level that the network is given",
+    "prediction": "what the network predicts: the noise ε, or the velocity v",
     "M": "noise levels of the original discrete process",
     "epsilon_t": "the least time of the process",
     "C_1": "least ratio of neighbouring ᾱ",
