@@ -121,6 +121,27 @@ def test_a_hostile_pickle_is_not_executed(tmp_path: Path) -> None:
     assert not (tmp_path / "boom").exists()
 
 
+def test_every_damaged_byte_of_a_packed_file_is_answered_in_a_line(counting, tmp_path: Path) -> None:
+    extractor, _ = counting
+    path = tmp_path / "packed.npz"
+    mean = np.linspace(0, 1, 6)
+    np.savez_compressed(
+        path,
+        mu=mean,
+        sigma=np.eye(6),
+        arr_0=IMAGES.div(64, rounding_mode="floor").permute(0, 2, 3, 1).numpy(),
+    )
+    sound, refused = path.read_bytes(), 0
+    for place in range(0, len(sound), 7):
+        path.write_bytes(sound[:place] + bytes([sound[place] ^ 0x41]) + sound[place + 1 :])
+        for read in (lambda: read_reference(path, extractor), lambda: read_samples(path)):
+            try:
+                read()
+            except UserError:
+                refused += 1
+    assert refused > 30
+
+
 @pytest.mark.parametrize(
     ("arrays", "complaint"),
     [

@@ -4,7 +4,6 @@ import hashlib
 import json
 import sys
 import tempfile
-import zipfile
 from dataclasses import dataclass, replace
 from functools import cache as once
 from pathlib import Path
@@ -22,6 +21,7 @@ from consistune.metrics.neighbours import NEIGHBOURS, radii
 from consistune.pickles.arrays import read_arrays
 from consistune.system.files import atomic_file
 from consistune.system.host import variable
+from consistune.system.zipped import DAMAGED
 
 KEPT_ROWS = 10_000
 """Rows of each side in metrics of pairs (neighbours, kernel distance): work and memory grow with the square
@@ -225,7 +225,7 @@ def arrays_in(path: Path) -> set[str]:
     try:
         with np.load(path, allow_pickle=False) as archive:
             return set(archive.files)
-    except (OSError, ValueError, zipfile.BadZipFile) as error:
+    except DAMAGED as error:
         raise UserError(f"cannot be read ({error})", str(path), "give a .npz file") from error
 
 
@@ -249,7 +249,7 @@ def read_reference(path: Path, extractor: Extractor) -> ReferenceStatistics:
         try:
             with np.load(path, allow_pickle=False) as archive:
                 arrays = {key: archive[key] for key in ("mu", "sigma", *FACTS) if key in archive}
-        except (OSError, ValueError, zipfile.BadZipFile) as error:
+        except DAMAGED as error:
             raise UserError(f"cannot be read ({error})", str(path), "give a .npz or a .pkl") from error
     return _from_arrays(arrays, str(path))
 
@@ -289,7 +289,7 @@ def read_samples(path: Path) -> tuple[Tensor, Tensor | None]:
             pixels = archive["arr_0"]
             name = next((name for name in ("arr_1", "labels", "label") if name in archive), "")
             labels = archive[name] if name else None
-    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+    except (KeyError, *DAMAGED) as error:
         raise UserError(
             f"is not a batch of images ({error})", str(path), "arr_0 is uint8 [n, H, W, C]"
         ) from error

@@ -4,7 +4,10 @@ Format: PKWARE's APPNOTE 6.3, §4.3. The callers decide which entries they refus
 """
 
 import encodings.cp437  # noqa: F401 - loaded here, so that no file's names make Python import it
+import lzma
 import struct
+import zipfile
+import zlib
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -13,6 +16,11 @@ DIRECTORY, LOCAL = b"PK\x01\x02", b"PK\x03\x04"
 MAX_COMMENT = 1 << 16
 FULL32 = 0xFFFFFFFF
 STORED, DEFLATED, ENCRYPTED, UTF8 = 0, 8, 1, 1 << 11
+DAMAGED = (
+    ValueError, OSError, EOFError, zipfile.BadZipFile, NotImplementedError, RuntimeError,
+    zlib.error, lzma.LZMAError, struct.error,
+)  # fmt: skip
+"""What zipfile raises for a damaged, encrypted or unknown member."""
 
 
 class Entry(NamedTuple):

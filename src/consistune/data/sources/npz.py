@@ -1,13 +1,10 @@
 """npy and npz files: their arrays located, never unpickled."""
 
 import io
-import lzma
 import math
 import os
 import shutil
-import struct
 import zipfile
-import zlib
 from pathlib import Path
 from typing import IO, Any
 
@@ -20,17 +17,13 @@ from consistune.data.sources.labels import UNLABELLED, Numbered, brief, number_a
 from consistune.errors import UserError
 from consistune.system import zipped
 from consistune.system.files import atomic_file, check_room
+from consistune.system.zipped import DAMAGED
 
 LABELS = ("labels", "label", "arr_1")
 """An array of labels has one of these names."""
 MAX_LABELS_BYTES = 1 << 27
 MAX_NPY_HEADER = 10_000
 MAX_START = MAX_NPY_HEADER + 12
-DAMAGED = (
-    ValueError, OSError, EOFError, zipfile.BadZipFile, NotImplementedError, RuntimeError,
-    zlib.error, lzma.LZMAError, struct.error,
-)  # fmt: skip
-"""What zipfile raises for a damaged, encrypted or unknown member."""
 
 
 def npy_header(start: bytes, where: str) -> tuple[tuple[int, ...], np.dtype[Any], bool, int]:
