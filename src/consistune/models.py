@@ -53,12 +53,14 @@ def load(
         if network is not None:
             raise UserError("a checkpoint's network is built from its file", "network", "leave it out")
         return load_checkpoint(path).to(device)
-    found = find(path)
-    if not found.exists():
+    try:
+        return store.load(find(path), device, network, verify)
+    except UserError as error:
+        if find(path).exists() or len(Path(path).parts) > 1:  # not a name
+            raise
         names = ", ".join(sorted(folder.name for folder in BOX.glob("*/")))
         remedy = f"give the folder of a model or a run, or the name of a built-in one: {names}"
-        raise UserError("no such model folder", str(path), remedy)
-    return store.load(found, device, network, verify)
+        raise UserError(error.what, str(path), remedy) from error
 
 
 def find(path: str | Path) -> Path:
