@@ -85,7 +85,13 @@ class StudyFile(Strict):
 
 
 def read_study(name: str) -> StudyFile:
+    """The study of that name. Raises ValueError for a run with a word that its factor does not have."""
     study: StudyFile = checked(TypeAdapter(StudyFile), HERE / "studies" / f"{name}.yaml")
+    for line in study.runs:
+        for factor, words in line.of.items():
+            for word in [words] if isinstance(words, str) else words:
+                if word not in study.factors[factor]:
+                    raise ValueError(f"{name}: {factor} has no {word!r}, only {list(study.factors[factor])}")
     return study
 
 
