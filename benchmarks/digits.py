@@ -90,9 +90,15 @@ def read_study(name: str) -> StudyFile:
     for line in study.runs:
         for factor, words in line.of.items():
             for word in [words] if isinstance(words, str) else words:
-                if word not in study.factors[factor]:
-                    raise ValueError(f"{name}: {factor} has no {word!r}, only {list(study.factors[factor])}")
+                check_word(study, factor, word)
     return study
+
+
+def check_word(study: StudyFile, factor: str, word: str) -> None:
+    """Raises ValueError for a factor that the study lacks, or a word that the factor lacks."""
+    known = study.factors.get(factor, study.factors)
+    if known is study.factors or word not in known:
+        raise ValueError(f"{study.title}: {factor}={word} is not among {', '.join(known)}")
 
 
 def overrides_of(study: StudyFile, row: Row) -> tuple[str, ...]:
@@ -244,6 +250,8 @@ def main() -> None:
     torch.set_num_threads(arguments.threads)
     study = read_study(arguments.study)
     only = dict(each.split("=", 1) for each in arguments.only)
+    for factor, word in only.items():
+        check_word(study, factor, word)
     with Screen() as screen:
         harness = Study(arguments.work, study.data, "cpu", screen, settings=study.scale)
         path = HERE / "results" / f"{arguments.study}.json"

@@ -32,6 +32,21 @@ def script(monkeypatch):
     return digits
 
 
+def test_a_word_that_its_factor_lacks_is_refused(script, tmp_path: Path, monkeypatch) -> None:
+    study = (BENCHMARKS / "studies" / "family.yaml").read_text(encoding="utf-8")
+    (tmp_path / "studies").mkdir()
+    # Unquoted it is a number, and no run's word.
+    (tmp_path / "studies" / "other.yaml").write_text(study.replace('"5e-4": [', "5e-4: ["))
+    monkeypatch.setattr(script, "HERE", tmp_path)
+    with pytest.raises(ValueError, match="rate=5e-4 is not among"):
+        script.read_study("other")
+    monkeypatch.undo()
+    for wrong in ("rate=7", "colour=5e-4"):
+        monkeypatch.setattr("sys.argv", ["digits.py", "family", "--only", wrong])
+        with pytest.raises(ValueError, match=f"{wrong} is not among"):
+            script.main()
+
+
 @pytest.mark.parametrize("name", STUDIES)
 def test_the_recipe_of_every_run_resolves(name: str, script) -> None:
     study = script.read_study(name)

@@ -153,8 +153,8 @@ def _check_effects(
     search: str | None, search_samples: int | None, x_flip: bool, reference: Path | None
 ) -> None:
     """Raises UserError for an option that would have no effect beside the others."""
-    if search_samples is not None and search is None:
-        raise UserError("has no effect without --search", "--search-samples", "leave it out")
+    if search is None:
+        options.check_no_effect({"--search-samples": search_samples}, "--search", "add --search mid-t")
     if x_flip and reference is not None:
         raise UserError("has no effect on a file of moments", "--x-flip", "leave it out")
 

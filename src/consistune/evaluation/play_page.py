@@ -11,6 +11,7 @@ from typing import Any
 
 from consistune.errors import UserError
 from consistune.evaluation.play import MOST_PICTURES, MOST_SEED, STRONGEST, Playground, Wish
+from consistune.pages.page import counted
 
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read when gradio is imported
 import gradio
@@ -201,5 +202,5 @@ def _about(game: Playground) -> str:
     shape = "×".join(map(str, game.picture_shape[1:]))
     kind = "diffusion model" if game.model.card.is_diffusion else "one-step model"
     took = 1000 * game.latency()
-    steps = f"{game.usual_steps} step{'s' if game.usual_steps > 1 else ''}"
+    steps = counted(game.usual_steps, "step")
     return f"{shape} pixels, {kind}, on {game.device}: **one picture in {steps} takes {took:,.0f} ms**."
