@@ -96,3 +96,32 @@ def test_clipped_activations_have_both_derivatives() -> None:
     _, slope = torch.func.jvp(lambda x: clipped(x, 1.0), (x.detach(),), (torch.ones(4),))
     assert torch.equal(slope, inside)
     assert torch.equal(torch.func.grad(lambda x: clipped(x, 1.0).sum())(x.detach()), inside)
+
+
+@pytest.mark.parametrize("name", ["patch-unet", "edm2"])
+def test_a_jacobian_without_gradients_is_that_with_gradients(name) -> None:
+    """jacfwd maps a derivative over directions (vmap); without gradients the layers have their own formulas."""
+    model = made(name).eval()
+    x, sigma, *_ = point(model)
+
+    def value(scale: Tensor) -> Tensor:
+        return model(x * scale[0], sigma * scale[1])
+
+    expected = torch.func.jacfwd(value)(torch.ones(2, dtype=torch.float64))
+    with torch.no_grad():
+        slopes = torch.func.jacfwd(value)(torch.ones(2, dtype=torch.float64))
+    torch.testing.assert_close(slopes, expected, rtol=0, atol=1e-12 * float(expected.abs().max()))
+
+
+def test_a_derivative_along_weights_needs_gradients() -> None:
+    model = made("patch-unet").eval()
+    x, sigma, *_ = point(model)
+    weights = {name: weight.detach() for name, weight in model.named_parameters()}
+
+    def value(weights: dict[str, Tensor]) -> Tensor:
+        return torch.func.functional_call(model, weights, (x, sigma))
+
+    _, slope = torch.func.jvp(value, (weights,), (weights,))
+    assert slope.abs().max() > 0
+    with torch.no_grad(), pytest.raises(NotImplementedError, match="enable_grad"):
+        torch.func.jvp(value, (weights,), (weights,))

@@ -3,10 +3,10 @@
 import math
 
 from torch import Tensor, nn
-from torch.nn.functional import silu
 
 from consistune.nn.blocks import BlockStyle, ResidualBlock
 from consistune.nn.layers import Conv2d, GroupNorm, Init, Linear, PositionalEmbedding
+from consistune.nn.tangents import silu
 from consistune.nn.unet import UNet, layout, recorded
 
 INIT = Init("kaiming_uniform", weight=math.sqrt(1 / 3), bias=math.sqrt(1 / 3))

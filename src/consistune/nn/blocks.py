@@ -3,10 +3,10 @@
 from dataclasses import dataclass
 
 from torch import Tensor, nn
-from torch.nn.functional import silu
 
 from consistune.nn.layers import Conv2d, GroupNorm, Init, Linear, Resample, Resampler, attend, split_heads
 from consistune.nn.lean import Dropout, recomputed
+from consistune.nn.tangents import silu
 from consistune.nn.unet import BlockSpec
 
 

@@ -16,15 +16,13 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import (
     avg_pool2d,
-    conv2d,
     conv_transpose2d,
-    group_norm,
     interpolate,
-    linear,
     scaled_dot_product_attention,
 )
 
 from consistune.nn.lean import transformed
+from consistune.nn.tangents import conv2d, group_norm, linear
 
 Resample = Literal["keep", "up", "down", "down-after"]
 """down-after: the convolution first, at the high resolution, then the filter."""

@@ -5,10 +5,10 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import linear, silu
 
 from consistune.nn.layers import Product, fresh
 from consistune.nn.lean import recomputed, transformed
+from consistune.nn.tangents import linear, silu
 
 EPS = 1e-4
 

@@ -6,10 +6,11 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import pixel_shuffle, pixel_unshuffle, silu
+from torch.nn.functional import pixel_shuffle, pixel_unshuffle
 
 from consistune.nn.blocks import BlockStyle, ResidualBlock
 from consistune.nn.layers import Conv2d, GroupNorm, Init, cos_sin
+from consistune.nn.tangents import silu
 from consistune.nn.unet import RawNetwork, recorded
 
 

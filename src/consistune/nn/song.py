@@ -6,7 +6,6 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import silu
 
 from consistune.nn.blocks import BlockStyle, ResidualBlock
 from consistune.nn.layers import (
@@ -18,6 +17,7 @@ from consistune.nn.layers import (
     PositionalEmbedding,
     Resampler,
 )
+from consistune.nn.tangents import silu
 from consistune.nn.unet import BlockSpec, UNet, layout, recorded
 
 INIT = Init("xavier_uniform")
