@@ -100,6 +100,7 @@ class Trainer:
         """`processes` decide the device where they are given. Raises UserError for unfit options."""
         self.processes = processes or Processes(torch.device(device))
         self.device = self.processes.device
+        refuse_without_effect(options, model, self.processes)
         options = options.on(self.device)
         self.objective, self.data, self.options = objective, data.resident(self.device), options
         if options.batch % self.processes.count:
@@ -111,7 +112,7 @@ class Trainer:
         where = "start_from" if origin is None else origin.path
         check_finite(model, where, "start from a model whose training did not diverge")
         self.model = model.to(self.device).train().requires_grad_(True)
-        self.sharded = options.shard and self.processes.count > 1
+        self.sharded = options.shard
         if options.channels_last and not self.sharded:  # FSDP2 takes no such weights
             self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.model.card = model.card.trained(objective, data, conditional=model.num_classes > 0)
@@ -326,6 +327,16 @@ def flipped(batch: Batch, generator: torch.Generator) -> Batch:
     """Every other image mirrored left to right, at random."""
     flip = torch.rand(len(batch), generator=generator, device=generator.device) < 0.5
     return replace(batch, x_0=torch.where(flip[:, None, None, None], batch.x_0.flip(-1), batch.x_0))
+
+
+def refuse_without_effect(options: TrainOptions, model: nn.Module, processes: Processes) -> None:
+    """Raises UserError for an option that would change nothing for this network or one process."""
+    if options.channels_last and not any(p.ndim == 4 for p in model.parameters()):
+        what = "the network has no convolution, whose weights could lie channels last"
+        raise UserError(what, "train.channels_last", "leave it out")
+    if options.shard and processes.count == 1:
+        what = "a run of one process has nothing to split"
+        raise UserError(what, "train.shard", "leave it out, or start several processes with torchrun")
 
 
 def prepare_network(network: nn.Module, options: TrainOptions) -> None:
