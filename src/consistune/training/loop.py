@@ -329,8 +329,13 @@ def flipped(batch: Batch, generator: torch.Generator) -> Batch:
     return replace(batch, x_0=torch.where(flip[:, None, None, None], batch.x_0.flip(-1), batch.x_0))
 
 
-def refuse_without_effect(options: TrainOptions, model: nn.Module, processes: Processes) -> None:
+def refuse_without_effect(options: TrainOptions, model: Preconditioned, processes: Processes) -> None:
     """Raises UserError for an option that would change nothing for this network or one process."""
+    choice, network = options.precision, model.network
+    word = choice.first if isinstance(choice, UntilRatio) else choice
+    if word == "bf16-inner" and not hasattr(network, "outer_layers"):
+        what = f"{type(network).__name__} has no outer layers that could stay in fp32"
+        raise UserError(what, "train.precision=bf16-inner", "use bf16")
     if options.channels_last and not any(p.ndim == 4 for p in model.parameters()):
         what = "the network has no convolution, whose weights could lie channels last"
         raise UserError(what, "train.channels_last", "leave it out")
