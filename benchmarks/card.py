@@ -63,13 +63,14 @@ REHEARSAL_PATIENCE = 4
 SHORTEST_S = 5.0
 """A stage with less time than this is not begun."""
 STAGES = (
-    Stage("ceilings", 40),
-    Stage("train", 125),
-    Stage("posterior", 40),
-    Stage("tests", 60),
-    Stage("sampling", 60),
-    Stage("steps", 75),
-    Stage("run", 240, least=150),
+    Stage("ceilings", 30),
+    Stage("train", 165),
+    Stage("posterior", 30),
+    Stage("tests", 50),
+    Stage("sampling", 50),
+    Stage("graphs", 45),
+    Stage("steps", 60),
+    Stage("run", 240, least=190),
 )
 """In order of worth; `prepare` runs beside them, because it needs no card."""
 
@@ -120,7 +121,7 @@ class Kit:
             self._collect(stage.name, {"status": "no time left"})
             return
         print(f"{stage.name}: up to {limit:.0f} s", flush=True)
-        rate = median_rate(self.record, "SCT, bf16, compiled")
+        rate = median_rate(self.record, "eager", "ECT, bf16")
         setting = Setting(*list(vars(self.setting).values())[:4], limit, rate)
         began, status = time.monotonic(), "done"
         process = self._start(stage.name, setting)
@@ -218,9 +219,9 @@ def _check_carried(carried: Path) -> None:
         )
 
 
-def median_rate(record: Record, name: str) -> float | None:
-    """Images a second of one of the stage `train`'s steps."""
-    times = record["stages"].get("train", {}).get("parts", {}).get("compiled", {}).get("times", {})
+def median_rate(record: Record, part: str, name: str) -> float | None:
+    """Images a second of one of the stage `train`'s steps, in a part of it."""
+    times = record["stages"].get("train", {}).get("parts", {}).get(part, {}).get("times", {})
     rate: float | None = times.get(name, {}).get("images a second")
     return rate
 

@@ -167,6 +167,7 @@ def test_checkpointing_computes_again_what_it_did_not_keep(
         ("mlp", "checkpointing", "no blocks to checkpoint"),
         ("mlp", "channels_last", "no convolution"),
         ("song", "shard", "one process has nothing to split"),
+        ("mlp", "compile=graphs", "the device is cpu"),
         ("mlp", "precision=bf16-inner", "no outer layers"),
         ("mlp", "precision={until_ratio: 0.9, first: bf16-inner}", "no outer layers"),
     ],

@@ -32,6 +32,7 @@ from consistune.training.optim import Optimizer
 from consistune.training.options import TrainOptions
 from consistune.training.order import EpochOrder, Stream, TrainingData
 from consistune.training.precision import Precision, UntilRatio, Word
+from consistune.training.prepare import prepare_network, refuse_without_effect
 from consistune.training.soundness import Soundness
 
 
@@ -190,6 +191,8 @@ class Trainer:
             for model in self._networks():
                 self.precision.prepare(model)
         self.optimizer.zero_grad(set_to_none=True)
+        if self.options.compile == "graphs":  # nothing of the last step's graphs is read any more
+            torch.compiler.cudagraph_mark_step_begin()  # type: ignore[no-untyped-call]
         draws = self._draw()
         losses = [self._backward(draws, part) for part in self._parts()]
         loss, by_time, stopping = self._reduced(torch.cat(losses), draws.times.t, stop)
@@ -327,43 +330,3 @@ def flipped(batch: Batch, generator: torch.Generator) -> Batch:
     """Every other image mirrored left to right, at random."""
     flip = torch.rand(len(batch), generator=generator, device=generator.device) < 0.5
     return replace(batch, x_0=torch.where(flip[:, None, None, None], batch.x_0.flip(-1), batch.x_0))
-
-
-def refuse_without_effect(options: TrainOptions, model: Preconditioned, processes: Processes) -> None:
-    """Raises UserError for an option that would change nothing for this network or one process."""
-    choice, network = options.precision, model.network
-    word = choice.first if isinstance(choice, UntilRatio) else choice
-    if word == "bf16-inner" and not hasattr(network, "outer_layers"):
-        what = f"{type(network).__name__} has no outer layers that could stay in fp32"
-        raise UserError(what, "train.precision=bf16-inner", "use bf16")
-    if options.channels_last and not any(p.ndim == 4 for p in model.parameters()):
-        what = "the network has no convolution, whose weights could lie channels last"
-        raise UserError(what, "train.channels_last", "leave it out")
-    if options.shard and processes.count == 1:
-        what = "a run of one process has nothing to split"
-        raise UserError(what, "train.shard", "leave it out, or start several processes with torchrun")
-
-
-def prepare_network(network: nn.Module, options: TrainOptions) -> None:
-    """Activation checkpointing and compilation, in place. Raises UserError where there are no blocks."""
-    if options.checkpointing:
-        if not hasattr(network, "checkpointing"):
-            raise UserError(
-                f"{type(network).__name__} has no blocks to checkpoint", "train.checkpointing", "leave it out"
-            )
-        network.checkpointing = True  # type: ignore[assignment]
-    if options.compile:
-        compile_blocks(network)
-
-
-def compile_blocks(network: nn.Module) -> None:
-    """Compile the forward of each block, or of the whole network where it has none, in place.
-
-    Hooks of a sharded block stay outside of the graph. The masks are the eager generator's, or student and
-    target would not drop out alike.
-    """
-    parts = sharding.blocks(network) or [network]
-    config: Any = torch._dynamo.config
-    config.recompile_limit = max(config.recompile_limit, 8 * len(parts))  # blocks share their code
-    for part in parts:
-        part.forward = torch.compile(part.forward, options={"fallback_random": True})
