@@ -17,6 +17,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tarfile
 import tempfile
 import time
 import traceback
@@ -88,7 +89,7 @@ class Kit:
         self.setting = Setting(self.mode, self.work, self.out.resolve(), archive, 0.0, None)
         self.stages = [stage for stage in STAGES if stage.name in (given.only or [s.name for s in STAGES])]
         self.record: Record = {"mode": self.mode, "when": time.strftime("%Y-%m-%d %H:%M:%S"), "stages": {}}
-        self.environment = environment(self.mode, self.carried)
+        self.environment = environment(self.mode, self.carried and unpacked(self.carried, self.work))
 
     def run(self) -> None:
         """All stages, and the page at the end."""
@@ -196,27 +197,27 @@ class Kit:
             print(f"missing here: {name}; benchmarks/card_wheels.sh fetches what can be carried")
 
 
-def environment(mode: str, carried: Path | None) -> dict[str, str]:
-    """For all programs: where the package lies, and what was carried; on the CPU nothing is compiled."""
-    paths = [ROOT / "src", ROOT, ROOT / "benchmarks"]
-    if carried is not None:
-        _check_carried(carried)
-        paths += [carried / "site", *sorted((carried / "site").glob("*.whl"))]
+def environment(mode: str, site: Path | None) -> dict[str, str]:
+    """For all programs: where the package and the carried modules lie; on the CPU nothing is compiled."""
+    paths = [ROOT / "src", ROOT, ROOT / "benchmarks", *([site] if site else [])]
     more = [os.environ["PYTHONPATH"]] if os.environ.get("PYTHONPATH") else []
     found = {**os.environ, "PYTHONPATH": os.pathsep.join([*map(str, paths), *more])}
     return found if mode == "card" else found | {"TORCHDYNAMO_DISABLE": "1", "OMP_NUM_THREADS": "1"}
 
 
-def _check_carried(carried: Path) -> None:
-    """Ends the program where the carried modules are for another Python."""
-    tag = sys.implementation.cache_tag
-    binaries = list((carried / "site").rglob("*.so"))
-    if not binaries:
+def unpacked(carried: Path, work: Path) -> Path:
+    """The folder of the carried modules. Ends the program where there are none, or for another Python."""
+    archive, site, tag = carried / "site.tar.xz", work / "site", sys.implementation.cache_tag
+    if not archive.is_file():
         raise SystemExit(f"{carried} holds no carried modules: run benchmarks/card_wheels.sh {carried}")
+    with tarfile.open(archive) as modules:
+        modules.extractall(site, filter="data")
+    binaries = list(site.rglob("*.so"))
     if other := next((path.name for path in binaries if tag not in path.name), None):
         raise SystemExit(
             f"{carried}: {other} is for another Python than this {tag}: run card_wheels.sh again"
         )
+    return site
 
 
 def median_rate(record: Record, part: str, name: str) -> float | None:
