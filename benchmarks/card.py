@@ -17,6 +17,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tarfile
 import tempfile
 import time
 import traceback
@@ -63,13 +64,14 @@ REHEARSAL_PATIENCE = 4
 SHORTEST_S = 5.0
 """A stage with less time than this is not begun."""
 STAGES = (
-    Stage("ceilings", 40),
-    Stage("train", 125),
-    Stage("posterior", 40),
-    Stage("tests", 60),
-    Stage("sampling", 60),
-    Stage("steps", 75),
-    Stage("run", 240, least=150),
+    Stage("ceilings", 30),
+    Stage("train", 165),
+    Stage("posterior", 30),
+    Stage("tests", 50),
+    Stage("sampling", 50),
+    Stage("graphs", 45),
+    Stage("steps", 60),
+    Stage("run", 240, least=190),
 )
 """In order of worth; `prepare` runs beside them, because it needs no card."""
 
@@ -87,7 +89,7 @@ class Kit:
         self.setting = Setting(self.mode, self.work, self.out.resolve(), archive, 0.0, None)
         self.stages = [stage for stage in STAGES if stage.name in (given.only or [s.name for s in STAGES])]
         self.record: Record = {"mode": self.mode, "when": time.strftime("%Y-%m-%d %H:%M:%S"), "stages": {}}
-        self.environment = environment(self.mode, self.carried)
+        self.environment = environment(self.mode, self.carried and unpacked(self.carried, self.work))
 
     def run(self) -> None:
         """All stages, and the page at the end."""
@@ -120,7 +122,7 @@ class Kit:
             self._collect(stage.name, {"status": "no time left"})
             return
         print(f"{stage.name}: up to {limit:.0f} s", flush=True)
-        rate = median_rate(self.record, "SCT, bf16, compiled")
+        rate = median_rate(self.record, "eager", "ECT, bf16")
         setting = Setting(*list(vars(self.setting).values())[:4], limit, rate)
         began, status = time.monotonic(), "done"
         process = self._start(stage.name, setting)
@@ -195,32 +197,32 @@ class Kit:
             print(f"missing here: {name}; benchmarks/card_wheels.sh fetches what can be carried")
 
 
-def environment(mode: str, carried: Path | None) -> dict[str, str]:
-    """For all programs: where the package lies, and what was carried; on the CPU nothing is compiled."""
-    paths = [ROOT / "src", ROOT, ROOT / "benchmarks"]
-    if carried is not None:
-        _check_carried(carried)
-        paths += [carried / "site", *sorted((carried / "site").glob("*.whl"))]
+def environment(mode: str, site: Path | None) -> dict[str, str]:
+    """For all programs: where the package and the carried modules lie; on the CPU nothing is compiled."""
+    paths = [ROOT / "src", ROOT, ROOT / "benchmarks", *([site] if site else [])]
     more = [os.environ["PYTHONPATH"]] if os.environ.get("PYTHONPATH") else []
     found = {**os.environ, "PYTHONPATH": os.pathsep.join([*map(str, paths), *more])}
     return found if mode == "card" else found | {"TORCHDYNAMO_DISABLE": "1", "OMP_NUM_THREADS": "1"}
 
 
-def _check_carried(carried: Path) -> None:
-    """Ends the program where the carried modules are for another Python."""
-    tag = sys.implementation.cache_tag
-    binaries = list((carried / "site").rglob("*.so"))
-    if not binaries:
+def unpacked(carried: Path, work: Path) -> Path:
+    """The folder of the carried modules. Ends the program where there are none, or for another Python."""
+    archive, site, tag = carried / "site.tar.xz", work / "site", sys.implementation.cache_tag
+    if not archive.is_file():
         raise SystemExit(f"{carried} holds no carried modules: run benchmarks/card_wheels.sh {carried}")
+    with tarfile.open(archive) as modules:
+        modules.extractall(site, filter="data")
+    binaries = list(site.rglob("*.so"))
     if other := next((path.name for path in binaries if tag not in path.name), None):
         raise SystemExit(
             f"{carried}: {other} is for another Python than this {tag}: run card_wheels.sh again"
         )
+    return site
 
 
-def median_rate(record: Record, name: str) -> float | None:
-    """Images a second of one of the stage `train`'s steps."""
-    times = record["stages"].get("train", {}).get("parts", {}).get("compiled", {}).get("times", {})
+def median_rate(record: Record, part: str, name: str) -> float | None:
+    """Images a second of one of the stage `train`'s steps, in a part of it."""
+    times = record["stages"].get("train", {}).get("parts", {}).get(part, {}).get("times", {})
     rate: float | None = times.get(name, {}).get("images a second")
     return rate
 

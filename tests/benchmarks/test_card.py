@@ -2,9 +2,11 @@
 
 import argparse
 import json
+import os
 import signal
 import subprocess
 import sys
+import tarfile
 import time
 from pathlib import Path
 
@@ -161,12 +163,19 @@ def test_a_log_with_a_repetition_is_no_continued_run(tmp_path) -> None:
 def test_carried_modules_of_another_python_are_refused(tmp_path) -> None:
     import card
 
+    def carry(*names: str) -> None:
+        with tarfile.open(tmp_path / "site.tar.xz", "w:xz") as archive:
+            for name in names:
+                archive.addfile(tarfile.TarInfo(name))
+
     with pytest.raises(SystemExit, match="holds no carried modules"):
-        card.environment("card", tmp_path)
-    (tmp_path / "site").mkdir()
-    (tmp_path / "site" / "_core.cpython-27.so").touch()
+        card.unpacked(tmp_path, tmp_path)
+    carry("carried_module.py", f"_core.{sys.implementation.cache_tag}.so")
+    paths = card.environment("card", card.unpacked(tmp_path, tmp_path))["PYTHONPATH"].split(os.pathsep)
+    assert any((Path(path) / "carried_module.py").is_file() for path in paths)
+    carry("_core.cpython-27.so")
     with pytest.raises(SystemExit, match="for another Python"):
-        card.environment("card", tmp_path)
+        card.unpacked(tmp_path, tmp_path / "again")
 
 
 def test_one_stage_of_the_rehearsal_in_processes_of_its_own(tmp_path) -> None:

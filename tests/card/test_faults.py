@@ -1,5 +1,8 @@
 """Faults of code for a card that no CPU shows: each was there once."""
 
+from collections.abc import Callable
+from typing import Any
+
 import pytest
 import torch
 from torch.distributed.distributed_c10d import BackendConfig
@@ -7,12 +10,16 @@ from torch.distributed.distributed_c10d import BackendConfig
 from consistune.bench.training import plain_step
 from consistune.bench.workload import Workload
 from consistune.core.estimators import OneSample
+from consistune.errors import UserError
 from consistune.metrics.accuracy import count_correct
 from consistune.metrics.classifier import ImageClassifier
 from consistune.nn.layers import GroupNorm
 from consistune.system import processes
+from consistune.training.options import TrainOptions
+from consistune.training.prepare import refuse_without_effect
+from consistune.training.sharding import blocks
 from tests.card.pretended import Card
-from tests.card.runs import NETWORKS, SHAPE, consistency, trainer
+from tests.card.runs import NETWORKS, SHAPE, consistency, model, trainer
 
 pytestmark = [
     pytest.mark.gpu,
@@ -65,6 +72,38 @@ def test_attention_takes_a_fast_kernel(kind: str, word: str, card: Card) -> None
     assert not slow
     if kind in ("song", "edm2"):
         assert card.attention
+
+
+def test_graphs_are_asked_of_every_block_and_freed_once_a_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    events: list[str] = []
+
+    def compiled(function: Callable[..., Any], options: dict[str, Any]) -> Callable[..., Any]:
+        assert options == {"fallback_random": True, "triton.cudagraphs": True}
+
+        def run(*inputs: Any) -> Any:
+            events.append("block")
+            return function(*inputs)
+
+        return run
+
+    monkeypatch.setattr(torch, "compile", compiled)
+    monkeypatch.setattr(torch.compiler, "cudagraph_mark_step_begin", lambda: events.append("step"))
+    plain = trainer(consistency(OneSample()), "song", precision="bf16", microbatch=8)
+    graphed = trainer(consistency(OneSample()), "song", precision="bf16", microbatch=8, compile="graphs")
+    graphed.model.load_state_dict(plain.model.state_dict())
+    losses = [[report.loss for _, report in zip(range(2), t.steps(), strict=False)] for t in (plain, graphed)]
+    assert losses[1] == pytest.approx(losses[0], rel=1e-3)
+    passes = 2 * 2 * len(blocks(graphed.model.network))  # two parts of the batch, student and target
+    assert events == 2 * ["step", *passes * ["block"]]
+
+
+@pytest.mark.parametrize(
+    ("options", "words"), [({"shard": True}, "another place"), ({"checkpointing": True}, "forward passes")]
+)
+def test_graphs_are_refused_where_a_step_cannot_be_replayed(options: dict[str, bool], words: str) -> None:
+    settings = TrainOptions(images=64, compile="graphs", **options)
+    with pytest.raises(UserError, match=words):
+        refuse_without_effect(settings, model("song"), processes.Processes(torch.device("cuda"), 0, 2))
 
 
 def test_channels_last_stays_through_the_norms(card: Card) -> None:

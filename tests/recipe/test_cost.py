@@ -146,8 +146,11 @@ def test_the_dry_run_names_the_batch_for_a_memory(
     assert "have room" not in capsys.readouterr().out
 
 
-@pytest.fixture
-def small_card(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+NO_ROOM = (torch.OutOfMemoryError("no room"), RuntimeError("CUBLAS_STATUS_ALLOC_FAILED in cublasCreate"))
+
+
+@pytest.fixture(params=NO_ROOM, ids=("torch", "cuBLAS"))
+def small_card(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> list[int]:
     """A device on which a step on more than 13 images has no room; the sizes that were tried."""
     tried: list[int] = []
     step = Trainer._step
@@ -155,7 +158,7 @@ def small_card(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     def limited(self: Trainer, stop: bool) -> object:
         tried.append(self.options.batch)
         if (self.options.microbatch or self.options.batch) > 13:
-            raise torch.OutOfMemoryError("no room")
+            raise request.param
         return step(self, stop)
 
     monkeypatch.setattr(Trainer, "_step", limited)
@@ -194,6 +197,12 @@ def test_a_device_without_room_for_one_image_is_refused(
 def test_options_without_effect_are_refused(options: dict, words: str) -> None:
     with pytest.raises(UserError, match=words):
         train("digits-edm", [NETWORK], device="cpu", **options)
+
+
+def test_a_micro_batch_is_found_or_given(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("consistune.cli.train.pick_device", lambda _: torch.device("cuda"))
+    with pytest.raises(UserError, match="leave one of the two out"):
+        train("digits-edm", [NETWORK, "train.microbatch=8"], batch="auto")
 
 
 def test_the_run_keeps_the_micro_batch_that_was_found(

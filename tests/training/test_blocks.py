@@ -9,8 +9,9 @@ import torch
 from consistune.core.noise import EDM
 from consistune.system.processes import Processes
 from consistune.training import sharding
-from consistune.training.loop import StepLoss, compile_blocks
+from consistune.training.loop import StepLoss
 from consistune.training.precision import Precision
+from consistune.training.prepare import compile_blocks
 from tests.card.runs import SHAPE, model
 
 

@@ -1,5 +1,6 @@
 """What networks compute in, and how they are run, changes speed and rounding, not the method or the model."""
 
+import itertools
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -9,12 +10,15 @@ import pytest
 import torch
 from torch import Tensor
 
+from consistune.bench.workload import redraw_weights
 from consistune.core.objectives import Draws, Objective
 from consistune.core.types import Times
 from consistune.errors import UserError
 from consistune.nn import store
+from consistune.nn.layers import Product
 from consistune.nn.precond import Preconditioned
 from consistune.recipe import read_recipe
+from consistune.recipe.cost import estimate
 from consistune.recipe.plan import make_plan
 from consistune.training.loop import Trainer
 from consistune.training.options import CARD_PRECISION, TrainOptions
@@ -29,6 +33,7 @@ NETWORKS = {
     "adm": f"network={{kind: adm, {UNET}, dropout: 0.2}}",
     "edm2": EDM2[:-1] + ", dropout: 0.2}",
 }
+SPLIT = ("train.shard=true",)
 PRECOND = {"edm2": ("precond={kind: edm2, logvar_channels: 0}",)}
 
 
@@ -68,8 +73,10 @@ class Watched(Objective):
         return losses
 
 
-@pytest.mark.parametrize("word", ["bf16", "fp16"])
-@pytest.mark.parametrize("network", sorted(NETWORKS))
+@pytest.mark.parametrize(
+    ("network", "word"),
+    [*itertools.product(sorted(NETWORKS), ("bf16", "fp16")), ("song", "bf16-inner"), ("edm2", "bf16-inner")],
+)
 def test_half_precision_is_near_and_stays_inside_the_networks(network: str, word: str) -> None:
     expected, weights = outcome(make(network))
     trainer = make(network, f"train.precision={word}")
@@ -81,6 +88,28 @@ def test_half_precision_is_near_and_stays_inside_the_networks(network: str, word
     assert losses == pytest.approx(expected, rel=0.02)
     assert {p.dtype for p in trainer.model.parameters()} == {torch.float32}
     assert trainer.averaged.precision == "fp32"
+
+
+@pytest.mark.parametrize("network", ["song", "adm", "edm2", "patch-unet"])
+def test_bf16_inner_leaves_the_outer_layers_in_fp32_and_errs_less(network: str) -> None:
+    trainers = {word: make(network, f"train.precision={word}") for word in ("fp32", "bf16", "bf16-inner")}
+    redraw_weights(trainers["fp32"].model, 0)
+    x, t = torch.randn(8, 1, 8, 8), torch.logspace(-2, 1, 8)
+    outputs = {}
+    for word, trainer in trainers.items():
+        trainer.model.load_state_dict(trainers["fp32"].model.state_dict())
+        passes = trainer.precision.around(trainer.model.eval())
+        with passes.exactly(), torch.no_grad():
+            assert torch.equal(passes(x, t), outputs.get("fp32", passes(x, t)))
+        with torch.no_grad():
+            outputs[word] = passes(x, t)
+    plain, inner = (distance(outputs[word], outputs["fp32"]) for word in ("bf16", "bf16-inner"))
+    assert 0 < inner < 0.9 * plain
+    found: Any = trainers["bf16-inner"].model.network
+    exempt = {m for part in found.outer_layers for m in part.modules()}
+    products = [m for m in found.modules() if isinstance(m, Product)]
+    assert all(m.product_dtype == (None if m in exempt else torch.bfloat16) for m in products)
+    assert 0 < sum(m in exempt for m in products) < len(products)
 
 
 def test_fp16_overflow_is_skipped_halves_the_scale_and_is_remembered() -> None:
@@ -102,7 +131,7 @@ def test_the_gradient_of_fp16_is_reported_and_clipped_without_its_scale() -> Non
     assert reports[1].gradient_norm == pytest.approx(reports[0].gradient_norm, rel=0.01)
 
 
-@pytest.mark.parametrize("network", sorted(NETWORKS))
+@pytest.mark.parametrize("network", sorted(set(NETWORKS) - {"mlp"}))
 def test_channels_last_is_a_memory_format_only(network: str) -> None:
     losses, weights = outcome(make(network))
     trainer = make(network, "train.channels_last=true")
@@ -111,7 +140,7 @@ def test_channels_last_is_a_memory_format_only(network: str) -> None:
     assert distance(others, weights) < 1e-3
     kernels = [p for p in trainer.model.parameters() if p.ndim == 4 and min(p.shape[1:]) > 1]
     assert all(p.is_contiguous(memory_format=torch.channels_last) for p in kernels)
-    assert bool(kernels) == (network in ("song", "adm", "edm2", "patch-unet"))
+    assert kernels
 
 
 @pytest.mark.parametrize("network", ["song", "adm", "edm2"])
@@ -132,9 +161,27 @@ def test_checkpointing_computes_again_what_it_did_not_keep(
     )
 
 
-def test_a_network_without_blocks_is_not_checkpointed() -> None:
-    with pytest.raises(UserError, match="no blocks to checkpoint"):
-        make("mlp", "train.checkpointing=true")
+@pytest.mark.parametrize(
+    ("network", "key", "words"),
+    [
+        ("mlp", "checkpointing", "no blocks to checkpoint"),
+        ("mlp", "channels_last", "no convolution"),
+        ("song", "shard", "one process has nothing to split"),
+        ("mlp", "compile=graphs", "the device is cpu"),
+        ("mlp", "precision=bf16-inner", "no outer layers"),
+        ("mlp", "precision={until_ratio: 0.9, first: bf16-inner}", "no outer layers"),
+    ],
+)
+def test_what_would_have_no_effect_is_refused(network: str, key: str, words: str) -> None:
+    with pytest.raises(UserError, match=words) as refused:
+        make(network, f"train.{key}" if "=" in key else f"train.{key}=true")
+    assert refused.value.where.startswith(f"train.{key.partition('=')[0]}")
+
+
+def test_a_dry_run_plans_for_several_processes() -> None:
+    words = (NETWORKS["edm2"], *SCT, *PRECOND["edm2"])
+    plain, split = (make_plan(read_recipe("digits-sct", (*words, *more))) for more in ((), SPLIT))
+    assert estimate(split).fixed == estimate(plain).fixed
 
 
 @pytest.mark.slow

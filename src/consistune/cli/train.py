@@ -58,6 +58,9 @@ def train(
     folder = out or Path("runs") / Path(recipe).stem
     further = [] if until is None else [f"train.images={until}"]
     resolved = read_recipe(recipe, [*(overrides or []), *further])
+    if batch is not None and resolved.train.microbatch is not None:
+        what = "it finds train.microbatch, which is given"
+        raise UserError(what, "--batch auto", "leave one of the two out")
     if dry_run:
         _print_cost(resolved, folder, device, memory)
     else:

@@ -61,7 +61,7 @@ class Product(nn.Module):
     """A layer whose products may be computed in another dtype than that of its input and output."""
 
     product_dtype: torch.dtype | None = None
-    """None: the dtype of the input. Set by `Preconditioned.precision`."""
+    """None: the dtype of the input. See `set_product_dtype`."""
 
     def convolve(
         self, x: Tensor, weight: Tensor, bias: Tensor | None, padding: int, out: torch.dtype | None = None
@@ -70,6 +70,13 @@ class Product(nn.Module):
         dtype = self.product_dtype or x.dtype
         bias = None if bias is None else bias.to(dtype)
         return conv2d(x.to(dtype), weight.to(dtype), bias, padding=padding).to(out or x.dtype)
+
+
+def set_product_dtype(network: nn.Module, dtype: torch.dtype | None) -> None:
+    """Set what the products of a network, or of a part of it, are computed in; None: the input's dtype."""
+    for module in network.modules():
+        if isinstance(module, Product):
+            module.product_dtype = dtype
 
 
 class Linear(nn.Module):

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from consistune.core.types import Condition, Conditioning, expand
 from consistune.nn.card import ModelCard
-from consistune.nn.layers import Product
+from consistune.nn.layers import set_product_dtype
 
 Precision = Literal["fp32", "bf16", "fp16"]
 """The precision of the network's computation. Parameters, embedding and scalings stay fp32.
@@ -102,9 +102,7 @@ class Preconditioned(nn.Module):
                 f"precision {value!r}: {type(self.network).__name__} computes in {', '.join(known)}"
             )
         self._precision = value
-        for module in self.network.modules():
-            if isinstance(module, Product):
-                module.product_dtype = torch.bfloat16 if value == "bf16" else None
+        set_product_dtype(self.network, torch.bfloat16 if value == "bf16" else None)
 
     @property
     def dtype(self) -> torch.dtype:

@@ -188,6 +188,11 @@ class PatchUNet(Embedded):
         self.leave = Conv2d(widths[0], inner, 3, ZERO)
         self.draw_embeddings()
 
+    @property
+    def outer_layers(self) -> list[nn.Module]:
+        """See `UNet.outer_layers`."""
+        return [self.enter, *self.up[:1], *self.decoder[:1], self.leave]
+
     def forward(
         self, x: Tensor, c_noise: Tensor, one_hot: Tensor | None = None, *, second: Tensor | None = None
     ) -> Tensor:

@@ -118,6 +118,13 @@ class UNet(RawNetwork):
             for i, mult in enumerate(options["channel_mult"])
         ]
 
+    @property
+    def outer_layers(self) -> list[nn.Module]:
+        """The first convolution, the decoder's level of the finest resolution, and what stands behind it."""
+        first = next(iter(self.enc.values()))
+        last = [module for name, module in self.dec.items() if name.startswith(f"{self.levels[0].name}_")]
+        return [first, *last, *(module for name, module in self.named_children() if name == "out_conv")]
+
     def encode(self, x: Tensor, embedding: Tensor) -> list[Tensor]:
         """The output of every module of the encoder; the last one goes on, all are skips."""
         skips: list[Tensor] = []

@@ -74,7 +74,7 @@ class Estimate:
 def estimate(plan: Plan, device: torch.device | str = "cpu") -> Estimate:
     """Take two steps on one image half-way through training: the first is measured, the second timed."""
     options = plan.options
-    small = replace(plan, options=replace(options, batch=1, microbatch=None))
+    small = replace(plan, options=replace(options, batch=1, microbatch=None, shard=False))
     trainer = small.trainer(device)
     trainer.images = int(options.images * HALF_WAY)
     steps = trainer.steps()
@@ -148,7 +148,9 @@ def _fits(plan: Plan, device: torch.device, size: int) -> bool:
         torch.cuda.reset_peak_memory_stats(device)
     try:
         _two_steps(plan, device, size)
-    except torch.OutOfMemoryError:
+    except RuntimeError as error:  # cuBLAS and cuDNN have no type for memory that they do not get
+        if not isinstance(error, torch.OutOfMemoryError) and "ALLOC_FAILED" not in str(error):
+            raise
         return False
     finally:
         release(device)

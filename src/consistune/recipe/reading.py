@@ -2,6 +2,7 @@
 
 import inspect
 import json
+import re
 from pathlib import Path
 from typing import Any, get_args
 
@@ -116,9 +117,13 @@ def validate(data: dict[str, Any], where: str = "recipe") -> Recipe:
     return recipe
 
 
+OF_UNION = re.compile(r"(float|bool|int|str)$|literal\[|.*tagged-union")
+"""What pydantic puts into an error's location for a type of a union; it is no key."""
+
+
 def _explain(error: ValidationError, where: str) -> UserError:
     first = _telling(error.errors(include_url=False))
-    location = [part for part in first["loc"] if str(part) != "float" and "tagged-union" not in str(part)]
+    location = [part for part in first["loc"] if not OF_UNION.match(str(part))]
     model, keys = _walk(location)
     name = ".".join(keys) or "the recipe"
     match first["type"]:

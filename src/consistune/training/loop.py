@@ -32,6 +32,7 @@ from consistune.training.optim import Optimizer
 from consistune.training.options import TrainOptions
 from consistune.training.order import EpochOrder, Stream, TrainingData
 from consistune.training.precision import Precision, UntilRatio, Word
+from consistune.training.prepare import prepare_network, refuse_without_effect
 from consistune.training.soundness import Soundness
 
 
@@ -100,6 +101,7 @@ class Trainer:
         """`processes` decide the device where they are given. Raises UserError for unfit options."""
         self.processes = processes or Processes(torch.device(device))
         self.device = self.processes.device
+        refuse_without_effect(options, model, self.processes)
         options = options.on(self.device)
         self.objective, self.data, self.options = objective, data.resident(self.device), options
         if options.batch % self.processes.count:
@@ -111,7 +113,7 @@ class Trainer:
         where = "start_from" if origin is None else origin.path
         check_finite(model, where, "start from a model whose training did not diverge")
         self.model = model.to(self.device).train().requires_grad_(True)
-        self.sharded = options.shard and self.processes.count > 1
+        self.sharded = options.shard
         if options.channels_last and not self.sharded:  # FSDP2 takes no such weights
             self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.model.card = model.card.trained(objective, data, conditional=model.num_classes > 0)
@@ -189,6 +191,8 @@ class Trainer:
             for model in self._networks():
                 self.precision.prepare(model)
         self.optimizer.zero_grad(set_to_none=True)
+        if self.options.compile == "graphs":  # nothing of the last step's graphs is read any more
+            torch.compiler.cudagraph_mark_step_begin()  # type: ignore[no-untyped-call]
         draws = self._draw()
         losses = [self._backward(draws, part) for part in self._parts()]
         loss, by_time, stopping = self._reduced(torch.cat(losses), draws.times.t, stop)
@@ -326,28 +330,3 @@ def flipped(batch: Batch, generator: torch.Generator) -> Batch:
     """Every other image mirrored left to right, at random."""
     flip = torch.rand(len(batch), generator=generator, device=generator.device) < 0.5
     return replace(batch, x_0=torch.where(flip[:, None, None, None], batch.x_0.flip(-1), batch.x_0))
-
-
-def prepare_network(network: nn.Module, options: TrainOptions) -> None:
-    """Activation checkpointing and compilation, in place. Raises UserError where there are no blocks."""
-    if options.checkpointing:
-        if not hasattr(network, "checkpointing"):
-            raise UserError(
-                f"{type(network).__name__} has no blocks to checkpoint", "train.checkpointing", "leave it out"
-            )
-        network.checkpointing = True  # type: ignore[assignment]
-    if options.compile:
-        compile_blocks(network)
-
-
-def compile_blocks(network: nn.Module) -> None:
-    """Compile the forward of each block, or of the whole network where it has none, in place.
-
-    Hooks of a sharded block stay outside of the graph. The masks are the eager generator's, or student and
-    target would not drop out alike.
-    """
-    parts = sharding.blocks(network) or [network]
-    config: Any = torch._dynamo.config
-    config.recompile_limit = max(config.recompile_limit, 8 * len(parts))  # blocks share their code
-    for part in parts:
-        part.forward = torch.compile(part.forward, options={"fallback_random": True})

@@ -39,6 +39,7 @@ class TrainOptions:
             on CUDA `CARD_PRECISION`, elsewhere fp32.
         clip_norm: gradients longer than this are shortened to it; None: never.
         compile: the networks' blocks through torch.compile; None: on CUDA, from COMPILED_STEPS steps on.
+            graphs: their kernels are also replayed as CUDA graphs.
         channels_last: their weights in that memory format; None: on CUDA.
         checkpointing: U-Net blocks keep only their inputs and compute the rest again for the gradient.
         shard: weights, gradients, optimizer and averages are split over the processes (FSDP2).
@@ -62,7 +63,7 @@ class TrainOptions:
     microbatch: int | None = None
     precision: Word | UntilRatio | Literal["auto"] = "auto"
     clip_norm: float | None = None
-    compile: bool | None = None
+    compile: bool | Literal["graphs"] | None = None
     channels_last: bool | None = None
     checkpointing: bool = False
     shard: bool = False

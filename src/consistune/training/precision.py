@@ -10,12 +10,13 @@ from torch import Tensor
 
 from consistune.core.objectives import Objective
 from consistune.core.types import Conditioning, Progress
+from consistune.nn.layers import set_product_dtype
 from consistune.nn.precond import Preconditioned
 
-Word = Literal["fp32", "tf32", "bf16", "fp16"]
+Word = Literal["fp32", "tf32", "bf16", "bf16-inner", "fp16"]
 """fp32: no TF32 on a GPU either. tf32: a GPU's products of fp32 numbers keep 10 bits of each factor. So do
-those that bf16 and fp16 leave in fp32."""
-HALF = {"bf16": torch.bfloat16, "fp16": torch.float16}
+those that bf16 and fp16 leave in fp32. bf16-inner: as bf16, but a U-Net's `outer_layers` stay in fp32."""
+HALF = {"bf16": torch.bfloat16, "bf16-inner": torch.bfloat16, "fp16": torch.float16}
 
 RATIO_SAMPLE = 256
 """Transitions whose median tells how near r has come to t."""
@@ -35,7 +36,7 @@ class UntilRatio:
     """
 
     until_ratio: float
-    first: Literal["tf32", "bf16"] = "bf16"
+    first: Literal["tf32", "bf16", "bf16-inner"] = "bf16"
     then: Literal["fp32", "tf32"] = "fp32"
 
     def __post_init__(self) -> None:
@@ -71,14 +72,22 @@ class Precision:
         self.scaler = torch.amp.GradScaler(device.type, init_scale=FIRST_SCALE, enabled=word == "fp16")
 
     @property
+    def half(self) -> str:
+        """The word without the exception of `outer_layers`."""
+        return self.word.removesuffix("-inner")
+
+    @property
     def autocast(self) -> torch.dtype | None:
         """What the network's passes are cast to, where it does not do that itself."""
-        return HALF[self.word] if self.word in HALF and self.word not in self.known else None
+        return HALF[self.word] if self.word in HALF and self.half not in self.known else None
 
     def prepare(self, model: Preconditioned) -> None:
         """Set the precision of a network of the run."""
         own = self.word in HALF and self.autocast is None
-        model.precision = self.word if own else "fp32"  # type: ignore[assignment]
+        model.precision = self.half if own else "fp32"  # type: ignore[assignment]
+        if self.half != self.word:
+            for part in getattr(model.network, "outer_layers", ()):
+                set_product_dtype(part, None)
 
     def around(self, model: Preconditioned, channels_last: bool = False) -> "Passes":
         """The model as a denoiser whose passes run in the precision; see `prepare`."""
@@ -87,13 +96,14 @@ class Precision:
     @contextmanager
     def exactly(self, model: Preconditioned) -> Iterator[None]:
         """The context in which a network's passes run in fp32 and uncompiled: for a forward derivative."""
-        own, word = model.precision, self.word
+        word = self.word
         model.precision, self.word = "fp32", "fp32"
         try:
             with torch.compiler.set_stance("force_eager"):
                 yield
         finally:
-            model.precision, self.word = own, word
+            self.word = word
+            self.prepare(model)
 
     @contextmanager
     def scope(self) -> Iterator[None]:
