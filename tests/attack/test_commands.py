@@ -4,7 +4,6 @@ Valid commands are mutated as people mistype them: a letter wrong, a word missin
 another command's option, an odd number or path. They run in this process, through `main`.
 """
 
-import os
 import random
 import re
 import signal
@@ -164,7 +163,7 @@ def run(words: list[str], monkeypatch: pytest.MonkeyPatch) -> int:
 
 
 def test_mistyped_commands_end_in_a_line(
-    place: Path, minutes: float, keep_record, capfd: pytest.CaptureFixture[str], monkeypatch
+    place: Path, minutes: float, seed: int, keep_record, capfd: pytest.CaptureFixture[str], monkeypatch
 ) -> None:
     monkeypatch.chdir(place)
     monkeypatch.syspath_prepend(place)
@@ -172,7 +171,6 @@ def test_mistyped_commands_end_in_a_line(
     monkeypatch.setenv("CONSISTUNE_CACHE", str(place / "cache"))
     statuses: Counter[int] = Counter()
     wrong = []
-    seed = int(os.environ.get("CONSISTUNE_ATTACK_SEED", "0"))
     for words in commands(seed, LONG if minutes else SHORT):
         status = run(words, monkeypatch)
         text = "".join(capfd.readouterr())

@@ -93,8 +93,8 @@ def kinds(folder: Path) -> dict[str, tuple[Path, Callable[[], str]]]:
     }
 
 
-def attack(folder: Path, each: int, seconds: float) -> dict[str, dict[str, int]]:
-    dice, files, began = random.Random(0), kinds(folder), time.perf_counter()
+def attack(folder: Path, each: int, seconds: float, seed: int) -> dict[str, dict[str, int]]:
+    dice, files, began = random.Random(seed), kinds(folder), time.perf_counter()
     outcomes = {name: Counter[str]() for name in files}
     while min(map(Counter.total, outcomes.values())) < each or time.perf_counter() - began < seconds:
         for name, (path, read) in files.items():
@@ -114,10 +114,10 @@ def attack(folder: Path, each: int, seconds: float) -> dict[str, dict[str, int]]
 
 @pytest.mark.attack
 def test_no_flipped_bit_is_loaded_in_silence(
-    tmp_path: Path, minutes: float, keep_record: Callable[[str, dict[str, Any]], None]
+    tmp_path: Path, minutes: float, seed: int, keep_record: Callable[[str, dict[str, Any]], None]
 ) -> None:
-    outcomes = attack(tmp_path, EACH, 60 * minutes)
-    keep_record("flipped_bits", outcomes)
+    outcomes = attack(tmp_path, EACH, 60 * minutes, seed)
+    keep_record("flipped_bits", {"outcomes": outcomes})
     print(json.dumps(outcomes, indent=1))
     for name, counts in outcomes.items():
         assert set(counts) <= {"same", "refused", "loaded"}, name
