@@ -1,11 +1,13 @@
 """Models in folders of the package diffusers; the extra is `diffusers`. Nothing is downloaded."""
 
 import json
+import math
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError, safe_open
 
 from consistune.errors import UserError
 
@@ -33,6 +35,33 @@ def read_json(path: Path) -> dict[str, Any]:
     return found
 
 
+def _check_size(kind: Any, folder: Path) -> None:
+    """Raises UserError where config.json describes a network that is larger than the file of its weights.
+
+    The network is built without allocating its weights.
+    """
+    config, where = read_json(folder / CONFIG), str(folder)
+    try:
+        with safe_open(folder / WEIGHTS, framework="pt") as file:
+            sizes = [math.prod(file.get_slice(name).get_shape()) for name in file.keys()]  # noqa: SIM118
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"its weights cannot be read ({error})", where) from error
+    for key, value in config.items():
+        numbers = value if isinstance(value, list) else [value]
+        if ("layers" in key or "blocks" in key) and any(
+            n > len(sizes) for n in numbers if isinstance(n, int)
+        ):
+            raise UserError(f"{key} is {str(value)[:40]}, its weights are {len(sizes)} arrays", where)
+    try:
+        with torch.device("meta"):
+            needed = sum(p.numel() for p in kind.from_config(config).parameters())
+    except Exception as error:  # diffusers raises errors of many kinds for wrong values
+        said = f"no network is built from {CONFIG} ({' '.join(str(error).split())[:120]})"
+        raise UserError(said, where) from error
+    if needed > 2 * sum(sizes):
+        raise UserError(f"{CONFIG} needs {needed:,} weights, there are {sum(sizes):,}", where)
+
+
 def pretrained(folder: Path, classes: tuple[str, ...], what: str) -> Any:
     """The model in a folder of diffusers, in fp32, of one of these classes; only safetensors are read.
 
@@ -44,6 +73,7 @@ def pretrained(folder: Path, classes: tuple[str, ...], what: str) -> Any:
     if name not in classes:
         raise UserError(f"holds {name!r}, not {what}", where, f"known are: {', '.join(classes)}")
     kind = getattr(need_diffusers(where), name)
+    _check_size(kind, folder)
     try:
         model, report = kind.from_pretrained(
             where,
