@@ -106,20 +106,13 @@ def _is_side(value: Any) -> bool:
 def _try(network: "ModuleNetwork", where: str) -> None:
     """Raises UserError where the network cannot be called as its config.json says; nothing is computed."""
     import torch
-    from torch.func import functional_call
 
-    shape, classes = (1, *network.image_shape), network.num_classes
-    state = {name: value.to("meta") for name, value in network.state_dict().items()}
-    labels = torch.zeros(1, classes, device="meta") if classes else None
-    given = (torch.zeros(shape, device="meta"), torch.zeros(1, device="meta"), labels)
-    try:
-        with torch.no_grad():
-            found = tuple(functional_call(network, state, given).shape)
-    except Exception as error:  # whatever a wrong value in the configuration leads to
-        said = f"the network cannot be called as its config.json says ({' '.join(str(error).split())[:120]})"
-        raise UserError(said, where) from error
-    if found != shape:
-        raise UserError(f"the network makes {list(found[1:])} of {list(shape[1:])}", where)
+    from consistune.nn.pretrained import check_call, without_memory
+
+    tried, shape, classes = without_memory(network), (1, *network.image_shape), network.num_classes
+    with torch.device("meta"):
+        labels = torch.zeros(1, classes) if classes else None
+        check_call(lambda: tried(torch.zeros(shape), torch.zeros(1), labels), shape, where)
 
 
 def _preconditioned(network: "ModuleNetwork", scheduler: dict[str, Any], where: str) -> "Preconditioned":

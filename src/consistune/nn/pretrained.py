@@ -1,16 +1,20 @@
 """Models in folders of the package diffusers; the extra is `diffusers`. Nothing is downloaded."""
 
+import copy
 import json
 import math
+from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
 
 from consistune.errors import UserError
 
+Module = TypeVar("Module", bound=nn.Module)
 CONFIG = "config.json"
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 
@@ -33,6 +37,25 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(found, dict):
         raise UserError(f"{path.name} holds no object", str(path.parent))
     return found
+
+
+def without_memory(module: Module) -> Module:
+    """A copy on the device "meta": it computes shapes alone."""
+    tensors = (*module.parameters(), *module.buffers())
+    memo = {id(t): nn.Parameter(t.to("meta"), requires_grad=False) for t in tensors}
+    return copy.deepcopy(module, memo)
+
+
+def check_call(call: Callable[[], Tensor], shape: tuple[int, ...], where: str) -> None:
+    """Raises UserError where a call fails, as wrong values in a config.json make it, or has another shape."""
+    try:
+        with torch.no_grad():
+            found = tuple(call().shape)
+    except Exception as error:  # whatever a wrong value leads to
+        said = f"cannot be called as its {CONFIG} says ({' '.join(str(error).split())[:120]})"
+        raise UserError(said, where) from error
+    if found != shape:
+        raise UserError(f"makes {list(found[1:])}, not {list(shape[1:])}, as its {CONFIG} stands", where)
 
 
 def _check_size(kind: Any, folder: Path) -> None:
