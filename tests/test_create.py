@@ -166,6 +166,8 @@ def test_the_choice_between_pixels_and_latents(
         (("--time", "0.1s"), "too short.*give 1m"),
         (("--time", "soon"), "not a duration"),
         (("--size", "12"), "give --size 8"),
+        (("--size", "0"), "give --size 8"),
+        (("--size", "24", "--latents", "taef2"), "no multiple of 16; give --size 16"),
     ],
 )
 def test_what_cannot_work_is_refused(words: tuple[str, ...], said: str, photos: Path, tmp_path: Path) -> None:
@@ -174,6 +176,23 @@ def test_what_cannot_work_is_refused(words: tuple[str, ...], said: str, photos: 
     assert status == 2
     assert re.search(said, line), line
     assert not (tmp_path / "job" / "teacher").exists()
+
+
+@pytest.mark.parametrize("text", ["", "[]", "3", '{"--size": 8}', '{"autoencoder": 5}', "[" * 100_000])
+def test_a_damaged_record_is_a_line(text: str, photos: Path, tmp_path: Path) -> None:
+    (tmp_path / "create.json").write_text(text)
+    status, line = run(str(photos), "--out", str(tmp_path), "--size", "8")
+    assert (status, line.endswith("is damaged; remove it and data/ beside it, or choose another --out")) == (
+        2,
+        True,
+    )
+
+
+def test_results_do_not_lie_among_the_images(photos: Path) -> None:
+    before = sorted(photos.rglob("*"))
+    for out in (photos, photos / "runs" / "a"):
+        assert re.search("lies in the images' folder; give --out", run(str(photos), "--out", str(out))[1])
+    assert sorted(photos.rglob("*")) == before
 
 
 def test_too_few_images_and_a_class_of_one() -> None:

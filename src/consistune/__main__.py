@@ -1,4 +1,4 @@
-"""`consistune`, and `python -m consistune`: the command line, with a clean line for Ctrl-C from the start."""
+"""`consistune`, and `python -m consistune`: the command line; a signal is a clean line from the start."""
 
 import os
 import signal
@@ -15,7 +15,8 @@ def _stop(number: int, frame: FrameType | None) -> NoReturn:
 
 def main() -> NoReturn:
     """Run the command that sys.argv gives, and exit (`cli.main`)."""
-    signal.signal(signal.SIGINT, _stop)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, _stop)
     from consistune.cli.main import main as run
 
     run()

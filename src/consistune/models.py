@@ -98,6 +98,10 @@ DIFFUSION_STEPS = 18
 """Heun steps of a diffusion model by default: 35 network evaluations, EDM's choice for CIFAR-10."""
 
 
+class StepsDoNotFit(UserError, ValueError):
+    """A model cannot be sampled in so many steps, or does not say in how many."""
+
+
 def default_sampler(
     model: Preconditioned, steps: int | None, mid_t: Iterable[float] | None = None, eta: float = 1.0
 ) -> Sampler:
@@ -108,7 +112,7 @@ def default_sampler(
     `mid_t`. Any other model takes one step, and for each further step returns to a noise level of `mid_t`
     (None: the card's).
 
-    Raises ValueError where steps and model do not fit, and for steps=None where the card names no objective.
+    Raises StepsDoNotFit, also for steps=None where the card names no objective.
     """
     card = model.card
     if card.is_diffusion:
@@ -116,14 +120,16 @@ def default_sampler(
     if card.edges:
         phases = len(card.edges) + 1
         if steps not in (None, 1, phases):
-            raise ValueError(f"this model has {phases} phases: steps must be 1 or {phases}")
+            raise StepsDoNotFit(f"this model has {phases} phases: steps must be 1 or {phases}")
         return PhasedSteps(card.edges, eta=0.0 if steps == 1 else eta)
     if steps is None and card.objective is None:
-        raise ValueError("the model's card does not say how it is sampled: give steps or a sampler")
+        raise StepsDoNotFit("the model's card does not say how it is sampled: give steps or a sampler")
     middle = card.mid_t if mid_t is None else tuple(mid_t)
     needed = (steps or 1) - 1
     if len(middle) < needed:
-        raise ValueError(f"{needed + 1} steps need {needed} times between; {len(middle)} known: give mid_t")
+        raise StepsDoNotFit(
+            f"{needed + 1} steps need {needed} times between; {len(middle)} known: give mid_t"
+        )
     if model.two_times:
         return PhasedSteps(tuple(sorted(middle[:needed])))
     return Multistep(middle[:needed])

@@ -1,6 +1,6 @@
 """A disk that gets full in the middle of each kind of write.
 
-    python -m tests.attack.full_disk FOLDER SECONDS        prints JSON: kind → outcome → how often
+    python -m tests.attack.full_disk FOLDER SECONDS SEED        prints JSON: kind → outcome → how often
 
 FOLDER is a small file system of its own (a tmpfs), which a filler leaves with a random room, less than the
 write needs. Where FOLDER is no mount, no file may grow beyond that room instead (RLIMIT_FSIZE). The write
@@ -206,8 +206,8 @@ def outcome(write: Write, folder: Path, size: int) -> str:
     return "finished"
 
 
-def attack(folder: Path, inputs: Path, seconds: float) -> dict[str, dict[str, int]]:
-    dice, began, kinds = random.Random(0), time.monotonic(), writes(inputs)
+def attack(folder: Path, inputs: Path, seconds: float, seed: int) -> dict[str, dict[str, int]]:
+    dice, began, kinds = random.Random(seed), time.monotonic(), writes(inputs)
     whole, counts = {}, {name: Counter[str]() for name in kinds}
     for name, write in kinds.items():
         place = folder / f"whole {name}".replace(" ", "-")
@@ -239,4 +239,4 @@ def attack(folder: Path, inputs: Path, seconds: float) -> dict[str, dict[str, in
 if __name__ == "__main__":
     torch.set_num_threads(1)
     target = Path(sys.argv[1])
-    print(json.dumps(attack(target, target.with_name("inputs"), float(sys.argv[2]))))
+    print(json.dumps(attack(target, target.with_name("inputs"), float(sys.argv[2]), int(sys.argv[3]))))

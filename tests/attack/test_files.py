@@ -81,13 +81,13 @@ def kinds(folder: Path) -> dict[str, tuple[bytes, str, Callable[[Path], object]]
     return found
 
 
-def attack(folder: Path, each: int, seconds: float) -> dict[str, Any]:
-    chance, files, began = random.Random(0), kinds(folder), time.monotonic()
+def attack(folder: Path, each: int, seconds: float, seed: int) -> dict[str, Any]:
+    chance, files, began = random.Random(seed), kinds(folder), time.monotonic()
     outcomes = {name: Counter[str]() for name in files}
     for genuine, name, read in files.values():
         (folder / name).write_bytes(genuine)
         read(folder / name)
-    slowest, before = (0.0, ""), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    slowest, before = dict.fromkeys(files, 0.0), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     while min(map(Counter.total, outcomes.values())) < each or time.monotonic() - began < seconds:
         for kind, (genuine, name, read) in files.items():
             path = folder / name
@@ -102,7 +102,7 @@ def attack(folder: Path, each: int, seconds: float) -> dict[str, Any]:
                 outcome = f"{type(error).__name__}: {str(error)[:100]}"
                 (folder / f"found-{kind}-{outcomes[kind].total()}").write_bytes(path.read_bytes())
             outcomes[kind][outcome] += 1
-            slowest = max(slowest, (round(time.process_time() - start, 3), kind))
+            slowest[kind] = max(slowest[kind], round(time.process_time() - start, 3))
             path.write_bytes(genuine)
     grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024
     counts = {kind: dict(found) for kind, found in outcomes.items()}
@@ -111,14 +111,14 @@ def attack(folder: Path, each: int, seconds: float) -> dict[str, Any]:
 
 @pytest.mark.attack
 def test_no_mutated_file_is_an_internal_error(
-    tmp_path: Path, minutes: float, keep_record: Callable[[str, dict[str, Any]], None]
+    tmp_path: Path, minutes: float, seed: int, keep_record: Callable[[str, dict[str, Any]], None]
 ) -> None:
     torch.set_num_threads(1)
-    record = attack(tmp_path, EACH, 60 * minutes)
+    record = attack(tmp_path, EACH, 60 * minutes, seed)
     print(record)
     keep_record("attack_files", record)
     for kind, counts in record["outcomes"].items():
         assert set(counts) <= {"read", "refused"}, kind
         assert counts["refused"] > 0
-    assert record["slowest_seconds"][0] < SLOW
+    assert max(record["slowest_seconds"].values()) < SLOW
     assert record["memory_grew_mib"] < MEMORY_MIB

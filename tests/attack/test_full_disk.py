@@ -25,14 +25,14 @@ def may_mount(folder: Path) -> bool:
 
 @pytest.mark.attack
 def test_a_full_disk_is_a_line_and_the_same_write_goes_on_when_there_is_room(
-    tmp_path: Path, minutes: float, keep_record: Callable[[str, dict[str, Any]], None]
+    tmp_path: Path, minutes: float, seed: int, keep_record: Callable[[str, dict[str, Any]], None]
 ) -> None:
     folder = tmp_path / "disk"
     folder.mkdir()
     mounts = may_mount(folder)
     own = ["unshare", "-Urm", "sh", "-c", MOUNT, "sh", SIZE, str(folder)] if mounts else []
     done = subprocess.run(
-        [*own, sys.executable, "-m", "tests.attack.full_disk", str(folder), str(60 * minutes)],
+        [*own, sys.executable, "-m", "tests.attack.full_disk", str(folder), str(60 * minutes), str(seed)],
         cwd=Path(__file__).parents[2],
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         capture_output=True,

@@ -79,9 +79,9 @@ def test_what_the_transports_say_is_explained_where_there_are_several(
 @pytest.mark.slow
 @pytest.mark.attack
 def test_the_other_process_ends_with_a_line(
-    tmp_path: Path, minutes: float, keep_record: Callable[[str, dict[str, Any]], None]
+    tmp_path: Path, minutes: float, seed: int, keep_record: Callable[[str, dict[str, Any]], None]
 ) -> None:
-    dice, began, seconds, lines = random.Random(0), time.monotonic(), list[float](), set[str]()
+    dice, began, seconds, lines = random.Random(seed), time.monotonic(), list[float](), set[str]()
     while len(seconds) < 1 or time.monotonic() - began < 60 * minutes:
         victim = 1 - len(seconds) % 2
         took, status, line = kill_one(tmp_path / str(len(seconds)), victim, dice.random())

@@ -58,6 +58,23 @@ def test_a_second_ctrl_c_in_a_run_is_a_clean_line(tmp_path: Path) -> None:
     assert b"stopped" in err
 
 
+def test_sigterm_in_a_measurement_is_answered_and_leaves_nothing(tmp_path: Path) -> None:
+    store.save(EDMPrecond(ResidualMLP((1, 8, 8), width=8, blocks=1)), tmp_path / "model")
+    (tmp_path / "temporary").mkdir()
+    words = ["--data", "digits", "--samples", "100000000", "--metrics", "fd", "--features", "classifier"]
+    words += ["--steps", "1", "--no-anchors", "--device", "cpu"]
+    environment = {**os.environ, "TMPDIR": str(tmp_path / "temporary"), "OMP_NUM_THREADS": "1"}
+    process = start("evaluate", "model", *words, "--out", "e", cwd=tmp_path, env=environment)
+    while not list((tmp_path / "temporary").glob("consistune-features-*")):
+        assert process.poll() is None
+        time.sleep(0.05)
+    process.send_signal(signal.SIGTERM)
+    _, err = process.communicate(timeout=10)
+    assert (process.returncode, b"Traceback" in err) == (128 + signal.SIGTERM, False), err
+    assert err.endswith(b"consistune: stopped\n")
+    assert not list((tmp_path / "temporary").glob("consistune-features-*"))
+
+
 def test_a_terminal_of_ascii_shows_everything(tmp_path: Path) -> None:
     torch.manual_seed(0)
     model = EDMPrecond(ResidualMLP((1, 8, 8), num_classes=10, width=8, blocks=1))

@@ -6,6 +6,7 @@ import torch
 from consistune.core.sampling import ODE, Multistep, PhasedSteps
 from consistune.errors import UserError
 from consistune.evaluation.settings import check_guidance, chosen_sampler
+from consistune.models import default_sampler
 from consistune.nn.card import ModelCard
 from consistune.nn.precond import EDMPrecond
 from consistune.nn.small import ResidualMLP
@@ -68,6 +69,13 @@ def test_what_fits_is_taken() -> None:
 def test_guidance_that_cannot_work_is_refused(of, worse, omega, words) -> None:
     with pytest.raises(UserError, match=words):
         check_guidance(of, worse, omega, "--guidance")
+
+
+@pytest.mark.parametrize(("of", "steps"), [(model(), None), (FLOW, 3), (PHASED, 2)])
+def test_python_names_what_does_not_fit_as_the_commands_do(of, steps) -> None:
+    for kind in (UserError, ValueError):
+        with pytest.raises(kind, match="steps"):
+            default_sampler(of, steps)
 
 
 def test_guidance_that_works_is_taken() -> None:

@@ -1,6 +1,7 @@
 """Folders of diffusers: what they become is what diffusers itself computes."""
 
 import json
+import math
 import shutil
 from pathlib import Path
 from typing import Any
@@ -161,6 +162,25 @@ def test_layouts_of_a_folder(tmp_path: Path) -> None:
         ("unet/config.json", {"_class_name": "UNet2DConditionModel"}, "not an image network"),
         ("unet/config.json", {"sample_size": None}, "does not say how large"),
         ("unet/config.json", {"block_out_channels": [8, 24]}, "cannot be read|do not fit"),
+        ("unet/config.json", {"block_out_channels": [80_000, 80_000]}, "weights, there are"),
+        ("unet/config.json", {"layers_per_block": 10**30}, "layers_per_block is 1000"),
+        ("unet/config.json", {"layers_per_block": "2"}, "no network is built"),
+        ("unet/config.json", {"dropout": math.nan}, "cannot be called"),
+        ("unet/config.json", {"freq_shift": [0]}, "cannot be called"),
+        ("unet/config.json", {"norm_eps": {}}, "cannot be called"),
+        ("unet/config.json", {"sample_size": "8"}, "does not say how large"),
+        ("unet/config.json", {"sample_size": [8, 8, 8]}, "does not say how large"),
+        ("unet/config.json", {"sample_size": 10**9}, "does not say how large"),
+        (
+            "scheduler/scheduler_config.json",
+            {"_class_name": "EDMEulerScheduler", "sigma_data": [0.5]},
+            "sigma_data is",
+        ),
+        (
+            "scheduler/scheduler_config.json",
+            {"_class_name": "CMStochasticIterativeScheduler"},
+            "sigma_data is",
+        ),
         ("unet/diffusion_pytorch_model.safetensors", None, "there is no diffusion_pytorch_model"),
         ("unet/config.json", None, "config.json cannot be read"),
     ],

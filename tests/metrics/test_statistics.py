@@ -1,6 +1,7 @@
 """References: kept by what they were made of, read from others' files, refused where they do not fit."""
 
 import pickle
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -148,12 +149,32 @@ def test_every_damaged_byte_of_a_packed_file_is_answered_in_a_line(counting, tmp
         ({"mu": np.zeros(3)}, "no mu and sigma"),
         ({"mu": np.zeros(3), "sigma": np.zeros((3, 4))}, "sigma"),
         ({"mu": np.full(3, np.nan), "sigma": np.eye(3)}, "not finite"),
+        ({"mu": np.full(3, 1j), "sigma": np.eye(3)}, "no numbers"),
+        ({"mu": np.array("x"), "sigma": np.eye(3)}, "no numbers"),
+        ({"mu": np.zeros(3), "sigma": -np.eye(3)}, "no covariance"),
+        ({"mu": np.zeros(3), "sigma": np.triu(np.ones((3, 3)))}, "no covariance"),
+        *(
+            ({"mu": np.zeros(3), "sigma": np.eye(3), "consistune": np.array(facts)}, "makes no sense")
+            for facts in ("[]", "{", '{"count": "many"}', '{"count": 0}', '{"image_shape": 3}', "[" * 100_000)
+        ),
     ],
 )
 def test_broken_statistics_are_refused(arrays, complaint: str, counting, tmp_path: Path) -> None:
     np.savez(tmp_path / "broken.npz", **arrays)
     with pytest.raises(UserError, match=complaint):
         read_reference(tmp_path / "broken.npz", counting[0])
+
+
+@pytest.mark.parametrize("header", ["(", "{'descr'", "(" * 9_000, "{'shape': (1" + "0" * 17 + ",)}"])
+def test_an_array_whose_header_makes_no_sense_is_refused(header: str, counting, tmp_path: Path) -> None:
+    path = tmp_path / "odd.npz"
+    with zipfile.ZipFile(path, "w") as archive:
+        for name in ("arr_0", "mu"):
+            magic = b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little")
+            archive.writestr(f"{name}.npy", magic + header.encode())
+    for read in (lambda: read_reference(path, counting[0]), lambda: read_samples(path)):
+        with pytest.raises(UserError):
+            read()
 
 
 def test_a_sample_batch_is_read_as_images(tmp_path: Path) -> None:

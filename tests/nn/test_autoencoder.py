@@ -200,6 +200,19 @@ def test_a_folder_of_diffusers_gives_what_diffusers_gives(tmp_path: Path, kind: 
     assert ours.latent_shape((3, 16, 16), "") == tuple(ours.encode(x).shape[1:])
     weights = tmp_path / "vae" / "diffusion_pytorch_model.safetensors"
     shutil.copy(weights, tmp_path / "whole")
+    config = tmp_path / "vae" / "config.json"
+    sound = config.read_text()
+    for key, value in {
+        "scaling_factor": "x",
+        "shift_factor": [1],
+        "latent_channels": 10**6,
+        "norm_num_groups" if kind == "AutoencoderKL" else "upsampling_scaling_factor": 0.5,
+        "layers_per_block" if kind == "AutoencoderKL" else "num_encoder_blocks": [10**30],
+    }.items():
+        config.write_text(json.dumps(json.loads(sound) | {key: value}))
+        with pytest.raises(UserError):
+            open_autoencoder(str(tmp_path / "vae"))
+    config.write_text(sound)
     weights.write_bytes(weights.read_bytes()[:-100])
     with pytest.raises(UserError, match="cannot be read"):
         open_autoencoder(str(tmp_path / "vae"))

@@ -94,6 +94,19 @@ def test_the_command_says_it_and_writes_nothing(
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("images", [1, 16, 32])
+def test_a_training_of_a_step_or_two_is_foretold_too(
+    images: int, tmp_path: Path, monkeypatch, capsys
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    keys = [
+        f"train={{images: {images}, batch: 16, snapshots: []}}",
+        "network={kind: mlp, width: 8, blocks: 1}",
+    ]
+    train("digits-edm", keys, device="cpu", dry_run=True)
+    assert "images/s" in capsys.readouterr().out
+
+
 def test_what_is_missing_ends_it_in_one_line() -> None:
     with pytest.raises(UserError, match="train it first: consistune train digits-edm"):
         train("digits-sct", ["start_from=runs/digits-edm/nowhere"], device="cpu", dry_run=True)

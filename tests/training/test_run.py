@@ -59,6 +59,21 @@ def test_a_finished_run_says_everything(tmp_path: Path) -> None:
     assert len(checkpoint.paths(tmp_path / "run" / "checkpoints")) == 2
 
 
+def test_a_signal_in_a_measurement_says_what_it_waits_for(tmp_path: Path) -> None:
+    def measure(model: Preconditioned) -> dict[str, float]:
+        os.kill(os.getpid(), signal.SIGTERM)
+        return {"nothing": 0.0}
+
+    recipe = read_recipe("digits-edm", [*KEYS, "train.evaluate_images=128"])
+    run = RunFolder(tmp_path / "run", to_yaml(recipe), resume=False, evaluate=measure)
+    trainer = make_plan(recipe).trainer()
+    with pytest.raises(Interrupted):
+        list(run.steps(trainer))
+    assert "SIGTERM: stops when this measurement, and the step, is done" in (
+        tmp_path / "run" / "log.txt"
+    ).read_text(encoding="utf-8")
+
+
 def test_a_signal_finishes_the_step_saves_and_continues_exactly(tmp_path: Path) -> None:
     run, unbroken = start(tmp_path / "unbroken")
     list(run.steps(unbroken))

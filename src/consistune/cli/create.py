@@ -3,6 +3,7 @@
 import json
 import re
 import time as clock
+from contextlib import suppress
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -56,18 +57,23 @@ def create(
 
     began, seconds, place = clock.monotonic(), parse_duration(time, "--time"), pick_device(device)
     folder = out or Path("runs") / (data.name.split(".")[0] or "images")
+    check_outside(folder, data)
+    check_size(size, 8)
     given = {"DATA": str(data.resolve()), "--size": size, "--latents": latents, "--flip": flip}
     length = {"--time": time, "--labels": labels}
     with Screen() as screen, screen.exit_when_interrupted("give the same command to continue"):
         before = _recorded(folder, given | length)
         images = _Images(data, folder, size, flip, labels, screen)
         chosen: dict[str, Any] = before or given | {"autoencoder": images.choose(latents, seconds, place)}
+        check_size(size, 8 if chosen["autoencoder"] is None else 16)
         _record(folder, chosen)
         try:
             split, path = images.load(chosen["autoencoder"], place)
         except UserError:
             if not before:  # nothing was prepared by these settings
                 (folder / SETTINGS).unlink()
+                with suppress(OSError):  # it is not empty
+                    folder.rmdir()
             raise
         job = Job(folder, split, path, screen, place, flip and split.train.latents is None)
         if not job.planned:
@@ -93,6 +99,20 @@ def parse_duration(text: str, option: str) -> float:
     return seconds
 
 
+def check_outside(folder: Path, data: Path) -> None:
+    """Raises UserError where the results would lie among the images, and be taken for images later."""
+    inside, source = folder.resolve(), data.resolve()
+    if source.is_dir() and source in (inside, *inside.parents):
+        raise UserError(f"{str(folder)!a} lies in the images' folder", "--out", f"give --out {source}-model")
+
+
+def check_size(size: int | None, multiple: int) -> None:
+    """Raises UserError for a side that the networks here do not take."""
+    if size is not None and (size < multiple or size % multiple):
+        nearest = max(multiple, size // multiple * multiple)
+        raise UserError(f"{size} is no multiple of {multiple}", "--size", f"give --size {nearest}")
+
+
 def _recorded(folder: Path, given: dict[str, Any]) -> dict[str, Any]:
     """What an earlier call was given and chose in this folder; {} where there was none.
 
@@ -102,7 +122,14 @@ def _recorded(folder: Path, given: dict[str, Any]) -> dict[str, Any]:
 
     check_writable(folder, "--out", folder=True)
     path = folder / SETTINGS
-    before = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    before: Any = {}
+    if path.exists():
+        try:
+            before = json.loads(path.read_text(encoding="utf-8"))
+        except (ValueError, RecursionError):
+            before = None
+        if not isinstance(before, dict) or not isinstance(before.get("autoencoder", 0), str | None):
+            raise UserError("is damaged", str(path), "remove it and data/ beside it, or choose another --out")
     for option, value in given.items():
         if option in before and before[option] != value:
             what = f"was begun with {option} {before[option]}, now {value} is given"

@@ -6,6 +6,7 @@ import signal
 import sys
 from collections.abc import Callable
 from io import TextIOWrapper
+from types import FrameType
 from typing import Annotated, NoReturn
 
 import typer
@@ -66,7 +67,7 @@ FULL = (errno.ENOSPC, errno.EDQUOT)
 LOST = "another process of this run has ended; start all again, a training with --resume"
 """What the processes say that are left."""
 INTERRUPTED = 130
-"""Exit status after Ctrl-C, as shells expect it."""
+"""Exit status after Ctrl-C, as shells expect it; 143 after SIGTERM."""
 
 
 def print_version(given: bool) -> None:
@@ -96,10 +97,11 @@ def options(
 def main() -> NoReturn:
     """Run the command that sys.argv gives, and exit.
 
-    Exit status 0: done; 1: failed; 2: the user's input is wrong; 130: Ctrl-C. An error is one line on
-    standard error; with --debug, a traceback. Words after "--" are arguments: a --debug there is one too.
+    Exit status 0: done; 1: failed; 2: the user's input is wrong; 130: Ctrl-C; 143: SIGTERM. An error is one
+    line on standard error; with --debug, a traceback. Words after "--" are arguments: a --debug there is one
+    too.
     """
-    signal.signal(signal.SIGINT, signal.default_int_handler)
+    stopped_by = take_signals()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper):  # a terminal without UTF-8 shows escapes, never an error
             stream.reconfigure(errors="backslashreplace")
@@ -125,9 +127,31 @@ def main() -> NoReturn:
         else:
             status, line = explain(error)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # nothing is left to stop
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    if status == INTERRUPTED and signal.SIGTERM in stopped_by:
+        status = 128 + signal.SIGTERM
     if line:
         print(f"consistune: {line}", file=sys.stderr)
     sys.exit(status if isinstance(status, int) else 0)
+
+
+def take_signals() -> list[int]:
+    """Let SIGINT, and SIGTERM where there is one process, raise KeyboardInterrupt; the list names which came.
+
+    One process of several dies of SIGTERM at once: it may be waiting for the others in code that no handler
+    interrupts.
+    """
+    came: list[int] = []
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        del frame
+        came.append(number)
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGINT, stop)
+    if os.environ.get("WORLD_SIZE", "1") == "1":
+        signal.signal(signal.SIGTERM, stop)
+    return came
 
 
 def interrupted(error: BaseException) -> bool:

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from consistune.core.sampling import Sampler
 from consistune.errors import UserError
-from consistune.models import default_sampler
+from consistune.models import StepsDoNotFit, default_sampler
 from consistune.nn.precond import Preconditioned
 
 LATEST = 80.0
@@ -32,7 +32,7 @@ def chosen_sampler(
         _check_middle_times(model, steps, mid_t)
     try:
         return default_sampler(model, steps, mid_t, 1.0 if eta is None else eta)
-    except ValueError as error:
+    except StepsDoNotFit as error:
         raise UserError(str(error), "--steps") from error
 
 

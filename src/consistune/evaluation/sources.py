@@ -193,7 +193,7 @@ def model_source(request: Request, labels: Tensor | None) -> ModelSource:
     check_guidance(model, worse, request.omega, "--omega", searched=request.search == "omega")
     if request.label_rule is not None and not model.num_classes:
         raise UserError("has no effect: the model takes no labels", "--labels", "leave it out")
-    sampler = default_sampler(model, None)
+    sampler = default_sampler(model, None if model.card.objective else 1)  # each row has its own
     return ModelSource(
         model, sampler, labels, request.label_rule or "data", worse, request.omega, request.batch
     )

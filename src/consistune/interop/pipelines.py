@@ -1,6 +1,7 @@
 """Folders of diffusers in: a UNet2DModel, and the scheduler that says what it predicts, at which times."""
 
 import json
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +19,7 @@ EDM_SCHEDULERS = ("EDMEulerScheduler", "EDMDPMSolverMultistepScheduler")
 NOISE_SCALE = 1000.0
 """Of consistency models' networks: their time step is 250·ln σ."""
 ASSUMED = {"_class_name": "DDPMScheduler"}
+LARGEST_SIDE = 8192
 LICENCE = "the folder does not say; look where it was published"
 
 
@@ -77,14 +79,15 @@ def _network(unet: Any, where: str) -> "ModuleNetwork":
 
     config = unet.config
     size = config.sample_size
-    if size is None:
-        remedy = 'write "sample_size" into its config.json'
-        raise UserError("the network does not say how large its images are", where, remedy)
+    sides = [size, size] if isinstance(size, int) else size
+    if not (isinstance(sides, list | tuple) and len(sides) == 2 and all(_is_side(side) for side in sides)):
+        remedy = 'write "sample_size", a whole number, into its config.json'
+        raise UserError(f"does not say how large its images are: sample_size is {size!a}", where, remedy)
     if config.class_embed_type is not None or config.time_embedding_type == "learned":
         what = "embeds labels, or times by a table" if config.class_embed_type is None else "embeds labels"
         raise UserError(f"the network {what} in a form that consistune does not know", where)
-    height, width = (size, size) if isinstance(size, int) else size
-    return ModuleNetwork(
+    height, width = sides
+    network = ModuleNetwork(
         UNET,
         plain_config(config),
         (config.in_channels, height, width),
@@ -92,6 +95,24 @@ def _network(unet: Any, where: str) -> "ModuleNetwork":
         "index",
         unet,
     )
+    _try(network, where)
+    return network
+
+
+def _is_side(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= LARGEST_SIDE
+
+
+def _try(network: "ModuleNetwork", where: str) -> None:
+    """Raises UserError where the network cannot be called as its config.json says; nothing is computed."""
+    import torch
+
+    from consistune.nn.pretrained import check_call, without_memory
+
+    tried, shape, classes = without_memory(network), (1, *network.image_shape), network.num_classes
+    with torch.device("meta"):
+        labels = torch.zeros(1, classes) if classes else None
+        check_call(lambda: tried(torch.zeros(shape), torch.zeros(1), labels), shape, where)
 
 
 def _preconditioned(network: "ModuleNetwork", scheduler: dict[str, Any], where: str) -> "Preconditioned":
@@ -99,10 +120,14 @@ def _preconditioned(network: "ModuleNetwork", scheduler: dict[str, Any], where: 
 
     name, known = scheduler.get("_class_name"), scheduler.get("prediction_type", "epsilon")
     if name == CONSISTENCY:
-        sigmas = {key: scheduler[key] for key in ("sigma_data", "sigma_min", "sigma_max")}
+        sigmas: dict[str, Any] = {
+            key: _sigma(scheduler, key, where) for key in ("sigma_data", "sigma_min", "sigma_max")
+        }
+        if sigmas["sigma_min"] >= sigmas["sigma_max"]:
+            raise UserError("sigma_min is not below sigma_max", where)
         return CMPrecond(network, **sigmas, noise_scale=NOISE_SCALE)
     if name in EDM_SCHEDULERS and known == "epsilon":
-        return EDMPrecond(network, scheduler["sigma_data"])
+        return EDMPrecond(network, _sigma(scheduler, "sigma_data", where))
     if known not in ("epsilon", "v_prediction") or name in EDM_SCHEDULERS:
         what = f"a network of {name!a} that predicts {known!a} is not known"
         raise UserError(what, where, "known are epsilon and v_prediction, and EDM's with epsilon")
@@ -112,6 +137,15 @@ def _preconditioned(network: "ModuleNetwork", scheduler: dict[str, Any], where: 
     model = DDPMPrecond(network, known, len(levels))
     model.levels.copy_(levels)
     return model
+
+
+def _sigma(scheduler: dict[str, Any], key: str, where: str) -> float:
+    value: Any = scheduler.get(key)
+    may_be_zero = key == "sigma_min"
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not number or not 0 <= value < math.inf or (value == 0 and not may_be_zero):
+        raise UserError(f"{key} is {value!a}, not a number above 0", f"{where}: {SCHEDULER}")
+    return float(value)
 
 
 def _levels(scheduler: dict[str, Any], where: str) -> "torch.Tensor":

@@ -1,7 +1,6 @@
 """The extractor and the classifier that fit a set of images."""
 
 import hashlib
-from contextlib import suppress
 from pathlib import Path
 from typing import Protocol
 
@@ -11,11 +10,10 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 
 from consistune.errors import UserError
+from consistune.metrics.cache import damaged, intact, keep, usable_cache
 from consistune.metrics.classifier import ImageClassifier, train_classifier
 from consistune.metrics.features import image_digest
 from consistune.metrics.sheet import WITHOUT_FILE
-from consistune.metrics.statistics import usable_cache
-from consistune.system.files import write_atomically
 
 LARGEST_CLASSIFIED = 64
 """Side of the images that a small classifier can be trained on while one waits."""
@@ -51,21 +49,24 @@ def can_classify(images: Images) -> bool:
 def classifier_of(
     images: Images, device: torch.device | str = "cpu", cache: Path | None = None
 ) -> ImageClassifier:
-    """A classifier of the set's labels, trained on the CPU once a set and kept (`statistics.usable_cache`).
+    """A classifier of the set's labels, trained on the CPU once a set and kept (`cache.usable_cache`).
 
-    The key is the hash of pixels and labels. A file that cannot be read is made anew.
+    The key is the hash of pixels and labels. A damaged file is made anew.
     """
     labels = hashlib.sha256(images.labels.cpu().numpy().tobytes()).hexdigest()
     key = hashlib.sha256(f"1 {image_digest(images.images)} {labels}".encode()).hexdigest()[:32]
     path = (cache or usable_cache()) / "classifier" / f"{key}.safetensors"
     _, channels, height, width = images.images.shape
-    with suppress(OSError, SafetensorError, RuntimeError), torch.random.fork_rng(devices=[]):
-        kept = ImageClassifier((channels, height, width), int(images.labels.max()) + 1)
-        kept.load_state_dict(load_file(path))
-        return kept.eval().requires_grad_(False).to(device)
+    if intact(path):
+        with torch.random.fork_rng(devices=[]):
+            kept = ImageClassifier((channels, height, width), int(images.labels.max()) + 1)
+        try:
+            kept.load_state_dict(load_file(path))
+            return kept.eval().requires_grad_(False).to(device)
+        except (OSError, SafetensorError, RuntimeError):
+            damaged(path)
     made = train_classifier(images.images, images.labels)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(path, save(made.state_dict()))
+    keep(path, save(made.state_dict()))
     return made.to(device)
 
 

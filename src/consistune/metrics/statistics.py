@@ -2,25 +2,33 @@
 
 import hashlib
 import json
-import sys
 import tempfile
 from dataclasses import dataclass, replace
-from functools import cache as once
+from io import BytesIO
+from operator import index
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from consistune.errors import UserError, printable
+from consistune.errors import UserError
+from consistune.metrics.cache import (
+    damaged,
+    folder_of_this_process,
+    intact,
+    keep,
+    not_kept,
+    seal,
+    usable_cache,
+)
 from consistune.metrics.feature_file import FeatureFile, Rows, feature_file
 from consistune.metrics.features import Extractor, blocks, image_digest
 from consistune.metrics.moments import Convention, Moments, moments
 from consistune.metrics.neighbours import NEIGHBOURS, radii
 from consistune.pickles.arrays import read_arrays
-from consistune.system.files import atomic_file
-from consistune.system.host import variable
+from consistune.system.files import atomic_file, replace_folder
 from consistune.system.zipped import DAMAGED
 
 KEPT_ROWS = 10_000
@@ -97,11 +105,18 @@ class ReferenceStatistics:
         if self.features is None or self.folder is None:
             raise UserError("has no features, only their moments", self.source, "give --data with images")
         file = self.folder / RADII
-        if file.is_file():
-            return torch.from_numpy(np.load(file))
+        if intact(file):
+            try:
+                kept = torch.from_numpy(np.load(file))
+                if kept.shape == self.features.shape[:1] and kept.isfinite().all():
+                    return kept
+            except DAMAGED:
+                pass
+            damaged(file)
         computed = radii(self.features, NEIGHBOURS, device)
-        with atomic_file(file) as opened:
-            np.save(opened, computed.numpy())
+        written = BytesIO()
+        np.save(written, computed.numpy())
+        keep(file, written.getvalue())
         return computed
 
     def save(self, path: Path) -> None:
@@ -111,31 +126,6 @@ class ReferenceStatistics:
         text = np.array(json.dumps(facts))
         with atomic_file(path) as file:
             np.savez(file, mu=self.mean.numpy(), sigma=self.covariance.numpy(), consistune=text)
-
-
-def cache_folder() -> Path:
-    """$CONSISTUNE_CACHE, or ~/.cache/consistune."""
-    return Path(variable("CACHE") or Path.home() / ".cache" / "consistune")
-
-
-@once
-def _own_folder() -> tempfile.TemporaryDirectory[str]:
-    return tempfile.TemporaryDirectory(prefix="consistune-cache-")
-
-
-def usable_cache() -> Path:
-    """`cache_folder`; a folder of this process alone, with a warning, where nothing can be written there."""
-    try:
-        folder = cache_folder() / "reference"
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            return folder.parent
-    except (OSError, RuntimeError) as error:  # RuntimeError: there is no home
-        own = Path(_own_folder().name)
-        print(
-            f"warning: no cache ({printable(str(error))}): reference statistics are not kept", file=sys.stderr
-        )
-        return own
 
 
 def build_reference(
@@ -148,19 +138,50 @@ def build_reference(
     """
     digest = image_digest(images)
     key = hashlib.sha256(f"1 {digest} {extractor.identity} {mirrored} {KEPT_ROWS}".encode()).hexdigest()[:32]
-    folder = (cache or usable_cache()) / "reference" / key
-    if not (folder / STATISTICS).is_file():
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".partial-") as partial:
-            _compute(Path(partial) / "entry", name, images, extractor, mirrored, digest)
-            try:
-                (Path(partial) / "entry").rename(folder)
-            except OSError:  # another process was first
-                if not (folder / STATISTICS).is_file():
-                    raise
+    place = cache or usable_cache()
+    try:
+        folder = _entry(place / "reference" / key, name, images, extractor, mirrored, digest)
+    except OSError as error:
+        if place == folder_of_this_process():
+            raise
+        not_kept(error)
+        place = folder_of_this_process()
+        folder = _entry(place / "reference" / key, name, images, extractor, mirrored, digest)
     stored = _from_arrays(dict(np.load(folder / STATISTICS)), name)
     features = FeatureFile(folder / FEATURES)
     return replace(stored, source=name, features=features, rows=random_rows(len(images)), folder=folder)
+
+
+def _entry(
+    folder: Path, name: str, images: Tensor, extractor: Extractor, mirrored: bool, digest: str
+) -> Path:
+    """The entry of the cache, computed where it is not there or damaged; returns `folder`."""
+    if not _sound(folder):
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".partial-") as partial:
+            new = Path(partial) / "entry"
+            _compute(new, name, images, extractor, mirrored, digest)
+            try:
+                replace_folder(new, folder)
+            except OSError:  # another process was first
+                if not _sound(folder):
+                    raise
+    return folder
+
+
+def _sound(folder: Path) -> bool:
+    """Whether an entry can be used; a warning names what is damaged in it."""
+    if not (folder.is_dir() and all(intact(folder / file) for file in (STATISTICS, FEATURES))):
+        return False
+    try:
+        with np.load(folder / STATISTICS) as stored:  # reading compares the sums of the ZIP
+            _from_arrays(dict(stored), str(folder))
+        features = FeatureFile(folder / FEATURES)
+        features[torch.tensor([len(features) - 1])]
+    except (UserError, *DAMAGED):
+        damaged(folder)
+        return False
+    return True
 
 
 def statistics_in_memory(name: str, images: Tensor, extractor: Extractor) -> ReferenceStatistics:
@@ -216,6 +237,8 @@ def _compute(
         convention="unbiased",
     )
     statistics.save(folder / STATISTICS)
+    for kept_file in (STATISTICS, FEATURES):
+        seal(folder / kept_file)
 
 
 def arrays_in(path: Path) -> set[str]:
@@ -257,24 +280,52 @@ def read_reference(path: Path, extractor: Extractor) -> ReferenceStatistics:
 def _from_arrays(arrays: dict[str, Any], where: str) -> ReferenceStatistics:
     if not {"mu", "sigma"} <= set(arrays):
         raise UserError("has no mu and sigma", where, "an image batch (arr_0) is given as --data")
-    mean, covariance = (torch.from_numpy(np.array(arrays[key], dtype=np.float64)) for key in ("mu", "sigma"))
-    if mean.ndim != 1 or covariance.shape != (len(mean), len(mean)):
+    try:
+        numbers = [np.array(arrays[key]).astype(np.float64, casting="same_kind") for key in ("mu", "sigma")]
+        mean, covariance = map(torch.from_numpy, numbers)
+    except (TypeError, ValueError) as error:
+        raise UserError(f"mu and sigma are no numbers ({error})", where) from error
+    if mean.ndim != 1 or len(mean) == 0 or covariance.shape != (len(mean), len(mean)):
         raise UserError(f"mu is {tuple(mean.shape)} and sigma {tuple(covariance.shape)}", where)
     if not (mean.isfinite().all() and covariance.isfinite().all()):
         raise UserError("holds numbers that are not finite", where)
-    facts = json.loads(str(next((arrays[key] for key in FACTS if key in arrays), "{}")))
+    largest = covariance.abs().max()
+    if (covariance - covariance.T).abs().max() > 1e-3 * largest or covariance.diagonal().min() < 0:
+        raise UserError("sigma is no covariance: not symmetric, or with a variance below 0", where)
+    facts = _facts(arrays, where)
     shape = facts.get("image_shape")
     return ReferenceStatistics(
         source=facts.get("source", where),
         mean=mean,
         covariance=covariance,
-        count=facts.get("count", arrays.get("count")),
+        count=facts.get("count"),
         identity=facts.get("identity"),
         image_shape=tuple(shape) if shape else None,
         mirrored=facts.get("mirrored", False),
         digest=facts.get("digest"),
         convention=facts.get("covariance"),
     )
+
+
+def _facts(arrays: dict[str, Any], where: str) -> dict[str, Any]:
+    """The facts that our files hold, or the count of another's. Raises UserError where they make no sense."""
+    text = str(next((arrays[key] for key in FACTS if key in arrays), "{}"))
+    try:
+        facts = {"count": arrays.get("count")} | json.loads(text)
+        count, shape = facts["count"], facts.get("image_shape")
+        facts["count"] = None if count is None else index(count)
+        sensible = (
+            (count is None or facts["count"] > 1)
+            and isinstance(facts.get("mirrored", False), bool)
+            and (shape is None or (len(shape) == 3 and all(isinstance(side, int) for side in shape)))
+            and all(isinstance(facts.get(key, ""), str | None) for key in ("source", "identity", "digest"))
+            and facts.get("covariance") in (None, *get_args(Convention))
+        )
+    except (TypeError, ValueError, RecursionError):
+        sensible = False
+    if not sensible:
+        raise UserError(f"what it says of itself makes no sense: {text[:100]}", where, "compute it anew")
+    return facts
 
 
 def read_samples(path: Path) -> tuple[Tensor, Tensor | None]:

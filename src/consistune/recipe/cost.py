@@ -17,7 +17,7 @@ from consistune.errors import UserError
 from consistune.recipe.plan import Plan
 from consistune.system.processes import Processes
 from consistune.training.ema import PowerFunction
-from consistune.training.options import share_name
+from consistune.training.options import TrainOptions, share_name
 
 HALF_WAY = 0.5
 """The share of training at which the steps are taken: early steps may have no target to compute."""
@@ -71,10 +71,16 @@ class Estimate:
         return max(0, int((USABLE * memory - self.fixed) // self.activations))
 
 
+def at_least(options: TrainOptions, images: int) -> TrainOptions:
+    """The options of a training that has so many images, for the steps that are tried."""
+    return replace(options, images=max(options.images, images))
+
+
 def estimate(plan: Plan, device: torch.device | str = "cpu") -> Estimate:
     """Take two steps on one image half-way through training: the first is measured, the second timed."""
     options = plan.options
-    small = replace(plan, options=replace(options, batch=1, microbatch=None, shard=False))
+    single = replace(options, batch=1, microbatch=None, shard=False)
+    small = replace(plan, options=at_least(single, 4))
     trainer = small.trainer(device)
     trainer.images = int(options.images * HALF_WAY)
     steps = trainer.steps()
@@ -160,6 +166,7 @@ def _fits(plan: Plan, device: torch.device, size: int) -> bool:
 def _two_steps(plan: Plan, device: torch.device, size: int) -> None:
     """Two steps on `size` images with a copy of the model."""
     options = replace(plan.options, batch=size, microbatch=None, compile=False, shard=False)
+    options = at_least(options, 2 * size)
     trainer = replace(plan, options=options, model=copy.deepcopy(plan.model)).trainer(device)
     trainer.images = max(0, int(options.images * HALF_WAY) - 2 * size)
     steps = trainer.steps()

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from consistune.recipe.cost import HALF_WAY, Estimate, memory_of, size
+from consistune.recipe.cost import HALF_WAY, Estimate, at_least, memory_of, size
 from consistune.recipe.plan import Plan
 from consistune.recipe.ranges import numbers
 from consistune.recipe.words import Recipe
@@ -31,6 +31,7 @@ def images_per_second(plan: Plan, cost: Estimate, device: torch.device) -> tuple
     fitting = cost.largest_batch(memory_of(device) or memory_bytes())
     count = max(1, min(cost.at_a_time, affordable, fitting))
     options = replace(plan.options, batch=count, microbatch=None, compile=False, shard=False)
+    options = at_least(options, (TIMED_STEPS + 1) * count)
     trainer = replace(plan, options=options, model=copy.deepcopy(plan.model)).trainer(device)
     trainer.images = max(0, int(options.images * HALF_WAY) - (TIMED_STEPS + 1) * count)
     steps = trainer.steps()

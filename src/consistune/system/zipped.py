@@ -6,6 +6,7 @@ Format: PKWARE's APPNOTE 6.3, §4.3. The callers decide which entries they refus
 import encodings.cp437  # noqa: F401 - loaded here, so that no file's names make Python import it
 import lzma
 import struct
+import tokenize
 import zipfile
 import zlib
 from collections.abc import Iterator
@@ -18,9 +19,9 @@ FULL32 = 0xFFFFFFFF
 STORED, DEFLATED, ENCRYPTED, UTF8 = 0, 8, 1, 1 << 11
 DAMAGED = (
     ValueError, OSError, EOFError, zipfile.BadZipFile, NotImplementedError, RuntimeError,
-    zlib.error, lzma.LZMAError, struct.error,
+    zlib.error, lzma.LZMAError, struct.error, tokenize.TokenError, MemoryError,
 )  # fmt: skip
-"""What zipfile raises for a damaged, encrypted or unknown member."""
+"""What zipfile, and numpy for an array in it, raise for a damaged, encrypted or unknown member."""
 
 
 class Entry(NamedTuple):

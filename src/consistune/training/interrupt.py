@@ -1,7 +1,8 @@
 """SIGINT and SIGTERM end a run after the current step, with its state saved."""
 
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from types import FrameType, TracebackType
 from typing import Any
 
@@ -19,6 +20,9 @@ class Interrupted(Exception):
         super().__init__("stopped")
 
 
+STEP = "this step"
+
+
 class StopSignal:
     """Records the first SIGINT or SIGTERM while the context is open; the second one acts as usual.
 
@@ -27,15 +31,26 @@ class StopSignal:
 
     Attributes:
         number: the signal's number; None before there was one.
+        doing: what is finished first.
     """
 
     def __init__(self, say: Callable[[str], None]) -> None:
         self.say = say
         self.number: int | None = None
+        self.doing = STEP
         self._old: dict[int, Any] = {s: signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)}
 
     def received(self) -> bool:
         return self.number is not None
+
+    @contextmanager
+    def during(self, what: str) -> Iterator[None]:
+        """Name what is finished first, while the block runs."""
+        self.doing = what
+        try:
+            yield
+        finally:
+            self.doing = STEP
 
     def __enter__(self) -> "StopSignal":
         for number in self._old:
@@ -47,7 +62,7 @@ class StopSignal:
         self.number = number
         signal.signal(number, self._old[number])
         name = signal.Signals(number).name
-        self.say(f"{name}: stops when this step is done and saved; a second {name} ends it at once")
+        self.say(f"{name}: stops when {self.doing} is done and saved; a second {name} ends it at once")
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None

@@ -216,7 +216,8 @@ class RunFolder:
             if averages_due:
                 self._save_average_snapshots(trainer)
             if measure_due:
-                self._evaluate(trainer, telemetry)
+                with stop.during("this measurement, and the step,"):
+                    self._evaluate(trainer, telemetry)
             if checkpoint_due and report.finite:  # the state in the middle of a divergence is not saved
                 self._save_checkpoint(trainer, picture=True)
                 self._save_samples(trainer)

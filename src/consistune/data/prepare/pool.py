@@ -3,13 +3,19 @@
 import os
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import get_context
 from typing import Any, TypeAlias, TypeVar
 
 from consistune.data.prepare.work import start_worker
+from consistune.errors import RunFailed
 
 QUEUED_PER_WORKER = 3
 """Tasks that are submitted for each worker: enough to keep it busy, few enough for the memory."""
+ENDED = (
+    "a process that reads the images was ended, perhaps for want of memory; free some and run again "
+    "(a script of your own must call this below if __name__ == '__main__')"
+)
 
 Key = TypeVar("Key")
 Task: TypeAlias = tuple[Key, Callable[[Any], Any], Any]
@@ -41,5 +47,7 @@ def run(tasks: Iterable[Task[Key]], workers: int) -> Iterator[tuple[Key, Any]]:
             finished, _ = wait(running, return_when=FIRST_COMPLETED)
             for future in finished:
                 yield running.pop(future), future.result()
+    except BrokenProcessPool as error:
+        raise RunFailed(ENDED) from error
     finally:
         pool.shutdown(cancel_futures=True)

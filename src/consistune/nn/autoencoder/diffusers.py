@@ -1,12 +1,15 @@
 """Folders of diffusers with AutoencoderKL (SD, SDXL, FLUX) or AutoencoderTiny; the extra is `diffusers`."""
 
+import math
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
+from consistune.errors import UserError
 from consistune.nn.autoencoder.base import Autoencoder
-from consistune.nn.pretrained import pretrained
+from consistune.nn.pretrained import CONFIG, check_call, pretrained, without_memory
 
 CLASSES = ("AutoencoderKL", "AutoencoderTiny")
 
@@ -28,8 +31,8 @@ class DiffusersAutoencoder(Autoencoder):
             else config.encoder_block_out_channels
         )
         self.factor = 2 ** (len(stages) - 1)
-        self.scaling = float(config.get("scaling_factor") or 1.0)
-        self.shift = float(config.get("shift_factor") or 0.0)
+        self.scaling = _number(config, "scaling_factor", 1.0)
+        self.shift = _number(config, "shift_factor", 0.0)
 
     @property
     def settings(self) -> dict[str, object]:
@@ -44,6 +47,22 @@ class DiffusersAutoencoder(Autoencoder):
         return self.model.decode(latents / self.scaling + self.shift).sample
 
 
+def _number(config: Any, key: str, default: float) -> float:
+    value = config.get(key) or default
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise UserError(f"{key} is {value!a}, not a number", CONFIG)
+    return float(value)
+
+
 def open_folder(folder: Path) -> DiffusersAutoencoder:
-    """The autoencoder in a folder of diffusers, as `nn.pretrained.pretrained` reads it."""
-    return DiffusersAutoencoder(pretrained(folder, CLASSES, "an autoencoder"))
+    """The autoencoder in a folder of diffusers, as `nn.pretrained.pretrained` reads it.
+
+    Raises UserError, as that does, and where config.json has values with which it cannot be called.
+    """
+    made = DiffusersAutoencoder(pretrained(folder, CLASSES, "an autoencoder"))
+    tried, where = without_memory(made), str(folder)
+    pictures, latents = (1, 3, 8 * made.factor, 8 * made.factor), (1, made.channels, 8, 8)
+    with torch.device("meta"):
+        check_call(lambda: tried.encode(torch.zeros(pictures)), latents, where)
+        check_call(lambda: tried.decode(torch.zeros(latents)), pictures, where)
+    return made
