@@ -97,32 +97,33 @@ def _hub_errors(name: str) -> Iterator[None]:
         library = type(error).__module__.partition(".")[0]
         if library not in (*CONNECTIONS, "huggingface_hub") and not isinstance(error, ConnectionError):
             raise
-        raise UserError(*_said(error, name)) from error
+        raise _said(error, name) from error
 
 
-def _said(error: Exception, name: str) -> tuple[str, str, str | None]:
-    """What the Hub's answer means, where, and what to do."""
+def _said(error: Exception, name: str) -> UserError:
+    """What the Hub's answer means, and what to do."""
     from huggingface_hub import constants, errors
 
     cause = error.__cause__  # of LocalEntryNotFoundError: why the Hub gave no files
     status = getattr(getattr(error, "response", getattr(cause, "response", None)), "status_code", None)
     line = " ".join(str(error if cause is None else cause).split())[:200]
+    said = f"the Hub cannot be reached ({type(error).__name__})", name, "look at the network, or try later"
     if isinstance(error, errors.OfflineModeIsEnabled) or constants.HF_HUB_OFFLINE:
-        return "HF_HUB_OFFLINE is set, and there is no local copy", name, "unset it, or give a folder"
-    if isinstance(error, errors.GatedRepoError):
-        return "is gated", name, "ask for access on its page, then: hf auth login"
-    if isinstance(error, errors.RepositoryNotFoundError):
-        return "the Hub has no such repository, or it is private", name, "for a private one: hf auth login"
-    if isinstance(error, errors.RevisionNotFoundError):
-        return "the Hub has no such revision", name, "leave @revision out, or give one of its branches"
-    if status == 409:
-        return "the name is taken", name, "choose another, or give update=True to add to your own repository"
-    if status in (401, 403) or isinstance(error, errors.LocalTokenNotFoundError):
-        return "the Hub denies access", name, "hf auth login, with a token that may do this"
-    if (status is not None and status < 500) or isinstance(error, errors.HFValidationError):
-        return f"the Hub refuses: {line}", name, None
-    what = f"the Hub cannot be reached ({type(error).__name__})"
-    return what, name, "look at the network, or try later"
+        said = "HF_HUB_OFFLINE is set, and there is no local copy", name, "unset it, or give a folder"
+    elif isinstance(error, errors.GatedRepoError):
+        said = "is gated", name, "ask for access on its page, then: hf auth login"
+    elif isinstance(error, errors.RepositoryNotFoundError):
+        what = "the Hub has no such repository, or it is private"
+        said = what, name, "for a private one: hf auth login"
+    elif isinstance(error, errors.RevisionNotFoundError):
+        said = "the Hub has no such revision", name, "leave @revision out, or give one of its branches"
+    elif status == 409:
+        said = "the name is taken", name, "choose another, or give update=True to add to your own repository"
+    elif status in (401, 403) or isinstance(error, errors.LocalTokenNotFoundError):
+        said = "the Hub denies access", name, "hf auth login, with a token that may do this"
+    elif (status is not None and status < 500) or isinstance(error, errors.HFValidationError):
+        return UserError(f"the Hub refuses: {line}", name)
+    return UserError(*said)
 
 
 def readme(
