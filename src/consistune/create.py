@@ -254,7 +254,7 @@ class Job:
 
     def run(self) -> Path:
         """Train, tune, measure; returns the page. Raises training.run.Interrupted after a signal."""
-        models = {}
+        models: dict[str, Preconditioned] = {}
         for name in ("teacher", "tuned"):
             recipe = read_recipe(str(self._recipe_file(name)))
             if name == "tuned" and self.ends is not None:

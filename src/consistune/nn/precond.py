@@ -16,6 +16,7 @@ from consistune.core.types import Condition, Conditioning, expand
 from consistune.errors import UserError
 from consistune.nn.card import ModelCard
 from consistune.nn.layers import Product
+from consistune.system.files import check_writable
 
 Precision = Literal["fp32", "bf16", "fp16"]
 """The precision of the network's computation. Parameters, embedding and scalings stay fp32.
@@ -73,7 +74,8 @@ class Preconditioned(nn.Module):
         return getattr(self, self.network_name)
 
     def save(self, folder: str | Path) -> Path:
-        """Write the model's folder, as `nn.store.save`."""
+        """Write the model's folder, as `nn.store.save`. Raises UserError where nothing can be written."""
+        check_writable(Path(folder), "folder", folder=True)
         # By name, because those files import this one.
         path: Path = import_module("consistune.nn.store").save(self, folder)
         return path
