@@ -22,6 +22,7 @@ from consistune.metrics import scores
 from consistune.metrics.classifier import ImageClassifier
 from consistune.nn.autoencoder.space import LatentSpace
 from consistune.pages.create import verdict
+from consistune.recipe import read_recipe
 from tests.support import latents
 from tests.support.makers import class_folders, pixels
 
@@ -43,11 +44,12 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(autouse=True)
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("PIXELS", "LATENTS"):
-        monkeypatch.setattr(create, name, replace(getattr(create, name), fewest=(16, 16)))
+        small = replace(getattr(create, name), fewest=(16, 16), wanted=32)
+        monkeypatch.setattr(create, name, small)
     monkeypatch.setattr(create, "training_rate", lambda *_: 40.0)
     monkeypatch.setattr(create, "SAMPLES", 32)
-    small = {"kind": "mlp", "width": 32, "blocks": 1, "expansion": 2, "embedding": 16}
-    monkeypatch.setattr(create, "network", lambda _: small)
+    net = {"kind": "mlp", "width": 32, "blocks": 1, "expansion": 2, "embedding": 16}
+    monkeypatch.setattr(create, "network", lambda _: net)
 
     def fresh(data: ImageSet, _: object) -> ImageClassifier:  # of few features, which are measured at once
         channels, height, width = data.images.shape[1:]
@@ -65,10 +67,16 @@ def run(*words: str) -> tuple[int, str]:
     return result.exit_code, result.output
 
 
-def test_the_whole_job_and_again(photos: Path, tmp_path: Path) -> None:
+def test_the_whole_job_and_again(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After the teacher the machine is twice as fast as while planning, so the tuning is longer."""
+    rates = iter([40.0, 40.0, 80.0])
+    monkeypatch.setattr(create, "training_rate", lambda *_: next(rates))
     out = tmp_path / "job"
     words = (str(photos), "--out", str(out), "--size", "8", "--time", "40s", "--yes", "--device", "cpu")
     assert run(*words)[0] == 0
+    images = read_recipe(str(out / "tuned.yaml")).train.images
+    assert create.split_images(create.PIXELS, 40, (40.0, 40.0))[1] < images <= 80 * 0.85 * 40
+    assert read_recipe(str(out / "tuned" / "recipe.yaml")).train.images == images
     results = json.loads((out / "results.json").read_text())
     assert results["look"]["classes"] == 2
     assert results["look"]["duplicates"] in (0, 1)  # 1 unless one of the pair is held out
@@ -227,6 +235,15 @@ def test_a_refused_folder_can_be_given_other_images(photos: Path, tmp_path: Path
         (broken / f"{k}.png").write_bytes(b"no picture")
     assert "can be read" in run(str(broken), *out)[1]
     assert re.search("too short", run(str(lonely), *out, "--no-labels", "--size", "16")[1])
+
+
+def test_a_short_job_gives_the_tuning_what_it_needs_first() -> None:
+    space = replace(create.LATENTS, wanted=30_000)
+    long, short, shortest = (create.split_images(space, t, (165.0, 107.0)) for t in (7200, 900, 300))
+    assert long == (int(7200 * 0.6 * 165), int(7200 * 0.25 * 107))
+    assert short[1] == space.wanted
+    assert short[0] == int((900 * 0.85 - space.wanted / 107) * 165)
+    assert shortest == (int(300 * 0.85 / 2 * 165), int(300 * 0.85 / 2 * 107))
 
 
 @pytest.mark.parametrize(("text", "seconds"), [("90", 5400), ("30m", 1800), ("1.5h", 5400), ("45s", 45)])

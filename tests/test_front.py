@@ -1,13 +1,16 @@
 """The front door for Python: what it trains is what the commands train, and wrong arguments are one line."""
 
+import inspect
 import math
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor, nn
 
+import consistune as ct
 from consistune.core.estimators import OneSample
 from consistune.core.noise import EDM
 from consistune.core.objectives import Consistency, Huber, InverseGap
@@ -22,6 +25,7 @@ from consistune.recipe import read_recipe
 from consistune.recipe.plan import make_plan
 
 SMALL = {"kind": "mlp", "width": 16, "blocks": 1, "expansion": 1, "embedding": 16}
+LONELY = as_split(torch.zeros(9, 1, 8, 8).byte(), [0] * 8 + [1])
 
 
 class Net(nn.Module):
@@ -171,6 +175,75 @@ def test_what_is_no_network_is_named(network: object) -> None:
     seen = network.__name__ if isinstance(network, type) else type(network).__name__
     with pytest.raises(UserError, match=f"network: {seen} is no network"):
         train(network, "digits", images=64)
+
+
+class Other(nn.Module):
+    """A network whose result is `change` of images."""
+
+    def __init__(self, change: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.layer, self.change = nn.Conv2d(1, 1, 1), change
+
+    def forward(self, x: Tensor, c_noise: Tensor, labels: Tensor | None = None) -> Tensor:
+        return self.change(self.layer(x))
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda y: y[:, :, 1:], r"gives \[2, 1, 7, 8\], expected images \[2, 1, 8, 8\]"),
+        (lambda y: y.detach(), "gives torch.float32 without a gradient"),
+        (lambda y: y.long(), "gives torch.int64 without a gradient"),
+        (lambda y: y * math.nan, "gives values that are not finite"),
+    ],
+)
+def test_a_network_that_cannot_learn_is_named(change: Callable[[Tensor], Tensor], said: str) -> None:
+    with pytest.raises(UserError, match=f"network: Other {said}"):
+        train(Other(change), "digits", images=64)
+
+
+@pytest.mark.parametrize(
+    ("attempt", "said"),
+    [
+        (lambda m: tune(m, "digits", images=64, method=3), "method: int is no method"),
+        (lambda m: tune(m, "digits", images=64, on_step=3), "on_step: 3 is no function"),
+        (lambda m: tune(m, "digits", images=64, out=__file__), "out: .* is a file"),
+        (lambda m: tune(m, "digits", images=64, out="/proc/x"), "out: .* cannot be written"),
+        (lambda m: tune(m, torch.zeros(1, 1, 8, 8).byte(), images=64), "data: one image is no set"),
+        (lambda m: tune(m, LONELY, images=64), "the class '1' has 1 image; .* conditional=False"),
+        (lambda m: m.save("/proc/x"), "folder: .* cannot be written"),
+        (lambda m: sample("m", [1]), "model: str is no model"),
+        (lambda m: sample(m, 5), "seeds: 5 are no integers"),
+        (lambda m: sample(m, ["a"]), r"seeds: \['a'\] are no integers"),
+        (lambda m: sample(m, [1], steps=0), "sample: .*got 0"),
+        (lambda m: evaluate(m, "digits", samples=1), "samples: 1 samples"),
+        (lambda m: evaluate(m, torch.zeros(4, 1, 4, 4).byte()), r"the data are \[1, 4, 4\]"),
+        (lambda m: load("emoji64", device="toaster"), "device toaster: .*; use cpu"),
+        (lambda m: ct.wrap(None, (1, 8, 8)), "network: NoneType is no network"),
+    ],
+)
+def test_what_cannot_work_is_one_line(
+    attempt: Callable[[Preconditioned], object], said: str, teacher: Preconditioned
+) -> None:
+    with pytest.raises(UserError, match=said) as caught:
+        attempt(teacher)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_single_step_model_takes_no_zero_steps(own: Preconditioned) -> None:
+    model = tune(own, "digits", images=64, batch=64)
+    with pytest.raises(UserError, match="steps must be at least 1, got 0"):
+        sample(model, [1], steps=0)
+
+
+def test_the_front_door_is_all_that_shows_and_is_explained() -> None:
+    assert set(dir(ct)) == {"__version__", *ct.WHERE}
+    for name in ct.WHERE:
+        function = getattr(ct, name)
+        assert len(inspect.getdoc(function) or "") > 40, name
+        hints = inspect.signature(function)
+        assert hints.return_annotation is not inspect.Signature.empty, name
+        assert all(p.annotation is not inspect.Parameter.empty for p in hints.parameters.values()), name
 
 
 def test_tensors_train_as_the_set_they_were_taken_from() -> None:

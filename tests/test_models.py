@@ -55,9 +55,9 @@ def test_dropout_is_off_and_the_mode_is_given_back(model: EDMPrecond) -> None:
 def test_labels_matter_and_must_fit(model: EDMPrecond) -> None:
     assert not torch.equal(sample(model, [0], condition=3), sample(model, [0], condition=4))
     assert torch.equal(sample(model, [13]), sample(model, [13], condition=3))
-    with pytest.raises(ValueError, match="0 … 9"):
+    with pytest.raises(UserError, match="0 … 9"):
         sample(model, [0], condition=10)
-    with pytest.raises(ValueError, match="2 conditions for 1 seeds"):
+    with pytest.raises(UserError, match="2 conditions for 1 seeds"):
         sample(model, [0], condition=torch.tensor([1, 2]))
 
 
@@ -91,14 +91,14 @@ def test_the_sampler_fits_the_model(model: EDMPrecond) -> None:
 
 def test_a_model_of_which_nothing_is_known_needs_steps_or_a_sampler(model: EDMPrecond) -> None:
     model.card = ModelCard()
-    with pytest.raises(ValueError, match="give steps or a sampler"):
+    with pytest.raises(UserError, match="give steps or a sampler"):
         sample(model, range(2))
     one_step = sample(model, range(2), steps=1)
     assert torch.equal(one_step, sample(model, range(2), sampler=Multistep(())))
 
 
 def test_steps_beside_a_sampler_are_refused(model: EDMPrecond) -> None:
-    with pytest.raises(ValueError, match="give them or a sampler"):
+    with pytest.raises(UserError, match="give them or a sampler"):
         sample(model, range(2), steps=2, sampler=Multistep(()))
 
 

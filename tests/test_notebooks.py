@@ -18,6 +18,7 @@ SMALL: dict[str, dict[str, Any]] = {
     "3-score-identity": {"queries": 32, "times": (0.5, 2.0)},
     "4-own-network": {"teacher_images": 512, "tuning_images": 128},
     "5-compare-methods": {"steps": 20, "points": 50},
+    "6-unet-of-diffusers": {"teacher_images": 64, "tuning_images": 64},
 }
 
 
@@ -89,3 +90,13 @@ def test_methods_are_compared_on_a_mixture(monkeypatch: pytest.MonkeyPatch) -> N
     assert list(ends) == ["exact", "teacher", "CD", "ECT", "SCT, batch", "SCT, all"]
     radius = ends["exact"].flatten(1).norm(dim=1)
     assert float((radius - 0.7).abs().max()) < 5 * 0.06  # the exact ends lie on the ring
+
+
+def test_a_unet_of_diffusers_in_twenty_lines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    name = "6-unet-of-diffusers"
+    lines = [line for cell in cells(name) if cell["cell_type"] == "code" for line in cell["source"]]
+    assert len([line for line in lines if line.strip()]) <= 20
+    pytest.importorskip("diffusers", reason="the extra diffusers is not installed")
+    monkeypatch.chdir(tmp_path)
+    scope = run(name, monkeypatch)
+    assert type(scope["pipe"]).__name__ == "FewStepsPipeline"

@@ -9,6 +9,7 @@ import json
 import math
 import time
 from collections.abc import Mapping
+from copy import deepcopy
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -52,16 +53,18 @@ class Space:
         teacher, tuned: the recipes that the two trainings begin with.
         shares: of the time, for each; the rest is for measuring and the page.
         fewest: training images of each, without which the pictures would be blobs.
+        wanted: training images that the tuning gets even where its share is less; half of the time at most.
     """
 
     teacher: str
     tuned: str
     shares: tuple[float, float]
     fewest: tuple[int, int]
+    wanted: int
 
 
-PIXELS = Space("mnist10k-edm", "mnist10k-sct", (0.5, 0.35), (40_000, 20_000))
-LATENTS = Space("emoji64-latent-edm", "emoji64-latent-sct", (0.6, 0.25), (20_000, 7_000))
+PIXELS = Space("mnist10k-edm", "mnist10k-sct", (0.5, 0.35), (40_000, 20_000), 60_000)
+LATENTS = Space("emoji64-latent-edm", "emoji64-latent-sct", (0.6, 0.25), (20_000, 7_000), 30_000)
 
 
 @dataclass(frozen=True)
@@ -172,6 +175,13 @@ def choose_autoencoder(
     return None if rate * seconds * PIXELS.shares[0] >= COLOUR_IN_PIXELS else AUTOENCODER
 
 
+def split_images(space: Space, seconds: float, rates: tuple[float, float]) -> tuple[int, int]:
+    """Training images of the teacher and of the tuning, for so many images a second of each."""
+    both = seconds * sum(space.shares)
+    tuning = max(seconds * space.shares[1], min(space.wanted / rates[1], both / 2))
+    return int((both - tuning) * rates[0]), int(tuning * rates[1])
+
+
 def training_rate(
     recipe: Recipe, device: torch.device, data: DataSplit, model: Preconditioned | None = None
 ) -> float:
@@ -202,6 +212,7 @@ class Job:
         self.out, self.data, self.data_name, self.x_flip = out, data, data_name, x_flip
         self.screen, self.device = screen, device
         self.space = PIXELS if data.train.latents is None else LATENTS
+        self.ends: float | None = None
 
     @property
     def planned(self) -> bool:
@@ -215,7 +226,6 @@ class Job:
         """
         check_images(self.data, conditional)
         space = self.space
-        bases, shares = (space.teacher, space.tuned), space.shares
         teacher = self._recipe(space.teacher, conditional, space.fewest[0])
         fresh = make_plan(teacher, self.device, Given(self.data)).model
         tuned = self._recipe(space.tuned, conditional, space.fewest[1])
@@ -223,28 +233,34 @@ class Job:
             training_rate(teacher, self.device, self.data),
             training_rate(tuned.model_copy(update={"start_from": None}), self.device, self.data, fresh),
         )
-        enough = max(n / rate / share for n, rate, share in zip(space.fewest, rates, shares, strict=True))
+        longest = max(fewest / rate for fewest, rate in zip(space.fewest, rates, strict=True))
+        enough = 2 * longest / sum(space.shares)  # each gets half of the time in the shortest job
         if seconds - spent < enough:
             raise UserError(
                 f"{seconds / 60:.0f} minutes are too short for these images on this machine",
                 "--time",
                 f"give {math.ceil((enough + spent) / 60)}m or more, or a smaller --size",
             )
-        counts = [int((seconds - spent) * share * rate) for share, rate in zip(shares, rates, strict=True)]
-        recipes = [self._recipe(base, conditional, n) for base, n in zip(bases, counts, strict=True)]
-        return Plan(recipes[0], recipes[1], rates, seconds / 60)
+        counts = split_images(space, seconds - spent, rates)
+        teacher = self._recipe(space.teacher, conditional, counts[0])
+        return Plan(teacher, self._recipe(space.tuned, conditional, counts[1]), rates, seconds / 60)
 
     def begin(self, plan: Plan) -> None:
-        """Write the recipes, by which the job is planned."""
+        """Write the recipes, by which the job is planned; from now on its time counts."""
+        lengths = [recipe.train.images / rate for recipe, rate in zip(plan[:2], plan.rates, strict=True)]
+        self.ends = time.monotonic() + sum(lengths)
         for name, recipe in (("teacher", plan.teacher), ("tuned", plan.tuned)):
             write_atomically(self._recipe_file(name), to_yaml(recipe))
 
     def run(self) -> Path:
         """Train, tune, measure; returns the page. Raises training.run.Interrupted after a signal."""
-        recipes = {name: read_recipe(str(self._recipe_file(name))) for name in ("teacher", "tuned")}
-        for name, recipe in recipes.items():
+        models: dict[str, Preconditioned] = {}
+        for name in ("teacher", "tuned"):
+            recipe = read_recipe(str(self._recipe_file(name)))
+            if name == "tuned" and self.ends is not None:
+                recipe = self._fitted(recipe, models["teacher"], self.ends - time.monotonic())
             train_run(self.out / name, recipe, self.screen, draw=self._draw, device=self.device)
-        models = {name: store.load(self.out / name / "model", self.device) for name in recipes}
+            models[name] = store.load(self.out / name / "model", self.device)
         results = self._results(models)
         write_atomically(self.out / "results.json", json.dumps(results, indent=1))
         page = self.out / "report.html"
@@ -253,6 +269,17 @@ class Job:
         pictures = [*drawn, real[torch.linspace(0, len(real) - 1, SHOWN).long()]]
         write_atomically(page, create_page(results, pictures))
         return page
+
+    def _fitted(self, recipe: Recipe, teacher: Preconditioned, seconds: float) -> Recipe:
+        """The tuning's recipe, made and written anew for the time that the teacher has left."""
+        rate = training_rate(
+            recipe.model_copy(update={"start_from": None}), self.device, self.data, deepcopy(teacher)
+        )
+        images = max(int(seconds * rate), self.space.fewest[1])
+        self.screen.say(f"tuning on {images:,} images, {rate:,.0f} a second, in the time that is left")
+        recipe = self._recipe(self.space.tuned, recipe.conditional, images)
+        write_atomically(self._recipe_file("tuned"), to_yaml(recipe))
+        return recipe
 
     def _recipe_file(self, name: str) -> Path:
         return self.out / f"{name}.yaml"

@@ -20,17 +20,18 @@ from torch import nn
 
 from consistune.core.objectives import Objective
 from consistune.data.images import DataSplit
-from consistune.data.inputs import as_split
+from consistune.data.inputs import as_split, check_classes
 from consistune.errors import UserError
 from consistune.evaluation.sources import ModelSource
 from consistune.metrics.scores import score_suite
 from consistune.metrics.suite import Suite
-from consistune.models import default_sampler
+from consistune.models import default_sampler, picture_shape
 from consistune.nn.module import wrap
 from consistune.nn.precond import Preconditioned
 from consistune.recipe import Recipe, shipped_recipes, to_yaml
 from consistune.recipe.plan import Given, make_plan
 from consistune.recipe.scaled import scaled_recipe
+from consistune.system.files import check_writable
 from consistune.system.host import pick_device
 from consistune.training.loop import StepReport, Trainer
 from consistune.training.run import RunFolder
@@ -118,6 +119,8 @@ def tune(
 
 
 def _last(states: Iterator[State], on_step: OnStep | None) -> Preconditioned:
+    if not (on_step is None or callable(on_step)):
+        raise UserError(f"{on_step!r:.60} is no function", "on_step", "give f(state)")
     state = None
     for state in states:
         if on_step is not None and on_step(state) is True:
@@ -156,6 +159,12 @@ def steps(
     """
     split = as_split(data)
     place = pick_device(str(device), "device")
+    if not isinstance(method, str) and not hasattr(method, "learns"):
+        what = f"{type(method).__name__} is no method"
+        raise UserError(what, "method", "give a name, or an objective of consistune.core")
+    if out is not None:
+        check_writable(Path(out), "out", folder=True)
+    check_classes(split.train, _conditional(conditional, model, split))
     own, network = _first(model, split, method, conditional)
     chosen: dict[str, Any] = {"train.images": images, "train.batch": batch, "train.seed": seed}
     chosen |= {} if lr is None else {"optimizer.lr": lr}
@@ -190,10 +199,13 @@ def _first(
     return None, {"kind": model} if isinstance(model, str) else dict(model)
 
 
-def _conditional(wanted: bool | None, model: Preconditioned | None, data: DataSplit) -> bool:
+def _conditional(wanted: bool | None, model: Any, data: DataSplit) -> bool:
+    """model: what the training begins with; only a model of ours knows whether it has classes."""
     if wanted is not None:
         return wanted
-    return len(data.train.class_names) > 1 if model is None else model.num_classes > 0
+    if isinstance(model, Preconditioned):
+        return model.num_classes > 0
+    return len(data.train.class_names) > 1
 
 
 def method_recipe(method: str | Objective, data: str, settings: Mapping[str, Any]) -> Recipe:
@@ -228,8 +240,15 @@ def evaluate(
         data: as for `train`. samples: how many are drawn; few of them bias a distance upwards.
         steps: of the sampler; None: the model's own number.
         metrics, features: names as for the command; None: what the data allow.
+
+    Raises UserError for arguments that do not fit, and for data of other images than the model's.
     """
     split = as_split(data)
+    if samples < 2:
+        raise UserError(f"{samples} samples cannot be measured", "samples", "give 2 or more, better 2,000")
+    if picture_shape(model) != split.to_look_at.train.image_shape:
+        shapes = list(picture_shape(model)), list(split.to_look_at.train.image_shape)
+        raise UserError(f"the model makes images {shapes[0]}, the data are {shapes[1]}", "data")
     suite = score_suite(split, features, next(model.parameters()).device)
     if metrics is not None:
         suite = Suite(suite.setup, metrics)

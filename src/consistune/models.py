@@ -4,6 +4,7 @@ The image of a seed does not depend on the other seeds that are drawn with it.
 """
 
 import math
+import operator
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -52,15 +53,23 @@ def load(
 
         if network is not None:
             raise UserError("a checkpoint's network is built from its file", "network", "leave it out")
-        return load_checkpoint(path).to(device)
+        return _placed(load_checkpoint(path), device)
     try:
-        return store.load(find(path), device, network, verify)
+        return _placed(store.load(find(path), network=network, verify=verify), device)
     except UserError as error:
         if find(path).exists() or len(Path(path).parts) > 1:  # not a name
             raise
         names = ", ".join(sorted(folder.name for folder in BOX.glob("*/")))
         remedy = f"give the folder of a model or a run, or the name of a built-in one: {names}"
         raise UserError(error.what, str(path), remedy) from error
+
+
+def _placed(model: Preconditioned, device: torch.device | str) -> Preconditioned:
+    """The model on that device. Raises UserError where there is none."""
+    try:
+        return model.to(device)
+    except (RuntimeError, AssertionError) as error:  # of torch, by the kind of the device
+        raise UserError(str(error).splitlines()[0], f"device {device}", "use cpu") from error
 
 
 def find(path: str | Path) -> Path:
@@ -122,6 +131,8 @@ def default_sampler(
         if steps not in (None, 1, phases):
             raise StepsDoNotFit(f"this model has {phases} phases: steps must be 1 or {phases}")
         return PhasedSteps(card.edges, eta=0.0 if steps == 1 else eta)
+    if steps is not None and steps < 1:
+        raise ValueError(f"steps must be at least 1, got {steps}")
     if steps is None and card.objective is None:
         raise StepsDoNotFit("the model's card does not say how it is sampled: give steps or a sampler")
     middle = card.mid_t if mid_t is None else tuple(mid_t)
@@ -174,14 +185,17 @@ def sample(
     Returns:
         uint8 images [N, C, H, W]; with `latents`, fp32 [N, c, h, w].
 
-    Raises ValueError as `default_sampler` does, for steps or mid_t beside a sampler, and for labels that do
-    not fit; UserError, with the seeds, for images that are not finite, or latents of a model of pictures.
+    Raises UserError for arguments that do not fit, for latents of a model of pictures, and, with the seeds,
+    for images that are not finite.
     """
     if sampler is not None and not (steps is None and mid_t is None):
-        raise ValueError("steps and mid_t belong to the default sampler: give them or a sampler")
-    seeds = list(seeds)
-    labels = _labels(model, seeds, condition, next(model.parameters()).device)
-    sampler = sampler or default_sampler(model, steps, mid_t, eta)
+        raise UserError("steps and mid_t belong to the default sampler: give them or a sampler", "sampler")
+    seeds = _seeds(model, seeds)
+    try:
+        labels = _labels(model, seeds, condition, next(model.parameters()).device)
+        sampler = sampler or default_sampler(model, steps, mid_t, eta)
+    except ValueError as error:
+        raise UserError(str(error), "sample") from error
     finish = _finishing(model, latents)
     denoiser = Guided(model, worse, guidance, *guidance_interval) if guidance != 1.0 else model
     images = []
@@ -193,6 +207,17 @@ def sample(
             if progress is not None:
                 progress(len(seeds[part]))
     return torch.cat(images) if images else finish(torch.empty(0, *model.image_shape))
+
+
+def _seeds(model: object, seeds: Iterable[int | Between]) -> list[int | Between]:
+    """The seeds of a call of `sample`. Raises UserError where they are none, or the model is none."""
+    if not isinstance(model, Preconditioned):
+        what = f"{type(model).__name__} is no model"
+        raise UserError(what, "model", "give one of consistune.load, train or tune")
+    try:
+        return [seed if isinstance(seed, Between) else operator.index(seed) for seed in seeds]
+    except TypeError as error:
+        raise UserError(f"{seeds!r:.60} are no integers", "seeds", "give range(16), or [3, 5]") from error
 
 
 @contextmanager

@@ -290,3 +290,11 @@ def test_a_model_that_has_no_pipeline_is_refused(card: Any, said: str, tmp_path:
     with pytest.raises(UserError, match=said):
         export_model(model.save(tmp_path / "model"), tmp_path / "out", "diffusers")
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
+def test_a_pipeline_of_ours_is_not_taken_for_a_diffusion_model(tmp_path: Path) -> None:
+    """It has no scheduler, and what its network predicts is not ε of DDPM."""
+    out = export_model(tuned(FORMS["epsilon"]()).save(tmp_path / "model"), tmp_path / "out", "diffusers")
+    for folder in (out, out / "unet"):
+        with pytest.raises(UserError, match="without a scheduler does not say what its network predicts"):
+            load(folder)

@@ -100,7 +100,7 @@ def test_clipped_activations_have_both_derivatives() -> None:
 
 @pytest.mark.parametrize("name", ["patch-unet", "edm2"])
 def test_a_jacobian_without_gradients_is_that_with_gradients(name) -> None:
-    """jacfwd maps a derivative over directions (vmap); without gradients the layers have their own formulas."""
+    """jacfwd maps a derivative over directions; without gradients the layers have their own formulas."""
     model = made(name).eval()
     x, sigma, *_ = point(model)
 

@@ -1,17 +1,18 @@
 """The Hub: what is uploaded, what is loaded, and one line where it cannot be reached."""
 
-import shutil
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
-import huggingface_hub
 import pytest
 import torch
+from huggingface_hub import ModelCard, constants
+from PIL import Image
 
 from consistune.errors import UserError
 from consistune.models import load
 from consistune.nn import hub, store
-from consistune.nn.precond import Preconditioned
+from consistune.nn.precond import EDMPrecond, Preconditioned
+from tests.support.hub import LocalHub, local_hub
 
 
 @pytest.fixture
@@ -24,39 +25,53 @@ def model() -> Preconditioned:
 
 
 @pytest.fixture
-def local_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A Hub that is a folder, behind the library's own functions."""
-    root = tmp_path / "hub"
-
-    def create_repo(self: Any, repo_id: str, **options: Any) -> None:
-        (root / repo_id).mkdir(parents=True)
-
-    def upload_folder(self: Any, *, repo_id: str, folder_path: Path, **options: Any) -> None:
-        shutil.copytree(folder_path, root / repo_id, dirs_exist_ok=True)
-
-    monkeypatch.setattr(huggingface_hub.HfApi, "create_repo", create_repo)
-    monkeypatch.setattr(huggingface_hub.HfApi, "upload_folder", upload_folder)
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda repo_id, **options: str(root / repo_id))
-    return root
+def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[LocalHub]:
+    """A Hub on this machine, in the place of the real one; huggingface_hub itself speaks with it."""
+    with local_hub() as hub_here:
+        monkeypatch.setattr(constants, "ENDPOINT", hub_here.address)
+        template = hub_here.address + "/{repo_id}/resolve/{revision}/{filename}"
+        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+        monkeypatch.setenv("HF_TOKEN", "hf_test")
+        yield hub_here
 
 
-def test_a_model_comes_back_from_the_hub(model: Preconditioned, local_hub: Path) -> None:
-    assert model.push_to_hub("me/mine", license="apache-2.0").endswith("/me/mine")
-    assert {path.name for path in (local_hub / "me/mine").iterdir()} == {
-        store.CONFIG,
-        store.WEIGHTS,
-        "README.md",
-    }
-    again = load("hf://me/mine")
+def test_a_model_comes_back_from_the_hub(model: Preconditioned, server: LocalHub, tmp_path: Path) -> None:
+    Image.new("RGB", (4, 4)).save(tmp_path / "sheet.png")
+    facts = {"distances": {"fd-classifier_percent": 12.34}, "command": "consistune train x"}
+    address = model.push_to_hub("me/mine", license="mit", pictures=tmp_path / "sheet.png", **facts)
+    assert address == f"{server.address}/me/mine"
+    files = server.repos["me/mine"]
+    assert {store.CONFIG, store.WEIGHTS, "README.md", hub.PICTURES} <= files.keys()
+    assert files[hub.PICTURES] == (tmp_path / "sheet.png").read_bytes()
+    text = files["README.md"].decode()
+    assert f"![Samples]({hub.PICTURES})" in text
+    read = ModelCard(text).data
+    assert (read.license, read.library_name) == ("mit", "consistune")
+    assert [result.metric_value for result in read.eval_results] == [12.34]
     x, labels = torch.ones(2, 1, 4, 4), torch.tensor([0, 1])
-    assert torch.equal(again(x, 1.0, labels), model.eval()(x, 1.0, labels))
+    again = (load("hf://me/mine"), load("hf://me/mine@main"), EDMPrecond.from_pretrained("me/mine", "main"))
+    for found in again:
+        assert torch.equal(found(x, 1.0, labels), model.eval()(x, 1.0, labels))
+
+
+def test_a_name_that_is_taken_is_refused_unless_an_update_is_asked_for(
+    model: Preconditioned, server: LocalHub
+) -> None:
+    server.repos["me/mine"] = {"README.md": b"something else"}
+    with pytest.raises(UserError, match=r"me/mine: the name is taken; .*update=True"):
+        model.push_to_hub("me/mine")
+    assert server.repos["me/mine"] == {"README.md": b"something else"}
+    model.push_to_hub("me/mine", update=True)
+    assert store.WEIGHTS in server.repos["me/mine"]
 
 
 def test_the_readme_has_the_hubs_header_and_escapes_foreign_text(model: Preconditioned) -> None:
-    text = hub.readme(model, "me/mine", "apache-2.0")
-    assert text.startswith("---\nlicense: apache-2.0\nlibrary_name: consistune\n")
+    text = hub.readme(model, "me/mine", "apache-2.0", command="train `x`")
+    assert ModelCard(text).data.license == "apache-2.0"
     assert "my\\|set" in text
     assert "a&lt;b, c" in text
+    assert "Made by `train 'x'`." in text
     assert 'consistune.load("hf://me/mine")' in text
 
 
@@ -66,21 +81,63 @@ def test_a_name_that_is_no_repository_is_refused(name: str) -> None:
         load(name)
 
 
-def test_a_hub_that_cannot_be_reached_is_one_line(
-    model: Preconditioned, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("refusal", "pushed", "loaded"),
+    [
+        ((401, "RepoNotFound"), "no such repository", "no such repository"),
+        ((403, "GatedRepo"), "is gated", "is gated; ask for access"),
+        ((403, "Forbidden"), "denies access", "denies access"),
+        ((404, "RevisionNotFound"), "no such revision", "no such revision"),
+        ((400, "bad name"), "the Hub refuses: ", "the Hub refuses: "),
+    ],
+)
+def test_what_the_hub_refuses_is_one_line(
+    refusal: tuple[int, str], pushed: str, loaded: str, model: Preconditioned, server: LocalHub
 ) -> None:
-    monkeypatch.setattr(huggingface_hub.HfApi, "create_repo", _no_route)
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", _no_route)
-    for action in (lambda: model.push_to_hub("me/mine"), lambda: load("hf://me/mine")):
-        with pytest.raises(UserError, match="cannot be reached") as caught:
+    server.refusal = refusal
+    for said, action in (
+        (pushed, lambda: model.push_to_hub("me/mine")),
+        (loaded, lambda: load("hf://me/mine")),
+    ):
+        with pytest.raises(UserError, match=f"me/mine: .*{said}") as caught:
             action()
         assert "\n" not in str(caught.value)
 
 
-def test_a_refused_name_is_one_line(model: Preconditioned) -> None:
+def test_a_repository_without_a_model_and_one_that_is_not_there(server: LocalHub) -> None:
+    server.repos["me/words"] = {"README.md": b"no model"}
+    for name in ("me/words", "me/none", "me/words@never"):
+        with pytest.raises(UserError) as caught:
+            load(f"hf://{name}")
+        assert "\n" not in str(caught.value)
+
+
+def test_a_hub_that_cannot_be_reached_is_one_line(
+    model: Preconditioned, server: LocalHub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No server at the address; then huggingface_hub's own switch for working offline."""
+    with local_hub() as gone:
+        address = gone.address
+    monkeypatch.setattr(constants, "ENDPOINT", address)
+    template = address + "/{repo_id}/resolve/{revision}/{filename}"
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+    actions = (lambda: model.push_to_hub("me/mine"), lambda: load("hf://me/mine"))
+    for action in actions:
+        with pytest.raises(UserError, match="cannot be reached") as caught:
+            action()
+        assert "\n" not in str(caught.value)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    for action in actions:
+        with pytest.raises(UserError, match="HF_HUB_OFFLINE is set"):
+            action()
+
+
+def test_what_cannot_be_uploaded_is_refused_before_the_hub_is_asked(
+    model: Preconditioned, tmp_path: Path
+) -> None:
     with pytest.raises(UserError, match="the Hub refuses"):
         model.push_to_hub("me/not valid")
-
-
-def _no_route(*args: Any, **options: Any) -> None:
-    raise ConnectionError("no route")
+    (tmp_path / "x.png").write_text("no picture")
+    for path in (tmp_path / "x.png", tmp_path / "none.png", tmp_path):
+        with pytest.raises(UserError, match="is no PNG file"):
+            model.push_to_hub("me/mine", pictures=path)

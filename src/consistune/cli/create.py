@@ -33,7 +33,7 @@ def create(
     time: Annotated[str, Option(help="How long it may take: 30m, 2h.")] = "45m",
     size: Annotated[
         int | None,
-        Option(help="Side of the square images, a multiple of 8 (latents: of 16); default: 32 (64)."),
+        Option(min=8, help="Side of the square images, a multiple of 8 (latents: of 16); default: 32 (64)."),
     ] = None,
     labels: Annotated[
         bool | None, Option("--labels/--no-labels", help="Learn the classes; default: if there are some.")

@@ -67,6 +67,16 @@ def as_split(
     return DataSplit(train, other)
 
 
+def check_classes(images: ImageSet, conditional: bool) -> None:
+    """Raises UserError for a single image, and for a class that has one where the classes are learned."""
+    sizes = torch.bincount(images.labels, minlength=len(images.class_names)).tolist()
+    if sum(sizes) < 2:
+        raise UserError("one image is no set to learn from", WHERE, "give 16 images, better 500 or more")
+    if conditional and 1 in sizes:
+        name = images.class_names[sizes.index(1)]
+        raise UserError(f"the class {name!r} has 1 image", WHERE, "add images, or give conditional=False")
+
+
 def _image_set(
     data: Any, labels: Any, value_range: Any, class_names: Sequence[str] | None, name: str
 ) -> ImageSet:

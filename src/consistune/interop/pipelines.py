@@ -41,8 +41,8 @@ def load_pipeline(folder: Path) -> "Preconditioned":
     and v), EDM's schedulers EDM's, ConsistencyModelPipeline's its own. A UNet alone is taken as DDPM's, of
     β = 1e-4 … 0.02 and ε, which `card.assumed` says. Clipping and thresholding while sampling are left out.
 
-    Nothing in the folder is executed. Raises UserError for other networks and schedulers, for weights that
-    are no safetensors, and without the package diffusers.
+    Nothing in the folder is executed. Raises UserError for other networks and schedulers, for a pipeline that
+    has none (`few_steps`), for weights that are no safetensors, and without the package diffusers.
     """
     from consistune.nn.pretrained import WEIGHTS, pretrained, read_json
     from consistune.system.files import file_digest
@@ -52,8 +52,12 @@ def load_pipeline(folder: Path) -> "Preconditioned":
         remedy = f'in Python: {UNET_CLASS}.from_pretrained("…").save_pretrained("…") writes it'
         raise UserError(f"there is no {WEIGHTS}", str(place), remedy)
     unet = pretrained(place, (UNET_CLASS,), "an image network")
-    places = [folder / "scheduler", folder, *([folder.parent / "scheduler"] if folder.name == "unet" else [])]
+    whole = folder.parent if folder.name == "unet" else folder
+    places = (folder / "scheduler", folder, whole / "scheduler")
     found = next((path / SCHEDULER for path in places if (path / SCHEDULER).is_file()), None)
+    if found is None and (whole / INDEX).is_file():
+        what = "a pipeline without a scheduler does not say what its network predicts"
+        raise UserError(what, str(whole), "give the model that it was exported from")
     scheduler = ASSUMED if found is None else read_json(found)
     model = _preconditioned(_network(unet, str(place)), scheduler, str(folder))
     name = scheduler["_class_name"]

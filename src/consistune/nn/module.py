@@ -131,6 +131,8 @@ def wrap(
 
     Raises UserError where one call with two images does not give images of the same shape.
     """
+    if not isinstance(module, nn.Module):
+        raise UserError(f"{type(module).__name__} is no network", "network", "give an nn.Module")
     if isinstance(module, Preconditioned):
         raise UserError("the model has a preconditioning already", type(module).__name__, "give it as it is")
     own = getattr(module, "config", None) if config is None else config
@@ -164,9 +166,8 @@ def plain_config(config: Any) -> dict[str, Any] | None:
     return plain
 
 
-@torch.no_grad()
 def _try(model: Preconditioned, image_shape: tuple[int, int, int], num_classes: int) -> None:
-    """Call the model once on two images. Raises UserError where it fails or gives another shape."""
+    """Call the model once on two images. Raises UserError where it fails or cannot be trained."""
     parameter = next(model.parameters(), None)
     if parameter is None:
         raise UserError("the network has no parameters", "network")
@@ -190,6 +191,11 @@ def _try(model: Preconditioned, image_shape: tuple[int, int, int], num_classes: 
     if not isinstance(raw, Tensor) or raw.shape != x.shape:
         seen = list(raw.shape) if isinstance(raw, Tensor) else type(raw).__name__
         raise UserError(f"{name} gives {seen}, expected images {list(x.shape)}", "network")
+    if not raw.is_floating_point() or not raw.requires_grad:
+        what = f"{name} gives {raw.dtype} without a gradient: nothing can be trained"
+        raise UserError(what, "network", "let its result depend on parameters that require a gradient")
+    if not bool(raw.isfinite().all()):
+        raise UserError(f"{name} gives values that are not finite", "network", "look at its weights")
 
 
 Factory = Callable[[], nn.Module]

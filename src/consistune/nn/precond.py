@@ -13,8 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from consistune.core.types import Condition, Conditioning, expand
+from consistune.errors import UserError
 from consistune.nn.card import ModelCard
 from consistune.nn.layers import set_product_dtype
+from consistune.system.files import check_writable
 
 Precision = Literal["fp32", "bf16", "fp16"]
 """The precision of the network's computation. Parameters, embedding and scalings stay fp32.
@@ -72,7 +74,8 @@ class Preconditioned(nn.Module):
         return getattr(self, self.network_name)
 
     def save(self, folder: str | Path) -> Path:
-        """Write the model's folder, as `nn.store.save`."""
+        """Write the model's folder, as `nn.store.save`. Raises UserError where nothing can be written."""
+        check_writable(Path(folder), "folder", folder=True)
         # By name, because those files import this one.
         path: Path = import_module("consistune.nn.store").save(self, folder)
         return path
@@ -81,6 +84,16 @@ class Preconditioned(nn.Module):
         """Upload the model's folder to the Hugging Face Hub, as `nn.hub.push`; returns its address."""
         url: str = import_module("consistune.nn.hub").push(self, repo_id, **options)
         return url
+
+    @staticmethod
+    def from_pretrained(name: str, revision: str | None = None, **options: Any) -> "Preconditioned":
+        """The model of a folder, or else of "user/name" on the Hugging Face Hub, as `models.load`."""
+        if not Path(name).exists():
+            name = f"hf://{name}" if revision is None else f"hf://{name}@{revision}"
+        elif revision is not None:
+            raise UserError("a folder has no revisions", "revision", "leave it out")
+        model: Preconditioned = import_module("consistune.models").load(name, **options)
+        return model
 
     @property
     def options(self) -> dict[str, object]:
