@@ -1,7 +1,7 @@
 # make demo   environment, install, the whole job on the embedded data, a report
 # make test   environment, install, the tests; those of diffusers and ONNX are skipped (CI's job "extras" runs them)
 # make lint   ruff and mypy
-# make docs   the site, in build/site, and what its search finds
+# make docs   the site, in build/site, and what its search finds; .venv/bin/pytest -m docs runs what the pages say
 # make notebooks   run docs/notebooks in Jupyter, at full size
 #
 # The constraints file pins the CPU build of torch. With a GPU, choose your own build:

@@ -3,17 +3,20 @@
     python benchmarks/expected.py make digits-sct runs/a runs/b runs/c   → src/consistune/expected
     python benchmarks/expected.py draw digits-sct loss/t=0.3-1 docs/x.svg "rate × 30=runs/d" "seed 3=runs/e"
     python benchmarks/expected.py tried digits-edm "rate × 30=runs/d"     → benchmarks/results/expected.json
+    python benchmarks/expected.py page                                    → docs/results/expected.md
 
 The runs of a recipe are whole, as the recipe stands, and differ in their seed alone (and in their teacher's).
 """
 
 import argparse
 import json
+from collections.abc import Sequence
 from pathlib import Path
+from statistics import mean, stdev
 from typing import Any
 
 from consistune.pages.plots import Axis, Plot
-from consistune.recipe import read_recipe
+from consistune.recipe import read_recipe, shipped_recipes
 from consistune.recipe.reading import to_yaml
 from consistune.recipe.yaml_text import parse_yaml
 from consistune.system.files import write_atomically
@@ -135,6 +138,35 @@ def tried_table(record: dict[str, Any]) -> str:
     return markdown([f"run of `{record['recipe']}`", "of training seen", "verdict", "left their band"], rows)
 
 
+SHOWN = (0.05, 0.1, 0.25, 0.5, 0.75, 1.0)
+"""The shares of training of a page's table."""
+
+
+def page_table(expected: Expected) -> str:
+    """Loss, gradient norm and, where measured, distances: the mean and standard deviation of the runs."""
+    rows = []
+    for figure in expected.curves:
+        if figure in ("loss", "gradient_norm") or "frechet" in figure:
+            columns = list(zip(*expected.curves[figure], strict=True))
+            cells = [columns[round(PARTS * share) - 1] for share in SHOWN]
+            rows.append([f"`{figure}`", *(spread(cell) for cell in cells)])
+    return markdown([f"`{expected.name}`", *(f"{share:.0%}" for share in SHOWN)], rows)
+
+
+def spread(values: Sequence[float | None]) -> str:
+    known = [value for value in values if value is not None]
+    return f"{mean(known):.3g} ± {stdev(known):.2g}" if len(known) > 1 else "–"
+
+
+def page() -> None:
+    """The tables of docs/results/expected.md, and which recipes have none."""
+    made = [expected_named(path.stem) for path in sorted(FOLDER.glob("*.json"))]
+    tables = "\n".join(f"{len(one.runs)} runs of {one.images:,} images.\n\n{page_table(one)}" for one in made)
+    fill("results/expected.md", "expected", tables)
+    none = [f"`{name}`" for name in shipped_recipes() if name not in {one.name for one in made}]
+    fill("results/expected.md", "none", ", ".join(none))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -152,7 +184,11 @@ def main() -> None:
     trial = commands.add_parser("tried")
     trial.add_argument("name")
     trial.add_argument("runs", nargs="+", metavar="TITLE=RUN")
+    commands.add_parser("page")
     given = parser.parse_args()
+    if given.command == "page":
+        page()
+        return
     if given.command == "make":
         path = given.out or FOLDER / f"{given.name}.json"
         text = made(given.name, given.runs).model_dump_json(indent=None)

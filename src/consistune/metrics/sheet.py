@@ -106,7 +106,7 @@ def read_protocol(file: Path) -> Protocol:
     raise UserError(
         f"nothing says what {file.name} expects",
         str(file),
-        f"put {sheet.name} beside it (docs/evaluation.md)",
+        f"put {sheet.name} beside it (docs/measures.md)",
     )
 
 
