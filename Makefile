@@ -11,6 +11,8 @@ CONSTRAINTS ?= constraints-cpu.txt
 VENV        ?= .venv
 BIN         := $(VENV)/bin
 INSTALLED   := $(VENV)/.installed
+# Processes that share the tests; each computes on one thread.
+WORKERS     ?= 2
 # Tests marked gpu that are small enough for the pretended card (tests/card), which computes on the CPU.
 CARD_TESTS  := tests/card tests/core tests/metrics tests/test_doctor.py tests/training/test_optim.py tests/training/test_precision.py
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
@@ -30,7 +32,7 @@ demo: $(INSTALLED)
 	$(BIN)/consistune demo
 
 test: $(INSTALLED)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
 	$(BIN)/python -m pytest -p tests.card.plugin -m gpu $(CARD_TESTS)
 	$(BIN)/python benchmarks/card.py --rehearse
 

@@ -1,6 +1,7 @@
 """The command line as a user sees it: exit statuses, errors in one line, no partial files."""
 
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -69,11 +70,12 @@ def test_help_is_quick_and_imports_nothing_heavy(words: list[str]) -> None:
         f"heavy = {heavy} & set(sys.modules)\n"
         "assert not heavy, heavy\n"
     )
-    began = time.perf_counter()
+    began = resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert (" ".join(words[:-1]) or "train") in done.stdout
-    assert time.perf_counter() - began < 5  # far above what it takes; the imports are the real test
+    # The process's own time, which other work on the machine does not lengthen; it takes about 0.2 s.
+    assert resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime - began < 2
 
 
 @pytest.mark.parametrize(

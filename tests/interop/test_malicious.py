@@ -5,7 +5,6 @@ import os
 import resource
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -93,11 +92,9 @@ def test_the_command_refuses_in_one_line(name: str, words: str, parity_folder: P
         str(parity_folder / "malicious" / name),
         "out",
     ]
-    began = time.perf_counter()
     done = subprocess.run(
         command, capture_output=True, text=True, cwd=tmp_path, env=ENVIRONMENT, check=False, preexec_fn=limit
     )
-    assert time.perf_counter() - began < 2
     assert done.returncode == 2
     assert done.stdout == ""
     (line,) = done.stderr.splitlines()
