@@ -1,6 +1,9 @@
 """`consistune doctor` reports what is missing, and fails only if the package cannot work."""
 
 import json
+import os
+import re
+import sys
 import tomllib
 from importlib.metadata import PackageNotFoundError
 from pathlib import Path
@@ -87,7 +90,13 @@ def test_without_a_compiler_torch_compile_is_missing(monkeypatch: pytest.MonkeyP
 def test_a_device_without_float64_is_listed_with_what_it_computes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("torch.backends.mps.is_available", lambda: True)
     monkeypatch.setattr(doctor, "_product_error", lambda device, dtype: 0.0)
+    monkeypatch.delattr(os, "sched_getaffinity", raising=False)  # as on a Mac
+    monkeypatch.setattr(doctor, "memory_bytes", lambda: sys.maxsize)  # as on Windows
+    assert re.fullmatch(r"\d+ cores, \d+ threads", finding("cpu").value)
     assert "on the CPU" in finding("mps").value
+    for value, fallback in (("1", True), ("0", False)):
+        monkeypatch.setenv("PYTORCH_ENABLE_MPS_FALLBACK", value)
+        assert finding("mps").value.endswith("what the device lacks") == fallback
     assert finding("bfloat16 on mps").state == "good"
 
 

@@ -1,8 +1,11 @@
 """The program on a system without what only POSIX has: Windows, for one process."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
+
+import pytest
 
 CODE = """
 import builtins, importlib, os, pathlib, pkgutil, tempfile
@@ -37,3 +40,16 @@ def test_every_module_is_imported_and_a_set_prepared_without_posix() -> None:
     command = [sys.executable, "-c", CODE]
     done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=root)
     assert done.stdout.splitlines()[-1:] == ["done"], done.stderr[-2000:]
+
+
+@pytest.mark.parametrize(
+    ("system", "own", "found"), [("darwin", None, "1"), ("darwin", "0", "0"), ("linux", None, "None")]
+)
+def test_on_a_mac_the_cpu_computes_what_the_device_lacks(system: str, own: str | None, found: str) -> None:
+    name = "PYTORCH_ENABLE_MPS_FALLBACK"
+    code = f"import os, sys; sys.platform = {system!r}; import consistune; print(os.environ.get({name!r}))"
+    environment = {key: value for key, value in os.environ.items() if key != name}
+    environment |= {} if own is None else {name: own}
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
+    assert done.stdout.strip() == found

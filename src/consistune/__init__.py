@@ -7,6 +7,8 @@
 `consistune.core` holds the method, one equation per part. PyTorch is imported when a function is first used.
 """
 
+import os
+import sys
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -29,6 +31,12 @@ __all__ = [
     "wrap",
 ]
 __version__ = "0.1.0"
+
+if (
+    sys.platform == "darwin"
+):  # PyTorch reads it when it is loaded: what Apple's device lacks, the CPU computes
+    os.environ.setdefault("PYTORCH_ENABLE_MPS_FALLBACK", "1")
+
 WHERE = {
     "as_split": "data.inputs",
     "evaluate": "front",

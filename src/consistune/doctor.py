@@ -14,7 +14,8 @@ from typing import Any, Literal
 
 import torch
 
-from consistune.system.host import package_version
+from consistune.system.cores import cores
+from consistune.system.host import memory_bytes, package_version
 
 State = Literal["good", "missing", "problem"]
 EXTRAS = {
@@ -91,9 +92,9 @@ def _version(package: str) -> str | None:
 
 
 def _devices() -> Iterator[Finding]:
-    cores, threads = len(os.sched_getaffinity(0)), torch.get_num_threads()
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    about = f"{cores} cores, {threads} threads, {memory / 2**30:.1f} GiB of memory"
+    memory = memory_bytes()
+    known = "" if memory == sys.maxsize else f", {memory / 2**30:.1f} GiB of memory"
+    about = f"{cores()} cores, {torch.get_num_threads()} threads{known}"
     yield Finding("devices", "cpu", about)
     if os.environ.get("OMP_NUM_THREADS"):
         yield Finding("devices", "OMP_NUM_THREADS", os.environ["OMP_NUM_THREADS"])
@@ -105,6 +106,8 @@ def _devices() -> Iterator[Finding]:
         yield Finding("devices", "cuda", "no device is available", "missing")
     for device in _other_devices():
         about = "available, for one process; posterior means are computed on the CPU, in float64"
+        if device.type == "mps" and os.environ.get("PYTORCH_ENABLE_MPS_FALLBACK") == "1":
+            about += ", and so is what the device lacks"
         yield Finding("devices", device.type, about)
 
 

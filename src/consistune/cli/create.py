@@ -211,13 +211,13 @@ class _Images:
 
         from consistune.cli.data_view import PreparationProgress, print_outcome
         from consistune.create import LATENT_SIZE, PIXEL_SIZE
-        from consistune.data.prepare import pool
         from consistune.data.prepare.latents import LatentOptions, prepare_latents
         from consistune.data.prepare.run import PrepareOptions, prepare
         from consistune.data.prepare.split import Split
         from consistune.data.prepare.survey import ImageOptions
+        from consistune.system.cores import cores
 
-        options = PrepareOptions(images=ImageOptions(mode="rgb"), workers=pool.cores())
+        options = PrepareOptions(images=ImageOptions(mode="rgb"), workers=cores())
         if not self.ready:
             size = self.size or (PIXEL_SIZE if autoencoder is None else LATENT_SIZE)
             lonely = min(self.seen.sizes.values()) < 2  # with --no-labels

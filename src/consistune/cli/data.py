@@ -52,11 +52,11 @@ def prepare(
 ) -> None:
     """Convert images to the form that training reads. After an interruption, the same command continues."""
     from consistune.cli.data_view import latent_options, prepare_shown
-    from consistune.data.prepare import pool
     from consistune.data.prepare.run import PrepareOptions
     from consistune.data.prepare.split import Split
     from consistune.data.prepare.survey import ImageOptions
     from consistune.data.sources.base import SourceOptions
+    from consistune.system.cores import cores
 
     check_at_least(1, workers, "--workers")
     check_at_least(0, allow_missing, "--allow-missing")
@@ -68,7 +68,7 @@ def prepare(
         Split(fraction=held_out, by=split_by or "image", seed=seed or 0),
         strict,
         allow_missing,
-        workers or pool.cores(),
+        workers or cores(),
     )
     prepare_shown(source, dest, options, latent_options(latents, flip, store, device))
     print(dest)

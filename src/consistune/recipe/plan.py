@@ -132,6 +132,9 @@ def make_plan(recipe: Recipe, device: torch.device | str = "cpu", given: Given =
         mirrored=recipe.train.x_flip,
     )
     _check_objective(recipe, objective, options)
+    if options.channels_last and not any(p.ndim == 4 for p in model.parameters()):
+        what = "the network has no convolution, whose weights could lie channels last"
+        raise UserError(what, "train.channels_last", "leave it out")
     model.card = model.card.updated(
         objective=recipe.objective,
         data=recipe.data,

@@ -14,15 +14,12 @@ from consistune.training.precision import UntilRatio
 
 
 def refuse_without_effect(options: TrainOptions, model: Preconditioned, processes: Processes) -> None:
-    """Raises UserError for an option that would change nothing for this network or one process."""
+    """Raises UserError for an option that has no effect, or cannot be, on this network and processes."""
     choice, network = options.precision, model.network
     word = choice.first if isinstance(choice, UntilRatio) else choice
     if word == "bf16-inner" and not hasattr(network, "outer_layers"):
         what = f"{type(network).__name__} has no outer layers that could stay in fp32"
         raise UserError(what, "train.precision=bf16-inner", "use bf16")
-    if options.channels_last and not any(p.ndim == 4 for p in model.parameters()):
-        what = "the network has no convolution, whose weights could lie channels last"
-        raise UserError(what, "train.channels_last", "leave it out")
     if options.shard and processes.count == 1:
         what = "a run of one process has nothing to split"
         raise UserError(what, "train.shard", "leave it out, or start several processes with torchrun")

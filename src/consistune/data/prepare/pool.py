@@ -1,6 +1,5 @@
 """Tasks over all cores, a limited number at a time; with one worker, in this process."""
 
-import os
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
@@ -20,11 +19,6 @@ ENDED = (
 Key = TypeVar("Key")
 Task: TypeAlias = tuple[Key, Callable[[Any], Any], Any]
 """A name for the result, a function, its argument."""
-
-
-def cores() -> int:
-    """The cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def run(tasks: Iterable[Task[Key]], workers: int) -> Iterator[tuple[Key, Any]]:
