@@ -174,6 +174,7 @@ def test_the_choice_between_pixels_and_latents(
         (("--time", "0.1s"), "too short.*give 1m"),
         (("--time", "soon"), "not a duration"),
         (("--size", "12"), "give --size 8"),
+        (("--size", "0"), "--size"),
     ],
 )
 def test_what_cannot_work_is_refused(words: tuple[str, ...], said: str, photos: Path, tmp_path: Path) -> None:
