@@ -106,3 +106,4 @@ def test_the_command_refuses_in_one_line(name: str, words: str, parity_folder: P
 
 def limit() -> None:
     resource.setrlimit(resource.RLIMIT_AS, (200 << 20, 200 << 20))
+    resource.setrlimit(resource.RLIMIT_CPU, (2, 2))
