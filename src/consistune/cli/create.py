@@ -33,7 +33,7 @@ def create(
     time: Annotated[str, Option(help="How long it may take: 30m, 2h.")] = "45m",
     size: Annotated[
         int | None,
-        Option(min=8, help="Side of the square images, a multiple of 8 (latents: of 16); default: 32 (64)."),
+        Option(help="Side of the square images, a multiple of 8 (latents: of 16); default: 32 (64)."),
     ] = None,
     labels: Annotated[
         bool | None, Option("--labels/--no-labels", help="Learn the classes; default: if there are some.")
@@ -80,14 +80,19 @@ def create(
             conditional = len(split.train.class_names) > 1 if labels is None else labels
             plan = job.plan(seconds, conditional, clock.monotonic() - began)
             _show_plan(job, plan, screen)
-            screen.stop()
-            if not yes and not confirm("Begin?", default=True):
-                raise SystemExit(0)
-            screen.start()
+            _ask(screen, yes)
             _record(folder, chosen | length)
             job.begin(plan)
         page = job.run()
     print(page)
+
+
+def _ask(screen: Screen, yes: bool) -> None:
+    """Ask whether to begin, unless `yes`; a no ends the program."""
+    screen.stop()
+    if not yes and not confirm("Begin?", default=True):
+        raise SystemExit(0)
+    screen.start()
 
 
 def parse_duration(text: str, option: str) -> float:
