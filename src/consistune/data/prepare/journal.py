@@ -52,7 +52,7 @@ class Journal:
                 break
             try:
                 entry = json.loads(line)
-                begun_otherwise = number == 0 and entry.get("plan") != fingerprint
+                begun_otherwise = entry.get("plan") != fingerprint and number == 0
                 self._remember(entry)
             except (ValueError, RecursionError, AttributeError, TypeError, KeyError) as error:
                 what, remedy = f"line {number + 1} is damaged", "remove that folder to begin again"
