@@ -130,7 +130,7 @@ def writes(inputs: Path) -> dict[str, Write]:
         "samples.npz": Write(sampled("a.npz", "npz")),
         "samples.png": Write(sampled("a.png", "png")),
         "samples, a folder": Write(sampled("a", "folder")),
-        "cache": Write(cached),
+        "cache": Write(cached, warns=True),
     }
 
 

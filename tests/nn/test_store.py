@@ -175,3 +175,13 @@ def test_at_sigma_zero_the_model_is_the_identity() -> None:
     model = make()
     x = torch.randn(2, 1, 4, 4)
     assert torch.equal(model(x, torch.zeros(2), torch.tensor([0, 1])), x)
+
+
+@pytest.mark.parametrize("value", [None, "x", [], {}, [0.5], True])
+def test_a_number_of_another_type_is_refused(value: object) -> None:
+    network = {"kind": "mlp", "image_shape": [1, 8, 8], "width": 8, "blocks": 1}
+    for part, name in (("precond", "sigma_data"), ("network", "blocks")):
+        config = {"network": dict(network), "precond": {"kind": "edm"}}
+        config[part][name] = value
+        with pytest.raises(UserError, match=f"{name} is"):
+            store.build(config)

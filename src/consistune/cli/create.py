@@ -58,7 +58,6 @@ def create(
     began, seconds, place = clock.monotonic(), parse_duration(time, "--time"), pick_device(device)
     folder = out or Path("runs") / (data.name.split(".")[0] or "images")
     check_outside(folder, data)
-    check_size(size, 8)
     given = {"DATA": str(data.resolve()), "--size": size, "--latents": latents, "--flip": flip}
     length = {"--time": time, "--labels": labels}
     with Screen() as screen, screen.exit_when_interrupted("give the same command to continue"):

@@ -44,8 +44,8 @@ def load_pipeline(folder: Path) -> "Preconditioned":
     Nothing in the folder is executed. Raises UserError for other networks and schedulers, for a pipeline that
     has none (`few_steps`), for weights that are no safetensors, and without the package diffusers.
     """
-    from consistune.nn.pretrained import WEIGHTS, pretrained, read_json
-    from consistune.system.files import file_digest
+    from consistune.nn.pretrained import WEIGHTS, pretrained
+    from consistune.system.files import file_digest, read_json
 
     place = next((path for path in (folder / "unet", folder) if (path / CONFIG).is_file()), folder)
     if (place / CONFIG).is_file() and not (place / WEIGHTS).is_file():

@@ -1,7 +1,6 @@
 """Models in folders of the package diffusers; the extra is `diffusers`. Nothing is downloaded."""
 
 import copy
-import json
 import math
 from collections.abc import Callable
 from importlib import import_module
@@ -13,6 +12,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from consistune.errors import UserError
+from consistune.system.files import read_json
 
 Module = TypeVar("Module", bound=nn.Module)
 CONFIG = "config.json"
@@ -26,17 +26,6 @@ def need_diffusers(where: str) -> Any:
     except ImportError as error:
         what = "the package diffusers is missing"
         raise UserError(what, where, 'pip install "consistune[diffusers]"') from error
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """The object in a JSON file. Raises UserError where there is none."""
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"{path.name} cannot be read", str(path.parent)) from error
-    if not isinstance(found, dict):
-        raise UserError(f"{path.name} holds no object", str(path.parent))
-    return found
 
 
 def without_memory(module: Module) -> Module:

@@ -6,6 +6,7 @@ readable.
 """
 
 import errno
+import inspect
 import json
 import os
 import re
@@ -91,12 +92,22 @@ def _make(table: dict[str, Any], part: Any, where: str, *args: Any) -> Any:
         _load_entry_point(table, kind)
     if kind not in table:
         raise UserError(f"unknown kind {kind!r}", where, f"known are: {', '.join(sorted(table))}")
+    _check_numbers(table[kind], options, where)
     try:
         return table[kind](*args, **options)
     except UserError:
         raise
     except (TypeError, ValueError) as error:
         raise UserError(str(error), where) from error
+
+
+def _check_numbers(made: Any, options: dict[str, Any], where: str) -> None:
+    """Raises UserError for an argument of another type where its default is a number."""
+    for name, parameter in inspect.signature(made).parameters.items():
+        value = options.get(name, parameter.default)
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        if type(parameter.default) in (int, float) and not number:
+            raise UserError(f"{name} is {str(value)[:40]!a}, not a number", where)
 
 
 def _load_entry_point(table: dict[str, Any], kind: str) -> None:

@@ -1,6 +1,5 @@
 """One training in a folder: started, continued, or found finished; and what its log says."""
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +14,7 @@ from consistune.nn.precond import Preconditioned
 from consistune.recipe import Recipe, to_yaml
 from consistune.recipe.plan import make_plan
 from consistune.system.progress import Screen
+from consistune.training.check import fingerprint_of
 from consistune.training.metrics_file import EVALUATION, MetricsFile
 from consistune.training.run import RunFolder
 
@@ -126,7 +126,6 @@ def read_curve(folder: Path) -> list[dict[str, Any]]:
 
 
 def _check_images(folder: Path, recipe: Recipe) -> None:
-    meta = json.loads((folder / "model" / store.CONFIG).read_text(encoding="utf-8"))["meta"]
-    if meta.get("data_sha256") != load_data(recipe.data).train.fingerprint:
+    if fingerprint_of(folder) != load_data(recipe.data).train.fingerprint:
         what = f"was trained on other images than {recipe.data} has now"
         raise UserError(what, str(folder), "bring those back, choose another --out, or remove the folder")

@@ -31,7 +31,7 @@ from consistune.recipe.plan import make_plan
 from consistune.reproduce.judge import Judge
 from consistune.reproduce.runs import Run, train_run, with_points
 from consistune.reproduce.spec import RunSpec, Scale, ScaleSettings, at_scale, settings_of
-from consistune.system.files import write_atomically
+from consistune.system.files import read_json, write_atomically
 from consistune.system.progress import Screen
 from consistune.training.lock import shared
 
@@ -161,7 +161,7 @@ class Study:
     ) -> dict[str, Any]:
         """What was measured on a finished run; `measure` is called once for each question."""
         path = run.folder / "measured.json"
-        known = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+        known = read_json(path) if path.exists() else {}
         key = f"{question}, {self.settings.samples} samples"
         if key not in known:
             known[key] = measure()

@@ -1,13 +1,14 @@
 """Tables 2 and 3: published figures, each with its source, beside ours."""
 
-import json
 from typing import Literal
 
+from consistune.errors import UserError
 from consistune.reproduce.experiment import Experiment
 from consistune.reproduce.results import Outcome, Row
 from consistune.reproduce.runs import Run
 from consistune.reproduce.spec import Positive, RunSpec, Strict
 from consistune.reproduce.study import Study
+from consistune.system.files import read_json
 
 
 class Published(Strict):
@@ -79,7 +80,9 @@ def _on_this_data(study: Study) -> list[Row]:
     path = study.results("convergence") / "data.json"
     if not path.exists():
         return []
-    summary = json.loads(path.read_text(encoding="utf-8"))["summary"]
+    summary = read_json(path).get("summary")
+    if not summary:
+        raise UserError("is damaged", str(path), "reproduce convergence again")
     end = max(line["images"] for line in summary)
     return [
         {

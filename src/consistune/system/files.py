@@ -2,13 +2,14 @@
 
 import ctypes
 import hashlib
+import json
 import os
 import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 from consistune.errors import UserError
 
@@ -78,6 +79,17 @@ def write_atomically(path: Path, data: bytes | str) -> None:
     """Write a file whole, through `atomic_file`."""
     with atomic_file(path) as file:
         file.write(data.encode() if isinstance(data, str) else data)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a JSON file. Raises UserError where there is none."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"{path.name} cannot be read", str(path.parent)) from error
+    if not isinstance(found, dict):
+        raise UserError(f"{path.name} holds no object", str(path.parent))
+    return found
 
 
 def previous(folder: Path) -> Path:

@@ -28,16 +28,16 @@ class MetricsFile:
             file.write(_line(record))
 
     def records(self) -> list[dict[str, Any]]:
-        """All records. A line that is not complete is left out: the run may still be writing it."""
+        """All records. A line that is not complete, or no record, is left out: the run may be writing it."""
         if not self.path.exists():
             return []
         records = []
         for line in self.path.read_text(encoding="utf-8", errors="replace").splitlines():
             try:
                 record = json.loads(line)
-            except ValueError:
+            except (ValueError, RecursionError):
                 continue
-            if isinstance(record, dict) and "images" in record:
+            if _is_record(record):
                 records.append({key: math.nan if value is None else value for key, value in record.items()})
         return records
 
@@ -45,6 +45,13 @@ class MetricsFile:
         """Remove the records that were written when more than `images` images had been seen."""
         kept = [record for record in self.records() if record["images"] <= images]
         write_atomically(self.path, "".join(map(_line, kept)))
+
+
+def _is_record(found: Any) -> bool:
+    """Whether it is an object of numbers, with whole ones for images and step."""
+    if not isinstance(found, dict) or {type(found.get("images")), type(found.get("step"))} != {int}:
+        return False
+    return all(value is None or isinstance(value, int | float) for value in found.values())
 
 
 def _line(record: dict[str, Any]) -> str:

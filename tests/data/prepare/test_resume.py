@@ -173,6 +173,13 @@ def test_other_options_do_not_go_on_from_a_stopped_run(tmp_path: Path, small_pie
         prepare(source, tmp_path / "dest", OPTIONS, StopAfter(1))
     with pytest.raises(UserError, match="other options"):
         prepare(source, tmp_path / "dest", replace(OPTIONS, images=ImageOptions(size=7)))
+    journal = next(tmp_path.rglob("*journal*"))
+    whole = journal.read_bytes()
+    for damage in (b"[]", b"\xff", b"{", b'{"piece": 1}', b"[" * 100_000):
+        journal.write_bytes(whole + damage + b"\n")
+        with pytest.raises(UserError, match="is damaged"):
+            prepare(source, tmp_path / "dest", OPTIONS)
+    journal.write_bytes(whole)
     (source / "class 0" / "new.png").write_bytes(encoded(pixels(1, 9, 9, 3)[0]))
     with pytest.raises(UserError, match="another source"):
         prepare(source, tmp_path / "dest", OPTIONS)

@@ -50,14 +50,19 @@ class Journal:
         for number, line in enumerate(self._file):
             if not line.endswith(b"\n"):
                 break
-            entry = json.loads(line)
-            if number == 0 and entry.get("plan") != fingerprint:
+            try:
+                entry = json.loads(line)
+                begun_otherwise = entry.get("plan") != fingerprint and number == 0
+                self._remember(entry)
+            except (ValueError, RecursionError, AttributeError, TypeError, KeyError) as error:
+                what, remedy = f"line {number + 1} is damaged", "remove that folder to begin again"
+                raise UserError(what, str(self.path), remedy) from error
+            if begun_otherwise:
                 raise UserError(
                     "holds a preparation that was begun from another source or with other options",
                     str(self.path.parent.parent),
                     "remove the folder, or give the same options",
                 )
-            self._remember(entry)
             complete += len(line)
         self._file.truncate(complete)
 

@@ -288,7 +288,7 @@ def _finish_side(work: _Work, space: LatentSpace, side: str) -> Part:
             block = torch.from_numpy(raw[first : first + 1024].astype(np.float32))
             file.write(space.stored(space.standardised(block)).numpy().tobytes())
     labels = np.repeat(np.arange(len(source.offsets) - 1), np.diff(source.offsets) * copies)
-    np.save(folder / LABELS, labels.astype("<i8"))
+    npy.write(folder / LABELS, labels.astype("<i8"))
     paths = [folder / IMAGES, folder / LABELS]
     for path in paths:
         files.sync(path)

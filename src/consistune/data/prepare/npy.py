@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from consistune.errors import UserError
+from consistune.system.files import write_atomically
 
 HEADER_BYTES = 128
 
@@ -28,6 +29,13 @@ def header(shape: tuple[int, ...], dtype: Any) -> bytes:
 
 def file_size(shape: tuple[int, ...], dtype: Any) -> int:
     return HEADER_BYTES + int(np.prod(shape, dtype=np.int64)) * np.dtype(dtype).itemsize
+
+
+def write(path: Path, array: np.ndarray[Any, Any]) -> None:
+    """Write an array whole: `np.save` to a file hides a full disk's error number."""
+    buffer = io.BytesIO()
+    np.save(buffer, array)
+    write_atomically(path, buffer.getvalue())
 
 
 def create(path: Path, shape: tuple[int, ...], dtype: Any) -> None:

@@ -104,7 +104,7 @@ def _finish_side(preparation: Preparation, side: int, name: str, good: np.ndarra
     labels = source.labels[items][kept]
     images, label_file = (preparation.data / name / file for file in (IMAGES, LABELS))
     _remove_rows(images, kept, preparation.shape)
-    np.save(label_file, labels.astype("<i8"))
+    npy.write(label_file, labels.astype("<i8"))
     for path in (images, label_file):
         files.sync(path)
     offsets = np.searchsorted(labels, np.arange(len(source.class_names) + 1))
