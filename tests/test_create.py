@@ -2,7 +2,6 @@
 
 import json
 import re
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +24,7 @@ from consistune.pages.create import verdict
 from consistune.recipe import read_recipe
 from tests.support import latents
 from tests.support.makers import class_folders, pixels
+from tests.support.small_jobs import small_create
 
 
 @pytest.fixture(scope="module")
@@ -43,13 +43,7 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(autouse=True)
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("PIXELS", "LATENTS"):
-        small = replace(getattr(create, name), fewest=(16, 16), wanted=32)
-        monkeypatch.setattr(create, name, small)
-    monkeypatch.setattr(create, "training_rate", lambda *_: 40.0)
-    monkeypatch.setattr(create, "SAMPLES", 32)
-    net = {"kind": "mlp", "width": 32, "blocks": 1, "expansion": 2, "embedding": 16}
-    monkeypatch.setattr(create, "network", lambda _: net)
+    small_create(monkeypatch)
 
     def fresh(data: ImageSet, _: object) -> ImageClassifier:  # of few features, which are measured at once
         channels, height, width = data.images.shape[1:]

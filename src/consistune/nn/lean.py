@@ -26,10 +26,10 @@ def recomputed(function: Callable[..., Tensor], *inputs: Any) -> Tensor:
 
     A convolution or product at the end is not computed again, because the second pass stops at the last
     tensor that a gradient needs, its input. The function must not draw random numbers. It is called directly
-    without gradients, and in a compiled network: the compiler decides itself what to compute again, and would
-    repeat the convolutions.
+    without gradients, under a derivative (torch 2.6's checkpoints have none), and in a compiled network: the
+    compiler decides itself what to compute again, and would repeat the convolutions.
     """
-    if not torch.is_grad_enabled() or torch.compiler.is_compiling():
+    if not torch.is_grad_enabled() or torch.compiler.is_compiling() or transformed():
         return function(*inputs)
     return checkpoint(function, *inputs, use_reentrant=False, preserve_rng_state=False)
 
