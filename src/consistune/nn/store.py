@@ -102,9 +102,18 @@ def _make(table: dict[str, Any], part: Any, where: str, *args: Any) -> Any:
 
 
 def _check_numbers(made: Any, options: dict[str, Any], where: str) -> None:
-    """Raises UserError for an argument of another type where its default is a number."""
+    """Raises UserError for an argument of another type where its default is a number.
+
+    null is one where the parameter's annotation allows it.
+    """
     for name, parameter in inspect.signature(made).parameters.items():
         value = options.get(name, parameter.default)
+        if (
+            value is None
+            and isinstance(parameter.annotation, UnionType)
+            and isinstance(None, parameter.annotation)
+        ):
+            continue
         number = isinstance(value, int | float) and not isinstance(value, bool)
         if type(parameter.default) in (int, float) and not number:
             raise UserError(f"{name} is {str(value)[:40]!a}, not a number", where)
