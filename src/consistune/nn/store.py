@@ -13,7 +13,8 @@ import re
 import shutil
 from importlib.metadata import entry_points
 from pathlib import Path
-from typing import Any
+from types import NoneType
+from typing import Any, get_args
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -108,11 +109,7 @@ def _check_numbers(made: Any, options: dict[str, Any], where: str) -> None:
     """
     for name, parameter in inspect.signature(made).parameters.items():
         value = options.get(name, parameter.default)
-        if (
-            value is None
-            and isinstance(parameter.annotation, UnionType)
-            and isinstance(None, parameter.annotation)
-        ):
+        if value is None and NoneType in get_args(parameter.annotation):
             continue
         number = isinstance(value, int | float) and not isinstance(value, bool)
         if type(parameter.default) in (int, float) and not number:
