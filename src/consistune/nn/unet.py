@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from consistune.nn.layers import Resample
+from consistune.nn.lean import transformed
 
 
 class Level(NamedTuple):
@@ -146,7 +147,7 @@ class UNet(RawNetwork):
 
     def run(self, block: nn.Module, x: Tensor, embedding: Tensor) -> Tensor:
         """A block's pass; with `checkpointing`, the second pass draws the same dropout masks."""
-        if self.checkpointing and torch.is_grad_enabled():
+        if self.checkpointing and torch.is_grad_enabled() and not transformed():
             return checkpoint(block, x, embedding, use_reentrant=False)
         return block(x, embedding)
 
