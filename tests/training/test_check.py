@@ -124,6 +124,11 @@ def test_another_recipe_is_not_compared(tmp_path: Path) -> None:
     verdict = check_run(write_run(tmp_path / "run", 9, recipe="digits-edm"))
     assert verdict.compared.expected is None
     assert "digits-sct" in verdict.compared.reason
+    one_sample = write_run(
+        tmp_path / "kind", 9, keys=("estimator={kind: one-sample}",)
+    )  # one key, another kind
+    assert "digits-sct differs in estimator" in check_run(one_sample).compared.reason
+    assert check_run(one_sample, against="digits-sct").compared.expected is not None
 
 
 def test_fewer_images_are_compared_only_where_the_schedule_is_as_much_shorter(tmp_path: Path) -> None:

@@ -31,7 +31,7 @@ WIDTH = 4.0
 FLOOR = 0.02
 """The least standard deviation that a band assumes: three runs may lie together by chance."""
 MOST_DIFFERENCES = 3
-"""A recipe that differs in more keys is another recipe."""
+"""A recipe that differs in more keys is another recipe; so is one of another kind of a part."""
 INCIDENTAL = (
     *MACHINE_KEYS,
     *("images", "seed", "precision", "log_images", "checkpoint_images", "evaluate_images", "snapshots"),
@@ -192,6 +192,11 @@ class Difference:
     own: Any
     expected: Any
 
+    @property
+    def of_kind(self) -> bool:
+        """Whether the objective, or a part of it, is of another kind."""
+        return self.key == "objective" or isinstance(self.own, dict) or isinstance(self.expected, dict)
+
     def __str__(self) -> str:
         return f"{self.key} is {_short(self.own)} instead of {_short(self.expected)}"
 
@@ -312,9 +317,11 @@ def comparison(recipe: Mapping[str, Any], data_sha256: str | None, against: str 
         return Comparison(None, reason="no expected curves are of this data set")
     best = found[0]
     assert best.expected is not None
-    if len(best.differences) > MOST_DIFFERENCES and against is None:
+    of_kind = any(difference.of_kind for difference in best.differences)
+    if against is None and (of_kind or len(best.differences) > MOST_DIFFERENCES):
         keys = ", ".join(difference.key for difference in best.differences[:MOST_DIFFERENCES])
-        keys += f" and {len(best.differences) - MOST_DIFFERENCES} more keys"
+        if len(best.differences) > MOST_DIFFERENCES:
+            keys += f" and {len(best.differences) - MOST_DIFFERENCES} more keys"
         return Comparison(
             None, reason=f"no expected curves are of this recipe: {best.expected.name} differs in {keys}"
         )
