@@ -21,7 +21,13 @@ from consistune.recipe.reading import SHIPPED
 NAMES = sorted(path.stem for path in SHIPPED.glob("*.yaml"))
 SONG = "{kind: song, model_channels: 8, channel_mult: [1], num_blocks: 1, attn_resolutions: []%s}"
 EDM2 = "{kind: edm2, model_channels: 8, channel_mult: [1, 1, 1], num_blocks: 1, attn_resolutions: []}"
-SHAPES = {"mnist10k": (1, 32, 32), "cifar10": (3, 32, 32), "emoji32": (3, 32, 32), "digits": (1, 8, 8)} | {
+SHAPES = {
+    "mnist10k": (1, 32, 32),
+    "cifar10": (3, 32, 32),
+    "cifar10-jpeg": (3, 32, 32),
+    "emoji32": (3, 32, 32),
+    "digits": (1, 8, 8),
+} | {
     "emoji64-latent": (32, 8, 8),
     "imagenet256-latent": (4, 32, 32),
 }
@@ -41,7 +47,7 @@ def small(name: str, folder: Path) -> list[str]:
         network = "{kind: mlp, width: 8, blocks: 1}"
     elif name.startswith("emoji64-latent"):
         network = "{kind: patch-unet, patch: 1, model_channels: 8}"
-    elif name.startswith("mnist10k"):
+    elif name.startswith(("mnist10k", "cifar10-jpeg")):
         network = "{kind: patch-unet, model_channels: 8}"
     elif name.startswith(("imagenet64", "emoji64", "latent-256")):
         network = EDM2

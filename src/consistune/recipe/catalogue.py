@@ -14,13 +14,13 @@ from consistune.recipe.words import Recipe, Section
 
 RUN_WHOLE = {
     *(f"digits-{method}" for method in ("edm", "ect", "sct", "sct-phased", "cd", "cm", "ict")),
-    *("emoji64-latent-edm", "emoji64-latent-sct"),
+    *(f"emoji64-latent-{method}" for method in ("edm", "ect", "sct")),
+    "cifar10-jpeg-edm",
 }
-"""The recipes that were run to their end (docs/digits.md, box/emoji64.md)."""
+"""The recipes that were run to their end (docs/recipes.md says where)."""
 RUN_SHORT = {
     *(f"mnist10k-{method}" for method in ("edm", "ect", "sct")),
-    "digits-sct-continuous",
-    "digits-meanflow",
+    *(f"digits-{method}" for method in ("sct-continuous", "meanflow", "imf", "tcm", "cmt", "cmt-ect")),
 }
 """Those that were run with fewer images (docs/recipes.md)."""
 
