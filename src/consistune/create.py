@@ -271,12 +271,16 @@ class Job:
         return page
 
     def _fitted(self, recipe: Recipe, teacher: Preconditioned, seconds: float) -> Recipe:
-        """The tuning's recipe, made and written anew for the time that the teacher has left."""
+        """The tuning's recipe, made and written anew for the time that the teacher has left.
+
+        It never has fewer images than were planned and `Space.wanted`: a late page is better than blobs.
+        """
         rate = training_rate(
             recipe.model_copy(update={"start_from": None}), self.device, self.data, deepcopy(teacher)
         )
-        images = max(int(seconds * rate), self.space.fewest[1])
-        self.screen.say(f"tuning on {images:,} images, {rate:,.0f} a second, in the time that is left")
+        images = max(int(seconds * rate), min(recipe.train.images, self.space.wanted))
+        minutes = images / rate / 60
+        self.screen.say(f"tuning on {images:,} images, {rate:,.0f} a second: about {minutes:.0f} minutes")
         recipe = self._recipe(self.space.tuned, recipe.conditional, images)
         write_atomically(self._recipe_file("tuned"), to_yaml(recipe))
         return recipe
