@@ -14,6 +14,8 @@ from pathlib import Path
 from statistics import mean, median, stdev
 from typing import Any
 
+import yaml
+
 from consistune.pages.plots import Axis, Plot
 from consistune.system.files import write_atomically
 
@@ -99,9 +101,14 @@ def of_groups(labels: Sequence[str], groups: Sequence[tuple[Any, list[Row]]]) ->
 
 
 def of_study(name: str, *factors: str) -> str:
-    """The table of a study, by its factors, in the order of its runs."""
+    """The table of a study, by its factors, whose words come in the order of its file."""
     groups = grouped(read(name)["runs"], lambda run: tuple(run[factor] for factor in factors))
-    return of_groups(factors, list(groups.items()))
+    words = yaml.safe_load((HERE / "studies" / f"{name}.yaml").read_text(encoding="utf-8"))["factors"]
+    orders = [list(words[factor]) for factor in factors]
+    ranked = sorted(
+        groups, key=lambda group: [order.index(word) for order, word in zip(orders, group, strict=True)]
+    )
+    return of_groups(factors, [(group, groups[group]) for group in ranked])
 
 
 def digits_groups(name: str) -> Groups:

@@ -12,6 +12,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import parse_qsl, urlsplit
 
 import consistune
+from consistune.errors import UserError
 from consistune.pages.pictures import png_bytes
 
 LIMITS = {"seed": (1 << 62) - 1, "steps": 4}
@@ -43,7 +44,7 @@ def make_server(path: str, host: str, port: int) -> ThreadingHTTPServer:
             elif url.path == "/picture":
                 try:
                     self.answer(200, "image/png", draw(url.query))
-                except ValueError as error:
+                except (ValueError, UserError) as error:
                     self.answer(400, "text/plain; charset=utf-8", str(error).encode())
             else:
                 self.send_error(404)

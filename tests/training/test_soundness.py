@@ -142,8 +142,8 @@ def test_a_model_that_is_not_finite_is_no_start_no_teacher_and_not_stored(
 
 def test_a_number_that_is_not_finite_is_null_in_the_log(tmp_path: Path) -> None:
     file = MetricsFile(tmp_path)
-    file.append({"images": 64, "loss": float("inf")})
-    assert json.loads(file.path.read_text()) == {"images": 64, "loss": None}
+    file.append({"images": 64, "step": 1, "loss": float("inf")})
+    assert json.loads(file.path.read_text()) == {"images": 64, "step": 1, "loss": None}
     assert str(file.records()[0]["loss"]) == "nan"
     file.truncate(64)
-    assert json.loads(file.path.read_text()) == {"images": 64, "loss": None}
+    assert json.loads(file.path.read_text()) == {"images": 64, "step": 1, "loss": None}
