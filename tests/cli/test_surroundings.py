@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 
 from consistune.cli.main import interrupted
 from consistune.data.images import load_data
@@ -115,3 +116,17 @@ def test_an_error_on_the_way_out_of_ctrl_c_is_no_failure() -> None:
         closed()
     assert interrupted(caught.value)
     assert not interrupted(RuntimeError("unexpected pos 316672"))
+
+
+@pytest.mark.parametrize("close", ["stdout", "stderr"])
+def test_a_reader_that_leaves_ends_no_work(close: str, tmp_path: Path) -> None:
+    """As with `consistune data prepare … 2>&1 | head -1`."""
+    for name in "ab":
+        (tmp_path / "images" / name).mkdir(parents=True)
+        Image.new("RGB", (8, 8)).save(tmp_path / "images" / name / "1.png")
+    process = start("data", "prepare", str(tmp_path / "images"), str(tmp_path / "set"), "--workers", "1")
+    getattr(process, close).close()
+    other = (process.stderr if close == "stdout" else process.stdout).read()
+    assert process.wait(timeout=60) == 0
+    assert b"Error" not in other, other
+    assert (tmp_path / "set" / "meta.json").exists()

@@ -5,7 +5,6 @@ import os
 import signal
 import sys
 from collections.abc import Callable
-from io import TextIOWrapper
 from types import FrameType
 from typing import Annotated, NoReturn
 
@@ -30,6 +29,7 @@ from consistune.cli import (
 )
 from consistune.cli.numbers import check_all_numbers
 from consistune.cli.options import pick_device
+from consistune.cli.streams import lasting
 from consistune.errors import RunFailed, UserError, printable
 
 app = typer.Typer(
@@ -102,9 +102,7 @@ def main() -> NoReturn:
     too.
     """
     stopped_by = take_signals()
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, TextIOWrapper):  # a terminal without UTF-8 shows escapes, never an error
-            stream.reconfigure(errors="backslashreplace")
+    sys.stdout, sys.stderr = lasting(sys.stdout), lasting(sys.stderr)
     words = sys.argv[1:]
     end = words.index("--") if "--" in words else len(words)
     debug = DEBUG in words[:end]

@@ -1,0 +1,40 @@
+"""Standard output and error, which never end the work."""
+
+import os
+import sys
+from io import TextIOWrapper
+from typing import TextIO
+
+
+class Lasting(TextIOWrapper):
+    """A stream whose reader may leave: what nobody reads is dropped, and the program goes on."""
+
+    def write(self, text: str) -> int:
+        try:
+            return super().write(text)
+        except BrokenPipeError:
+            self._drop()
+            return len(text)
+
+    def flush(self) -> None:
+        try:
+            super().flush()
+        except BrokenPipeError:
+            self._drop()
+
+    def _drop(self) -> None:
+        with open(os.devnull, "wb") as nothing:
+            os.dup2(nothing.fileno(), self.fileno())
+
+
+def lasting(stream: TextIO) -> TextIO:
+    """The program's own stream as a `Lasting` one, with escapes where it has no UTF-8; another as it is."""
+    if not isinstance(stream, TextIOWrapper) or stream not in (sys.__stdout__, sys.__stderr__):
+        return stream
+    return Lasting(
+        stream.buffer,
+        encoding=stream.encoding,
+        errors="backslashreplace",
+        line_buffering=stream.line_buffering,
+        write_through=stream.write_through,
+    )
