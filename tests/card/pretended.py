@@ -148,7 +148,7 @@ class Card(TorchDispatchMode):
         frame: Any = sys._getframe(2)
         while frame is not None:
             name = frame.f_code.co_filename
-            if "/consistune/" in name and "site-packages" not in name:
+            if "/src/consistune/" in name:
                 return f"{name.split('/src/')[-1]}:{frame.f_lineno} {frame.f_code.co_name}"
             frame = frame.f_back
         return "?"
