@@ -186,9 +186,7 @@ class GroupNorm(nn.GroupNorm):
         super().__init__(min(32, channels // 4), channels, eps)
 
     def forward(self, x: Tensor) -> Tensor:
-        if transformed():  # torch takes a view of the tangent, whose strides may be others than those of x
-            x = x.clone(memory_format=torch.contiguous_format)
-        elif x.is_cuda and not x.is_contiguous():
+        if x.is_cuda and not x.is_contiguous() and not transformed():
             return self._in_its_format(x)
         return group_norm(x, self.num_groups, self.weight.to(x.dtype), self.bias.to(x.dtype), self.eps)
 

@@ -49,6 +49,8 @@ def silu(x: Tensor) -> Tensor:
 def group_norm(x: Tensor, groups: int, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
     """w·(x − mean)/√(variance + eps) + b of x [B, C, H, W], with the moments of each sample's groups."""
     if not _derived():
+        if transformed():  # torch takes a view of the tangent, whose strides may be others than those of x
+            x = x.clone(memory_format=torch.contiguous_format)
         return functional.group_norm(x, groups, weight, bias, eps)
     x = x.contiguous()
     y: Tensor = _GroupNorm.apply(x, weight, bias, groups, eps)[0]  # type: ignore[no-untyped-call]
