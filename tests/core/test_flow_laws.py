@@ -120,7 +120,7 @@ def test_before_normalisation_the_score_identity_is_the_mean_over_one_sample_for
         noise = (x_t - schedule.alpha(t) * image) / schedule.sigma(t)
         objective = objective_of(kind, schedule, estimator)
         if kind == "continuous":
-            objective.__dict__["normalised"] = lambda g: g
+            objective.__dict__["normalised"] = lambda g, like: g
         net.zero_grad()
         times = Times(t, 0.5 * t, 0 * t)
         at = (t, WARM) if kind == "continuous" else (times,)
@@ -214,6 +214,71 @@ def test_with_normalisation_one_sample_is_biased_at_the_exact_solution(kind) -> 
     ).norm() / n**0.5
 
 
+def own_scatter(objective: Any) -> Any:
+    """The objective whose factor is that of the sample's own velocity."""
+    if isinstance(objective, ContinuousConsistency):
+        return replace(objective, scatter="own")
+    return replace(objective, scale=replace(objective.scale, scatter="own"))
+
+
+@every_schedule
+@pytest.mark.parametrize("guidance", [Mixture(), Mixture(2.0, 0.25)], ids=["plain", "guided"])
+def test_own_scatter_divides_by_the_error_of_one_sample_noise(schedule, guidance) -> None:
+    """At r = t, where one-sample's error has no other part: s/(e + c)^p with e of one-sample noise."""
+    images, labels, net = 0.7 * normal(6, *SHAPE), torch.zeros(6, dtype=torch.long), Net()
+    t, noise = schedule.time_at(RATIOS), normal(6, *SHAPE, seed=9)
+    identity = ScoreIdentity(schedule, Reference.grouped(images, labels))
+
+    def losses(estimator: NoiseEstimator, scale: AdaptivePower) -> Tensor:
+        objective = MeanVelocity(schedule, estimator, scale=scale, guidance=guidance)
+        return objective.at(net, Batch(images, labels), Times(t, t, 0 * t), noise)
+
+    error, of_one = (losses(estimator, AdaptivePower(0.0)) for estimator in (identity, OneSample()))
+    assert (of_one[3:] - error[3:]).abs().min() > 1e-3  # at small t the posterior is one image
+    found = losses(identity, AdaptivePower(0.75, 0.01, "own"))
+    torch.testing.assert_close(found, error / (of_one + 0.01) ** 0.75, rtol=1e-6, atol=1e-9)
+
+
+@every_schedule
+def test_own_scatter_divides_a_tangent_by_the_norm_of_one_sample_noise(schedule) -> None:
+    """Where the network does not see x̂, so that the noise has no part through it."""
+    images, noise = 0.7 * normal(6, *SHAPE), normal(6, *SHAPE, seed=9)
+    identity = ScoreIdentity(schedule, Reference.ungrouped(images))
+
+    def norms(estimator: NoiseEstimator, scatter: str, c: float) -> Tensor:
+        """‖g/(‖like‖ + c)‖ of each sample: the loss's root, as its network gives F⁻ + g/(‖like‖ + c)."""
+        objective = objective_of("continuous", schedule, estimator, c=c, per_root_dim=False)
+        objective = replace(objective, scatter=scatter)
+        objective.__dict__["raw"] = lambda model, x, angle, condition: 0 * x + expand(torch.sin(angle), x)
+        return (6 * loss_of(objective, Net(), Batch(images), noise)).sqrt()
+
+    wide = 1e6  # c against which no norm counts
+    g, of_one = (wide * norms(estimator, "none", wide) for estimator in (identity, OneSample()))
+    torch.testing.assert_close(norms(identity, "own", 0.1), g / (of_one + 0.1), rtol=1e-4, atol=1e-6)
+    assert (g - of_one).abs().max() > 1e-2
+
+
+@every_objective
+def test_own_scatter_moves_no_exact_solution_and_changes_nothing_for_one_sample(kind) -> None:
+    schedule = RectifiedFlow()
+    x_0, noise, net = 0.5 * normal(6, *SHAPE), normal(6, *SHAPE, seed=5), Net()
+    plain = objective_of(
+        kind, schedule, OneSample(), **({} if kind == "continuous" else {"scale": AdaptivePower()})
+    )
+    torch.testing.assert_close(
+        loss_of(own_scatter(plain), net, Batch(x_0), noise),
+        loss_of(plain, net, Batch(x_0), noise),
+        rtol=1e-10,
+        atol=0,
+    )
+    world = Anisotropic(
+        schedule, 0.1 + torch.rand(SHAPE, generator=torch.Generator().manual_seed(1)).double()
+    )
+    exact = own_scatter(replace(plain, estimator=Teacher(world.denoise)))
+    x_0 = 0.3 + world.std * x_0
+    assert loss_of(exact, world, Batch(x_0), noise).abs().max() < 1e-12
+
+
 @every_schedule
 def test_at_r_equal_t_mean_flow_is_flow_matching(schedule) -> None:
     """‖u(x_t, t, t) − v‖² with u the velocity of the network's x̂_0; u tends to it as r tends to t."""
@@ -303,8 +368,9 @@ def test_guidance_acts_inside_its_interval_and_on_labels_that_are_seen() -> None
         assert isinstance(condition, Condition)
         return expand(condition.label.double(), x_t).expand_as(x_t)
 
-    mixed = Mixture(2.0, 0.25, 0.3, 0.8)(ask, t, batch, x0_hat)
-    for row in (0, 2, 4):  # below, hidden, above
+    mixed, share = Mixture(2.0, 0.25, 0.3, 0.8)(ask, t, batch, x0_hat)
+    assert share.flatten().tolist() == [1, 2, 1, 2, 1]  # below, inside, hidden, inside, above
+    for row in (0, 2, 4):
         assert torch.equal(mixed[row], x0_hat[row])
     for row in (1, 3):
         torch.testing.assert_close(mixed[row], 2 * x0_hat[row] + 0.25 * (row + 1))

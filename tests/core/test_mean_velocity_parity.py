@@ -31,7 +31,7 @@ class Squared:
     p: float
     c: float = 1e-3
 
-    def __call__(self, s: Tensor) -> Tensor:
+    def __call__(self, s: Tensor, own: Tensor) -> Tensor:
         return s.square() / (s.detach().square() + self.c) ** self.p
 
 
@@ -46,7 +46,7 @@ class Unsquared:
     def weight(self, s: Tensor) -> Tensor:
         return 1 / (s.detach().sqrt() / self.root_dim + self.c) ** self.p
 
-    def __call__(self, s: Tensor) -> Tensor:
+    def __call__(self, s: Tensor, own: Tensor) -> Tensor:
         w = self.weight(s) / self.root_dim
         return w.square() * s.detach() + w * (s - s.detach())
 
@@ -83,7 +83,7 @@ class Step:
         again = SharedDropout(x_t.device).again
         with torch.no_grad():
             u = objective.mean_velocity(self.net, x_t, self.times, condition)
-            v = objective.velocity(self.net, x_t, draws, again)
+            v, _ = objective.velocities(self.net, x_t, draws, again)
             change = objective.change(self.net, x_t, self.times, condition, v, u, again)
         error = (u - (v - change)).flatten(1).square().sum(1)
         return {

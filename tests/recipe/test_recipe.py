@@ -100,6 +100,22 @@ def test_impossible_combinations_are_refused(overrides: list[str], names: list[s
         assert name in str(error.value)
 
 
+@pytest.mark.parametrize(
+    ("recipe", "key"),
+    [
+        ("digits-meanflow", "scale.scatter"),
+        ("digits-imf", "scale.scatter"),
+        ("digits-sct-continuous", "scatter"),
+    ],
+)
+def test_own_scatter_is_refused_where_it_changes_nothing(recipe: str, key: str) -> None:
+    tiny = TINY if "continuous" in recipe else ["network.width=8", "network.blocks=1"]
+    keys = [*tiny, f"{key}=own"]
+    make_plan(read_recipe(recipe, keys))
+    with pytest.raises(UserError, match=rf"{key}: a one-sample estimate"):
+        make_plan(read_recipe(recipe, [*keys, "estimator={kind: one-sample}"]))
+
+
 def test_a_start_that_knows_other_classes_is_adapted_and_says_so(tmp_path: Path) -> None:
     plan = make_plan(read_recipe("digits-edm", [TINY[0], "conditional=false"]))
     store.save(plan.model, tmp_path / "model")

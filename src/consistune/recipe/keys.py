@@ -122,6 +122,7 @@ OWN: dict[tuple[str, str], str] = {
     ("continuous", "c"): "added to the tangent's norm in its normalisation",
     ("continuous", "per_root_dim"): "divide that norm by √(number of elements)",
     ("continuous", "difference"): "relative width of a finite difference; null: the exact derivative",
+    ("continuous", "scatter"): "none: the norm of the tangent itself; own: with the sample's own velocity",
     ("Optimizer", "kind"): "the algorithm",
     ("Optimizer", "lr_schedule"): "the factor of the rate over training",
     ("Optimizer", "warmup_images"): "training images over which the rate grows to lr",
@@ -138,6 +139,10 @@ OWN: dict[tuple[str, str], str] = {
     ("UntilRatio", "first"): "precision before",
     ("UntilRatio", "then"): "precision after",
     ("adaptive-power", "c"): "added to the squared error in the weight",
+    (
+        "adaptive-power",
+        "scatter",
+    ): "none: the factor from the error itself; own: from the error against the own velocity",
     (
         "adaptive-huber",
         "scatter",

@@ -175,12 +175,24 @@ def _check(loss: Loss, estimator: NoiseEstimator) -> None:
         )
 
 
+def _is_one_sample(estimator: NoiseEstimator) -> bool:
+    """Whether the estimate is the sample itself, alone or in a blend with itself."""
+    inner = estimator.estimator if isinstance(estimator, Blend) else estimator
+    of_one = isinstance(inner, ScoreIdentity) and inner.size == 1 and not inner.mirrored
+    return isinstance(inner, OneSample) or of_one
+
+
+def _check_own(estimator: NoiseEstimator, scatter: str, where: str) -> None:
+    """Raises UserError for scatter: own where the sample's own velocity is the estimate."""
+    if scatter == "own" and _is_one_sample(estimator):
+        what = "a one-sample estimate is the sample's own velocity, so scatter: own changes nothing"
+        raise UserError(what, where, "leave it out, or use another estimator")
+
+
 def _check_scatter(distance: AdaptiveHuber, estimator: NoiseEstimator) -> None:
     """Raises UserError where the estimate has no scatter, or none that the distance can read."""
     where = "loss.distance.scatter"
-    inner = estimator.estimator if isinstance(estimator, Blend) else estimator
-    of_one = isinstance(inner, ScoreIdentity) and inner.size == 1 and not inner.mirrored
-    if isinstance(inner, OneSample) or of_one:
+    if _is_one_sample(estimator):
         what = "a one-sample estimate has no scatter, so the radius would be 0 for every sample"
         raise UserError(what, where, "use kind: huber, or another estimator")
     if distance.scatter == "posterior" and not estimator.knows_posterior:
@@ -200,14 +212,16 @@ def continuous(
     per_root_dim: bool = True,
     sigma_data: Annotated[float, Field(gt=0)] = 0.5,
     difference: Annotated[float, Field(gt=0, lt=1)] | None = None,
+    scatter: Literal["none", "own"] = "none",
 ) -> ContinuousConsistency:
     """Tuning in continuous time (sCM): a consistency model.
 
     uncertainty: the learned weight e^−u(t), by the head of `precond: {kind: edm2}`. The others:
     `core.objectives.continuous`.
     """
+    _check_own(estimator, scatter, "scatter")
     head = log_variance(schedule, student) if uncertainty else None
-    settings = (warmup_images, c, per_root_dim, sigma_data, difference)
+    settings = (warmup_images, c, per_root_dim, sigma_data, difference, scatter)
     return ContinuousConsistency(schedule, estimator, law, weight, head, *settings)
 
 
@@ -227,5 +241,7 @@ def mean_velocity(
             "guidance",
             "leave guidance out, or use conditional: true",
         )
+    if isinstance(scale, AdaptivePower):
+        _check_own(estimator, scale.scatter, "scale.scatter")
     made = ImprovedMeanVelocity if improved else MeanVelocity
     return made(schedule, estimator, intervals, scale, guidance)

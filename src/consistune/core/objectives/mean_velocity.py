@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import ClassVar, Protocol, TypeAlias
+from typing import ClassVar, Literal, Protocol, TypeAlias
 
 import torch
 from torch import Generator, Tensor
@@ -23,24 +23,35 @@ Again: TypeAlias = Callable[[], AbstractContextManager[None]]
 
 
 class Scale(Protocol):
-    """From a sample's squared error [B], summed over the sample, to its loss [B]."""
+    """From a sample's squared errors [B], summed over the sample, to its loss [B].
 
-    def __call__(self, squared_error: Tensor) -> Tensor: ...
+    The first is of the estimator's target, the second, without gradient, of the sample's own velocity.
+    """
+
+    def __call__(self, squared_error: Tensor, own: Tensor) -> Tensor: ...
 
 
 @dataclass(frozen=True)
 class AdaptivePower:
-    """s/sg(s + c)^p of the squared error s  (MeanFlow, 2505.13447, eq. 22). p = 0: s itself."""
+    """s/sg(e + c)^p of the squared error s  (MeanFlow, 2505.13447, eq. 22). p = 0: s itself.
+
+    Attributes:
+        p, c: of the factor.
+        scatter: "none": e = s. "own": e is the squared error against the sample's own velocity. The factor is
+            then that of one-sample noise, and the direction the estimator's (METHOD §7's idea; ours).
+    """
 
     p: float = 0.75
     c: float = 1e-3
+    scatter: Literal["none", "own"] = "none"
 
     def __post_init__(self) -> None:
         if self.p < 0 or not self.c > 0:
             raise ValueError(f"p must not be negative and c must be positive, got {self.p} and {self.c}")
 
-    def __call__(self, squared_error: Tensor) -> Tensor:
-        return squared_error / (squared_error.detach() + self.c) ** self.p
+    def __call__(self, squared_error: Tensor, own: Tensor) -> Tensor:
+        error = own if self.scatter == "own" else squared_error.detach()
+        return squared_error / (error + self.c) ** self.p
 
 
 @dataclass(frozen=True)
@@ -68,15 +79,26 @@ class Mixture:
 
     def __call__(
         self, ask: Callable[[Conditioning], Tensor], t: Tensor, batch: Batch, x0_hat: Tensor
-    ) -> Tensor:
-        """The mixed x̂_0, in which velocities are affine. `ask` gives the model's x̂_0 at r = t."""
+    ) -> tuple[Tensor, Tensor]:
+        """The mixed x̂_0, in which velocities are affine, and the given x̂_0's share in it, [B, 1, …].
+
+        `ask` gives the model's x̂_0 at r = t.
+        """
+        if self.idle:
+            return x0_hat, expand(torch.ones_like(t), x0_hat)
         inside = (t >= self.low) & (t <= (math.inf if self.high is None else self.high))
         if batch.hidden is not None:
             inside = inside & ~batch.hidden
         mixed = self.omega * x0_hat + (1 - self.omega - self.kappa) * ask(unlabelled(batch))
         if self.kappa:
             mixed = mixed + self.kappa * ask(batch.network_condition)
-        return torch.where(expand(inside, x0_hat), mixed, x0_hat)
+        inside = expand(inside, x0_hat)
+        return torch.where(inside, mixed, x0_hat), torch.where(inside, self.omega, 1.0)
+
+
+def summed_square(error: Tensor) -> Tensor:
+    """The squared error of each sample, summed over the sample: [B]."""
+    return error.flatten(1).square().sum(1)
 
 
 def unlabelled(batch: Batch) -> Conditioning:
@@ -142,23 +164,27 @@ class MeanVelocity(Objective):
         x_t = self.schedule.diffuse(batch.x_0, draws.noise, times.t)
         u = self.mean_velocity(model, x_t, times, batch.network_condition)
         with torch.no_grad():
-            v = self.velocity(model, x_t, draws, mask.again)
+            v, own = self.velocities(model, x_t, draws, mask.again)
             along = self.along(model, x_t, draws, v, mask.again)
         change = self.change(model, x_t, times, batch.network_condition, along, u.detach(), mask.again)
-        return self.scale((u - (v - change)).flatten(1).square().sum(1))
+        error = u - (v - change)
+        return self.scale(summed_square(error), summed_square(error.detach() + (v - own)))
 
-    def velocity(self, model: Denoiser, x_t: Tensor, draws: Draws, again: Again) -> Tensor:
-        """v: the estimator's velocity, with the guidance mixed in."""
+    def velocities(self, model: Denoiser, x_t: Tensor, draws: Draws, again: Again) -> tuple[Tensor, Tensor]:
+        """v, the estimator's velocity, and the sample's own, with the guidance mixed into both."""
         batch, t = draws.batch, draws.times.t
+
+        def ask(condition: Conditioning) -> Tensor:
+            with again():
+                return model(x_t, t, condition)
+
         x0_hat = draws.estimator.clean(x_t, t, batch)
-        if not self.guidance.idle:
-
-            def ask(condition: Conditioning) -> Tensor:
-                with again():
-                    return model(x_t, t, condition)
-
-            x0_hat = self.guidance(ask, t, batch, x0_hat)
-        return self.schedule.estimated_velocity(batch.x_0, draws.noise, x0_hat, t)
+        mixed, share = self.guidance(ask, t, batch, x0_hat)
+        own = mixed + share * (batch.x_0 - x0_hat)
+        v, v_own = (
+            self.schedule.estimated_velocity(batch.x_0, draws.noise, clean, t) for clean in (mixed, own)
+        )
+        return v, v_own
 
     def along(self, model: Denoiser, x_t: Tensor, draws: Draws, v: Tensor, again: Again) -> Tensor:
         """dx_t/dt along which du/dt is taken: v."""
