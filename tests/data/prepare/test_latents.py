@@ -227,3 +227,46 @@ def test_a_record_of_another_form_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="is not float16"):
         load_data(str(dest))
     assert np.load(dest / "train" / "images.npy").dtype == np.uint8
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"mean": [0.0] * 5}, "5 means and 6 deviations"),
+        ({"mean": [0.0] * 5, "deviation": [1.0] * 5}, r"says latents of \[6, 4, 4\]"),
+        ({"mean": [], "deviation": []}, "is not what consistune wrote"),
+        ({"deviation": [0.0] * 6}, "is not what consistune wrote"),
+        ({"mean": [float("nan")] * 6}, "is not what consistune wrote"),
+        ({"limit": -1.0}, "is not what consistune wrote"),
+        ({"sigma_data": float("inf")}, "is not what consistune wrote"),
+        ({"factor": 0}, "factor 0 does not fit"),
+        ({"factor": 2}, r"that give \[6, 8, 8\]"),
+        ({"picture_shape": [3, 18, 18]}, "does not fit pictures"),
+        ({"picture_shape": [1, 16, 16]}, "does not fit pictures"),
+        ({"picture_shape": [3, 32, 16], "factor": 4}, r"that give \[6, 8, 4\]"),
+        ({"mirrored": True}, "are not the pictures of the latents"),
+    ],
+)
+def test_a_record_that_does_not_fit_its_latents_is_refused(tmp_path: Path, change, said: str) -> None:
+    dest, _ = latent_set(tmp_path)
+    values = json.loads((dest / "meta.json").read_text())
+    values["latents"] |= change
+    (dest / "meta.json").write_text(json.dumps(values))
+    with pytest.raises(UserError, match=said):
+        load_data(str(dest))
+
+
+def test_a_set_with_other_channels_or_other_pictures_is_refused(tmp_path: Path) -> None:
+    dest, _ = latent_set(tmp_path)
+    values = json.loads((dest / "meta.json").read_text())
+    for side in ("train", "held-out"):
+        np.save(dest / side / "images.npy", np.load(dest / side / "images.npy")[:, :5])
+    (dest / "meta.json").write_text(json.dumps(values | {"shape": [5, 4, 4]}))
+    with pytest.raises(UserError, match=r"says latents of \[5, 4, 4\].*give \[6, 4, 4\]"):
+        load_data(str(dest))
+    whole, _ = latent_set(tmp_path / "whole")
+    other, _ = latent_set(tmp_path / "other", held_out=0.5)
+    (whole / "pictures").rename(tmp_path / "away")
+    (other / "pictures").rename(whole / "pictures")
+    with pytest.raises(UserError, match="are not the pictures of the latents beside them"):
+        load_data(str(whole))

@@ -16,17 +16,22 @@ from consistune.nn.autoencoder.table import open_autoencoder
 _Checked = TypeAdapter(Latents)
 
 
-def from_card(card: Any) -> Latents | None:
-    """The record in a model's card; None: a model of pictures. Raises UserError if it is malformed."""
-    if card.latents is None:
+def from_model(model: Any) -> Latents | None:
+    """The record in a model's card; None: a model of pictures.
+
+    Raises UserError if it is malformed, or is of latents of another shape than the model's.
+    """
+    if model.card.latents is None:
         return None
     try:
-        return _Checked.validate_python(card.latents)
+        record = _Checked.validate_python(model.card.latents)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         raise UserError(
-            f"meta.latents.{'.'.join(map(str, first['loc']))}: {first['msg']}", "config.json"
+            f"{'.'.join(map(str, ('meta', 'latents', *first['loc'])))}: {first['msg']}", "config.json"
         ) from error
+    record.check_shape(model.image_shape, "config.json")
+    return record
 
 
 class LatentSpace:
