@@ -164,24 +164,27 @@ def test_other_options_do_not_continue_a_preparation(tmp_path: Path) -> None:
         ({"images": ImageOptions(size=18)}, "tiny", r"18×18 are no multiples of 4.*--size 16 would do"),
         ({"images": ImageOptions(mode="grey")}, "tiny", "pictures in colour"),
         ({}, "flat", r"1 of 6 channels of its latents have no variance, channel 2"),
-        ({}, "nan", "not finite"),
+        ({}, "nan", "makes latents that are not finite"),
+        ({}, "black", "makes pictures that are not finite"),
         ({}, "unknown", "no such autoencoder"),
     ],
 )
 def test_what_cannot_be_encoded_is_refused(
     tmp_path: Path, monkeypatch, options, name: str, words: str
 ) -> None:
-    flat, broken = tiny(), tiny()
+    flat, broken, black = tiny(), tiny(), tiny()
     with torch.no_grad():
         flat.encoder.weight[2] = 0
         broken.encoder.bias[0] = torch.nan
+        black.decoder.bias[0] = torch.nan
     monkeypatch.setitem(AUTOENCODERS, "flat", lambda: flat)
     monkeypatch.setitem(AUTOENCODERS, "nan", lambda: broken)
+    monkeypatch.setitem(AUTOENCODERS, "black", lambda: black)
     with pytest.raises(UserError, match=words):
         prepare_latents(
             source(tmp_path), tmp_path / "latents", PrepareOptions(**options), LatentOptions(name)
         )
-    assert not (tmp_path / "latents").exists()
+    assert not list(tmp_path.glob("latents*")), "another autoencoder can be given"
 
 
 def test_an_autoencoder_that_says_another_shape_is_refused(tmp_path: Path, monkeypatch) -> None:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from consistune.core.posterior.mean import dequantise, quantise
 from consistune.errors import UserError
-from consistune.nn.autoencoder.base import Autoencoder, in_batches
+from consistune.nn.autoencoder.base import Autoencoder, UnfitAutoencoder, in_batches
 from consistune.nn.autoencoder.record import Latents
 from consistune.nn.autoencoder.table import open_autoencoder
 
@@ -61,14 +61,21 @@ class LatentSpace:
 
     @torch.no_grad()
     def decode(self, z: Tensor) -> Tensor:
-        """z [N, c, h, w] → uint8 pictures [N, 3, H, W] on the CPU, a bounded number of pixels at a time."""
+        """z [N, c, h, w] → uint8 pictures [N, 3, H, W] on the CPU, a bounded number of pixels at a time.
+
+        Raises UnfitAutoencoder where a picture is not finite.
+        """
         shape = self.record.picture_shape
         device = _device(self.autoencoder)
-        parts = [
-            quantise(self.autoencoder.decode(_fast(self.raw(z[part].to(device))))).cpu().contiguous()
-            for part in in_batches(len(z), shape)
-        ]
+        parts = [self._decoded(z[part].to(device)) for part in in_batches(len(z), shape)]
         return torch.cat(parts) if parts else torch.empty(0, *shape, dtype=torch.uint8)
+
+    def _decoded(self, z: Tensor) -> Tensor:
+        x = self.autoencoder.decode(_fast(self.raw(z)))
+        if not bool(x.isfinite().all()):
+            what = "makes pictures that are not finite"
+            raise UnfitAutoencoder(what, f"autoencoder {self.record.autoencoder}", "use another")
+        return quantise(x).cpu().contiguous()
 
     def _column(self, name: str, like: Tensor) -> Tensor:
         values: tuple[float, ...] = getattr(self.record, name)
