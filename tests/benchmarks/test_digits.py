@@ -104,6 +104,16 @@ def test_equal_cost_gives_a_dearer_network_fewer_images(script) -> None:
     assert spec.set[-1] == "train.images=384000"
 
 
+def test_the_table_of_equal_cost_has_the_last_quarters_loss_and_the_distance(script) -> None:
+    study = script.read_study("latent_networks")
+    losses = [[100 * k, loss] for k, loss in enumerate([9, 9, 9, 9, 9, 9, 1, 2])]
+    run = {"rate": "2e-3", "images": 3200, "parameters": 3_652_448, "loss": losses}
+    run["ends"] = {"18": {"frechet_train": 51.25}}
+    results = {"step_ratios": {"dit": [2.0, 1.0, 4.0]}, "runs": [run | {"network": "dit"}]}
+    expected = "| dit | 3.65 M | 2.00 (1.00 to 4.00) | 3,200 | 2e-3 | 1.500 | 51.2 |"
+    assert expected in script.equal_cost_table(study, results)
+
+
 def test_runs_that_are_measured_at_the_end_fill_their_table_and_picture(
     script, tmp_path: Path, monkeypatch
 ) -> None:
