@@ -22,7 +22,7 @@ from pydantic import TypeAdapter
 
 from consistune.bench.timing import alternate
 from consistune.cli.screen import Screen
-from consistune.models import default_sampler, sample
+from consistune.models import default_sampler, load, sample
 from consistune.pages.plots import SampleGrids
 from consistune.recipe import read_recipe
 from consistune.recipe.plan import make_plan
@@ -68,6 +68,7 @@ class StudyFile(Strict):
         set: overrides of every run, before the factors' own.
         all_averages: measure every average of `train.ema`.
         equal_cost: train as many images as cost as much as so many of the base word of `step_ratios`.
+        start: the model that the runs start from, and the steps in which it is measured too.
         page: a page of docs/ with a place of the study's name for the table of what equal cost buys.
         picture: a file under docs/, and its panels: title → (word of the first factor, steps).
     """
@@ -83,6 +84,7 @@ class StudyFile(Strict):
     all_averages: bool = False
     step_ratios: StepRatios | None = None
     equal_cost: int | None = None
+    start: tuple[str, int] | None = None
     page: str | None = None
     picture: tuple[str, dict[str, tuple[str, int]]] | None = None
 
@@ -204,6 +206,10 @@ def make(study: StudyFile, harness: Study, path: Path, seeds: list[int], only: d
     results |= {"samples": study.scale.samples, "machine": machine()}
     if study.step_ratios is not None and "step_ratios" not in results:
         results |= step_ratios(study, harness)
+    if study.start is not None and "start" not in results:
+        model = load(study.start[0])
+        results["start"] = harness.judge(model, default_sampler(model, study.start[1]))
+        write_atomically(path, json.dumps(results, indent=1) + "\n")
     recorded = {identity(study, row) for row in results["runs"]}
     for row, line in rows_of(study, seeds):
         chosen = all(row.get(factor) == word for factor, word in only.items())

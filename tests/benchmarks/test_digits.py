@@ -10,6 +10,10 @@ from consistune.cli.screen import Screen
 from consistune.data.images import digits as digits_data
 from consistune.metrics.scores import score_suite
 from consistune.metrics.suite import Suite
+from consistune.models import default_sampler
+from consistune.nn import store
+from consistune.nn.precond import EDMPrecond
+from consistune.nn.small import ResidualMLP
 from consistune.reproduce.spec import ScaleSettings
 from consistune.reproduce.study import Study
 
@@ -66,13 +70,16 @@ def test_recorded_runs_are_recognised(name: str, script) -> None:
 def test_a_study_records_each_run_once_and_every_average(script, tmp_path: Path) -> None:
     levers = script.read_study("digits_levers")
     scale = ScaleSettings(seeds=1, samples=100, points=2)
-    study = levers.model_copy(update={"scale": scale})
+    start = EDMPrecond(ResidualMLP((1, 8, 8), 10, width=8, blocks=1))
+    place = str(store.save(start, tmp_path / "start"))
+    study = levers.model_copy(update={"scale": scale, "start": (place, 1)})
     harness = Study(tmp_path, "digits", "cpu", Screen(quiet=True), settings=scale, overrides=TINY)
     harness.judge.suite = suite()
     only = {"budget": "short", "lever": "none"}
     path = tmp_path / "levers.json"
     script.make(study, harness, path, [0], only)
     first = path.read_text()
+    assert json.loads(first)["start"] == harness.judge(start, default_sampler(start, 1))
     runs = json.loads(first)["runs"]
     assert [run["estimator"] for run in runs] == ["class", "one-sample"]
     for run in runs:
@@ -92,8 +99,8 @@ def test_a_distillation_gets_its_own_teacher_and_costs_are_measured_in_turns(scr
     study = methods.model_copy(update={"step_ratios": ratios, "factors": factors})
     harness = Study(tmp_path, "digits", "cpu", Screen(quiet=True), settings=study.scale, overrides=TINY)
     measured = script.step_ratios(study, harness)
-    assert measured["ect"] == [1.0, 1.0]
-    assert len(measured["cd"]) == 2
+    assert measured["step_ratios"]["ect"] == [1.0, 1.0]
+    assert len(measured["step_ratios"]["cd"]) == len(measured["step_seconds"]) == 2
     assert [path.name.split("-")[0] for path in tmp_path.glob("*/runs/*")] == ["diffusion"]
 
 
