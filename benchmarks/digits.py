@@ -10,10 +10,11 @@ are added to benchmarks/results/STUDY.json after each run; a run that is recorde
 import argparse
 import itertools
 import json
+import time
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
-from statistics import median
+from statistics import mean, median
 from typing import Any
 
 import torch
@@ -21,7 +22,7 @@ from pydantic import TypeAdapter
 
 from consistune.bench.timing import alternate
 from consistune.cli.screen import Screen
-from consistune.models import default_sampler, sample
+from consistune.models import default_sampler, load, sample
 from consistune.pages.plots import SampleGrids
 from consistune.recipe import read_recipe
 from consistune.recipe.plan import make_plan
@@ -30,7 +31,7 @@ from consistune.reproduce.spec import RunSpec, ScaleSettings, Strict, checked
 from consistune.reproduce.study import Study, with_teacher
 from consistune.system.files import write_atomically
 from consistune.system.host import machine
-from tables import DOCS, HERE, Row
+from tables import DOCS, HERE, KEYS, Row, fill, grouped, least_to_greatest, markdown
 
 WORK = Path("runs/benchmarks")
 
@@ -46,7 +47,7 @@ class Line(Strict):
 
 
 class StepRatios(Strict):
-    """Time a training step of each word of a factor over that of the `base` word, in turns, round by round.
+    """CPU time of a training step of each word of a factor over the `base` word's, in turns, round by round.
 
     With `recipe` and `set`, the steps are those of that recipe instead of the study's.
     """
@@ -67,6 +68,8 @@ class StudyFile(Strict):
         set: overrides of every run, before the factors' own.
         all_averages: measure every average of `train.ema`.
         equal_cost: train as many images as cost as much as so many of the base word of `step_ratios`.
+        start: the model that the runs start from, and the steps in which it is measured too.
+        page: a page of docs/ with a place of the study's name for the table of what equal cost buys.
         picture: a file under docs/, and its panels: title → (word of the first factor, steps).
     """
 
@@ -81,6 +84,8 @@ class StudyFile(Strict):
     all_averages: bool = False
     step_ratios: StepRatios | None = None
     equal_cost: int | None = None
+    start: tuple[str, int] | None = None
+    page: str | None = None
     picture: tuple[str, dict[str, tuple[str, int]]] | None = None
 
 
@@ -164,8 +169,8 @@ def result_of(harness: Study, spec: RunSpec, run: Run, line: Line) -> Row:
     return row
 
 
-def step_ratios(study: StudyFile, harness: Study) -> dict[str, list[float]]:
-    """Time of some training steps of each word over the base word's, round by round."""
+def step_ratios(study: StudyFile, harness: Study) -> Row:
+    """CPU time of some training steps of each word over the base word's, and the latter, round by round."""
     ask = study.step_ratios
     assert ask is not None
     trainers = {}
@@ -177,10 +182,14 @@ def step_ratios(study: StudyFile, harness: Study) -> dict[str, list[float]]:
             recipe = with_teacher(recipe, str(teacher.folder / "model"))
         trainers[word] = make_plan(recipe).trainer().steps()
     times = alternate(
-        {word: partial(next, reports) for word, reports in trainers.items()}, ask.rounds, inner=ask.steps
+        {word: partial(next, reports) for word, reports in trainers.items()},
+        ask.rounds,
+        inner=ask.steps,
+        clock=time.process_time,
     )
     base = times[ask.base].seconds
-    return {word: [a / b for a, b in zip(time.seconds, base, strict=True)] for word, time in times.items()}
+    ratios = {word: [a / b for a, b in zip(each.seconds, base, strict=True)] for word, each in times.items()}
+    return {"step_ratios": ratios, "step_seconds": base}
 
 
 def teacher(seed: int, work: Path = WORK) -> Path:
@@ -196,7 +205,11 @@ def make(study: StudyFile, harness: Study, path: Path, seeds: list[int], only: d
         results = {"runs": []}
     results |= {"samples": study.scale.samples, "machine": machine()}
     if study.step_ratios is not None and "step_ratios" not in results:
-        results["step_ratios"] = step_ratios(study, harness)
+        results |= step_ratios(study, harness)
+    if study.start is not None and "start" not in results:
+        model = load(study.start[0])
+        results["start"] = harness.judge(model, default_sampler(model, study.start[1]))
+        write_atomically(path, json.dumps(results, indent=1) + "\n")
     recorded = {identity(study, row) for row in results["runs"]}
     for row, line in rows_of(study, seeds):
         chosen = all(row.get(factor) == word for factor, word in only.items())
@@ -205,12 +218,33 @@ def make(study: StudyFile, harness: Study, path: Path, seeds: list[int], only: d
         spec, label = spec_of(study, row, results), ", ".join(map(str, list(row.values())[:-1]))
         run = harness.run(label, spec, row["seed"])
         results["runs"].append(row | result_of(harness, spec, run, line))
+        if study.equal_cost is not None:
+            results["runs"][-1]["loss"] = [[each["images"], each["loss"]] for each in run.log]
         write_atomically(path, json.dumps(results, indent=1) + "\n")
         last = results["runs"][-1]
         harness.screen.say(f"{label}: {last.get('ends') or last['curve'][-1]}")
     if study.picture is not None:
         results["held_out"] = draw(study, harness)
     write_atomically(path, json.dumps(results, indent=1) + "\n")
+
+
+def equal_cost_table(study: StudyFile, results: Row) -> str:
+    """A line for each word of the factor of `step_ratios`: its cost, and what the runs reached."""
+    assert study.step_ratios is not None
+    factor = study.step_ratios.factor
+    others = [name for name in study.factors if name != factor]
+    rows = []
+    for word, runs in grouped(results["runs"], lambda run: run[factor]).items():
+        ratios, images = results["step_ratios"][word], f"{runs[0]['images']:,}"
+        cost = [f"{median(ratios):.2f} {least_to_greatest(ratios)}", images]
+        for run in runs:
+            last = [loss for _, loss in run["loss"]][-(len(run["loss"]) // 4) :]
+            ends = [f"{measures[KEYS[0]]:.1f}" for measures in run["ends"].values()]
+            size = f"{run['parameters'] / 1e6:.2f} M"
+            rows.append([word, size, *cost, *(run[name] for name in others), f"{mean(last):.3f}", *ends])
+    head = [factor, "parameters", f"a step, over {study.step_ratios.base}'s", "images", *others]
+    steps = results["runs"][0]["ends"]
+    return markdown([*head, "loss, last quarter", *(f"Fréchet distance, {n} steps, %" for n in steps)], rows)
 
 
 def spec_of(study: StudyFile, row: Row, results: Row) -> RunSpec:
@@ -256,6 +290,8 @@ def main() -> None:
         harness = Study(arguments.work, study.data, "cpu", screen, settings=study.scale)
         path = HERE / "results" / f"{arguments.study}.json"
         make(study, harness, path, arguments.seeds or list(range(study.scale.seeds)), only)
+    if study.page is not None:
+        fill(study.page, arguments.study, equal_cost_table(study, json.loads(path.read_text("utf-8"))))
 
 
 if __name__ == "__main__":

@@ -91,7 +91,7 @@ def of_study(name: str, runs: list[Row]) -> Row:
         "seeds": sorted({run["seed"] for run in runs}),
         "recipes": {key: digest_of(recipe_of(study, group[0])) for key, group in groups.items()},
         "images": max(run["curve"][-1]["images"] for run in runs),
-        "teacher_images": read_recipe("digits-edm").train.images,
+        "teacher_images": read_recipe(f"{Path(study.data).name}-edm").train.images,
         "minutes": sum(run["seconds"] for run in runs) / 60,
         "figures": [figures(key, group) for key, group in groups.items()],
     }

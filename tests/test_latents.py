@@ -23,7 +23,7 @@ from consistune.evaluation.while_training import training_evaluation
 from consistune.metrics.features import Extractor
 from consistune.metrics.sheet import Input, Protocol
 from consistune.nn import store
-from consistune.nn.autoencoder.space import LatentSpace, from_card
+from consistune.nn.autoencoder.space import LatentSpace, from_model
 from consistune.nn.autoencoder.table import AUTOENCODERS
 from consistune.recipe import cost, validate
 from consistune.recipe.plan import make_plan
@@ -75,7 +75,7 @@ def test_a_model_remembers_its_latents_and_gives_pictures(data: Path, teacher: P
     model = models.load(student)
     record = load_data(str(data)).train.latents
     assert record is not None
-    assert from_card(model.card) == record
+    assert from_model(model) == record
     assert models.picture_shape(model) == (3, 16, 16)
     pictures = models.sample(model, range(5))
     assert (pictures.dtype, pictures.shape) == (torch.uint8, (5, 3, 16, 16))
@@ -147,6 +147,18 @@ def test_the_autoencoder_must_still_be_the_same(teacher: Path, monkeypatch) -> N
     model.card = model.card.updated(latents={"autoencoder": "tiny"})
     with pytest.raises(UserError, match=r"meta\.latents\.identity"):
         models.sample(model, [0])
+    record = models.load(teacher).card.latents
+    for change, said in (
+        ({"mean": record["mean"][:5]}, r"meta\.latents: .*5 means and 6 deviations"),
+        (
+            {"mean": record["mean"][:5], "deviation": record["deviation"][:5]},
+            r"config\.json: says latents of",
+        ),
+        ({"picture_shape": [3, 32, 32]}, r"config\.json: says latents of"),
+    ):
+        model.card = model.card.updated(latents={**record, **change})
+        with pytest.raises(UserError, match=said):
+            models.sample(model, [0])
 
 
 def test_the_dry_run_names_the_latents(data: Path, tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ from consistune.core.types import Denoiser
 from consistune.errors import UserError
 from consistune.interop.pipelines import is_pipeline
 from consistune.nn import hub, store
-from consistune.nn.autoencoder.space import from_card, open_space
+from consistune.nn.autoencoder.space import from_model, open_space
 from consistune.nn.module import Factory
 from consistune.nn.precond import Preconditioned
 from consistune.pages.pictures import SMALLEST_SIDE, grid, save_png
@@ -91,7 +91,7 @@ def export(model: Preconditioned | str | Path, dest: str | Path, format: str | N
 
 def picture_shape(model: Preconditioned) -> tuple[int, int, int]:
     """(C, H, W) of the pictures that `sample` gives."""
-    latents = from_card(model.card)
+    latents = from_model(model)
     return model.image_shape if latents is None else latents.picture_shape
 
 
@@ -233,7 +233,7 @@ def _evaluating(model: Preconditioned) -> Iterator[None]:
 
 def _finishing(model: Preconditioned, latents: bool) -> Callable[[Tensor], Tensor]:
     """What makes of samples x what is delivered, on the CPU: uint8 images, or with `latents` raw latents."""
-    record = from_card(model.card)
+    record = from_model(model)
     if record is None:
         if latents:
             raise UserError("the model makes pictures, not latents", "latents", "leave the option out")

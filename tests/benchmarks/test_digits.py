@@ -10,6 +10,10 @@ from consistune.cli.screen import Screen
 from consistune.data.images import digits as digits_data
 from consistune.metrics.scores import score_suite
 from consistune.metrics.suite import Suite
+from consistune.models import default_sampler
+from consistune.nn import store
+from consistune.nn.precond import EDMPrecond
+from consistune.nn.small import ResidualMLP
 from consistune.reproduce.spec import ScaleSettings
 from consistune.reproduce.study import Study
 
@@ -66,13 +70,16 @@ def test_recorded_runs_are_recognised(name: str, script) -> None:
 def test_a_study_records_each_run_once_and_every_average(script, tmp_path: Path) -> None:
     levers = script.read_study("digits_levers")
     scale = ScaleSettings(seeds=1, samples=100, points=2)
-    study = levers.model_copy(update={"scale": scale})
+    start = EDMPrecond(ResidualMLP((1, 8, 8), 10, width=8, blocks=1))
+    place = str(store.save(start, tmp_path / "start"))
+    study = levers.model_copy(update={"scale": scale, "start": (place, 1)})
     harness = Study(tmp_path, "digits", "cpu", Screen(quiet=True), settings=scale, overrides=TINY)
     harness.judge.suite = suite()
     only = {"budget": "short", "lever": "none"}
     path = tmp_path / "levers.json"
     script.make(study, harness, path, [0], only)
     first = path.read_text()
+    assert json.loads(first)["start"] == harness.judge(start, default_sampler(start, 1))
     runs = json.loads(first)["runs"]
     assert [run["estimator"] for run in runs] == ["class", "one-sample"]
     for run in runs:
@@ -92,8 +99,8 @@ def test_a_distillation_gets_its_own_teacher_and_costs_are_measured_in_turns(scr
     study = methods.model_copy(update={"step_ratios": ratios, "factors": factors})
     harness = Study(tmp_path, "digits", "cpu", Screen(quiet=True), settings=study.scale, overrides=TINY)
     measured = script.step_ratios(study, harness)
-    assert measured["ect"] == [1.0, 1.0]
-    assert len(measured["cd"]) == 2
+    assert measured["step_ratios"]["ect"] == [1.0, 1.0]
+    assert len(measured["step_ratios"]["cd"]) == len(measured["step_seconds"]) == 2
     assert [path.name.split("-")[0] for path in tmp_path.glob("*/runs/*")] == ["diffusion"]
 
 
@@ -102,6 +109,16 @@ def test_equal_cost_gives_a_dearer_network_fewer_images(script) -> None:
     row = next(row for row, _ in script.rows_of(study, [0]) if row["network"] == "unet 32")
     spec = script.spec_of(study, row, {"step_ratios": {"unet 32": [4.0, 2.0, 1.0]}})
     assert spec.set[-1] == "train.images=384000"
+
+
+def test_the_table_of_equal_cost_has_the_last_quarters_loss_and_the_distance(script) -> None:
+    study = script.read_study("latent_networks")
+    losses = [[100 * k, loss] for k, loss in enumerate([9, 9, 9, 9, 9, 9, 1, 2])]
+    run = {"rate": "2e-3", "images": 3200, "parameters": 3_652_448, "loss": losses}
+    run["ends"] = {"18": {"frechet_train": 51.25}}
+    results = {"step_ratios": {"dit": [2.0, 1.0, 4.0]}, "runs": [run | {"network": "dit"}]}
+    expected = "| dit | 3.65 M | 2.00 (1.00 to 4.00) | 3,200 | 2e-3 | 1.500 | 51.2 |"
+    assert expected in script.equal_cost_table(study, results)
 
 
 def test_runs_that_are_measured_at_the_end_fill_their_table_and_picture(

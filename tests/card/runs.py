@@ -25,6 +25,7 @@ SHAPE, CLASSES = (1, 8, 8), 4
 UNET = {"channel_mult": [1, 2], "num_blocks": 1, "attn_resolutions": [4]}
 NETWORKS: dict[str, dict[str, Any]] = {
     "mlp": {"kind": "mlp", "width": 16, "blocks": 1},
+    "dit": {"kind": "dit", "patch": 2, "width": 12, "blocks": 1},
     "patch-unet": {"kind": "patch-unet", "patch": 2, "model_channels": 16, "num_blocks": 1},
     "song": {"kind": "song", "model_channels": 8, **UNET},
     "adm": {"kind": "adm", "model_channels": 32, **UNET},

@@ -15,6 +15,7 @@ from consistune.nn.precond import Preconditioned
 SMALL = {"image_shape": [3, 8, 8], "model_channels": 16, "channel_mult": [1, 2], "num_blocks": 1}
 NETWORKS = {
     "mlp": {"kind": "mlp", "image_shape": [1, 8, 8], "width": 16, "blocks": 2},
+    "dit": {"kind": "dit", "image_shape": [3, 8, 8], "patch": 2, "width": 12, "blocks": 2},
     "song": {"kind": "song", **SMALL, "attn_resolutions": [4]},
     "ncsnpp": {
         "kind": "song",

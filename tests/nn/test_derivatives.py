@@ -14,6 +14,7 @@ SMALL: dict[str, Any] = {"image_shape": (1, 8, 8), "dropout": 0.3}
 UNET: dict[str, Any] = {**SMALL, "model_channels": 8, "channel_mult": (1, 2), "num_blocks": 1}
 NETWORKS: dict[str, dict[str, Any]] = {
     "mlp": {**SMALL, "kind": "mlp", "num_classes": 3, "width": 16, "embedding": 8},
+    "dit": {**SMALL, "kind": "dit", "num_classes": 3, "patch": 2, "width": 12, "blocks": 2, "embedding": 8},
     "patch-unet": {**UNET, "kind": "patch-unet", "num_classes": 3, "patch": 2, "embedding": 8},
     "ddpmpp": {**UNET, "kind": "song", "num_classes": 3, "attn_resolutions": (4,)},
     "ncsnpp": {
@@ -77,7 +78,7 @@ def test_the_forward_derivative_is_that_of_finite_differences(name, grad, second
     assert slope.abs().max() > 0.1
 
 
-@pytest.mark.parametrize("name", ["ddpmpp", "edm2"])
+@pytest.mark.parametrize("name", ["ddpmpp", "edm2", "dit"])
 def test_the_forward_derivative_in_float32(name) -> None:
     """torch has other attention kernels for float32, some of them without a forward derivative."""
     model = made(name).eval()

@@ -13,11 +13,13 @@ import consistune
 from consistune.nn import store
 from consistune.nn.precond import EDMPrecond
 from consistune.nn.small import PatchUNet, ResidualMLP
+from consistune.nn.transformer import DiT, TransformerBlock
 
 MADE: dict[str, Any] = {
     "mlp": lambda: ResidualMLP((3, 8, 8), num_classes=4, width=16, blocks=2),
     "patch-unet": lambda: PatchUNet((3, 16, 24), 4, patch=4, model_channels=8, num_blocks=1),
     "three levels": lambda: PatchUNet((3, 16, 16), 4, patch=2, model_channels=8, channel_mult=(1, 2, 3)),
+    "dit": lambda: DiT((3, 16, 24), 4, patch=4, width=12, blocks=2),
 }
 
 
@@ -106,7 +108,7 @@ def test_images_that_do_not_fit_the_patches_are_refused() -> None:
         PatchUNet((1, 28, 28))
 
 
-@pytest.mark.parametrize("kind", ["mlp", "patch-unet"])
+@pytest.mark.parametrize("kind", ["mlp", "patch-unet", "dit"])
 def test_the_shapes_of_a_stored_model_are_known_without_a_compiler(kind: str) -> None:
     """Arithmetic on the meta device imports torch's compiler, which costs a cold start over a second."""
     network = {"kind": kind, "image_shape": [4, 8, 8], "num_classes": 3}
@@ -116,3 +118,44 @@ def test_the_shapes_of_a_stored_model_are_known_without_a_compiler(kind: str) ->
         "sys.exit('torch._dynamo' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_a_transformers_block_is_that_of_torchs_attention(generator) -> None:
+    """Against nn.MultiheadAttention, the norms and the modulation written out."""
+    block, embedding = TransformerBlock(12, 3, 2, 8, 0.0).eval(), torch.randn(2, 8, generator=generator)
+    h, theirs = torch.randn(2, 5, 12, generator=generator), nn.MultiheadAttention(12, 3, batch_first=True)
+    with torch.no_grad():
+        block.modulation.weight.normal_(generator=generator)
+        for own, other in ((block.qkv.weight, theirs.in_proj_weight), (block.qkv.bias, theirs.in_proj_bias)):
+            other.copy_(own)
+        theirs.out_proj.load_state_dict(block.proj.state_dict())
+        parts = block.modulation(embedding)[:, None].chunk(6, dim=2)
+        (scale, shift, gate), (scale_mlp, shift_mlp, gate_mlp) = parts[:3], parts[3:]
+        into = nn.functional.layer_norm(h, (12,), eps=1e-6) * (1 + scale) + shift
+        expected = h + gate * theirs(into, into, into, need_weights=False)[0]
+        into = nn.functional.layer_norm(expected, (12,), eps=1e-6) * (1 + scale_mlp) + shift_mlp
+        hidden = nn.functional.gelu(block.inner(into), approximate="tanh")
+        torch.testing.assert_close(block(h, embedding), expected + gate_mlp * block.outer(hidden))
+
+
+def test_without_places_a_transformer_does_not_know_the_order_of_its_patches() -> None:
+    torch.manual_seed(0)
+    network = DiT((2, 4, 4), width=12, blocks=2).eval()
+    for parameter in network.parameters():
+        nn.init.normal_(parameter, std=0.3)
+    x, c_noise, order = torch.randn(1, 2, 4, 4), torch.zeros(1), torch.randperm(16)
+
+    def turned(x: torch.Tensor) -> torch.Tensor:
+        return x.flatten(2)[..., order].view_as(x)
+
+    with torch.no_grad():
+        assert not torch.allclose(network(turned(x), c_noise), turned(network(x, c_noise)), atol=1e-2)
+        network.place.zero_()
+        torch.testing.assert_close(network(turned(x), c_noise), turned(network(x, c_noise)))
+
+
+def test_patches_and_heads_that_do_not_divide_are_refused() -> None:
+    with pytest.raises(ValueError, match="multiples of 3"):
+        DiT((1, 8, 8), patch=3)
+    with pytest.raises(ValueError, match="no multiple of 5 heads"):
+        DiT((1, 8, 8), width=12, heads=5)

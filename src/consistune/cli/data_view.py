@@ -70,13 +70,13 @@ def latent_options(
         return None
     from consistune.data.prepare.latents import LatentOptions
     from consistune.models import find, load
-    from consistune.nn.autoencoder.space import from_card
+    from consistune.nn.autoencoder.space import from_model
     from consistune.nn.store import is_model_folder
 
     check_choice(store, ("uint8", "float16"), "--store")
     like, found = None, find(word)
     if is_model_folder(found) or is_model_folder(found / "model"):
-        like = from_card(load(found).card)
+        like = from_model(load(found))
         if like is None:
             raise UserError("is a model of pictures", f"--latents {word}", "give taef2 or a model of latents")
         word = like.autoencoder

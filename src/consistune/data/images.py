@@ -198,8 +198,30 @@ def open_prepared(path: Path) -> DataSplit:
             meta.parts[side].sha256,
             meta.latents,
         )
-    pictures = None if meta.latents is None else open_prepared(path / PICTURES)
-    return DataSplit(sides["train"], sides.get("held-out"), pictures)
+    split = DataSplit(sides["train"], sides.get("held-out"))
+    if meta.latents is None:
+        return split
+    pictures = open_prepared(path / PICTURES)
+    _check_pictures(split, pictures, meta.latents, str(path / PICTURES))
+    return DataSplit(split.train, split.held_out, pictures)
+
+
+def _check_pictures(latents: DataSplit, pictures: DataSplit, record: Latents, where: str) -> None:
+    """Raises UserError unless the pictures are those that the latents can be of: shape, number, labels."""
+    copies = 2 if record.mirrored else 1
+    sides = ((latents.train, pictures.train, copies), (latents.held_out, pictures.held_out, 1))
+    fit = all(
+        mine is theirs is None
+        or (
+            mine is not None
+            and theirs is not None
+            and theirs.image_shape == record.picture_shape
+            and torch.equal(theirs.labels.repeat_interleave(times), mine.labels)
+        )
+        for mine, theirs, times in sides
+    )
+    if not fit:
+        raise UserError("are not the pictures of the latents beside them", where, "prepare the set again")
 
 
 def read_unprepared(path: Path) -> ImageSet:

@@ -134,6 +134,8 @@ def read_meta(path: Path) -> Meta:
         ) from error
     if min(meta.shape) < 1 or max(meta.shape) > MAX_SIDE:
         raise UserError(f"{meta.shape} is not a shape of images", where)
+    if meta.latents is not None:
+        meta.latents.check_shape(meta.shape, where)
     for name, part in meta.parts.items():
         if (
             name not in SIDES

@@ -22,7 +22,7 @@ from consistune.evaluation.request import LabelRule, Request
 from consistune.evaluation.settings import check_guidance, chosen_sampler
 from consistune.metrics.statistics import read_samples
 from consistune.models import default_sampler, load, picture_shape, sample
-from consistune.nn.autoencoder.space import LatentSpace, from_card, open_space
+from consistune.nn.autoencoder.space import LatentSpace, from_model, open_space
 from consistune.nn.precond import Preconditioned
 from consistune.system.files import file_digest
 
@@ -178,7 +178,7 @@ def decoded_source(model: Preconditioned, data: DataSplit | None) -> DecodedSour
 
     Raises UserError where the data are latents of another autoencoder, or for pictures of another shape.
     """
-    known = from_card(model.card)
+    known = from_model(model)
     if known is None or data is None:
         return None
     if data.train.latents is not None:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from consistune.errors import UserError
-from consistune.nn.autoencoder.space import LatentSpace, from_card, open_space, pictures
+from consistune.nn.autoencoder.space import LatentSpace, from_model, open_space, pictures
 from consistune.nn.precond import HIGHEST, LOWEST, Preconditioned
 from consistune.system.files import atomic_file
 from consistune.system.host import package_version
@@ -43,7 +43,7 @@ def write_onnx(model: Preconditioned, dest: Path) -> None:
         raise UserError(
             "the package onnx is missing", "--format onnx", 'pip install "consistune[onnx]"'
         ) from error
-    record = from_card(model.card)
+    record = from_model(model)
     graph = _Graph(model.float().eval(), None if record is None else open_space(record))
     size = sum(parameter.numel() * 4 for parameter in graph.parameters())
     if size > MAX_BYTES:

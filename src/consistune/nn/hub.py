@@ -9,7 +9,7 @@ from types import MappingProxyType
 
 from consistune.errors import UserError
 from consistune.nn import pretrained, store
-from consistune.nn.autoencoder.space import from_card
+from consistune.nn.autoencoder.space import from_model
 from consistune.nn.precond import Preconditioned
 
 PREFIX, PICTURES = "hf://", "samples.png"
@@ -140,7 +140,7 @@ def readme(
     """
     from huggingface_hub import EvalResult, ModelCardData
 
-    card, latents = model.card, from_card(model.card)
+    card, latents = model.card, from_model(model)
     channels, height, width = model.image_shape if latents is None else latents.picture_shape
     name, data, task = repo_id.partition("/")[2], card.data or "not known", "unconditional-image-generation"
     head = ModelCardData(

@@ -30,6 +30,7 @@ from consistune.nn.module import DenoiserPrecond, Factory, ModuleNetwork
 from consistune.nn.precond import CMPrecond, ECTPrecond, EDMPrecond, Preconditioned
 from consistune.nn.small import PatchUNet, ResidualMLP
 from consistune.nn.song import SongUNet
+from consistune.nn.transformer import DiT
 from consistune.system.files import file_digest, previous, replace_folder, sync
 
 FORMAT = 1
@@ -43,6 +44,7 @@ Network = nn.Module
 NETWORKS: dict[str, type[Network]] = {
     "mlp": ResidualMLP,
     "patch-unet": PatchUNet,
+    "dit": DiT,
     "song": SongUNet,
     "adm": ADMUNet,
     "edm2": EDM2UNet,

@@ -10,7 +10,7 @@ from consistune.errors import UserError
 from consistune.models import find, load
 from consistune.nn import store
 from consistune.nn.adapt import adapt
-from consistune.nn.autoencoder.space import from_card
+from consistune.nn.autoencoder.space import from_model
 from consistune.nn.card import ModelCard, Origin
 from consistune.nn.precond import EDMPrecond, Preconditioned
 from consistune.recipe import Recipe, build
@@ -102,7 +102,7 @@ def _preconditioning(recipe: Recipe, model: Preconditioned) -> dict[str, Any]:
 
 def check_space(model: Preconditioned, data: DataSplit, key: str) -> None:
     """Raises UserError unless model and data are both of pictures, or of the same latents."""
-    known = from_card(model.card)
+    known = from_model(model)
     if known is None and model.card.objective is None:
         return  # nothing is known of it
     if data.train.latents is not None:

@@ -167,9 +167,9 @@ OWN: dict[tuple[str, str], str] = {
     ("Mixture", "kappa"): "share κ of the model's own velocity with the class",
     ("Mixture", "low"): "the least time that is guided",
     ("Mixture", "high"): "the greatest time that is guided; null: no bound",
-    ("mlp", "width"): "width of the trunk",
-    ("mlp", "blocks"): "residual blocks",
-    ("mlp", "expansion"): "width of a block's hidden layer, over the trunk's",
+    **{(kind, "width"): "width of the trunk" for kind in ("mlp", "dit")},
+    **{(kind, "blocks"): "residual blocks" for kind in ("mlp", "dit")},
+    **{(kind, "expansion"): "width of a block's hidden layer, over the trunk's" for kind in ("mlp", "dit")},
     **{
         (kind, "channel_mult_emb"): "width of the embedding, over model_channels" for kind in ("song", "edm2")
     },

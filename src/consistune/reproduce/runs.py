@@ -40,11 +40,15 @@ class Run:
     def minutes(self) -> float:
         """Time of training alone, without measuring and without the teacher's training, from the log."""
         minutes, before = 0.0, 0
-        for record in MetricsFile(self.folder).records():
-            if "images_per_second" in record:
-                minutes += (record["images"] - before) / record["images_per_second"] / 60
-                before = record["images"]
+        for record in self.log:
+            minutes += (record["images"] - before) / record["images_per_second"] / 60
+            before = record["images"]
         return minutes
+
+    @property
+    def log(self) -> list[dict[str, Any]]:
+        """The records of training: images, loss, images_per_second, and more (`training.log`)."""
+        return [each for each in MetricsFile(self.folder).records() if "images_per_second" in each]
 
     @property
     def curve(self) -> list[dict[str, Any]]:

@@ -164,24 +164,27 @@ def test_other_options_do_not_continue_a_preparation(tmp_path: Path) -> None:
         ({"images": ImageOptions(size=18)}, "tiny", r"18×18 are no multiples of 4.*--size 16 would do"),
         ({"images": ImageOptions(mode="grey")}, "tiny", "pictures in colour"),
         ({}, "flat", r"1 of 6 channels of its latents have no variance, channel 2"),
-        ({}, "nan", "not finite"),
+        ({}, "nan", "makes latents that are not finite"),
+        ({}, "black", "makes pictures that are not finite"),
         ({}, "unknown", "no such autoencoder"),
     ],
 )
 def test_what_cannot_be_encoded_is_refused(
     tmp_path: Path, monkeypatch, options, name: str, words: str
 ) -> None:
-    flat, broken = tiny(), tiny()
+    flat, broken, black = tiny(), tiny(), tiny()
     with torch.no_grad():
         flat.encoder.weight[2] = 0
         broken.encoder.bias[0] = torch.nan
+        black.decoder.bias[0] = torch.nan
     monkeypatch.setitem(AUTOENCODERS, "flat", lambda: flat)
     monkeypatch.setitem(AUTOENCODERS, "nan", lambda: broken)
+    monkeypatch.setitem(AUTOENCODERS, "black", lambda: black)
     with pytest.raises(UserError, match=words):
         prepare_latents(
             source(tmp_path), tmp_path / "latents", PrepareOptions(**options), LatentOptions(name)
         )
-    assert not (tmp_path / "latents").exists()
+    assert not list(tmp_path.glob("latents*")), "another autoencoder can be given"
 
 
 def test_an_autoencoder_that_says_another_shape_is_refused(tmp_path: Path, monkeypatch) -> None:
@@ -227,3 +230,46 @@ def test_a_record_of_another_form_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="is not float16"):
         load_data(str(dest))
     assert np.load(dest / "train" / "images.npy").dtype == np.uint8
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"mean": [0.0] * 5}, "5 means and 6 deviations"),
+        ({"mean": [0.0] * 5, "deviation": [1.0] * 5}, r"says latents of \[6, 4, 4\]"),
+        ({"mean": [], "deviation": []}, "is not what consistune wrote"),
+        ({"deviation": [0.0] * 6}, "is not what consistune wrote"),
+        ({"mean": [float("nan")] * 6}, "is not what consistune wrote"),
+        ({"limit": -1.0}, "is not what consistune wrote"),
+        ({"sigma_data": float("inf")}, "is not what consistune wrote"),
+        ({"factor": 0}, "factor 0 does not fit"),
+        ({"factor": 2}, r"that give \[6, 8, 8\]"),
+        ({"picture_shape": [3, 18, 18]}, "does not fit pictures"),
+        ({"picture_shape": [1, 16, 16]}, "does not fit pictures"),
+        ({"picture_shape": [3, 32, 16], "factor": 4}, r"that give \[6, 8, 4\]"),
+        ({"mirrored": True}, "are not the pictures of the latents"),
+    ],
+)
+def test_a_record_that_does_not_fit_its_latents_is_refused(tmp_path: Path, change, said: str) -> None:
+    dest, _ = latent_set(tmp_path)
+    values = json.loads((dest / "meta.json").read_text())
+    values["latents"] |= change
+    (dest / "meta.json").write_text(json.dumps(values))
+    with pytest.raises(UserError, match=said):
+        load_data(str(dest))
+
+
+def test_a_set_with_other_channels_or_other_pictures_is_refused(tmp_path: Path) -> None:
+    dest, _ = latent_set(tmp_path)
+    values = json.loads((dest / "meta.json").read_text())
+    for side in ("train", "held-out"):
+        np.save(dest / side / "images.npy", np.load(dest / side / "images.npy")[:, :5])
+    (dest / "meta.json").write_text(json.dumps(values | {"shape": [5, 4, 4]}))
+    with pytest.raises(UserError, match=r"says latents of \[5, 4, 4\].*give \[6, 4, 4\]"):
+        load_data(str(dest))
+    whole, _ = latent_set(tmp_path / "whole")
+    other, _ = latent_set(tmp_path / "other", held_out=0.5)
+    (whole / "pictures").rename(tmp_path / "away")
+    (other / "pictures").rename(whole / "pictures")
+    with pytest.raises(UserError, match="are not the pictures of the latents beside them"):
+        load_data(str(whole))

@@ -35,7 +35,7 @@ from consistune.data.prepared import (
     write_meta,
 )
 from consistune.errors import UserError
-from consistune.nn.autoencoder.base import Autoencoder, in_batches
+from consistune.nn.autoencoder.base import Autoencoder, UnfitAutoencoder, in_batches
 from consistune.nn.autoencoder.record import Latents, Stored
 from consistune.nn.autoencoder.space import LatentSpace, encode, psnr
 from consistune.nn.autoencoder.table import open_autoencoder
@@ -121,8 +121,12 @@ def prepare_latents(
             shutil.rmtree(part)
         raise
     work = _Work(part, read_meta(part / PICTURES), autoencoder.to(latents.device), latents)
-    _encode(work, state, encoding)
-    meta = _finish(work)
+    try:
+        _encode(work, state, encoding)
+        meta = _finish(work)
+    except UnfitAutoencoder:
+        shutil.rmtree(part)
+        raise
     for side in meta.parts:
         work.raw(side).unlink()
     (part / STATE).unlink()
@@ -226,10 +230,10 @@ def _rows(work: _Work, pictures: Tensor, copies: int) -> Tensor:
     raw = torch.stack([encode(work.autoencoder, form) for form in forms], 1).flatten(0, 1).half()
     if raw.shape[1:] != work.shape:
         what = f"makes latents {list(raw.shape[1:])}, and says {list(work.shape)}"
-        raise UserError(what, f"--latents {work.options.autoencoder}")
+        raise UnfitAutoencoder(what, f"--latents {work.options.autoencoder}")
     if not bool(raw.isfinite().all()):
         what = "makes latents that are not finite, or beyond 65,504"
-        raise UserError(what, f"--latents {work.options.autoencoder}")
+        raise UnfitAutoencoder(what, f"--latents {work.options.autoencoder}")
     return raw
 
 
@@ -265,7 +269,9 @@ def _record(work: _Work) -> Latents:
     flat = np.flatnonzero(deviation < 1e-6 * np.maximum(1, np.abs(mean)))
     if len(flat):
         what = f"{len(flat)} of {len(mean)} channels of its latents have no variance, channel {flat[0]} first"
-        raise UserError(what, f"--latents {options.autoencoder}", "use another autoencoder, or more pictures")
+        raise UnfitAutoencoder(
+            what, f"--latents {options.autoencoder}", "use another autoencoder, or more pictures"
+        )
     return Latents(
         autoencoder=options.autoencoder,
         identity=work.autoencoder.identity,

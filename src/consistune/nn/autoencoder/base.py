@@ -12,6 +12,10 @@ PIXELS_AT_ONCE = 1 << 19
 """Pictures go through an autoencoder in batches of about so many pixels: 128 pictures of 64×64."""
 
 
+class UnfitAutoencoder(UserError):
+    """An autoencoder that makes no latents of these pictures, or no pictures of these latents."""
+
+
 class Autoencoder(nn.Module):
     """Pictures [B, 3, H, W] in [−1, 1] ↔ latents [B, channels, H/factor, W/factor], in fp32, deterministic.
 

@@ -1,5 +1,6 @@
 """What a set of latents and a model of latents remember of their autoencoder. No torch here."""
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -23,6 +24,8 @@ class Latents:
         stored: uint8: levels 0 … 255 stand for −limit·σ_data … limit·σ_data.
         mirrored: each picture's mirror image is in the training set, after the picture.
         psnr: of training pictures that were decoded from the stored latents, in dB.
+
+    Raises ValueError for numbers that no set of latents has.
     """
 
     autoencoder: str
@@ -36,6 +39,32 @@ class Latents:
     stored: Stored = "uint8"
     mirrored: bool = False
     psnr: float | None = None
+
+    def __post_init__(self) -> None:
+        positive = (*self.deviation, self.sigma_data, self.limit)
+        if not all(math.isfinite(value) for value in (*self.mean, *positive)) or min(positive) <= 0:
+            raise ValueError(
+                "mean, deviation, sigma_data and limit must be finite, and the last three above 0"
+            )
+        if not 0 < len(self.mean) == len(self.deviation):
+            raise ValueError(f"{len(self.mean)} means and {len(self.deviation)} deviations of channels")
+        colours, *sides = self.picture_shape
+        if colours != 3 or self.factor < 1 or any(side < 1 or side % self.factor for side in sides):
+            raise ValueError(f"factor {self.factor} does not fit pictures of {list(self.picture_shape)}")
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(channels, height, width) of the latents."""
+        _, height, width = self.picture_shape
+        return len(self.mean), height // self.factor, width // self.factor
+
+    def check_shape(self, shape: tuple[int, int, int], where: str) -> None:
+        """Raises UserError for latents of another shape than these."""
+        if tuple(shape) != self.shape:
+            made = f"with an autoencoder and pictures that give {list(self.shape)}"
+            raise UserError(
+                f"says latents of {list(shape)}, {made}", where, "use the file as consistune wrote it"
+            )
 
     @property
     def scale(self) -> float:

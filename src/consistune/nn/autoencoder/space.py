@@ -9,24 +9,29 @@ from torch import Tensor
 
 from consistune.core.posterior.mean import dequantise, quantise
 from consistune.errors import UserError
-from consistune.nn.autoencoder.base import Autoencoder, in_batches
+from consistune.nn.autoencoder.base import Autoencoder, UnfitAutoencoder, in_batches
 from consistune.nn.autoencoder.record import Latents
 from consistune.nn.autoencoder.table import open_autoencoder
 
 _Checked = TypeAdapter(Latents)
 
 
-def from_card(card: Any) -> Latents | None:
-    """The record in a model's card; None: a model of pictures. Raises UserError if it is malformed."""
-    if card.latents is None:
+def from_model(model: Any) -> Latents | None:
+    """The record in a model's card; None: a model of pictures.
+
+    Raises UserError if it is malformed, or is of latents of another shape than the model's.
+    """
+    if model.card.latents is None:
         return None
     try:
-        return _Checked.validate_python(card.latents)
+        record = _Checked.validate_python(model.card.latents)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         raise UserError(
-            f"meta.latents.{'.'.join(map(str, first['loc']))}: {first['msg']}", "config.json"
+            f"{'.'.join(map(str, ('meta', 'latents', *first['loc'])))}: {first['msg']}", "config.json"
         ) from error
+    record.check_shape(model.image_shape, "config.json")
+    return record
 
 
 class LatentSpace:
@@ -56,14 +61,21 @@ class LatentSpace:
 
     @torch.no_grad()
     def decode(self, z: Tensor) -> Tensor:
-        """z [N, c, h, w] → uint8 pictures [N, 3, H, W] on the CPU, a bounded number of pixels at a time."""
+        """z [N, c, h, w] → uint8 pictures [N, 3, H, W] on the CPU, a bounded number of pixels at a time.
+
+        Raises UnfitAutoencoder where a picture is not finite.
+        """
         shape = self.record.picture_shape
         device = _device(self.autoencoder)
-        parts = [
-            quantise(self.autoencoder.decode(_fast(self.raw(z[part].to(device))))).cpu().contiguous()
-            for part in in_batches(len(z), shape)
-        ]
+        parts = [self._decoded(z[part].to(device)) for part in in_batches(len(z), shape)]
         return torch.cat(parts) if parts else torch.empty(0, *shape, dtype=torch.uint8)
+
+    def _decoded(self, z: Tensor) -> Tensor:
+        x = self.autoencoder.decode(_fast(self.raw(z)))
+        if not bool(x.isfinite().all()):
+            what = "makes pictures that are not finite"
+            raise UnfitAutoencoder(what, f"autoencoder {self.record.autoencoder}", "use another")
+        return quantise(x).cpu().contiguous()
 
     def _column(self, name: str, like: Tensor) -> Tensor:
         values: tuple[float, ...] = getattr(self.record, name)
