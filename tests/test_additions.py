@@ -52,7 +52,6 @@ def python(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     environment = {
         **os.environ,
         "PYTHONPATH": os.pathsep.join(paths),
-        "CONSISTUNE_CACHE": str(folder / "cache"),
         "OMP_NUM_THREADS": "1",
     }
     return subprocess.run(
@@ -63,11 +62,19 @@ def python(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
 def test_the_entry_points_serve_recipes_and_commands(folder: Path) -> None:
     commands = blocks("bash")[0].splitlines()
     assert len(commands) == 4
-    for command in commands:
-        program, *arguments = command.split()
-        assert program == "consistune"
-        done = python(folder, "-m", "consistune", *arguments)
-        assert done.returncode == 0, done.stderr
+    assert all(command.startswith("consistune ") for command in commands)
+    code = f"""
+import sys
+from consistune.__main__ import main
+for line in {commands}:
+    sys.argv = line.split()
+    try:
+        main()
+    except SystemExit as left:
+        assert not left.code, line
+"""
+    done = python(folder, "-c", code)
+    assert done.returncode == 0, done.stderr
     for name, kinds in (("tuned", ("batch-mean", "fixed", "cosh", "inverse-time")), ("denoiser", ("fixed",))):
         resolved = (folder / name / "recipe.yaml").read_text(encoding="utf-8")
         assert all(f"kind: {kind}" in resolved for kind in kinds)
@@ -81,7 +88,7 @@ def test_the_entry_points_serve_recipes_and_commands(folder: Path) -> None:
     assert results["rows"][-1]["sampler"]["steps"] == round(results["search"]["best"])
 
 
-def test_the_classes_serve_in_python(folder: Path) -> None:
+def test_the_classes_serve_in_python_and_a_name_that_is_taken_is_refused(folder: Path) -> None:
     _, code = blocks("python")
     checks = """
 assert len(reports) == 2 and all(report.finite for report in reports)
@@ -90,13 +97,6 @@ assert recipe.pairs.gap.share == 0.5
 from consistune.evaluation.search import all_settings
 from consistune.metrics.table import all_metrics
 assert "solver-steps" in all_settings() and "mean-pixel" in all_metrics()
-"""
-    done = python(folder, "-c", code + checks)
-    assert done.returncode == 0, done.stderr
-
-
-def test_a_name_that_is_taken_is_refused(folder: Path) -> None:
-    code = """
 from additions import Brightness, FixedGap, heun_steps
 from consistune.evaluation.search import register_setting
 from consistune.metrics.table import register as register_metric
@@ -106,11 +106,12 @@ for call in (lambda: register("gap", "sigmoid", FixedGap), lambda: register("gab
     try:
         call()
     except ValueError as error:
-        print(error)
+        print("refused:", error)
 """
-    done = python(folder, "-c", code)
-    lines = done.stdout.splitlines()
-    assert len(lines) == 4, done.stderr
+    done = python(folder, "-c", code + checks)
+    assert done.returncode == 0, done.stderr
+    lines = [line for line in done.stdout.splitlines() if line.startswith("refused: ")]
+    assert len(lines) == 4
     assert "SigmoidGap" in lines[0]
     assert "unknown part 'gab'" in lines[1]
 

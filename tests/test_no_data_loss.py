@@ -1,13 +1,11 @@
 """What is replaced: only what this program made, of the same kind. Anything else stays as it is."""
 
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 
-from consistune.cli.main import main
 from consistune.data.prepare.run import PrepareOptions, prepare
 from consistune.errors import UserError
 from consistune.nn import store
@@ -15,6 +13,7 @@ from consistune.nn.precond import EDMPrecond
 from consistune.nn.small import ResidualMLP
 from consistune.system.files import previous
 from consistune.training import folder
+from tests.support.command import run_main
 from tests.support.makers import edm_zip, pixels
 
 
@@ -79,17 +78,13 @@ def test_a_folder_under_the_name_of_the_old_model_is_not_removed(tmp_path: Path)
     assert everything(tmp_path) == before
 
 
-def test_a_reconstructed_average_is_refused_before_any_work(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_reconstructed_average_is_refused_before_any_work(tmp_path: Path) -> None:
     a_run(tmp_path / "run")
     before = everything(tmp_path)
-    run = str(tmp_path / "run")
-    monkeypatch.setattr(sys, "argv", ["consistune", "ema", "reconstruct", run, "--std", "0.08", "--out", run])
-    with pytest.raises(SystemExit) as ended:
-        main()
-    assert ended.value.code == 2
-    assert "is already there" in capsys.readouterr().err  # and not that the run has no snapshots
+    run = tmp_path / "run"
+    done = run_main("ema", "reconstruct", run, "--std", "0.08", "--out", run)
+    assert done.returncode == 2
+    assert "is already there" in done.stderr  # and not that the run has no snapshots
     assert everything(tmp_path) == before
 
 

@@ -7,6 +7,8 @@ State (t, x_t), action "follow the flow to r", reward of it, value h of what rem
 With e^{−λ} = σ/α = s the integral is ∫_{s_r}^{s_t} ε* ds, so in y = x/α a reward is just y_t − y_r.
 """
 
+from functools import cache
+
 import pytest
 import torch
 from torch import Tensor
@@ -175,11 +177,15 @@ def conditional_sample(y, s, n, generator):
     return MIXTURE.posterior_sample(y.expand(n, 2), torch.full((n,), s), EDM(), generator)
 
 
-def moments(n: int, s: float, repeats: int = 1500):
+REPEATS = 1500
+
+
+@cache
+def moments(n: int, s: float):
     """Bias and variance of the estimate from n references, the own image among them, at one y."""
     g = torch.Generator().manual_seed(n)
     y = torch.tensor([0.1, 0.2], dtype=torch.float64)
-    own = conditional_sample(y, s, repeats, g)
+    own = conditional_sample(y, s, REPEATS, g)
     exact = MIXTURE.denoise(y[None], torch.tensor([s]).double(), EDM())
 
     def estimate(k):
@@ -188,7 +194,7 @@ def moments(n: int, s: float, repeats: int = 1500):
         t = torch.tensor([s], dtype=torch.float64)
         return posterior(y.view(1, 1, 1, 2), t, EDM(), Reference.ungrouped(images)).mean.view(1, 2)
 
-    return bias_and_variance(estimate, exact, repeats)
+    return bias_and_variance(estimate, exact, REPEATS)
 
 
 def test_the_variance_falls_as_one_over_n_and_matches_theory() -> None:
@@ -206,7 +212,7 @@ def test_the_variance_falls_as_one_over_n_and_matches_theory() -> None:
 
 def test_the_bias_vanishes_with_the_references_and_one_sample_has_none() -> None:
     one, few, many = (moments(n, 0.6) for n in (1, 8, 64))
-    noise = float(one.variance) / 1500
+    noise = float(one.variance) / REPEATS
     assert abs(float(one.squared_bias)) < 5 * noise
     assert float(one.variance) > 5 * float(few.variance) > 20 * float(many.variance)
     assert float(many.squared_bias) < 2e-4
@@ -215,7 +221,7 @@ def test_the_bias_vanishes_with_the_references_and_one_sample_has_none() -> None
 def test_one_samples_variance_is_the_posteriors() -> None:
     s = 0.6
     x = conditional_sample(torch.tensor([0.1, 0.2]).double(), s, 200_000, torch.Generator().manual_seed(5))
-    assert float(moments(1, s, 4000).variance) == pytest.approx(float(x.var(0).mean()), rel=0.06)
+    assert float(moments(1, s).variance) == pytest.approx(float(x.var(0).mean()), rel=0.06)
 
 
 def test_target_errors_know_what_is_exact_and_what_shrinks() -> None:

@@ -1,6 +1,5 @@
 """What a command writes at its end is tried at its start; formats; many seeds; models of unfinished runs."""
 
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +10,6 @@ from PIL import Image
 from consistune.cli import images_out
 from consistune.cli.evaluate import evaluate
 from consistune.cli.interop import export
-from consistune.cli.main import main
 from consistune.cli.options import parse_ranges
 from consistune.cli.sample import sample
 from consistune.errors import UserError
@@ -23,6 +21,7 @@ from consistune.nn.small import ResidualMLP
 from consistune.recipe import read_recipe, to_yaml
 from consistune.recipe.plan import make_plan
 from consistune.training.run import RunFolder
+from tests.support.command import run_main
 
 
 @pytest.fixture
@@ -140,12 +139,9 @@ def test_the_newest_checkpoint_of_a_run_is_sampled(tmp_path: Path) -> None:
         sample(tmp_path / "run", at="best", out=tmp_path / "a.npz", device="cpu")
 
 
-def test_a_finished_run_is_continued_further(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_finished_run_is_continued_further(tmp_path: Path) -> None:
     def train(*words: str) -> int:
-        monkeypatch.setattr(sys, "argv", ["consistune", "train", *words, "--device", "cpu"])
-        with pytest.raises(SystemExit) as ended:
-            main()
-        return int(ended.value.code or 0)
+        return run_main("train", *words, "--device", "cpu").returncode
 
     run = str(tmp_path / "run")
     assert train("digits-edm", *KEYS, "train.images=320", "--out", run) == 0

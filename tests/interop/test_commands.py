@@ -1,10 +1,8 @@
 """consistune import, consistune export, and training that starts from an official file, as a user does it."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
+from subprocess import CompletedProcess
 
 import pytest
 import torch
@@ -13,13 +11,11 @@ from safetensors.torch import load_file
 import consistune
 from tests.interop.test_checkpoints import made, same
 from tests.support import forge
+from tests.support.command import run_main
 
-ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
 
-
-def run(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "consistune", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, cwd=folder, env=ENVIRONMENT, check=False)
+def run(folder: Path, *arguments: str) -> CompletedProcess[str]:
+    return run_main(*arguments, cwd=folder)
 
 
 def test_in_sample_and_out(tmp_path: Path) -> None:

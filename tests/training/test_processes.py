@@ -1,5 +1,6 @@
 """The number of processes, and of the images each holds at a time, changes nothing but rounding."""
 
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,12 @@ def of_two(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[Found]]
     return out, together(2, jobs, half_way(RUNS["edm2"]), out)
 
 
+@cache
+def alone(*words: str) -> Found:
+    """What one process makes of a run."""
+    return run(words)
+
+
 def vector(state: dict[str, Tensor]) -> Tensor:
     return torch.cat([value.double().flatten() for value in state.values()])
 
@@ -62,7 +69,7 @@ def assert_alike(found: Found, expected: Found) -> None:
 
 @pytest.mark.parametrize("name", sorted(RUNS))
 def test_two_processes_train_as_one(name: str, of_two: tuple[Path, list[Found]]) -> None:
-    expected = run(RUNS[name])
+    expected = alone(*RUNS[name])
     assert len(set(expected["losses"])) == 6
     for found in of_two[1]:
         assert_alike(found[name], expected)
@@ -70,7 +77,7 @@ def test_two_processes_train_as_one(name: str, of_two: tuple[Path, list[Found]])
 
 @pytest.mark.parametrize("name", SHARDED)
 def test_split_weights_train_as_whole_ones(name: str, of_two: tuple[Path, list[Found]]) -> None:
-    expected = run(RUNS[name])
+    expected = alone(*RUNS[name])
     for found in of_two[1]:
         assert_alike(found[f"sharded {name}"], expected)
 
@@ -79,13 +86,13 @@ def test_split_weights_train_as_whole_ones(name: str, of_two: tuple[Path, list[F
 def test_a_bank_that_the_processes_share_is_the_whole_bank(
     name: str, of_two: tuple[Path, list[Found]]
 ) -> None:
-    expected = run(RUNS[SHARED_BANK[name][0]])
+    expected = alone(*RUNS[SHARED_BANK[name][0]])
     for found in of_two[1]:
         assert_alike(found[f"shared bank, {name}"], expected)
 
 
 def test_micro_batches_are_the_batch(of_two: tuple[Path, list[Found]]) -> None:
-    expected = run(RUNS[MICRO])
+    expected = alone(*RUNS[MICRO])
     assert_alike(run((*RUNS[MICRO], "train.microbatch=20")), expected)
     for found in of_two[1]:
         assert_alike(found["micro-batches"], expected)
@@ -94,7 +101,7 @@ def test_micro_batches_are_the_batch(of_two: tuple[Path, list[Found]]) -> None:
 def test_references_spread_over_the_processes_are_the_same_references(
     of_two: tuple[Path, list[Found]],
 ) -> None:
-    expected = run(RUNS["class references"])
+    expected = alone(*RUNS["class references"])
     for found in of_two[1]:
         assert_alike(found["spread references"], expected)
 
@@ -108,8 +115,8 @@ def test_a_dropout_mask_belongs_to_its_rows_not_to_its_process(of_two: tuple[Pat
 
 @pytest.mark.parametrize("name", ["edm2", "sharded edm2"])
 def test_one_process_begins_and_two_go_on(name: str, of_two: tuple[Path, list[Found]]) -> None:
-    expected = run(RUNS["edm2"])
-    expected["losses"], expected["norms"] = expected["losses"][3:], expected["norms"][3:]
+    whole = alone(*RUNS["edm2"])
+    expected = {**whole, "losses": whole["losses"][3:], "norms": whole["norms"][3:]}
     for found in of_two[1]:
         assert_alike(found[f"continued {name}"], expected)
 

@@ -1,7 +1,6 @@
 """A run that diverges stores nothing of it, ends with status 1, and says where and what to try."""
 
 import json
-import sys
 from pathlib import Path
 
 import pytest
@@ -9,7 +8,6 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from consistune.cli.main import main
 from consistune.errors import UserError
 from consistune.interop.export import export_model
 from consistune.nn import store
@@ -21,6 +19,7 @@ from consistune.recipe.plan import Given, make_plan
 from consistune.system.processes import Processes
 from consistune.training.metrics_file import MetricsFile
 from consistune.training.soundness import Soundness
+from tests.support.command import run_main
 
 KEYS = ["network={kind: mlp, width: 8, blocks: 1}", "train.batch=64", "train.log_images=64"]
 
@@ -30,16 +29,13 @@ KEYS = ["network={kind: mlp, width: 8, blocks: 1}", "train.batch=64", "train.log
 )
 @pytest.mark.parametrize("checkpoints", [64, 320, 100_000])
 def test_a_rate_that_destroys_the_weights_ends_the_run_and_nothing_is_stored(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
-    rate: str, images: int, checkpoints: int,
-) -> None:  # fmt: skip
+    tmp_path: Path, rate: str, images: int, checkpoints: int
+) -> None:
     run = tmp_path / "run"
     keys = [*KEYS, f"train.images={images}", f"optimizer.lr={rate}", f"train.checkpoint_images={checkpoints}"]
-    monkeypatch.setattr(sys, "argv", ["consistune", "train", "digits-edm", *keys, "--out", str(run)])
-    with pytest.raises(SystemExit) as ended:
-        main()
-    assert ended.value.code == 1
-    line = capsys.readouterr().err.splitlines()[-1]
+    done = run_main("train", "digits-edm", *keys, "--out", run)
+    assert done.returncode == 1
+    line = done.stderr.splitlines()[-1]
     assert line.startswith("consistune: diverged at step ")
     for text in ("step ", "loss ", "checkpoint", "try a lower optimizer.lr"):
         assert text in line

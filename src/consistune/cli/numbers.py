@@ -7,6 +7,7 @@ import math
 from typing import Any
 
 from consistune.errors import UserError
+from consistune.system.numbers import is_number
 
 Range = tuple[float, float]
 ANY: Range = (0, (1 << 62) - 1)
@@ -52,7 +53,7 @@ def check_all_numbers(command: Any) -> None:
 
 def _checked(context: Any, parameter: Any, value: Any) -> Any:
     del context
-    if isinstance(value, int | float) and not isinstance(value, bool):
+    if is_number(value):
         check_number(parameter.opts[0], value)
     if parameter.param_type_name == "option" and str(value).startswith("--"):
         raise UserError(

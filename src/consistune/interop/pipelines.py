@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from consistune.errors import UserError
+from consistune.system.numbers import is_number
 
 if TYPE_CHECKING:
     import torch
@@ -146,8 +147,7 @@ def _preconditioned(network: "ModuleNetwork", scheduler: dict[str, Any], where: 
 def _sigma(scheduler: dict[str, Any], key: str, where: str) -> float:
     value: Any = scheduler.get(key)
     may_be_zero = key == "sigma_min"
-    number = isinstance(value, int | float) and not isinstance(value, bool)
-    if not number or not 0 <= value < math.inf or (value == 0 and not may_be_zero):
+    if not is_number(value) or not 0 <= value < math.inf or (value == 0 and not may_be_zero):
         raise UserError(f"{key} is {value!a}, not a number above 0", f"{where}: {SCHEDULER}")
     return float(value)
 

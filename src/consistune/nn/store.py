@@ -32,6 +32,7 @@ from consistune.nn.small import PatchUNet, ResidualMLP
 from consistune.nn.song import SongUNet
 from consistune.nn.transformer import DiT
 from consistune.system.files import file_digest, previous, replace_folder, sync
+from consistune.system.numbers import is_number
 
 FORMAT = 1
 DIGEST = "weights_sha256"
@@ -113,8 +114,7 @@ def _check_numbers(made: Any, options: dict[str, Any], where: str) -> None:
         value = options.get(name, parameter.default)
         if value is None and NoneType in get_args(parameter.annotation):
             continue
-        number = isinstance(value, int | float) and not isinstance(value, bool)
-        if type(parameter.default) in (int, float) and not number:
+        if type(parameter.default) in (int, float) and not is_number(value):
             raise UserError(f"{name} is {str(value)[:40]!a}, not a number", where)
 
 

@@ -12,6 +12,7 @@ from consistune.errors import UserError
 from consistune.recipe.words import Section
 from consistune.recipe.yaml_text import shortened
 from consistune.system.host import memory_bytes
+from consistune.system.numbers import is_number
 
 Range = tuple[float, float]
 COUNT: Range = (0, 1 << 20)
@@ -76,7 +77,7 @@ def numbers(value: Any, name: str = "") -> Iterator[tuple[str, float]]:
     elif isinstance(value, tuple | list):
         for item in value:
             yield from numbers(item, name)
-    elif isinstance(value, int | float) and not isinstance(value, bool):
+    elif is_number(value):
         yield name, value
 
 

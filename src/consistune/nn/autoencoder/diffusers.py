@@ -10,6 +10,7 @@ from torch import Tensor
 from consistune.errors import UserError
 from consistune.nn.autoencoder.base import Autoencoder
 from consistune.nn.pretrained import CONFIG, check_call, pretrained, without_memory
+from consistune.system.numbers import is_number
 
 CLASSES = ("AutoencoderKL", "AutoencoderTiny")
 
@@ -49,7 +50,7 @@ class DiffusersAutoencoder(Autoencoder):
 
 def _number(config: Any, key: str, default: float) -> float:
     value = config.get(key) or default
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+    if not is_number(value) or not math.isfinite(value):
         raise UserError(f"{key} is {value!a}, not a number", CONFIG)
     return float(value)
 
