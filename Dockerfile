@@ -5,7 +5,7 @@ FROM python:3.11-slim
 ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu
 RUN pip install --no-cache-dir "torch>=2.6" --index-url "$TORCH_INDEX"
 WORKDIR /build
-COPY pyproject.toml README.md LICENSE ./
+COPY pyproject.toml hatch_build.py README.md LICENSE ./
 COPY src ./src
 # The package itself, of no fixed version:
 # hadolint ignore=DL3013
