@@ -366,6 +366,7 @@ def kill_and_resume() -> str:
 
 TABLES: dict[str, dict[str, Callable[[], str]]] = {
     "digits.md": {"search": lambda: digits_table("search"), "end": lambda: digits_table("end")},
+    "continuous.md": {"own": lambda: of_study("own_scatter", "recipe", "estimator", "scale", "rate")},
     "results/emoji64-latents.md": {"emoji64": lambda: of_study("emoji64_latents", "run", "norm")},
     "results/methods-compared.md": {
         "digits": methods,

@@ -110,7 +110,7 @@ def test_what_the_loss_is_made_of(step: Step) -> None:
         "jvp": slope,
         "g_unnormalised": g,
         "g_norm": norm(objective, g),
-        "g": objective.normalised(g, g),
+        "g": objective.normalised(g),
     }
     for name, value in found.items():
         if step[name] is not None:

@@ -120,7 +120,7 @@ def test_before_normalisation_the_score_identity_is_the_mean_over_one_sample_for
         noise = (x_t - schedule.alpha(t) * image) / schedule.sigma(t)
         objective = objective_of(kind, schedule, estimator)
         if kind == "continuous":
-            objective.__dict__["normalised"] = lambda g, like: g
+            objective.__dict__["normalised"] = lambda g: g
         net.zero_grad()
         times = Times(t, 0.5 * t, 0 * t)
         at = (t, WARM) if kind == "continuous" else (times,)
@@ -214,13 +214,6 @@ def test_with_normalisation_one_sample_is_biased_at_the_exact_solution(kind) -> 
     ).norm() / n**0.5
 
 
-def own_scatter(objective: Any) -> Any:
-    """The objective whose factor is that of the sample's own velocity."""
-    if isinstance(objective, ContinuousConsistency):
-        return replace(objective, scatter="own")
-    return replace(objective, scale=replace(objective.scale, scatter="own"))
-
-
 @every_schedule
 @pytest.mark.parametrize("guidance", [Mixture(), Mixture(2.0, 0.25)], ids=["plain", "guided"])
 def test_own_scatter_divides_by_the_error_of_one_sample_noise(schedule, guidance) -> None:
@@ -239,44 +232,17 @@ def test_own_scatter_divides_by_the_error_of_one_sample_noise(schedule, guidance
     torch.testing.assert_close(found, error / (of_one + 0.01) ** 0.75, rtol=1e-6, atol=1e-9)
 
 
-@every_schedule
-def test_own_scatter_divides_a_tangent_by_the_norm_of_one_sample_noise(schedule) -> None:
-    """Where the network does not see x̂, so that the noise has no part through it."""
-    images, noise = 0.7 * normal(6, *SHAPE), normal(6, *SHAPE, seed=9)
-    identity = ScoreIdentity(schedule, Reference.ungrouped(images))
-
-    def norms(estimator: NoiseEstimator, scatter: str, c: float) -> Tensor:
-        """‖g/(‖like‖ + c)‖ of each sample: the loss's root, as its network gives F⁻ + g/(‖like‖ + c)."""
-        objective = objective_of("continuous", schedule, estimator, c=c, per_root_dim=False)
-        objective = replace(objective, scatter=scatter)
-        objective.__dict__["raw"] = lambda model, x, angle, condition: 0 * x + expand(torch.sin(angle), x)
-        return (6 * loss_of(objective, Net(), Batch(images), noise)).sqrt()
-
-    wide = 1e6  # c against which no norm counts
-    g, of_one = (wide * norms(estimator, "none", wide) for estimator in (identity, OneSample()))
-    torch.testing.assert_close(norms(identity, "own", 0.1), g / (of_one + 0.1), rtol=1e-4, atol=1e-6)
-    assert (g - of_one).abs().max() > 1e-2
-
-
-@every_objective
+@pytest.mark.parametrize("kind", ["mean-velocity", "improved"])
 def test_own_scatter_moves_no_exact_solution_and_changes_nothing_for_one_sample(kind) -> None:
-    schedule = RectifiedFlow()
+    schedule, scale = RectifiedFlow(), AdaptivePower(scatter="own")
     x_0, noise, net = 0.5 * normal(6, *SHAPE), normal(6, *SHAPE, seed=5), Net()
-    plain = objective_of(
-        kind, schedule, OneSample(), **({} if kind == "continuous" else {"scale": AdaptivePower()})
-    )
-    torch.testing.assert_close(
-        loss_of(own_scatter(plain), net, Batch(x_0), noise),
-        loss_of(plain, net, Batch(x_0), noise),
-        rtol=1e-10,
-        atol=0,
-    )
-    world = Anisotropic(
-        schedule, 0.1 + torch.rand(SHAPE, generator=torch.Generator().manual_seed(1)).double()
-    )
-    exact = own_scatter(replace(plain, estimator=Teacher(world.denoise)))
-    x_0 = 0.3 + world.std * x_0
-    assert loss_of(exact, world, Batch(x_0), noise).abs().max() < 1e-12
+    own, plain = (objective_of(kind, schedule, OneSample(), scale=each) for each in (scale, AdaptivePower()))
+    losses = [loss_of(objective, net, Batch(x_0), noise) for objective in (own, plain)]
+    torch.testing.assert_close(*losses, rtol=1e-10, atol=0)
+    spread = 0.1 + torch.rand(SHAPE, generator=torch.Generator().manual_seed(1)).double()
+    world = Anisotropic(schedule, spread)
+    exact = objective_of(kind, schedule, Teacher(world.denoise), scale=scale)
+    assert loss_of(exact, world, Batch(0.3 + spread * x_0), noise).abs().max() < 1e-12
 
 
 @every_schedule

@@ -122,7 +122,6 @@ OWN: dict[tuple[str, str], str] = {
     ("continuous", "c"): "added to the tangent's norm in its normalisation",
     ("continuous", "per_root_dim"): "divide that norm by √(number of elements)",
     ("continuous", "difference"): "relative width of a finite difference; null: the exact derivative",
-    ("continuous", "scatter"): "none: the norm of the tangent itself; own: with the sample's own velocity",
     ("Optimizer", "kind"): "the algorithm",
     ("Optimizer", "lr_schedule"): "the factor of the rate over training",
     ("Optimizer", "warmup_images"): "training images over which the rate grows to lr",

@@ -182,13 +182,6 @@ def _is_one_sample(estimator: NoiseEstimator) -> bool:
     return isinstance(inner, OneSample) or of_one
 
 
-def _check_own(estimator: NoiseEstimator, scatter: str, where: str) -> None:
-    """Raises UserError for scatter: own where the sample's own velocity is the estimate."""
-    if scatter == "own" and _is_one_sample(estimator):
-        what = "a one-sample estimate is the sample's own velocity, so scatter: own changes nothing"
-        raise UserError(what, where, "leave it out, or use another estimator")
-
-
 def _check_scatter(distance: AdaptiveHuber, estimator: NoiseEstimator) -> None:
     """Raises UserError where the estimate has no scatter, or none that the distance can read."""
     where = "loss.distance.scatter"
@@ -212,16 +205,14 @@ def continuous(
     per_root_dim: bool = True,
     sigma_data: Annotated[float, Field(gt=0)] = 0.5,
     difference: Annotated[float, Field(gt=0, lt=1)] | None = None,
-    scatter: Literal["none", "own"] = "none",
 ) -> ContinuousConsistency:
     """Tuning in continuous time (sCM): a consistency model.
 
     uncertainty: the learned weight e^−u(t), by the head of `precond: {kind: edm2}`. The others:
     `core.objectives.continuous`.
     """
-    _check_own(estimator, scatter, "scatter")
     head = log_variance(schedule, student) if uncertainty else None
-    settings = (warmup_images, c, per_root_dim, sigma_data, difference, scatter)
+    settings = (warmup_images, c, per_root_dim, sigma_data, difference)
     return ContinuousConsistency(schedule, estimator, law, weight, head, *settings)
 
 
@@ -241,7 +232,8 @@ def mean_velocity(
             "guidance",
             "leave guidance out, or use conditional: true",
         )
-    if isinstance(scale, AdaptivePower):
-        _check_own(estimator, scale.scatter, "scale.scatter")
+    if isinstance(scale, AdaptivePower) and scale.scatter == "own" and _is_one_sample(estimator):
+        what = "a one-sample estimate is the sample's own velocity, so scatter: own changes nothing"
+        raise UserError(what, "scale.scatter", "leave it out, or use another estimator")
     made = ImprovedMeanVelocity if improved else MeanVelocity
     return made(schedule, estimator, intervals, scale, guidance)

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 import torch
 from torch import Generator, Tensor
@@ -41,8 +41,6 @@ class ContinuousConsistency(Objective):
         warmup_images: ρ reaches 1 after so many images.
         c: of the tangent's normalisation.
         per_root_dim: ‖g‖ there is divided by √d, as in FastGen.
-        scatter: "none": the norm is g's. "own": it is that of g + cos²t·(v − dx̂/dt) with the sample's own
-            velocity v: g of one-sample noise, but for the noise through F (METHOD §7's idea; ours).
         sigma_data: σ_d.
         difference: None: the exact forward derivative. Else dF⁻/dt is the central difference at t·(1 ± this)
             on the circle through x_t, for networks that torch.func.jvp cannot pass.
@@ -58,7 +56,6 @@ class ContinuousConsistency(Objective):
     per_root_dim: bool = True
     sigma_data: float = 0.5
     difference: float | None = None
-    scatter: Literal["none", "own"] = "none"
 
     uses_target: ClassVar[bool] = False
     differentiates: ClassVar[bool] = True
@@ -117,9 +114,7 @@ class ContinuousConsistency(Objective):
             slope = self._slope(model, x, x0_hat, velocity, angle, condition, mask.again)
             warmed = self.schedule.noise_to_signal(draws.times.r) / ratio
             g = self.tangent(x, velocity, raw, slope, angle, warmed)
-            own = trig.estimated_velocity(batch.x_0, draws.noise, batch.x_0, angle)
-            noise = expand(torch.cos(angle).square(), x) * (own - velocity)
-            target_raw = raw + self.normalised(g, g + noise if self.scatter == "own" else g)
+            target_raw = raw + self.normalised(g)
         weight = self.weight(Times(t, torch.zeros_like(t), torch.zeros_like(t)), self.schedule)
         loss = weight * (raw - target_raw).flatten(1).square().mean(1)
         if self.log_variance is None:
@@ -168,9 +163,9 @@ class ContinuousConsistency(Objective):
         still = cos.square() * (self.sigma_data * raw - velocity)
         return -still - rho * (cos * sin * x + self.sigma_data * slope)
 
-    def normalised(self, g: Tensor, like: Tensor) -> Tensor:
-        """g/(‖like‖ + c), with ‖like‖/√d under `per_root_dim`."""
-        norm = torch.linalg.vector_norm(like.flatten(1), dim=1)
+    def normalised(self, g: Tensor) -> Tensor:
+        """g/(‖g‖ + c), with ‖g‖/√d under `per_root_dim`."""
+        norm = torch.linalg.vector_norm(g.flatten(1), dim=1)
         if self.per_root_dim:
             norm = norm / g[0].numel() ** 0.5
         return g / expand(norm + self.c, g)
