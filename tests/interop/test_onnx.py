@@ -30,6 +30,7 @@ CASES = {
     "edm2": ({**EDM2, "num_blocks": 1, "num_classes": 3}, {"kind": "edm2"}),
     "adm": ({**ADM, "num_blocks": 1, "num_classes": 3}, {"kind": "cm"}),
     "mlp": ({"kind": "mlp", "width": 32, "num_classes": 3}, {"kind": "edm"}),
+    "dit": ({"kind": "dit", "width": 12, "blocks": 2, "patch": 2, "num_classes": 3}, {"kind": "edm"}),
 }
 
 

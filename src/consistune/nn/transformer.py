@@ -39,7 +39,7 @@ class TransformerBlock(nn.Module):
         scale0, shift0, gate0, scale1, shift1, gate1 = self.modulation(embedding).chunk(6, dim=1)
         qkv = self.qkv(modulated(self.norm0, h, scale0, shift0)).unflatten(2, (3, self.heads, -1))
         q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)  # each [B, heads, T, width/heads]
-        h = h + gate0[:, None] * self.proj(attend(q, k, v, h.mT).mT)
+        h = h + gate0[:, None] * self.proj(attend(q, k, v, h.transpose(1, 2)).transpose(1, 2))
         inner = gelu(self.inner(modulated(self.norm1, h, scale1, shift1)), approximate="tanh")
         return h + gate1[:, None] * self.outer(self.dropout(inner))
 
@@ -101,11 +101,11 @@ class DiT(Embedded):
     ) -> Tensor:
         embedding = self.embed(c_noise, one_hot, second)
         grid = pixel_unshuffle(x, self.patch)
-        h = self.enter(grid.flatten(2).mT) + self.place
+        h = self.enter(grid.flatten(2).transpose(1, 2)) + self.place
         for block in self.trunk:
             h = block(h, embedding)
         h = self.leave(modulated(self.norm, h, *self.modulation(embedding).chunk(2, dim=1)))
-        return pixel_shuffle(h.mT.reshape(grid.shape), self.patch)
+        return pixel_shuffle(h.transpose(1, 2).reshape(grid.shape), self.patch)
 
 
 def zero(layer: nn.Linear) -> None:
