@@ -38,7 +38,8 @@ class Huber:
     def __call__(self, a: Tensor, b: Tensor) -> Tensor:
         norm = length(a - b)
         c = self.c + self.per_root_dim * math.sqrt(a[0].numel())
-        return _rounded(norm, c) if c > 0 else norm
+        # hypot(n, c) − c = n²/(hypot(n, c) + c), which does not cancel for n ≪ c.
+        return norm.square() / (torch.sqrt(norm.square() + c * c) + c) if c > 0 else norm
 
 
 @dataclass(frozen=True)
@@ -95,13 +96,9 @@ class AdaptiveHuber:
 
     def __call__(self, a: Tensor, b: Tensor, radius: Tensor) -> Tensor:
         """a, b [B, ...], radius c_i ≥ 0 [B] → [B]."""
-        return _rounded(length(a - b), radius.clamp(min=SMALLEST_RADIUS))
-
-
-def _rounded(norm: Tensor, c: Tensor | float) -> Tensor:
-    """√(n² + c²) − c as n²/(√(n² + c²) + c), which does not cancel for n ≪ c (METHOD §7)."""
-    square = norm.square()
-    return square / (torch.sqrt(square + c * c) + c)
+        square = length(a - b).square()
+        c = radius.clamp(min=SMALLEST_RADIUS)
+        return square / (torch.sqrt(square + c.square()) + c)
 
 
 def length(x: Tensor) -> Tensor:
