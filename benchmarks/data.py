@@ -32,7 +32,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from harness import Benchmark, Record, shown, table
+from harness import Benchmark, Record, shown
+from tables import markdown
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from tests.support.makers import cifar_files, encoded, tar
@@ -162,7 +163,7 @@ def prepare_table(record: Record) -> str:
                 f"{images / statistics.median(seconds):,.0f}",
             ]
             rows[-1] += [f"{anonymous:,.0f} MiB ({resident:,.0f})"]
-    return table(["source", "images", "seconds", "images a second", "memory"], rows)
+    return markdown(["source", "images", "seconds", "images a second", "memory"], rows)
 
 
 @benchmark.section("prepare_data.json", MAKERS, tables={("data-form.md", "prepare"): prepare_table})
@@ -258,7 +259,7 @@ def feeding_table(record: Record) -> str:
         for name, values in rates.items():
             times = f"{warm / statistics.median(values):,.0f}×" if "step" in name else ""
             rows.append([title, name, shown(values, 0 if min(values) >= 10 else 2, to="to"), times])
-    return table(["images", "", "images a second", "feeding, warm / step"], rows)
+    return markdown(["images", "", "images a second", "feeding, warm / step"], rows)
 
 
 @benchmark.section("feeding.json", SETS, tables={("data-form.md", "feeding"): feeding_table})

@@ -37,8 +37,9 @@ from consistune.metrics.sheet import INCEPTION
 from consistune.metrics.statistics import build_reference
 from consistune.metrics.suite import Suite
 from consistune.system.host import machine, peak_bytes
-from harness import Benchmark, Record, table
+from harness import Benchmark, Record
 from inception import write_inception
+from tables import markdown
 
 benchmark = Benchmark(__doc__)
 benchmark.parser.add_argument("--model", type=Path, default=Path("runs/demo/sct"), help="a digits model")
@@ -149,7 +150,7 @@ def cost_table(record: Record) -> str:
             f"**{record['digits']['seconds']:.0f} s**",
         ),
     ]
-    return table(["", f"{record['threads']} thread(s) of {record['machine']['processor']}"], rows)
+    return markdown(["", f"{record['threads']} thread(s) of {record['machine']['processor']}"], rows)
 
 
 @benchmark.section(

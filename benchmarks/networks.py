@@ -34,7 +34,8 @@ from consistune.system.host import machine, peak_bytes
 from consistune.training.loop import Trainer
 from consistune.training.optim import Optimizer
 from consistune.training.options import TrainOptions
-from harness import Benchmark, Record, table
+from harness import Benchmark, Record
+from tables import markdown
 
 benchmark = Benchmark(__doc__)
 benchmark.parser.add_argument("--batch", type=int, default=16, help="of ddpmpp")
@@ -113,7 +114,7 @@ def throughput_table(record: Record) -> str:
         f"One thread of {record['cpu']}, torch {record['torch']}, in processor time; medians of 2 to 20 "
         "steps, one run each; memory is the process's peak. The MLP computes in fp32 alone."
     )
-    return f"{table(header, rows)}\n\n{about}"
+    return f"{markdown(header, rows)}\n{about}"
 
 
 @benchmark.section(

@@ -27,7 +27,7 @@ from consistune.core.times import LogNormalPairs, SigmoidGap
 from consistune.core.types import Batch
 from consistune.nn.presets import preset
 from consistune.system.host import machine
-from harness import Benchmark, Record, shown, table
+from harness import Benchmark, Record, shown
 from posterior import (
     QUERIES,
     Calls,
@@ -40,6 +40,7 @@ from posterior import (
     refuse_wrong,
     relative_error,
 )
+from tables import markdown
 
 benchmark = Benchmark(__doc__)
 STEP_BATCH, CLASSES, PER_CLASS = 16, 10, 5_000
@@ -166,8 +167,8 @@ def cost_tables(record: Record) -> str:
         f"{other['times faster']:.0f} times faster in {other['times less memory']:.0f} times less memory "
         f"({other['queries at a time']} queries of the naive form at a time)."
     )
-    first = table(["target", f"whole step at {STEP_BATCH}, s", "over ECT's", *alone], rows)
-    return "\n\n".join([first, table(["form", "s", "extra memory, MB", "error"], forms), about])
+    first = markdown(["target", f"whole step at {STEP_BATCH}, s", "over ECT's", *alone], rows)
+    return "\n".join([first, markdown(["form", "s", "extra memory, MB", "error"], forms), about])
 
 
 def scaling_table(record: Record) -> str:
@@ -184,7 +185,7 @@ def scaling_table(record: Record) -> str:
             grown = [f"{int(word) / size:.1f}", f"{seconds['median'] / median:.2f}"] if size else ["", ""]
             rows.append([what, fixed[what], f"{int(word):,}", shown(seconds), *grown])
             size, median = int(word), seconds["median"]
-    return table(["grows", "of", "to", "s", "size ×", "time ×"], rows)
+    return markdown(["grows", "of", "to", "s", "size ×", "time ×"], rows)
 
 
 @benchmark.section(

@@ -48,8 +48,9 @@ from consistune.recipe.cost import kept_for_gradient
 from consistune.system.host import machine
 from consistune.system.processes import Processes
 from consistune.training.loop import Trainer
-from harness import Benchmark, Record, clock, in_pair, table
+from harness import Benchmark, Record, clock, in_pair
 from step_model import BYTES_PER_PARAMETER, MeasuredStep, StepModel, state_bytes
+from tables import markdown
 
 FREED_AT_ONCE = {"MALLOC_MMAP_THRESHOLD_": str(1 << 20)}
 """With this environment variable glibc returns a tensor's memory to the system as soon as it is freed.
@@ -258,7 +259,7 @@ def efficiency_table(record: Record) -> str:
         images = record["batch a process"] * (1 if name == "alone" else 2)
         efficiency = "**{median:.2f}** ({low:.2f} to {high:.2f})".format(**share) if share else "1"
         rows.append([name, f"{median:.2f}", f"{images / median:.2f}", efficiency])
-    return table(["", "seconds a step", "images a second", "efficiency"], rows)
+    return markdown(["", "seconds a step", "images a second", "efficiency"], rows)
 
 
 @benchmark.section("two_processes.json", tables={("performance.md", "two processes"): efficiency_table})

@@ -1,12 +1,16 @@
 """What several rooms' tests share: the reference data, and settings under which a failure repeats."""
 
 import os
+from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+import typer
+import typer.testing
 from hypothesis import settings
 
 # Timing says nothing on a shared machine; the same examples every time make a failure repeatable.
@@ -62,6 +66,22 @@ def parity(parity_folder):
 @pytest.fixture
 def generator() -> torch.Generator:
     return torch.Generator().manual_seed(0)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def one_cache_and_parser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """What every command would make anew, made once: the classifier of the digits, and typer's parser.
+
+    The cache is the tests' own, shared by all that run together: the user's is neither read nor written.
+    """
+    folder = tmp_path_factory.getbasetemp()
+    parser = cache(typer.main.get_command)
+    with pytest.MonkeyPatch.context() as patch:
+        together = "PYTEST_XDIST_WORKER" in os.environ
+        patch.setenv("CONSISTUNE_CACHE", str((folder.parent if together else folder) / "cache"))
+        patch.setattr(typer.main, "get_command", parser)
+        patch.setattr(typer.testing, "_get_command", parser)
+        yield
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -180,7 +180,6 @@ def test_mistyped_commands_end_in_a_line(
     monkeypatch.chdir(place)
     monkeypatch.syspath_prepend(place)
     monkeypatch.setenv("COLUMNS", "100")
-    monkeypatch.setenv("CONSISTUNE_CACHE", str(place / "cache"))
     statuses: Counter[int] = Counter()
     wrong = []
     for words in commands(seed, LONG if minutes else SHORT):

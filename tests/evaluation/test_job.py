@@ -7,7 +7,6 @@ import subprocess
 import sys
 from contextlib import contextmanager
 from dataclasses import replace
-from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -25,14 +24,13 @@ from consistune.evaluation.request import Request
 from consistune.evaluation.search import SETTINGS, Range, golden_section
 from consistune.evaluation.sources import ModelSource
 from consistune.evaluation.while_training import training_evaluation
-from consistune.metrics.choose import classifier_of
-from consistune.metrics.classifier import ImageClassifier
 from consistune.metrics.sheet import INCEPTION
 from consistune.nn import store
 from consistune.nn.card import ModelCard
 from consistune.nn.precond import EDMPrecond
 from consistune.nn.small import ResidualMLP
 from consistune.pages.evaluation import FORCED, REAL, TEACHER, verdict
+from tests.support.command import run_main
 from tests.support.inception import write_inception
 
 
@@ -43,29 +41,6 @@ class Quiet:
     @contextmanager
     def bar(self, description: str, total: int, done: int = 0):
         yield self
-
-
-@pytest.fixture(autouse=True, scope="module")
-def cache(tmp_path_factory):
-    """The user's own cache is neither read nor written."""
-    folder = tmp_path_factory.mktemp("cache")
-    old = os.environ.get("CONSISTUNE_CACHE")
-    os.environ["CONSISTUNE_CACHE"] = str(folder)
-    yield folder
-    os.environ.pop("CONSISTUNE_CACHE")
-    if old is not None:
-        os.environ["CONSISTUNE_CACHE"] = old
-
-
-@pytest.fixture(autouse=True)
-def one_classifier(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The digits' classifier takes five seconds and is the same every time: trained once for these tests."""
-    monkeypatch.setattr("consistune.evaluation.setup.classifier_of", lambda *_: digit_classifier())
-
-
-@lru_cache(maxsize=1)
-def digit_classifier() -> ImageClassifier:
-    return classifier_of(digits().train)
 
 
 @pytest.fixture(scope="module")
@@ -227,9 +202,10 @@ def test_the_curve_in_training_is_repeatable_and_named(model_folder: Path) -> No
     assert next(iter(evaluate_quickly(model))) == "fd-classifier_percent"
 
 
-def run_processes(count: int, arguments: list[str], env: dict[str, str]) -> None:
+def run_both(arguments: list[str], environment: dict[str, str]) -> None:
+    """`consistune evaluate …` on two processes."""
     port = str(29500 + os.getpid() % 400)
-    common = {**env, "WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    common = {**environment, "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
     started = [
         subprocess.Popen(
             [sys.executable, "-m", "consistune", "evaluate", *arguments],
@@ -237,38 +213,34 @@ def run_processes(count: int, arguments: list[str], env: dict[str, str]) -> None
             stderr=subprocess.PIPE,
             stdout=subprocess.DEVNULL,
         )
-        for rank in range(count)
+        for rank in range(2)
     ]
     for process in started:
         _, errors = process.communicate(timeout=240)
         assert process.returncode == 0, errors.decode()[-2000:]
 
 
-def test_two_processes_give_what_one_gives(tmp_path: Path, model_folder: Path) -> None:
+def test_two_processes_give_what_one_gives(
+    tmp_path: Path, model_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     text = "def raw(x):\n    return x[:, 0].flatten(1)[:, ::3]\nraw.protocol = {'name': 'fd-raw'}\n"
-    (tmp_path / "raw_pixels.py").write_text(text)
+    (tmp_path / "every_third.py").write_text(text)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    arguments = [str(model_folder), "--data", "digits", "--samples", "101", "--batch", "16"]
+    arguments += ["--device", "cpu", "--extrapolate", "--features", "every_third:raw", "--out"]
     path = os.pathsep.join([str(tmp_path), *sys.path])
-    env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": path}
     found = []
     for count in (1, 2):
-        out = tmp_path / str(count)
-        env["CONSISTUNE_CACHE"] = str(
-            tmp_path / f"cache-{count}"
-        )  # the reference too is made by one or by two
-        options = [
-            "--data",
-            "digits",
-            "--samples",
-            "101",
-            "--batch",
-            "16",
-            "--device",
-            "cpu",
-            "--extrapolate",
-        ]
-        options += ["--features", "raw_pixels:raw"]
-        run_processes(count, [str(model_folder), *options, "--out", str(out)], env)
-        results = json.loads((out / "results.json").read_text())
+        cache, out = str(tmp_path / f"cache-{count}"), str(tmp_path / str(count))
+        if count == 1:  # the reference too is made by one or by two
+            with monkeypatch.context() as patch:
+                patch.setenv("CONSISTUNE_CACHE", cache)
+                done = run_main("evaluate", *arguments, out)
+            assert done.returncode == 0, done.stderr
+        else:
+            own = {"OMP_NUM_THREADS": "1", "PYTHONPATH": path, "CONSISTUNE_CACHE": cache}
+            run_both([*arguments, out], os.environ | own)
+        results = json.loads((tmp_path / str(count) / "results.json").read_text())
         assert results["environment"]["processes"] == count
         found.append(results["rows"][0])
     assert found[0]["blocks"][0]["worst"] == found[1]["blocks"][0]["worst"]

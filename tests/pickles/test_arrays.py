@@ -161,7 +161,6 @@ ORDER = tuple_of(integer(3), text("<"), NONE, NONE, NONE, integer(-1), integer(-
 NDARRAY = call(
     name("numpy.core.multiarray", "_reconstruct"), name("numpy", "ndarray"), tuple_of(integer(0)), blob(b"b")
 )
-EVERY_TIME = b"h\x00h\x01\x86R0"
 
 
 def array(shape: bytes, content: bytes) -> bytes:

@@ -71,13 +71,17 @@ class Page(HTMLParser):
             assert self.open.pop() == tag
 
 
-def test_the_demo_is_interrupted_goes_on_and_draws_its_page(tmp_path: Path) -> None:
-    whole = Demo(tmp_path / "whole", 0, Screen(), SHORT).run()
+def test_the_demo_is_interrupted_goes_on_and_draws_its_page(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    few = replace(demo.DIGITS, samples=200, queries=64)
+    monkeypatch.setattr(demo, "DIGITS", few)
+    whole = Demo(tmp_path / "whole", 0, Screen(), SHORT, few).run()
     with pytest.raises(Interrupted):
-        Demo(tmp_path / "broken", 0, Screen(interrupt="ect"), SHORT).run()
+        Demo(tmp_path / "broken", 0, Screen(interrupt="ect"), SHORT, few).run()
     assert not (tmp_path / "broken" / "report.html").exists()
     screen = Screen()
-    page = Demo(tmp_path / "broken", 0, screen, SHORT).run()
+    page = Demo(tmp_path / "broken", 0, screen, SHORT, few).run()
     assert any(line.startswith("teacher: found finished") for line in screen.said)
 
     results = [json.loads((path.parent / "results.json").read_text()) for path in (whole, page)]

@@ -5,9 +5,8 @@ import struct
 STOP, MARK, NONE, REDUCE, BUILD, NEWOBJ = b".", b"(", b"N", b"R", b"b", b"\x81"
 STACK_GLOBAL = b"\x93"
 EMPTY_DICT, EMPTY_LIST, EMPTY_TUPLE, EMPTY_SET = b"}", b"]", b")", b"\x8f"
-TUPLE1, TUPLE2, TUPLE3, MEMOIZE = b"\x85", b"\x86", b"\x87", b"\x94"
+TUPLE1, TUPLE2, MEMOIZE = b"\x85", b"\x86", b"\x94"
 PROTO = b"\x80\x04"
-MAGIC = 0x1950A86A20F9469CFC6C
 
 
 def text(value: str) -> bytes:

@@ -1,4 +1,4 @@
-"""The forward derivative of a network's pass, for objectives in continuous time."""
+"""The forward derivative of a network's pass: dF/dt of sCM and du/dt of MeanFlow (METHOD §8)."""
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext

@@ -1,4 +1,4 @@
-"""The law of (t, r), the ends of a flow map's jump, in σ/α: MeanFlow (2505.13447) and its successors."""
+"""The law of (t, r), the ends of a flow map's jump, in σ/α: MeanFlow, 2505.13447 (METHOD §8)."""
 
 import math
 from dataclasses import dataclass

@@ -1,4 +1,7 @@
-"""Along the probability-flow ODE with any noise estimate: from t to r, the reward, and whole trajectories."""
+"""Along the probability-flow ODE with any noise estimate: from t to r, the reward, and whole trajectories.
+
+Steps of METHOD §0; several of them before the bootstrap are n-step TD (METHOD §1).
+"""
 
 from collections.abc import Callable
 from typing import Literal

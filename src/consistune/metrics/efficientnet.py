@@ -88,10 +88,6 @@ class EfficientNetLite0(nn.Module):
         x = self._blocks(F.relu6(self._bn0(self._conv_stem(x))))
         return F.relu6(self._bn1(self._conv_head(x))).mean((2, 3))
 
-    def classify(self, x: Tensor) -> Tensor:
-        """Images as for `forward` → logits [n, 1000] of the ImageNet classes."""
-        return self._fc(self(x))
-
 
 def weight_file() -> Path:
     """The file of the installed package. Raises UserError where the extra is not installed."""

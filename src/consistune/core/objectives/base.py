@@ -1,6 +1,7 @@
 """What every objective is: the random draws of a step, then one loss for each sample, [B], fp32.
 
-Losses are never reduced here: the training loop reduces them once.
+x_t = α_t·x_0 + σ_t·ε and t ≥ r ≥ s as in METHOD §0 and §4. Losses are never reduced here: the training loop
+reduces them once.
 """
 
 from dataclasses import dataclass
@@ -101,15 +102,24 @@ class Objective(Protocol):
         return self.losses(model, target, self.draw(batch, progress, generator))
 
 
-def check_draws(batch: Batch, times: Times, noise: Tensor) -> None:
-    """Raises ValueError unless t > 0, t ≥ r ≥ 0 and images and noise are finite. One device sync."""
-    ordered = ((times.t > 0) & (times.t >= times.r) & (times.r >= 0) & torch.isfinite(times.t)).all()
+def check_draws(batch: Batch, times: Times, noise: Tensor, apart: bool = False) -> bool:
+    """Whether r > s for any sample. One device sync.
+
+    Raises ValueError unless t > 0, t ≥ r ≥ s ≥ 0 (with `apart` t > r), and images and noise are finite.
+    """
+    t, r, s = times.t, times.r, times.s
+    ordered = ((t > r if apart else t >= r) & (t > 0) & (r >= s) & (s >= 0) & torch.isfinite(t)).all()
     finite = torch.isfinite(batch.x_0).all() & torch.isfinite(noise).all()
-    images_are_finite, in_order = torch.stack([finite, ordered]).tolist()
+    images_are_finite, in_order, some = torch.stack([finite, ordered, (r > s).any()]).tolist()
     if not in_order:
-        raise ValueError("a flow map needs finite times t > 0 and t >= r >= 0")
+        raise ValueError(
+            "a transition needs finite times t > r >= s >= 0"
+            if apart
+            else "a flow map needs finite times t > 0 and t >= r >= 0"
+        )
     if not images_are_finite:
         raise ValueError("the noisy images contain NaN or infinity: look at the data and the noise")
+    return bool(some)
 
 
 def gaussian_like(x: Tensor, generator: Generator) -> Tensor:

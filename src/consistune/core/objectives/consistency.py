@@ -8,7 +8,7 @@ from torch import Generator, Tensor
 from consistune.core.estimators import NoiseEstimator
 from consistune.core.flow import Steps
 from consistune.core.noise import NoiseSchedule
-from consistune.core.objectives.base import Draws, Objective, gaussian_like
+from consistune.core.objectives.base import Draws, Objective, check_draws, gaussian_like
 from consistune.core.objectives.distances import AdaptiveHuber, Distance, Huber, length
 from consistune.core.objectives.weights import InverseGap, Weight
 from consistune.core.rng import SharedDropout
@@ -62,7 +62,7 @@ class Consistency(Objective):
         return self.losses(model, target, self._bound(batch, times, noise, generator))
 
     def _bound(self, batch: Batch, times: Times, noise: Tensor, generator: Generator | None) -> Draws:
-        bootstraps = _check(batch, times, noise)
+        bootstraps = check_draws(batch, times, noise, apart=True)
         with torch.no_grad():
             return Draws(batch, times, noise, self.estimator.bind(batch, times, generator), bootstraps)
 
@@ -110,16 +110,3 @@ class Consistency(Objective):
     def jump(self, model: Denoiser, x_t: Tensor, t: Tensor, s: Tensor, condition: Conditioning) -> Tensor:
         """f(x_t, t → s): to the lower edge s of the phase, with the model's x̂_0 (METHOD §4)."""
         return Steps(model, self.schedule).jump(x_t, t, s, condition)
-
-
-def _check(batch: Batch, times: Times, noise: Tensor) -> bool:
-    """Whether r > s for any sample. Raises ValueError for impossible times or images. One device sync."""
-    t, r, s = times.t, times.r, times.s
-    ordered = ((t > r) & (r >= s) & (s >= 0) & torch.isfinite(t)).all()
-    finite = torch.isfinite(batch.x_0).all() & torch.isfinite(noise).all()
-    images_are_finite, in_order, some = torch.stack([finite, ordered, (r > s).any()]).tolist()
-    if not in_order:
-        raise ValueError("a transition needs finite times t > r >= s >= 0")
-    if not images_are_finite:
-        raise ValueError("the noisy images contain NaN or infinity: look at the data and the noise")
-    return bool(some)

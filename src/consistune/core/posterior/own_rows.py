@@ -1,7 +1,7 @@
 """The posterior mean of queries that have references of their own: small classes, random references.
 
-Each query's rows are gathered, and products go query by query in one batched call. No result is needed on
-the host, so that a device need not wait for it.
+The sums are those of `mean` (METHOD §2). Each query's rows are gathered, and products go query by query in
+one batched call. No result is needed on the host, so that a device need not wait for it.
 """
 
 from collections.abc import Callable

@@ -1,5 +1,7 @@
 """Attention over a block of images at a time: how `posterior` sums without forming [B, n] or [B, n, d].
 
+METHOD §2 as it is computed:
+
     x̂_0 = Σ_i w_i x⁽ⁱ⁾,   w = softmax(l),   l_i = (2 y·x⁽ⁱ⁾ − ‖x⁽ⁱ⁾‖²)/2s² + log-prior_i
 
 (−‖y − x‖²/2s² less ‖y‖²/2s², which the softmax cancels.)
