@@ -5,6 +5,7 @@ lunr are not installed (pip install "consistune[docs]").
 """
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -53,6 +54,14 @@ def test_a_search_finds_the_answer(search, words: str, page: str) -> None:
     """Among the first three pages, the list of questions itself not counted."""
     pages = list(dict.fromkeys(found["ref"].partition("#")[0] for found in search.search(words)))
     assert page in [found for found in pages if found != "questions.html"][:3], pages[:5]
+
+
+def test_no_formula_became_emphasis(site: Path) -> None:
+    """A star of a formula (ε*) that is not escaped begins emphasis, and vanishes."""
+    for page in site.rglob("*.html"):
+        article = page.read_text(encoding="utf-8").partition("<article")[2]
+        for words in re.findall(r"<em>(.*?)</em>", article, re.DOTALL):
+            assert not re.search("[=∫∇·]", re.sub("<.*?>", "", words)), f"{page.name}: {words}"
 
 
 def test_every_question_links_to_its_answer(site: Path) -> None:

@@ -14,6 +14,7 @@ from consistune.core.objectives import Draws, Objective
 from consistune.recipe import read_recipe, to_yaml
 from consistune.recipe.plan import make_plan
 from consistune.system.processes import Processes
+from consistune.training import sharding
 from consistune.training.loop import Trainer
 from consistune.training.run import Interrupted, RunFolder
 
@@ -122,11 +123,12 @@ def worker(rank: int, count: int, port: str, jobs: dict[str, Words], start: Any,
     }  # fmt: skip
     processes = Processes.start(torch.device("cpu"))
     found: dict[str, Any] = {name: run(words, processes) for name, words in jobs.items()}
-    for name in ("edm2", "sharded edm2"):
+    for name in ("edm2", *(["sharded edm2"] if sharding.possible() else [])):
         found[f"continued {name}"] = run(jobs[name], processes, start)
     found["interrupted"] = interrupted(RUNS["class references"], processes, out / "run")
     found["skipping"] = skipping(RUNS["class references"], processes)
-    found["skipping split"] = skipping((*RUNS["class references"], "train.shard=true"), processes)
+    if sharding.possible():
+        found["skipping split"] = skipping((*RUNS["class references"], "train.shard=true"), processes)
     torch.save(found, out / f"{rank}.pt")
     processes.close()
 

@@ -10,12 +10,14 @@ from torch import Tensor
 
 from consistune.errors import UserError
 from consistune.system.processes import Processes
-from consistune.training import checkpoint
+from consistune.training import checkpoint, sharding
 from tests.support.together import DROPOUT, RUNS, SHARDED, STOPPED_AT, half_way, run, together, trainer_of
 
 Found = dict[str, Any]
 MICRO = "batch references"
 BANK = "estimator.bank=sharded"
+SPLITS = sharding.possible()
+SPLIT = pytest.mark.skipif(not SPLITS, reason="FSDP2 of this PyTorch cannot leave scalars whole")
 SHARED_BANK = {
     "class references": ("class references", (BANK,)),
     "flips": ("flips, hidden labels, clipping", (BANK,)),
@@ -28,14 +30,16 @@ SHARED_BANK = {
 @pytest.fixture(scope="module")
 def of_two(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[Found]]:
     """What two gloo processes make of all runs."""
+    shared = {f"shared bank, {name}": (*RUNS[run], *words) for name, (run, words) in SHARED_BANK.items()}
     jobs = {
         **RUNS,
         **{f"sharded {name}": (*RUNS[name], "train.shard=true") for name in SHARDED},
         "micro-batches": (*RUNS[MICRO], "train.microbatch=12"),
         "spread references": (*RUNS["class references"], "estimator.bank=sharded"),
         "dropout": DROPOUT,
-        **{f"shared bank, {name}": (*RUNS[run], *words) for name, (run, words) in SHARED_BANK.items()},
+        **shared,
     }
+    jobs = {name: words for name, words in jobs.items() if SPLITS or "train.shard=true" not in words}
     out = tmp_path_factory.mktemp("together")
     return out, together(2, jobs, half_way(RUNS["edm2"]), out)
 
@@ -75,6 +79,7 @@ def test_two_processes_train_as_one(name: str, of_two: tuple[Path, list[Found]])
         assert_alike(found[name], expected)
 
 
+@SPLIT
 @pytest.mark.parametrize("name", SHARDED)
 def test_split_weights_train_as_whole_ones(name: str, of_two: tuple[Path, list[Found]]) -> None:
     expected = alone(*RUNS[name])
@@ -82,7 +87,9 @@ def test_split_weights_train_as_whole_ones(name: str, of_two: tuple[Path, list[F
         assert_alike(found[f"sharded {name}"], expected)
 
 
-@pytest.mark.parametrize("name", SHARED_BANK)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=SPLIT) if "split" in name else name for name in SHARED_BANK]
+)
 def test_a_bank_that_the_processes_share_is_the_whole_bank(
     name: str, of_two: tuple[Path, list[Found]]
 ) -> None:
@@ -113,7 +120,7 @@ def test_a_dropout_mask_belongs_to_its_rows_not_to_its_process(of_two: tuple[Pat
     assert halves["losses"] != pytest.approx(run(DROPOUT)["losses"], rel=1e-5)
 
 
-@pytest.mark.parametrize("name", ["edm2", "sharded edm2"])
+@pytest.mark.parametrize("name", ["edm2", pytest.param("sharded edm2", marks=SPLIT)])
 def test_one_process_begins_and_two_go_on(name: str, of_two: tuple[Path, list[Found]]) -> None:
     whole = alone(*RUNS["edm2"])
     expected = {**whole, "losses": whole["losses"][3:], "norms": whole["norms"][3:]}
@@ -121,6 +128,7 @@ def test_one_process_begins_and_two_go_on(name: str, of_two: tuple[Path, list[Fo
         assert_alike(found[f"continued {name}"], expected)
 
 
+@SPLIT
 def test_one_process_goes_on_where_two_split_ones_stopped(of_two: tuple[Path, list[Found]]) -> None:
     trainer = trainer_of(RUNS["edm2"])
     state = of_two[1][0]["sharded edm2"]["state"]
@@ -135,12 +143,18 @@ def test_a_signal_to_one_stops_all_in_the_same_step(of_two: tuple[Path, list[Fou
     assert [checkpoint.step_of(p) for p in checkpoint.paths(out / "run" / "checkpoints")] == [0, STOPPED_AT]
 
 
-@pytest.mark.parametrize("how", ["skipping", "skipping split"])
+@pytest.mark.parametrize("how", ["skipping", pytest.param("skipping split", marks=SPLIT)])
 def test_all_processes_skip_a_step_that_is_bad_on_one(how: str, of_two: tuple[Path, list[Found]]) -> None:
     one, two = (found[how] for found in of_two[1])
     assert one["finite"] == two["finite"] == [True, True, False, True, True, True]
     assert torch.equal(vector(one["model"]), vector(two["model"]))
     assert bool(vector(one["model"]).isfinite().all())
+
+
+def test_split_weights_are_refused_where_scalars_cannot_stay_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.distributed.fsdp.fully_shard", lambda module, *, mesh: module)
+    with pytest.raises(UserError, match="scalars cannot be split"):
+        trainer_of((*RUNS["edm2"], "train.shard=true"), Processes(torch.device("cpu"), 0, 2))
 
 
 def test_a_batch_that_does_not_divide_is_refused() -> None:

@@ -77,15 +77,21 @@ class MPConv(Product):
         if self.training and writes:
             with torch.no_grad():
                 self.weight.copy_(normalize(self.weight.to(_at_least_fp32(self.weight))))
+        return recomputed(self._product, before, x, self.weight, gain, *inputs)
 
-        def product(x: Tensor, weight: Tensor, gain: float | Tensor, *inputs: Tensor | None) -> Tensor:
-            x = x if before is None else before(x, *inputs)
-            if weight.ndim == 2:
-                return linear(x, self._effective(weight, gain, x.dtype))
-            weight = self._effective(weight, gain, self.product_dtype or x.dtype)
-            return self.convolve(x, weight, None, padding=weight.shape[-1] // 2)
-
-        return recomputed(product, x, self.weight, gain, *inputs)
+    def _product(
+        self,
+        before: Callable[..., Tensor] | None,
+        x: Tensor,
+        weight: Tensor,
+        gain: float | Tensor,
+        *inputs: Tensor | None,
+    ) -> Tensor:
+        x = x if before is None else before(x, *inputs)
+        if weight.ndim == 2:
+            return linear(x, self._effective(weight, gain, x.dtype))
+        weight = self._effective(weight, gain, self.product_dtype or x.dtype)
+        return self.convolve(x, weight, None, padding=weight.shape[-1] // 2)
 
     def _effective(self, weight: Tensor, gain: float | Tensor, dtype: torch.dtype) -> Tensor:
         """gain/√fan · normalize(weight) in `dtype`, as one factor a row: one pass through memory."""

@@ -23,6 +23,9 @@ def refuse_without_effect(options: TrainOptions, model: Preconditioned, processe
     if options.shard and processes.count == 1:
         what = "a run of one process has nothing to split"
         raise UserError(what, "train.shard", "leave it out, or start several processes with torchrun")
+    if options.shard and not sharding.possible():
+        what = f"FSDP2 of PyTorch {torch.__version__} splits every weight, and scalars cannot be split"
+        raise UserError(what, "train.shard", "leave it out, or install PyTorch 2.7 or newer")
     if options.compile == "graphs":
         _check_graphs(options, processes.device)
 
@@ -62,6 +65,7 @@ def compile_blocks(network: nn.Module, graphs: bool = False) -> None:
     config: dict[str, Any] = {"fallback_random": True, "triton.cudagraphs": graphs}
     parts = sharding.blocks(network) or [network]
     dynamo: Any = torch._dynamo.config
-    dynamo.recompile_limit = max(dynamo.recompile_limit, 8 * len(parts))  # blocks share their code
+    limit = "recompile_limit" if hasattr(dynamo, "recompile_limit") else "cache_size_limit"  # PyTorch 2.6
+    setattr(dynamo, limit, max(getattr(dynamo, limit), 8 * len(parts)))  # blocks share their code
     for part in parts:
         part.forward = torch.compile(part.forward, options=config)

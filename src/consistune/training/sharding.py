@@ -5,6 +5,7 @@ Scalars cannot be split: every process holds them, and their gradients are avera
 tensors that are not sharded unchanged.
 """
 
+import inspect
 from typing import Any
 
 import torch
@@ -15,6 +16,13 @@ from consistune.nn import store
 from consistune.nn.magnitude import MPConv, normalize
 from consistune.nn.precond import Preconditioned
 from consistune.system.processes import Processes
+
+
+def possible() -> bool:
+    """Whether FSDP2 can leave scalars whole; that of PyTorch 2.6 cannot."""
+    from torch.distributed.fsdp import fully_shard
+
+    return "ignored_params" in inspect.signature(fully_shard).parameters
 
 
 def shard(module: nn.Module, processes: Processes) -> None:
