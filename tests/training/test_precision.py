@@ -3,6 +3,7 @@
 import itertools
 import shutil
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +48,11 @@ def outcome(trainer: Trainer) -> tuple[list[float], Tensor]:
     return losses, torch.cat([p.detach().flatten() for p in trainer.model.parameters()])
 
 
+@cache
+def in_fp32(network: str) -> tuple[list[float], Tensor]:
+    return outcome(make(network))
+
+
 def distance(a: Tensor, b: Tensor) -> float:
     return float((a - b).norm() / b.norm())
 
@@ -78,7 +84,7 @@ class Watched(Objective):
     [*itertools.product(sorted(NETWORKS), ("bf16", "fp16")), ("song", "bf16-inner"), ("edm2", "bf16-inner")],
 )
 def test_half_precision_is_near_and_stays_inside_the_networks(network: str, word: str) -> None:
-    expected, weights = outcome(make(network))
+    expected, weights = in_fp32(network)
     trainer = make(network, f"train.precision={word}")
     watched = Watched(trainer.objective)
     trainer.objective = watched
@@ -133,7 +139,7 @@ def test_the_gradient_of_fp16_is_reported_and_clipped_without_its_scale() -> Non
 
 @pytest.mark.parametrize("network", sorted(set(NETWORKS) - {"mlp"}))
 def test_channels_last_is_a_memory_format_only(network: str) -> None:
-    losses, weights = outcome(make(network))
+    losses, weights = in_fp32(network)
     trainer = make(network, "train.channels_last=true")
     found, others = outcome(trainer)
     assert found == pytest.approx(losses, rel=1e-3)
@@ -147,7 +153,7 @@ def test_channels_last_is_a_memory_format_only(network: str) -> None:
 def test_checkpointing_computes_again_what_it_did_not_keep(
     network: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    losses, weights = outcome(make(network))
+    losses, weights = in_fp32(network)
     trainer = make(network, "train.checkpointing=true")
     passes: list[bool] = []
     block = next(b for b in trainer.model.network.dec.values() if len(list(b.parameters())) > 2)  # type: ignore[union-attr]
@@ -188,7 +194,7 @@ def test_a_dry_run_plans_for_several_processes() -> None:
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
 @pytest.mark.parametrize("network", sorted(NETWORKS))
 def test_a_compiled_network_trains_alike_and_is_stored_alike(network: str) -> None:
-    losses, weights = outcome(make(network))
+    losses, weights = in_fp32(network)
     trainer = make(network, "train.compile=true")
     found, others = outcome(trainer)
     assert found == pytest.approx(losses, rel=1e-3)  # dropout masks included
