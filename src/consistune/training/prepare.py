@@ -25,7 +25,7 @@ def refuse_without_effect(options: TrainOptions, model: Preconditioned, processe
         raise UserError(what, "train.shard", "leave it out, or start several processes with torchrun")
     if options.shard and not sharding.possible():
         what = f"FSDP2 of PyTorch {torch.__version__} splits every weight, and scalars cannot be split"
-        raise UserError(what, "train.shard", "leave it out, or install PyTorch 2.7 or newer")
+        raise UserError(what, "train.shard", "leave it out, or install a newer PyTorch")
     if options.compile == "graphs":
         _check_graphs(options, processes.device)
 
