@@ -125,7 +125,7 @@ def test_it_is_refused_at_once_and_in_little_memory(label: str, tmp_path: Path) 
     began = time.process_time()
     with pytest.raises(UserError) as caught:
         read_whole(path)
-    assert time.process_time() - began < 1
+    assert time.process_time() - began < 2
     assert len(str(caught.value)) < 500
     assert str(caught.value).isprintable()
     tracemalloc.start()
