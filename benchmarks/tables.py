@@ -370,6 +370,7 @@ TABLES: dict[str, dict[str, Callable[[], str]]] = {
     "results/emoji64-latents.md": {"emoji64": lambda: of_study("emoji64_latents", "run", "norm")},
     "results/methods-compared.md": {
         "digits": methods,
+        "combination": lambda: of_study("combination", "start", "estimator", "norm", "solver"),
         "family": lambda: of_study("family", "recipe", "estimator", "norm", "rate"),
     },
     "results/mnist10k.md": {"mnist10k": mnist10k},
