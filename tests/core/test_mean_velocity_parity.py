@@ -31,7 +31,7 @@ class Squared:
     p: float
     c: float = 1e-3
 
-    def __call__(self, s: Tensor, own: Tensor) -> Tensor:
+    def __call__(self, s: Tensor, own: Any) -> Tensor:
         return s.square() / (s.detach().square() + self.c) ** self.p
 
 
@@ -46,7 +46,7 @@ class Unsquared:
     def weight(self, s: Tensor) -> Tensor:
         return 1 / (s.detach().sqrt() / self.root_dim + self.c) ** self.p
 
-    def __call__(self, s: Tensor, own: Tensor) -> Tensor:
+    def __call__(self, s: Tensor, own: Any) -> Tensor:
         w = self.weight(s) / self.root_dim
         return w.square() * s.detach() + w * (s - s.detach())
 

@@ -122,12 +122,17 @@ FILES: dict[str, Callable[[], bytes]] = {
 def test_it_is_refused_at_once_and_in_little_memory(label: str, tmp_path: Path) -> None:
     path = tmp_path / "file"
     path.write_bytes(FILES[label]())
-    began = time.process_time()
-    with pytest.raises(UserError) as caught:
-        read_whole(path)
-    assert time.process_time() - began < 2
-    assert len(str(caught.value)) < 500
-    assert str(caught.value).isprintable()
+
+    def refused() -> tuple[float, UserError]:
+        began = time.process_time()
+        with pytest.raises(UserError) as caught:
+            read_whole(path)
+        return time.process_time() - began, caught.value
+
+    seconds, error = min((refused() for _ in range(3)), key=lambda found: found[0])  # other work slows a core
+    assert seconds < 1
+    assert len(str(error)) < 500
+    assert str(error).isprintable()
     tracemalloc.start()
     with pytest.raises(UserError):
         read_whole(path)

@@ -35,7 +35,7 @@ class SinusoidalEmbedding(nn.Module):
 
 
 class Embedded(RawNetwork):
-    """The common part of both networks: the embedding of noise level and class."""
+    """The common part of the small networks: the embedding of noise level and class."""
 
     def __init__(self, options: dict[str, Any]) -> None:
         super().__init__(options)
@@ -66,6 +66,17 @@ class Embedded(RawNetwork):
         return silu(self.map_out(silu(embedding)))
 
 
+def zero(layer: nn.Linear) -> None:
+    """The layer gives 0 until it is trained."""
+    nn.init.zeros_(layer.weight)
+    nn.init.zeros_(layer.bias)
+
+
+def modulated(norm: nn.Module, h: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
+    """LN(h)·(1 + scale) + shift; scale and shift broadcast over h [B, ..., width]."""
+    return torch.addcmul(shift, norm(h), 1 + scale)
+
+
 class ModulatedBlock(nn.Module):
     """x + W₂·dropout(silu(W₁·(LN(x)·(1 + scale) + shift))), scale and shift linear in the embedding."""
 
@@ -76,13 +87,12 @@ class ModulatedBlock(nn.Module):
         self.inner = nn.Linear(width, expansion * width)
         self.outer = nn.Linear(expansion * width, width)
         self.dropout = nn.Dropout(dropout)
-        for zero in (self.modulation, self.outer):
-            nn.init.zeros_(zero.weight)
-            nn.init.zeros_(zero.bias)
+        zero(self.modulation)
+        zero(self.outer)
 
     def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
         scale, shift = self.modulation(embedding).chunk(2, dim=1)
-        h = torch.addcmul(shift, self.norm(x), 1 + scale)
+        h = modulated(self.norm, x, scale, shift)
         return x + self.outer(self.dropout(silu(self.inner(h))))
 
 
@@ -118,8 +128,7 @@ class ResidualMLP(Embedded):
         self.norm = nn.LayerNorm(width)
         self.leave = nn.Linear(width, pixels)
         self.draw_embeddings()
-        nn.init.zeros_(self.leave.weight)
-        nn.init.zeros_(self.leave.bias)
+        zero(self.leave)
 
     def forward(
         self, x: Tensor, c_noise: Tensor, one_hot: Tensor | None = None, *, second: Tensor | None = None

@@ -7,13 +7,8 @@ from torch import Tensor, nn
 from torch.nn.functional import gelu, pixel_shuffle, pixel_unshuffle
 
 from consistune.nn.layers import attend
-from consistune.nn.small import Embedded
+from consistune.nn.small import Embedded, modulated, zero
 from consistune.nn.unet import recorded
-
-
-def modulated(norm: nn.Module, h: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
-    """LN(h)·(1 + scale) + shift for tokens h [B, T, width]; scale and shift [B, width]."""
-    return torch.addcmul(shift[:, None], norm(h), 1 + scale[:, None])
 
 
 class TransformerBlock(nn.Module):
@@ -36,12 +31,12 @@ class TransformerBlock(nn.Module):
         zero(self.modulation)
 
     def forward(self, h: Tensor, embedding: Tensor) -> Tensor:
-        scale0, shift0, gate0, scale1, shift1, gate1 = self.modulation(embedding).chunk(6, dim=1)
+        scale0, shift0, gate0, scale1, shift1, gate1 = self.modulation(embedding)[:, None].chunk(6, dim=2)
         qkv = self.qkv(modulated(self.norm0, h, scale0, shift0)).unflatten(2, (3, self.heads, -1))
         q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)  # each [B, heads, T, width/heads]
-        h = h + gate0[:, None] * self.proj(attend(q, k, v, h.transpose(1, 2)).transpose(1, 2))
+        h = h + gate0 * self.proj(attend(q, k, v, h.transpose(1, 2)).transpose(1, 2))
         inner = gelu(self.inner(modulated(self.norm1, h, scale1, shift1)), approximate="tanh")
-        return h + gate1[:, None] * self.outer(self.dropout(inner))
+        return h + gate1 * self.outer(self.dropout(inner))
 
 
 class DiT(Embedded):
@@ -104,10 +99,5 @@ class DiT(Embedded):
         h = self.enter(grid.flatten(2).transpose(1, 2)) + self.place
         for block in self.trunk:
             h = block(h, embedding)
-        h = self.leave(modulated(self.norm, h, *self.modulation(embedding).chunk(2, dim=1)))
+        h = self.leave(modulated(self.norm, h, *self.modulation(embedding)[:, None].chunk(2, dim=2)))
         return pixel_shuffle(h.transpose(1, 2).reshape(grid.shape), self.patch)
-
-
-def zero(layer: nn.Linear) -> None:
-    nn.init.zeros_(layer.weight)
-    nn.init.zeros_(layer.bias)

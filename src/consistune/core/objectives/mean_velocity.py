@@ -25,10 +25,10 @@ Again: TypeAlias = Callable[[], AbstractContextManager[None]]
 class Scale(Protocol):
     """From a sample's squared errors [B], summed over the sample, to its loss [B].
 
-    The first is of the estimator's target, the second, without gradient, of the sample's own velocity.
+    The first is of the estimator's target. `own` gives, without gradient, that of the sample's own velocity.
     """
 
-    def __call__(self, squared_error: Tensor, own: Tensor) -> Tensor: ...
+    def __call__(self, squared_error: Tensor, own: Callable[[], Tensor]) -> Tensor: ...
 
 
 @dataclass(frozen=True)
@@ -49,8 +49,8 @@ class AdaptivePower:
         if self.p < 0 or not self.c > 0:
             raise ValueError(f"p must not be negative and c must be positive, got {self.p} and {self.c}")
 
-    def __call__(self, squared_error: Tensor, own: Tensor) -> Tensor:
-        error = own if self.scatter == "own" else squared_error.detach()
+    def __call__(self, squared_error: Tensor, own: Callable[[], Tensor]) -> Tensor:
+        error = own() if self.scatter == "own" else squared_error.detach()
         return squared_error / (error + self.c) ** self.p
 
 
@@ -168,23 +168,24 @@ class MeanVelocity(Objective):
             along = self.along(model, x_t, draws, v, mask.again)
         change = self.change(model, x_t, times, batch.network_condition, along, u.detach(), mask.again)
         error = u - (v - change)
-        return self.scale(summed_square(error), summed_square(error.detach() + (v - own)))
+        return self.scale(summed_square(error), lambda: summed_square(error.detach() + (v - own())))
 
-    def velocities(self, model: Denoiser, x_t: Tensor, draws: Draws, again: Again) -> tuple[Tensor, Tensor]:
-        """v, the estimator's velocity, and the sample's own, with the guidance mixed into both."""
+    def velocities(
+        self, model: Denoiser, x_t: Tensor, draws: Draws, again: Again
+    ) -> tuple[Tensor, Callable[[], Tensor]]:
+        """v, the estimator's velocity, and what gives the sample's own, with the guidance mixed into both."""
         batch, t = draws.batch, draws.times.t
 
         def ask(condition: Conditioning) -> Tensor:
             with again():
                 return model(x_t, t, condition)
 
+        def of(clean: Tensor) -> Tensor:
+            return self.schedule.estimated_velocity(batch.x_0, draws.noise, clean, t)
+
         x0_hat = draws.estimator.clean(x_t, t, batch)
         mixed, share = self.guidance(ask, t, batch, x0_hat)
-        own = mixed + share * (batch.x_0 - x0_hat)
-        v, v_own = (
-            self.schedule.estimated_velocity(batch.x_0, draws.noise, clean, t) for clean in (mixed, own)
-        )
-        return v, v_own
+        return of(mixed), lambda: of(mixed + share * (batch.x_0 - x0_hat))
 
     def along(self, model: Denoiser, x_t: Tensor, draws: Draws, v: Tensor, again: Again) -> Tensor:
         """dx_t/dt along which du/dt is taken: v."""
