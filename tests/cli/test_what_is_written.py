@@ -12,13 +12,14 @@ from consistune.cli.evaluate import evaluate
 from consistune.cli.interop import export
 from consistune.cli.options import parse_ranges
 from consistune.cli.sample import sample
+from consistune.cli.train import train
 from consistune.errors import UserError
 from consistune.evaluation import sources
 from consistune.interop.export import format_of
 from consistune.nn import store
 from consistune.nn.precond import EDMPrecond
 from consistune.nn.small import ResidualMLP
-from consistune.recipe import read_recipe, to_yaml
+from consistune.recipe import plan, read_recipe, to_yaml
 from consistune.recipe.plan import make_plan
 from consistune.training.run import RunFolder
 from tests.support.command import run_main
@@ -60,17 +61,20 @@ def test_an_export_is_what_its_name_says() -> None:
             format_of(Path(name), format)
 
 
-@pytest.mark.parametrize("command", ["sample", "export", "evaluate"])
+@pytest.mark.parametrize("command", ["sample", "export", "evaluate", "train", "dry run"])
 def test_a_place_that_cannot_be_written_is_refused_before_anything_is_loaded(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: str
 ) -> None:
     (tmp_path / "file").write_text("mine")
     missing, out = tmp_path / "no model", tmp_path / "file" / "deep" / "out"
     monkeypatch.setattr(store, "load", lambda *_: pytest.fail("the model was loaded"))
+    monkeypatch.setattr(plan, "make_plan", lambda *_: pytest.fail("the training was planned"))
     run = {
         "sample": lambda: sample(missing, out=out.with_suffix(".npz"), device="cpu"),
         "export": lambda: export(missing, out.with_suffix(".onnx")),
         "evaluate": lambda: evaluate(missing, data="digits", out=out, device="cpu"),
+        "train": lambda: train("digits-edm", out=tmp_path / "file", device="cpu"),
+        "dry run": lambda: train("digits-edm", out=out, device="cpu", dry_run=True),
     }[command]
     with pytest.raises(UserError, match=r"cannot be written|is a file"):
         run()

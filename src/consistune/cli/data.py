@@ -96,8 +96,13 @@ def info(
         print_source(path)
         return
     meta = read_meta(path)
-    for side in meta.parts:
-        open_part(path, meta, side)
+    if meta.latents is None:
+        for side in meta.parts:
+            open_part(path, meta, side)
+    else:
+        from consistune.data.images import open_prepared
+
+        open_prepared(path)  # with the pictures beside them
     print_prepared(path, meta)
     if show is not None:
         show_decoded(path, show)

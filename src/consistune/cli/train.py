@@ -39,6 +39,7 @@ def train(
 ) -> None:
     """Train what a recipe describes: a diffusion model, or a consistency model from one."""
     from consistune.recipe import read_recipe
+    from consistune.system.files import check_writable
 
     given = Path(recipe)
     if until is not None and not given.is_dir():
@@ -56,6 +57,7 @@ def train(
     if batch is not None:
         _check_batch(batch, resume or dry_run, device)
     folder = out or Path("runs") / Path(recipe).stem
+    check_writable(folder, "--out", folder=True)
     further = [] if until is None else [f"train.images={until}"]
     resolved = read_recipe(recipe, [*(overrides or []), *further])
     if batch is not None and resolved.train.microbatch is not None:

@@ -25,6 +25,7 @@ from consistune.nn.autoencoder.base import Pair
 from consistune.nn.autoencoder.space import LatentSpace, encode
 from consistune.nn.autoencoder.table import AUTOENCODERS
 from tests.support.autoencoders import tiny
+from tests.support.command import run_main
 from tests.support.exact import posterior_exact
 from tests.support.latents import latent_set, source
 
@@ -273,3 +274,5 @@ def test_a_set_with_other_channels_or_other_pictures_is_refused(tmp_path: Path) 
     (other / "pictures").rename(whole / "pictures")
     with pytest.raises(UserError, match="are not the pictures of the latents beside them"):
         load_data(str(whole))
+    done = run_main("data", "info", whole)
+    assert (done.returncode, "are not the pictures of the latents" in done.stderr) == (2, True)
