@@ -44,7 +44,7 @@ Labels = Annotated[
     Option(help="data (default: with the training images' frequencies), uniform, or balanced (in turn)."),
 ]
 Search = Annotated[
-    str | None, Option(help="mid-t, eta or omega: search it, then measure the best on new seeds.")
+    str | None, Option(help="mid-t, eta or omega: search its best value, then measure that on all samples.")
 ]
 SearchSamples = Annotated[int | None, Option(help="Number of images for each value tried; default: 2000.")]
 Extrapolate = Annotated[
