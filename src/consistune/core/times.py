@@ -1,4 +1,4 @@
-"""Times: the law of t, the map t → r, whose gap shrinks with training, and phases (METHOD §3, §4).
+"""Times: the law of t, the map t → r, whose gap shrinks with training, and phases (METHOD §3, §4, §8).
 
 Laws and maps work on the noise-to-signal ratio σ/α, which for EDM's schedule is t itself; the schedule's
 `time_at` turns ratios into times. Everything is a pure function of progress, in images seen.

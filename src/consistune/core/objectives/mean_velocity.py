@@ -38,7 +38,7 @@ class AdaptivePower:
     Attributes:
         p, c: of the factor.
         scatter: "none": e = s. "own": e is the squared error against the sample's own velocity. The factor is
-            then that of one-sample noise, and the direction the estimator's (METHOD §7's idea; ours).
+            then that of one-sample noise, and the direction the estimator's (METHOD §8; ours).
     """
 
     p: float = 0.75
