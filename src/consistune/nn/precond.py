@@ -238,7 +238,7 @@ class EDMPrecond(Preconditioned):
     logarithm is clamped; its factor c_out is 0.
 
     Args:
-        sigma_min, sigma_max: the range of noise levels; None: unbounded.
+        sigma_min, sigma_max: the range of noise levels; sigma_max None: unbounded.
         noise_scale: c_noise's factor; 1000 for the networks of consistency_models (2303.01469).
     """
 
