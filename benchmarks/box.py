@@ -2,11 +2,15 @@
 
     python benchmarks/box.py data emoji64.zip box.zip   # Noto and Fluent emoji only, by `source`
     consistune data prepare box.zip data/emoji64-latent --latents taef2 --held-out 0.05 --split-by group
-    consistune train emoji64-latent-edm && consistune train emoji64-latent-sct
-    consistune evaluate runs/emoji64-latent-edm --data data/emoji64-latent --samples 2000 --out results/edm
-    consistune evaluate runs/emoji64-latent-sct --data data/emoji64-latent --samples 2000 --out results/sct
-    python benchmarks/box.py pack runs/emoji64-latent-sct --teacher runs/emoji64-latent-edm \\
-        --results results/edm results/sct
+    consistune train emoji64-latent-edm --out runs/first
+    consistune train emoji64-latent-edm network=null start_from=runs/first optimizer.lr=1e-3 \\
+        train.images=256_000 --out runs/teacher
+    consistune train emoji64-latent-sct start_from=runs/teacher train.images=105_000 \\
+        pairs.gap.every_images=21_000 --out runs/box
+    consistune evaluate runs/teacher --data data/emoji64-latent --samples 1000 --out results/edm
+    consistune evaluate runs/box --data data/emoji64-latent --samples 1000 --out results/sct
+    python benchmarks/box.py pack runs/box --teachers runs/first runs/teacher --results results/*
+    python benchmarks/box.py compare runs/box --teacher runs/teacher   # docs/emoji64.png
 
 `pack` writes the averaged weights as float16, and emoji64.md from the runs' recipes and results.json.
 
@@ -24,9 +28,12 @@ import torch
 from PIL import Image
 from torch import nn
 
-from consistune.models import BOX, load
+from consistune.models import BOX, load, sample
 from consistune.nn import store
+from consistune.pages.pictures import grid_png, in_pairs
 from consistune.recipe import read_recipe
+from consistune.system.files import write_atomically
+from tables import DOCS
 
 NAME = "emoji64"
 SOURCES = {0: "Noto Emoji 2.048 (Google, Apache-2.0)", 3: "Fluent Emoji 3D (Microsoft, MIT)"}
@@ -73,8 +80,8 @@ def pictures(source: Path, dest: Path) -> int:
     return len(labels)
 
 
-def pack(run: Path, teacher: Path, results: list[Path], dest: Path) -> Path:
-    """The run's averaged model in float16, and its card."""
+def pack(run: Path, teachers: list[Path], results: list[Path], dest: Path) -> Path:
+    """The run's averaged model in float16, and its card. The teacher's trainings are in their order."""
     model = load(run)
     for parameter in (*model.parameters(), *model.buffers()):
         parameter.data = parameter.data.half()
@@ -83,13 +90,13 @@ def pack(run: Path, teacher: Path, results: list[Path], dest: Path) -> Path:
     model.card = model.card.updated(data="emoji64-latent", start_from=origin)
     store.save(model, dest)
     (dest / store.WEIGHTS).chmod(0o644)
-    dest.with_suffix(".md").write_text(card(model, run, teacher, results), encoding="utf-8")
+    dest.with_suffix(".md").write_text(card(model, [*teachers, run], results), encoding="utf-8")
     return dest
 
 
-def card(model: nn.Module, run: Path, teacher: Path, results: list[Path]) -> str:
-    recipes = [read_recipe(str(folder / "recipe.yaml")) for folder in (teacher, run)]
-    seen = [f"{recipe.train.images:,} images, seed {recipe.train.seed}" for recipe in recipes]
+def card(model: nn.Module, runs: list[Path], results: list[Path]) -> str:
+    trained = [read_recipe(str(folder / "recipe.yaml")).train for folder in runs]
+    *before, tuning = [f"{train.images:,} images, seed {train.seed}" for train in trained]
     rows = [row for folder in results for row in json.loads((folder / "results.json").read_text())["rows"]]
     first, last = rows[0]["seeds"][0]
     samples = last - first + 1
@@ -106,7 +113,7 @@ def card(model: nn.Module, run: Path, teacher: Path, results: list[Path]) -> str
 
 - **Data**: {"; ".join(SOURCES.values())}: 64×64 over white, labels are the nine categories of emoji.
 - **Licence** of the weights: Apache-2.0, as this package; the data's licences allow it and are named above.
-- **Commands**: those at the head of benchmarks/box.py. Teacher: {seen[0]}. Tuning: {seen[1]}.
+- **Commands**: those at the head of benchmarks/box.py. Teacher: {", then ".join(before)}. Tuning: {tuning}.
 - **Limits**: a small network and a short training: soft pictures, no letters. Not for identifying anything.
 
 Measured on {samples:,} samples against the training pictures (novelty, copies: against held-out ones):
@@ -117,6 +124,13 @@ Measured on {samples:,} samples against the training pictures (novelty, copies: 
 
 def cell(row: dict[str, Any], name: str) -> str:
     return f"{row['summary'][name]['mean']:.4g}" if name in row["summary"] else "–"
+
+
+def compare(run: Path, teacher: Path, dest: Path) -> Path:
+    """The first pictures of both, from the same noise: rows of the teacher's, each over the model's."""
+    above, below = (sample(load(each), range(20)) for each in (teacher, run))
+    write_atomically(dest, grid_png(in_pairs(above, below, 10), 10))
+    return dest
 
 
 def main() -> None:
@@ -132,15 +146,21 @@ def main() -> None:
     drawn.add_argument("dest", type=Path, nargs="?", default=BOX / "emoji.zip")
     packing = stages.add_parser("pack")
     packing.add_argument("run", type=Path)
-    packing.add_argument("--teacher", type=Path, required=True)
+    packing.add_argument("--teachers", type=Path, nargs="+", required=True)
     packing.add_argument("--results", type=Path, nargs="+", required=True)
     packing.add_argument("--dest", type=Path, default=BOX / NAME)
+    comparing = stages.add_parser("compare")
+    comparing.add_argument("run", type=Path)
+    comparing.add_argument("--teacher", type=Path, required=True)
+    comparing.add_argument("--dest", type=Path, default=DOCS / "emoji64.png")
     given = parser.parse_args()
     if given.stage in ("data", "pictures"):
         make = select if given.stage == "data" else pictures
         print(f"{make(given.source, given.dest):,} images")
+    elif given.stage == "compare":
+        print(compare(given.run, given.teacher, given.dest))
     else:
-        print(pack(given.run, given.teacher, given.results, given.dest))
+        print(pack(given.run, given.teachers, given.results, given.dest))
 
 
 if __name__ == "__main__":
