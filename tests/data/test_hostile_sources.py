@@ -162,6 +162,8 @@ HEADERS = {
     "a shape beyond the file": npy("(1099511627776, 4, 4, 3)"),
     "a shape beyond 64 bits": npy(f"({'9' * 30}, 4, 4, 3)"),
     "a negative shape": npy("(-1, 2, 2, 3)"),
+    "two negative sides": npy("(-2, -2, 1, 3)"),
+    "an open bracket": npy("("),
     "a giant header": npy("(1, 2, 2, 3)", pad=50_000_000),
     "objects": npy("(1, 2, 2, 3)", "'|O'"),
     "a nested header": npy("(" * 5000 + ")" * 5000),
@@ -182,6 +184,12 @@ def test_a_malformed_npy_is_refused(tmp_path: Path, label: str, packed: bool) ->
     else:
         source.write_bytes(HEADERS[label])
     refused(source)
+
+
+def test_a_number_with_labels_is_no_set_of_images(tmp_path: Path) -> None:
+    (tmp_path / "work").mkdir()
+    np.savez(tmp_path / "work" / "a.npz", images=np.uint8(3), labels=np.arange(1))
+    refused(tmp_path / "work" / "a.npz")
 
 
 def test_a_label_array_that_is_too_large_is_refused(tmp_path: Path) -> None:
