@@ -103,6 +103,18 @@ def test_png_files_are_the_images_of_the_archive_and_are_evaluated_alike(model: 
         sources.read_pngs(tmp_path / "pngs.v1")
 
 
+def test_a_cut_png_and_another_kind_of_picture_are_refused(tmp_path: Path) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (200, 200, 3), np.uint8)
+    Image.fromarray(noise).save(tmp_path / "a.png")
+    whole = (tmp_path / "a.png").read_bytes()
+    at_a_chunk = whole.index(b"IDAT", whole.index(b"IDAT") + 4) + 2
+    Image.fromarray(noise).save(tmp_path / "a.jpg")
+    for content in (whole[:at_a_chunk], whole[:1000], (tmp_path / "a.jpg").read_bytes(), b"%!PS-Adobe-3.0"):
+        (tmp_path / "a.png").write_bytes(content)
+        with pytest.raises(UserError, match="cannot be read"):
+            sources.read_pngs(tmp_path)
+
+
 def test_an_interrupted_archive_leaves_nothing(model: Path, tmp_path: Path) -> None:
     shape, seeds = store.load(model).image_shape, images_out.Seeds([range(4)])
 
