@@ -8,9 +8,13 @@ import torch
 from PIL import Image
 
 from consistune.cli import images_out
+from consistune.cli.analyze import analyze
+from consistune.cli.data import info, prepare
 from consistune.cli.evaluate import evaluate
-from consistune.cli.interop import export
+from consistune.cli.interop import export, import_
+from consistune.cli.machine import bench
 from consistune.cli.options import parse_ranges
+from consistune.cli.reproduce import demo, reproduce
 from consistune.cli.sample import sample
 from consistune.cli.train import train
 from consistune.errors import UserError
@@ -61,7 +65,10 @@ def test_an_export_is_what_its_name_says() -> None:
             format_of(Path(name), format)
 
 
-@pytest.mark.parametrize("command", ["sample", "export", "evaluate", "train", "dry run"])
+COMMANDS = ["sample", "export", "evaluate", "train", "dry run", "analyze", "reproduce", "demo", "bench"]
+
+
+@pytest.mark.parametrize("command", [*COMMANDS, "import", "prepare", "info"])
 def test_a_place_that_cannot_be_written_is_refused_before_anything_is_loaded(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: str
 ) -> None:
@@ -75,6 +82,13 @@ def test_a_place_that_cannot_be_written_is_refused_before_anything_is_loaded(
         "evaluate": lambda: evaluate(missing, data="digits", out=out, device="cpu"),
         "train": lambda: train("digits-edm", out=tmp_path / "file", device="cpu"),
         "dry run": lambda: train("digits-edm", out=out, device="cpu", dry_run=True),
+        "analyze": lambda: analyze("mixture", out=tmp_path / "file"),
+        "reproduce": lambda: reproduce("unify", out=out, device="cpu"),
+        "demo": lambda: demo(out=tmp_path / "file"),
+        "bench": lambda: bench(json_file=out),
+        "import": lambda: import_(missing, out),
+        "prepare": lambda: prepare(missing, out),
+        "info": lambda: info(missing, show=out.with_suffix(".png")),
     }[command]
     with pytest.raises(UserError, match=r"cannot be written|is a file"):
         run()

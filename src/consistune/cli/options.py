@@ -94,12 +94,6 @@ def check_choice(value: str | None, choices: Sequence[str], option: str) -> None
         raise UserError(f"{value!r} is not known", option, f"{hint}use one of {', '.join(choices)}")
 
 
-def check_at_least(least: int, value: int | None, option: str) -> None:
-    """Raises UserError if the value is smaller; None (the option was not given) passes."""
-    if value is not None and value < least:
-        raise UserError(f"{value} is too small", option, f"use at least {least}")
-
-
 def check_no_effect(given: Mapping[str, object], without: str, remedy: str) -> None:
     """Raises UserError for the first of these options that was given: it needs another one."""
     for option, value in given.items():

@@ -103,6 +103,7 @@ def prepare_latents(
     """
     if dest.exists():
         raise UserError("is already there", str(dest), "remove it, or choose another")
+    files.check_writable(dest, "DEST", folder=True)
     if options.images.mode == "grey":
         raise UserError("autoencoders take pictures in colour", "--mode grey", "leave it out")
     options = replace(options, images=replace(options.images, mode="rgb"))
