@@ -45,11 +45,6 @@ def pick_device(name: str) -> "torch.device":
     return host.pick_device(name, "--device")
 
 
-def parse_integers(text: str, option: str) -> list[int]:
-    """ "0-3,7" → [0, 1, 2, 3, 7]. Raises UserError, which names the option."""
-    return [number for part in parse_ranges(text, option) for number in part]
-
-
 LARGEST = 1 << 62
 """Seeds and other integers in a list are below."""
 
