@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from consistune.data.prepare.run import PrepareOptions, prepare
-from consistune.data.prepare.survey import ImageOptions
+from consistune.data.prepare.survey import ImageOptions, survey
 from consistune.data.sources.base import SourceOptions
 from consistune.errors import UserError
 from tests.support.hostile import CALLS
@@ -233,3 +233,16 @@ def test_a_bomb_among_images_is_listed(tmp_path: Path) -> None:
     meta = prepare(source, tmp_path / "dest", PrepareOptions(SourceOptions(), ImageOptions(size=8)))
     assert time.process_time() - began < 5
     assert ["decompression bomb" in entry["reason"] for entry in meta.bad] == [True]
+
+
+def test_a_look_at_large_images_holds_one_at_a_time(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "set.zip", "w") as archive:
+        for number, image in enumerate(pixels(12, 600, 600, 3)):
+            archive.writestr(f"{number}.png", encoded(image))
+    assert (tmp_path / "set.zip").stat().st_size > 10 << 20
+    tracemalloc.start()
+    seen = survey(tmp_path / "set.zip")
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert (seen.channels, seen.side) == (3, 600)
+    assert peak < 4 << 20
