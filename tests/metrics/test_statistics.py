@@ -204,11 +204,12 @@ def test_a_sample_batch_is_read_as_images(tmp_path: Path) -> None:
 def test_labels_that_do_not_fit_the_samples_are_refused(name: str, tmp_path: Path) -> None:
     pixels = IMAGES.permute(0, 2, 3, 1).numpy()
     wrong = [np.arange(39), np.arange(41), np.zeros((40, 1), int), np.zeros(40), np.full(40, -1), np.int64(0)]
+    wrong += [np.full(40, 1 << 40), np.full(40, (1 << 63) + 5, np.uint64)]
     for labels in wrong:
         np.savez(tmp_path / "batch.npz", arr_0=pixels, **{name: labels})
         with pytest.raises(UserError, match="not 40 labels from 0"):
             read_samples(tmp_path / "batch.npz")
-    np.savez(tmp_path / "batch.npz", arr_0=pixels, **{name: np.arange(40)})
+    np.savez(tmp_path / "batch.npz", arr_0=pixels, **{name: np.arange(40, dtype=">i8")})
     labels = read_samples(tmp_path / "batch.npz")[1]
     assert labels is not None
     assert labels.tolist() == list(range(40))

@@ -34,6 +34,8 @@ from consistune.system.zipped import DAMAGED
 KEPT_ROWS = 10_000
 """Rows of each side in metrics of pairs (neighbours, kernel distance): work and memory grow with the square
 of their number. The moments take every image."""
+MAX_CLASSES = 1_000_000
+"""As of a prepared set: each class has a name, so that a label takes memory by its size."""
 STATISTICS, FEATURES, RADII = "statistics.npz", "features.npy", "radii.npy"
 FACTS = ("consistune", "sct")
 """The array of a file that holds the facts about the statistics; version 0.1.0 wrote the second name."""
@@ -362,7 +364,8 @@ def read_samples(path: Path) -> tuple[Tensor, Tensor | None]:
     images = torch.from_numpy(pixels).permute(0, 3, 1, 2)
     if labels is None:
         return images, None
-    if labels.shape != pixels.shape[:1] or labels.dtype.kind not in "iu" or labels.min(initial=0) < 0:
+    whole = labels.shape == pixels.shape[:1] and labels.dtype.kind in "iu"
+    if not whole or not 0 <= labels.min() <= labels.max() < MAX_CLASSES:
         what = f"{name} is {labels.dtype} {list(labels.shape)}, not {len(pixels)} labels from 0"
-        raise UserError(what, str(path), "one integer for each image of arr_0")
-    return images, torch.from_numpy(labels).long()
+        raise UserError(what, str(path), f"one integer below {MAX_CLASSES:,} for each image of arr_0")
+    return images, torch.from_numpy(labels.astype(np.int64))
