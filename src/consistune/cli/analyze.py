@@ -44,7 +44,7 @@ def analyze(
     if data == "mixture":
         paths = analyze_mixture(out, times=levels, queries=queries, seed=seed)
     else:
-        images = read_unprepared(Path(data)) if data.endswith(".zip") else load_data(data).train
+        images = read_unprepared(Path(data)) if data.lower().endswith(".zip") else load_data(data).train
         paths = analyze_images(
             images.images if images.latents is None else images.values(),
             None if conditional is False else images.labels,

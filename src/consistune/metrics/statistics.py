@@ -271,7 +271,7 @@ def read_reference(path: Path, extractor: Extractor) -> ReferenceStatistics:
     Raises UserError for anything else, and says what the file holds.
     """
     try:
-        if path.suffix == ".pkl":
+        if path.suffix.lower() == ".pkl":
             arrays = _of_edm2(read_arrays(path.read_bytes(), str(path)), extractor, str(path))
         else:
             with _opened(path) as archive:

@@ -108,7 +108,8 @@ def open_npz(path: Path, options: SourceOptions, work: Path) -> ArrayRows:
     """
     labels: Numbered | None = None
     notes: list[str] = []
-    if path.suffix == ".npy":
+    kind = path.suffix[1:].lower()
+    if kind == "npy":
         images = _with_layout(_locate_npy(path), options.layout, str(path))
     else:
         archive = Npz(path, work)
@@ -125,7 +126,7 @@ def open_npz(path: Path, options: SourceOptions, work: Path) -> ArrayRows:
         if unused:
             notes.append(f"arrays that were not used: {brief(unused)}")
     return ArrayRows(
-        kind=path.suffix.removeprefix(".") if path.suffix == ".npy" else "npz",
+        kind="npy" if kind == "npy" else "npz",
         path=path,
         labels=np.zeros(len(images), np.int64) if labels is None else labels.values,
         class_names=UNLABELLED if labels is None else labels.class_names,
