@@ -103,6 +103,7 @@ def test_help_is_quick_and_imports_nothing_heavy(tmp_path: Path) -> None:
         (["train", "digits-edm", "--resume", "--out", "{tmp}/none"], ["no run to continue"]),
         (["sample", "{tmp}/missing"], ["missing", "no such model folder"]),
         (["sample", "{tmp}"], ["not a model folder", "config.json"]),
+        (["sample", "a" * 256], ["aaa", "name too long"]),
         (["sample", "{model}", "--classes", "10"], ["--classes", "0 to 9"]),
         (["sample", "{model}", "--classes", ""], ["--classes", "0-63"]),
         (["sample", "{model}", "--seeds", "a"], ["--seeds", "0-63"]),
