@@ -199,33 +199,39 @@ def teacher(seed: int, work: Path = WORK) -> Path:
 
 
 def make(study: StudyFile, harness: Study, path: Path, seeds: list[int], only: dict[str, str]) -> None:
-    """Make the runs of a study that are not recorded at `path`, and record each there."""
-    results: Row = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    if not isinstance(results.get("runs"), list):  # no record, or one of an earlier form
-        results = {"runs": []}
-    results |= {"samples": study.scale.samples, "machine": machine()}
+    """Make the runs of a study that are not recorded at `path`, and record each there.
+
+    Other programs may make other runs meanwhile: what they recorded stays.
+    """
+    results = record(path, samples=study.scale.samples, machine=machine())
     if study.step_ratios is not None and "step_ratios" not in results:
-        results |= step_ratios(study, harness)
+        results = record(path, **step_ratios(study, harness))
     if study.start is not None and "start" not in results:
         model = load(study.start[0])
-        results["start"] = harness.judge(model, default_sampler(model, study.start[1]))
-        write_atomically(path, json.dumps(results, indent=1) + "\n")
-    recorded = {identity(study, row) for row in results["runs"]}
+        results = record(path, start=harness.judge(model, default_sampler(model, study.start[1])))
     for row, line in rows_of(study, seeds):
         chosen = all(row.get(factor) == word for factor, word in only.items())
-        if not chosen or identity(study, row) in recorded:
+        if not chosen or identity(study, row) in {identity(study, one) for one in results["runs"]}:
             continue
         spec, label = spec_of(study, row, results), ", ".join(map(str, list(row.values())[:-1]))
         run = harness.run(label, spec, row["seed"])
-        results["runs"].append(row | result_of(harness, spec, run, line))
+        row |= result_of(harness, spec, run, line)
         if study.equal_cost is not None:
-            results["runs"][-1]["loss"] = [[each["images"], each["loss"]] for each in run.log]
-        write_atomically(path, json.dumps(results, indent=1) + "\n")
-        last = results["runs"][-1]
-        harness.screen.say(f"{label}: {last.get('ends') or last['curve'][-1]}")
+            row["loss"] = [[each["images"], each["loss"]] for each in run.log]
+        results = record(path, row)
+        harness.screen.say(f"{label}: {row.get('ends') or row['curve'][-1]}")
     if study.picture is not None:
-        results["held_out"] = draw(study, harness)
+        record(path, held_out=draw(study, harness))
+
+
+def record(path: Path, *runs: Row, **entries: Any) -> Row:
+    """Add runs to a study's results, and set entries; returns all of them, as they are now."""
+    results: Row = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    if not isinstance(results.get("runs"), list):  # no record, or one of an earlier form
+        results = {"runs": []}
+    results |= entries | {"runs": [*results["runs"], *runs]}
     write_atomically(path, json.dumps(results, indent=1) + "\n")
+    return results
 
 
 def equal_cost_table(study: StudyFile, results: Row) -> str:

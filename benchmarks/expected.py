@@ -31,8 +31,8 @@ from consistune.training.expected import (
     expected_named,
     method_of,
     of_complete_parts,
-    read_recipe_of,
 )
+from consistune.training.folder import read_recipe_of
 from consistune.training.metrics_file import MetricsFile
 from tables import HERE, fill, markdown
 

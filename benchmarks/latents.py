@@ -30,7 +30,8 @@ from consistune.nn.autoencoder.record import Latents
 from consistune.nn.autoencoder.space import LatentSpace, encode, psnr
 from consistune.nn.autoencoder.table import open_autoencoder
 from consistune.system.host import machine
-from harness import Benchmark, Record, table
+from harness import Benchmark, Record
+from tables import markdown
 
 HALF, FEW = 300, 8
 PARTS = {
@@ -97,7 +98,7 @@ def reconstruction_table(record: Record) -> str:
         "latents",
         *(f"{word}: {', '.join(STORED)}" for word in ("PSNR, dB", "distance, %")),
     ]
-    return table([*head, "of other real ones, %"], rows)
+    return markdown([*head, "of other real ones, %"], rows)
 
 
 @benchmark.section(

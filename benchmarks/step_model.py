@@ -50,22 +50,20 @@ class StepModel:
         memory = linear_regression(batches, [step.bytes for step in steps])
         return cls(parameters, time.intercept, time.slope, memory.intercept, memory.slope)
 
-    def seconds(
-        self, batch: int, devices: int = 1, link: float = float("inf"), overlap: float = 0.0
-    ) -> float:
+    def seconds(self, batch: int, devices: int = 1, link: float = float("inf")) -> float:
         """Seconds of a step of `batch` images in total, divided equally among `devices`.
 
-        The gradients' ring all-reduce moves 2(N − 1)/N of their bytes over each `link` (bytes per second); a
-        share `overlap` of it runs during the backward pass and costs no time.
+        The gradients' ring all-reduce moves 2(N − 1)/N of their bytes over each `link` (bytes per second),
+        after the backward pass.
         """
         if devices < 1 or batch % devices:
             raise ValueError(f"{batch} images do not divide among {devices} devices")
         traffic = 2 * (devices - 1) / devices * BYTES_PER_PARAMETER * self.parameters
-        return self.fixed_seconds + self.image_seconds * batch / devices + (1 - overlap) * traffic / link
+        return self.fixed_seconds + self.image_seconds * batch / devices + traffic / link
 
-    def efficiency(self, batch: int, devices: int, link: float, overlap: float = 0.0) -> float:
+    def efficiency(self, batch: int, devices: int, link: float) -> float:
         """One device's time over N times that of N devices; 1 is perfect scaling."""
-        return self.seconds(batch) / (devices * self.seconds(batch, devices, link, overlap))
+        return self.seconds(batch) / (devices * self.seconds(batch, devices, link))
 
     def bytes(self, batch: int) -> float:
         """The peak on a device with `batch` images."""

@@ -24,7 +24,7 @@ from consistune.nn import hub, store
 from consistune.nn.autoencoder.space import from_model, open_space
 from consistune.nn.module import Factory
 from consistune.nn.precond import Preconditioned
-from consistune.pages.pictures import SMALLEST_SIDE, grid, save_png
+from consistune.pages.pictures import save_grid
 
 BOX = Path(__file__).parent / "box"
 """The models that come with the package, a folder each."""
@@ -59,8 +59,9 @@ def load(
     except UserError as error:
         if find(path).exists() or len(Path(path).parts) > 1:  # not a name
             raise
-        names = ", ".join(sorted(folder.name for folder in BOX.glob("*/")))
-        remedy = f"give the folder of a model or a run, or the name of a built-in one: {names}"
+        remedy = (
+            f"give the folder of a model or a run, or the name of a built-in one: {', '.join(built_in())}"
+        )
         raise UserError(error.what, str(path), remedy) from error
 
 
@@ -74,8 +75,12 @@ def _placed(model: Preconditioned, device: torch.device | str) -> Preconditioned
 
 def find(path: str | Path) -> Path:
     """The path, or where there is nothing the folder of the built-in model of that name."""
-    built_in = {folder.name: folder for folder in BOX.glob("*/")}
-    return Path(path) if Path(path).exists() else built_in.get(str(path), Path(path))
+    return Path(path) if Path(path).exists() or str(path) not in built_in() else BOX / path
+
+
+def built_in() -> list[str]:
+    """The names of the models that come with the package, sorted."""
+    return sorted(folder.name for folder in BOX.glob("*/"))
 
 
 def export(model: Preconditioned | str | Path, dest: str | Path, format: str | None = None) -> Path:
@@ -285,8 +290,7 @@ def sheet_fault(model: Preconditioned) -> str | None:
 
 def draw_sheet(model: Preconditioned, path: Path) -> None:
     """Write a picture of the samples of the seeds 0 … 63, drawn with the default sampler."""
-    images = sample(model, range(64))
-    save_png(path, grid(images), scale=max(1, SMALLEST_SIDE // images.shape[-1]))
+    save_grid(path, sample(model, range(64)))
 
 
 def _labels(

@@ -246,12 +246,11 @@ def test_target_errors_know_what_is_exact_and_what_shrinks() -> None:
     assert prior["one"][0] == pytest.approx(exact, rel=0.03)  # at the prior: the variance within a class
 
 
-@pytest.mark.parametrize("mirrored", [False, True])
-def test_images_are_redrawn_from_the_posterior_of_their_class(mirrored: bool) -> None:
-    """Their mean is the exact posterior mean, and each is the image of its row, or its flip."""
+def test_images_are_redrawn_from_the_posterior_of_their_class() -> None:
+    """Their mean is the exact posterior mean, and each is the image of its row."""
     images = pixels(60, seed=2, shape=(1, 4, 4))
     labels = torch.randint(3, (60,), generator=torch.Generator().manual_seed(0))
-    world = Empirical(images, labels, EDM(), mirrored)
+    world = Empirical(images, labels, EDM())
     g = torch.Generator().manual_seed(1)
     query = world.draw(3, g)
     t = torch.full((3,), 2.0)
@@ -259,12 +258,8 @@ def test_images_are_redrawn_from_the_posterior_of_their_class(mirrored: bool) ->
     redraw = world.redraws(x_t, t, query)
     drawn = [redraw(g) for _ in range(4000)]
     for batch in drawn[:100]:
-        as_they_are = dequantise(world.images[batch.index])
+        assert batch.x_0.equal(dequantise(world.images[batch.index]))
         assert world.labels[batch.index].equal(query.condition)
-        assert all(
-            x.equal(y) or (mirrored and x.equal(y.flip(-1)))
-            for x, y in zip(batch.x_0, as_they_are, strict=True)
-        )
     values = torch.stack([batch.x_0 for batch in drawn]).double()
     error = values.mean(0) - world.mean(x_t, t, query)
     assert (error.abs() < 5 * values.std(0) / len(drawn) ** 0.5 + 1e-6).all()

@@ -92,6 +92,21 @@ def test_a_study_records_each_run_once_and_every_average(script, tmp_path: Path)
     assert path.read_text() == first
 
 
+def test_what_another_program_records_meanwhile_stays(script, tmp_path: Path, monkeypatch) -> None:
+    study = script.read_study("digits_levers").model_copy(update={"start": None})
+    path, (row, _) = tmp_path / "levers.json", next(iter(script.rows_of(study, [1])))
+
+    class Harness:
+        screen = Screen(quiet=True)
+
+        def run(self, *_) -> None:
+            script.record(path, row)
+
+    monkeypatch.setattr(script, "result_of", lambda *_: {"curve": [{}]})
+    script.make(study, Harness(), path, [0], {"budget": "short", "lever": "none", "estimator": "class"})
+    assert [run["seed"] for run in json.loads(path.read_text())["runs"]] == [1, 0]
+
+
 def test_a_distillation_gets_its_own_teacher_and_costs_are_measured_in_turns(script, tmp_path: Path) -> None:
     methods = script.read_study("methods_digits")
     ratios = methods.step_ratios.model_copy(update={"rounds": 2, "steps": 1})

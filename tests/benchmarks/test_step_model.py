@@ -22,7 +22,6 @@ def test_a_line_is_found_again_at_batches_that_were_not_measured() -> None:
 def test_devices_share_the_images_and_pay_for_the_gradients() -> None:
     # 2·(4 − 1)/4·4·10 = 60 bytes over each link.
     assert MODEL.seconds(8, 4, link=30.0) == pytest.approx(0.5 + 0.25 * 2 + 2.0)
-    assert MODEL.seconds(8, 4, link=30.0, overlap=1.0) == pytest.approx(1.0)
     assert MODEL.efficiency(8, 1, link=1.0) == pytest.approx(1.0)
     assert MODEL.efficiency(10**9 * 4, 4, link=30.0) == pytest.approx(1.0, rel=1e-6)
 

@@ -21,7 +21,7 @@ import consistune as package
 from consistune.cli import images_out
 from consistune.cli import screen as screen_module
 from consistune.cli.main import app
-from consistune.cli.options import parse_integers, parse_times
+from consistune.cli.options import parse_ranges, parse_times
 from consistune.cli.screen import Screen
 from consistune.errors import UserError
 from consistune.nn import store
@@ -103,8 +103,11 @@ def test_help_is_quick_and_imports_nothing_heavy(tmp_path: Path) -> None:
         (["train", "digits-edm", "--resume", "--out", "{tmp}/none"], ["no run to continue"]),
         (["sample", "{tmp}/missing"], ["missing", "no such model folder"]),
         (["sample", "{tmp}"], ["not a model folder", "config.json"]),
+        (["sample", "a" * 256], ["aaa", "name too long"]),
         (["sample", "{model}", "--classes", "10"], ["--classes", "0 to 9"]),
+        (["sample", "{model}", "--classes", ""], ["--classes", "0-63"]),
         (["sample", "{model}", "--seeds", "a"], ["--seeds", "0-63"]),
+        (["evaluate", "{model}", "--steps", "1-99999999999"], ["--steps", "at most 10,000"]),
         (["sample", "{model}", "--guidance-interval", "3,1"], ["--guidance-interval", "LOW,HIGH"]),
         (["sample", "{model}", "--steps", "5"], ["--steps", "mid_t"]),
         (["sample", "{model}", "--out", "{tmp}/x.jpg"], ["--out", ".jpg", ".png"]),
@@ -211,11 +214,11 @@ def test_ctrl_c_saves_and_the_run_goes_on_to_the_same_end(tmp_path: Path) -> Non
 
 
 def test_lists_of_numbers() -> None:
-    assert parse_integers("0-3,7", "x") == [0, 1, 2, 3, 7]
+    assert parse_ranges("0-3,7", "x") == [range(4), range(7, 8)]
     assert parse_times("2,0.5", "x") == (2.0, 0.5)
     for text in ("", "1-", "3-1", "a"):
         with pytest.raises(UserError):
-            parse_integers(text, "x")
+            parse_ranges(text, "x")
 
 
 def test_a_bar_that_never_moved_is_taken_away(monkeypatch, capsys) -> None:

@@ -8,9 +8,13 @@ import torch
 from PIL import Image
 
 from consistune.cli import images_out
+from consistune.cli.analyze import analyze
+from consistune.cli.data import info, prepare
 from consistune.cli.evaluate import evaluate
-from consistune.cli.interop import export
+from consistune.cli.interop import export, import_
+from consistune.cli.machine import bench
 from consistune.cli.options import parse_ranges
+from consistune.cli.reproduce import demo, reproduce
 from consistune.cli.sample import sample
 from consistune.cli.train import train
 from consistune.errors import UserError
@@ -61,7 +65,10 @@ def test_an_export_is_what_its_name_says() -> None:
             format_of(Path(name), format)
 
 
-@pytest.mark.parametrize("command", ["sample", "export", "evaluate", "train", "dry run"])
+COMMANDS = ["sample", "export", "evaluate", "train", "dry run", "analyze", "reproduce", "demo", "bench"]
+
+
+@pytest.mark.parametrize("command", [*COMMANDS, "import", "prepare", "info"])
 def test_a_place_that_cannot_be_written_is_refused_before_anything_is_loaded(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: str
 ) -> None:
@@ -75,6 +82,13 @@ def test_a_place_that_cannot_be_written_is_refused_before_anything_is_loaded(
         "evaluate": lambda: evaluate(missing, data="digits", out=out, device="cpu"),
         "train": lambda: train("digits-edm", out=tmp_path / "file", device="cpu"),
         "dry run": lambda: train("digits-edm", out=out, device="cpu", dry_run=True),
+        "analyze": lambda: analyze("mixture", out=tmp_path / "file"),
+        "reproduce": lambda: reproduce("unify", out=out, device="cpu"),
+        "demo": lambda: demo(out=tmp_path / "file"),
+        "bench": lambda: bench(json_file=out),
+        "import": lambda: import_(missing, out),
+        "prepare": lambda: prepare(missing, out),
+        "info": lambda: info(missing, show=out.with_suffix(".png")),
     }[command]
     with pytest.raises(UserError, match=r"cannot be written|is a file"):
         run()
@@ -101,6 +115,18 @@ def test_png_files_are_the_images_of_the_archive_and_are_evaluated_alike(model: 
     Image.new("RGB", (9, 9)).save(tmp_path / "pngs.v1" / "z.png")
     with pytest.raises(UserError, match="the first is"):
         sources.read_pngs(tmp_path / "pngs.v1")
+
+
+def test_a_cut_png_and_another_kind_of_picture_are_refused(tmp_path: Path) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (200, 200, 3), np.uint8)
+    Image.fromarray(noise).save(tmp_path / "a.png")
+    whole = (tmp_path / "a.png").read_bytes()
+    at_a_chunk = whole.index(b"IDAT", whole.index(b"IDAT") + 4) + 2
+    Image.fromarray(noise).save(tmp_path / "a.jpg")
+    for content in (whole[:at_a_chunk], whole[:1000], (tmp_path / "a.jpg").read_bytes(), b"%!PS-Adobe-3.0"):
+        (tmp_path / "a.png").write_bytes(content)
+        with pytest.raises(UserError, match="cannot be read"):
+            sources.read_pngs(tmp_path)
 
 
 def test_an_interrupted_archive_leaves_nothing(model: Path, tmp_path: Path) -> None:

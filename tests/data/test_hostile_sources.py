@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from consistune.data.prepare.run import PrepareOptions, prepare
-from consistune.data.prepare.survey import ImageOptions
+from consistune.data.prepare.survey import ImageOptions, survey
 from consistune.data.sources.base import SourceOptions
 from consistune.errors import UserError
 from tests.support.hostile import CALLS
@@ -162,6 +162,8 @@ HEADERS = {
     "a shape beyond the file": npy("(1099511627776, 4, 4, 3)"),
     "a shape beyond 64 bits": npy(f"({'9' * 30}, 4, 4, 3)"),
     "a negative shape": npy("(-1, 2, 2, 3)"),
+    "two negative sides": npy("(-2, -2, 1, 3)"),
+    "an open bracket": npy("("),
     "a giant header": npy("(1, 2, 2, 3)", pad=50_000_000),
     "objects": npy("(1, 2, 2, 3)", "'|O'"),
     "a nested header": npy("(" * 5000 + ")" * 5000),
@@ -182,6 +184,12 @@ def test_a_malformed_npy_is_refused(tmp_path: Path, label: str, packed: bool) ->
     else:
         source.write_bytes(HEADERS[label])
     refused(source)
+
+
+def test_a_number_with_labels_is_no_set_of_images(tmp_path: Path) -> None:
+    (tmp_path / "work").mkdir()
+    np.savez(tmp_path / "work" / "a.npz", images=np.uint8(3), labels=np.arange(1))
+    refused(tmp_path / "work" / "a.npz")
 
 
 def test_a_label_array_that_is_too_large_is_refused(tmp_path: Path) -> None:
@@ -225,3 +233,16 @@ def test_a_bomb_among_images_is_listed(tmp_path: Path) -> None:
     meta = prepare(source, tmp_path / "dest", PrepareOptions(SourceOptions(), ImageOptions(size=8)))
     assert time.process_time() - began < 5
     assert ["decompression bomb" in entry["reason"] for entry in meta.bad] == [True]
+
+
+def test_a_look_at_large_images_holds_one_at_a_time(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "set.zip", "w") as archive:
+        for number, image in enumerate(pixels(12, 600, 600, 3)):
+            archive.writestr(f"{number}.png", encoded(image))
+    assert (tmp_path / "set.zip").stat().st_size > 10 << 20
+    tracemalloc.start()
+    seen = survey(tmp_path / "set.zip")
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert (seen.channels, seen.side) == (3, 600)
+    assert peak < 4 << 20

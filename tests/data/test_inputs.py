@@ -104,6 +104,8 @@ def test_names_and_held_out_images() -> None:
         (lambda: as_split(Items([(COLOUR[0], 1), (COLOUR[1], None)])), "item 1 has no label"),
         (lambda: as_split(Items([{"picture": 1}])), "no 'image'"),
         (lambda: as_split(Items(["a.png"])), "item 0 is str, not an image"),
+        (lambda: as_split(Items([np.array([["a", "b"]])])), "numbers of item 0 are needed, <U1 is given"),
+        (lambda: as_split(Items([np.zeros((3, 4, 5), ">f4")])), "numbers of item 0 are needed, >f4 is given"),
         (lambda: as_split(Items([np.zeros((4, 5, 3), np.uint8)])), "permute"),
         (lambda: as_split(3), "int is no set of images"),
         (lambda: as_split("digits", value_range=(0, 1)), "would have no effect"),

@@ -64,8 +64,9 @@ def test_a_damaged_prepared_folder_is_refused(tmp_path: Path) -> None:
     ]:
         (tmp_path / "dest" / "meta.json").write_text(json.dumps({**meta, **change}))
         refused(words)
-    (tmp_path / "dest" / "meta.json").write_text("[" * 100_000)
-    refused("not what consistune wrote")
+    for text in ("[" * 100_000, "[]", "1"):
+        (tmp_path / "dest" / "meta.json").write_text(text)
+        refused("not what consistune wrote")
     with pytest.raises(UserError, match="consistune data prepare"):
         load_data(str(source))
     with pytest.raises(UserError, match="unknown data set"):

@@ -38,6 +38,15 @@ def test_formats_are_detected(shared: Path, tmp_path: Path) -> None:
     assert detect(tmp_path / "no-suffix") == "zip"
 
 
+def test_an_ending_may_be_written_in_capitals(tmp_path: Path) -> None:
+    images = pixels(4, 3, 8, 8)
+    np.save(tmp_path / "set.npy", images)
+    (tmp_path / "set.npy").rename(tmp_path / "SET.NPY")
+    meta, train, _ = prepared(tmp_path / "SET.NPY")
+    assert meta.source["kind"] == "npy"
+    check(train, images, [0] * 4)
+
+
 class Blank(Source):
     """White images of 2×2 pixels: as many as the file says."""
 

@@ -15,6 +15,8 @@ from consistune.interop.checkpoints import load_checkpoint
 from consistune.interop.files import MAX_TENSORS
 from consistune.interop.reading import read_checkpoint
 from consistune.interop.recognise import configuration
+from consistune.interop.records import Storage, TensorRecord
+from consistune.interop.wrappers import flat, groups
 from consistune.nn import store
 from tests.support.assembler import (
     BUILD,
@@ -169,3 +171,16 @@ def test_a_folder_whose_configuration_exceeds_its_weights_is_not_built(tmp_path:
     (folder / store.CONFIG).write_text(json.dumps({"format": 1, **config}))
     with pytest.raises(UserError, match="do not fit"):
         store.load(folder)
+
+
+def test_a_dictionary_that_stands_in_itself_many_times_and_many_networks_are_looked_at_in_part() -> None:
+    record = TensorRecord(Storage("float32", 0, memoryview(b"")), 0, (0,), (1,))
+    nested: dict[str, Any] = {}
+    for _ in range(3):
+        nested = {str(number): nested for number in range(3000)}  # 27 billion ways to the innermost
+    began = time.process_time()
+    assert flat(nested) == {}
+    assert flat({"x" * 500: record, "net": {"w": record}}) == {"net.w": record}
+    many = {f"net{number}.enc.8x8_conv.weight": record for number in range(20_000)}
+    assert len(groups(many)) == 100
+    assert time.process_time() - began < 5

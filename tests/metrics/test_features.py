@@ -66,6 +66,17 @@ def test_an_exported_program_of_one_batch_size_sees_every_image(tmp_path: Path) 
     assert torch.allclose(found, network(x), atol=1e-5)
 
 
+@pytest.mark.parametrize("ending", ["pt", "pt2"])
+def test_a_file_that_is_no_network_is_one_line(tmp_path: Path, ending: str) -> None:
+    (tmp_path / "cut.yaml").write_text("name: fd-cut\ndim: 5\n")
+    (tmp_path / f"cut.{ending}").write_bytes(b"no network")
+    with pytest.raises(UserError, match="cannot be loaded"):
+        load_extractor(str(tmp_path / f"cut.{ending}"))
+    (tmp_path / "cut.yaml").write_text("[" * 10_000)
+    with pytest.raises(UserError, match="is not YAML"):
+        load_extractor(str(tmp_path / f"cut.{ending}"))
+
+
 def test_a_python_path_is_a_function_of_raw_batches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     text = (
         "def means(x):\n    return x.float().mean((2, 3))\nmeans.protocol = {'name': 'fd-means', 'dim': %d}\n"

@@ -177,6 +177,18 @@ def test_an_array_whose_header_makes_no_sense_is_refused(header: str, counting, 
             read()
 
 
+def test_a_missing_file_a_single_array_and_no_images_are_refused(counting, tmp_path: Path) -> None:
+    np.save(tmp_path / "mu.npy", np.zeros(3))
+    for name in ("mu.npy", "missing.npz", "missing.pkl"):
+        with pytest.raises(UserError, match="cannot be read"):
+            read_reference(tmp_path / name, counting[0])
+    (tmp_path / "mu.npy").rename(tmp_path / "mu.npz")
+    np.savez(tmp_path / "empty.npz", arr_0=np.zeros((0, 8, 8, 3), np.uint8))
+    for name, complaint in (("mu.npz", "single array"), ("empty.npz", "no images")):
+        with pytest.raises(UserError, match=complaint):
+            read_samples(tmp_path / name)
+
+
 def test_a_sample_batch_is_read_as_images(tmp_path: Path) -> None:
     np.savez(tmp_path / "batch.npz", arr_0=IMAGES.permute(0, 2, 3, 1).numpy(), arr_1=np.arange(40))
     images, labels = read_samples(tmp_path / "batch.npz")
@@ -192,11 +204,12 @@ def test_a_sample_batch_is_read_as_images(tmp_path: Path) -> None:
 def test_labels_that_do_not_fit_the_samples_are_refused(name: str, tmp_path: Path) -> None:
     pixels = IMAGES.permute(0, 2, 3, 1).numpy()
     wrong = [np.arange(39), np.arange(41), np.zeros((40, 1), int), np.zeros(40), np.full(40, -1), np.int64(0)]
+    wrong += [np.full(40, 1 << 40), np.full(40, (1 << 63) + 5, np.uint64)]
     for labels in wrong:
         np.savez(tmp_path / "batch.npz", arr_0=pixels, **{name: labels})
         with pytest.raises(UserError, match="not 40 labels from 0"):
             read_samples(tmp_path / "batch.npz")
-    np.savez(tmp_path / "batch.npz", arr_0=pixels, **{name: np.arange(40)})
+    np.savez(tmp_path / "batch.npz", arr_0=pixels, **{name: np.arange(40, dtype=">i8")})
     labels = read_samples(tmp_path / "batch.npz")[1]
     assert labels is not None
     assert labels.tolist() == list(range(40))

@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
 from functools import cache
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -266,3 +268,20 @@ def test_a_study_runs_on_a_card(tmp_path: Path) -> None:
     for name in ("samples", "guidance", "mdp"):
         assert reproduce(name, study).is_file()
     assert all(run.is_dir() for run in study.folder.glob("runs/*/model"))
+
+
+def test_what_another_program_measured_meanwhile_is_kept(tmp_path: Path) -> None:
+    study: Any = SimpleNamespace(settings=SimpleNamespace(samples=4))
+    run: Any = SimpleNamespace(folder=tmp_path)
+    asked: list[str] = []
+
+    def measure(question: str, meanwhile: str = "") -> dict[str, float | None]:
+        asked.append(question)
+        if meanwhile:
+            Study.measured(study, run, meanwhile, lambda: measure(meanwhile))
+        return {"value": float(len(question))}
+
+    assert Study.measured(study, run, "one", lambda: measure("one", "three")) == {"value": 3.0}
+    for question in ("one", "three"):
+        Study.measured(study, run, question, lambda: pytest.fail("it was measured already"))
+    assert asked == ["one", "three"]

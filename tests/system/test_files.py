@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from consistune.system.files import atomic_file, file_digest, write_atomically
+from consistune.errors import UserError
+from consistune.system.files import atomic_file, check_writable, file_digest, write_atomically
 
 
 def test_the_digest_is_sha256(tmp_path: Path) -> None:
@@ -27,3 +28,14 @@ def test_an_error_while_writing_leaves_the_old_file_alone(tmp_path: Path) -> Non
         fail()
     assert path.read_text() == "old"
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_name_that_is_too_long_for_the_unfinished_file_is_refused_before(tmp_path: Path) -> None:
+    for length in (200, 250, 300):
+        path = tmp_path / "new" / ("x" * length)
+        if length == 200:
+            check_writable(path, "--out")
+            continue
+        with pytest.raises(UserError, match=r"--out: .*name too long"):
+            check_writable(path, "--out")
+    assert not list(tmp_path.iterdir())

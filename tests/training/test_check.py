@@ -195,8 +195,14 @@ def test_what_is_no_run_or_no_curve_is_refused(tmp_path: Path) -> None:
     (run / "metrics.jsonl").write_text("")
     with pytest.raises(UserError, match="no line yet"):
         check_run(run)
-    (run / "recipe.yaml").write_text("- a list\n")
-    with pytest.raises(UserError, match="no recipe"):
+    for text in ("- a list\n", "", "objective: diffusion\ntrain: {images: 1}\n"):
+        (run / "recipe.yaml").write_text(text)
+        with pytest.raises(UserError, match="no recipe"):
+            check_run(run)
+        with pytest.raises(UserError, match="no recipe"):
+            RunFolder(run, to_yaml(read_recipe("digits-edm")), resume=True)
+    (run / "recipe.yaml").write_text("[" * 5000)
+    with pytest.raises(UserError, match="cannot be read"):
         check_run(run)
 
 

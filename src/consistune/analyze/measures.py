@@ -32,16 +32,13 @@ class VarianceRow:
 
 
 def named_estimators(
-    images: Tensor, labels: Tensor | None, schedule: NoiseSchedule, mirrored: bool = False
+    images: Tensor, labels: Tensor | None, schedule: NoiseSchedule
 ) -> dict[str, NoiseEstimator]:
     """The estimators one-sample, batch and all; with labels also class."""
-    estimators: dict[str, NoiseEstimator] = {
-        "one-sample": OneSample(),
-        "batch": ScoreIdentity(schedule, mirrored=mirrored),
-    }
+    estimators: dict[str, NoiseEstimator] = {"one-sample": OneSample(), "batch": ScoreIdentity(schedule)}
     if labels is not None:
-        estimators["class"] = ScoreIdentity(schedule, Reference.grouped(images, labels), mirrored)
-    estimators["all"] = ScoreIdentity(schedule, Reference.ungrouped(images), mirrored)
+        estimators["class"] = ScoreIdentity(schedule, Reference.grouped(images, labels))
+    estimators["all"] = ScoreIdentity(schedule, Reference.ungrouped(images))
     return estimators
 
 

@@ -3,6 +3,7 @@
 An estimator, a solver or a trained model can be compared here with exact numbers instead of another model.
 """
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -124,3 +125,8 @@ class GaussianMixture:
             k4 = slope(y + expand(h, y) * k3, u + h)
             y = y + expand(h / 6, y) * (k1 + 2 * k2 + 2 * k3 + k4)
         return y
+
+
+_ANGLES = torch.arange(8, dtype=torch.float64) * math.pi / 4
+RING = GaussianMixture(0.7 * torch.stack([_ANGLES.cos(), _ANGLES.sin()], 1).view(8, 1, 1, 2), 0.06)
+"""Eight Gaussians on a ring in the plane, images [1, 1, 2]."""

@@ -1,7 +1,6 @@
 """Write an analysis into a folder: a table and a plot for each measure."""
 
 import csv
-import math
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, astuple
 from pathlib import Path
@@ -22,7 +21,7 @@ from consistune.analyze.measures import (
     target_moments,
     target_variance,
 )
-from consistune.analyze.mixture import GaussianMixture
+from consistune.analyze.mixture import RING
 from consistune.analyze.worlds import Empirical, Exact, Mixture, World
 from consistune.core.estimators import NoiseEstimator, OneSample, ScoreIdentity
 from consistune.core.noise import EDM
@@ -36,11 +35,9 @@ def analyze(
     out: Path,
     *,
     name: str = "data",
-    estimators: dict[str, NoiseEstimator] | None = None,
     times: Sequence[float] = TIMES,
     batch_size: int = 128,
     queries: int = 512,
-    mirrored: bool = False,
     seed: int = 0,
 ) -> list[Path]:
     """Measure estimators on an image set and write tables and plots into the folder `out`.
@@ -48,9 +45,7 @@ def analyze(
     The training set is the data, so the score identity over a class (over all, without labels) is exact.
     Writes variance.csv, moments.csv, sizes.csv, steps.csv and an SVG of each; returns their paths.
     """
-    world = Empirical(images, labels, EDM(), mirrored)
-    if estimators is None:
-        estimators = named_estimators(images, labels, EDM(), mirrored)
+    world, estimators = Empirical(images, labels, EDM()), named_estimators(images, labels, EDM())
     return _write(world, world.reference, estimators, times, batch_size, queries, seed, name, out)
 
 
@@ -58,11 +53,8 @@ def analyze_mixture(
     out: Path, *, bank: int = 2048, times: Sequence[float] = TIMES, queries: int = 512, seed: int = 0
 ) -> list[Path]:
     """The same on eight Gaussians in the plane, whose score is known: "all" is a bank of fresh samples."""
-    angles = torch.arange(8, dtype=torch.float64) * math.pi / 4
-    means = 0.7 * torch.stack([angles.cos(), angles.sin()], 1).view(8, 1, 1, 2)
-    mixture = GaussianMixture(means, 0.06)
-    world = Mixture(mixture, EDM())
-    reference = Reference.ungrouped(mixture.sample(bank, torch.Generator().manual_seed(seed + 1))[0])
+    world = Mixture(RING, EDM())
+    reference = Reference.ungrouped(RING.sample(bank, torch.Generator().manual_seed(seed + 1))[0])
     estimators: dict[str, NoiseEstimator] = {
         "one-sample": OneSample(),
         "batch": ScoreIdentity(EDM()),

@@ -12,7 +12,7 @@ from consistune.core.estimators import NoiseEstimator
 from consistune.core.noise import NoiseSchedule
 from consistune.core.objectives import gaussian_like
 from consistune.core.posterior.mean import Reference, dequantise, posterior
-from consistune.core.types import Batch, Times, expand
+from consistune.core.types import Batch, Times
 
 
 class World(Protocol):
@@ -64,48 +64,39 @@ class Mixture:
 class Empirical:
     """The training set as the data: there the score identity over all images of a class is exact."""
 
-    def __init__(
-        self, images: Tensor, labels: Tensor | None, schedule: NoiseSchedule, mirrored: bool = False
-    ) -> None:
+    def __init__(self, images: Tensor, labels: Tensor | None, schedule: NoiseSchedule) -> None:
         if labels is not None:
             order = torch.argsort(labels, stable=True)  # row i here is row i of the reference
             images, labels = images[order], labels[order]
-        self.images, self.labels, self.schedule, self.mirrored = images, labels, schedule, mirrored
+        self.images, self.labels, self.schedule = images, labels, schedule
         self.reference = Reference.ungrouped(images) if labels is None else Reference.grouped(images, labels)
 
     def draw(self, n: int, generator: Generator) -> Batch:
         rows = torch.randint(len(self.images), (n,), generator=generator)
         x_0 = self._values(self.images[rows])
-        if self.mirrored:
-            flip = torch.rand(n, generator=generator) < 0.5
-            x_0 = torch.where(expand(flip, x_0), x_0.flip(-1), x_0)
         return Batch(x_0, None if self.labels is None else self.labels[rows], rows)
 
     def mean(self, x_t: Tensor, t: Tensor, batch: Batch) -> Tensor:
-        mirrored = self.mirrored
-        return posterior(x_t, t, self.schedule, self.reference, batch.condition, mirrored=mirrored).mean
+        return posterior(x_t, t, self.schedule, self.reference, batch.condition).mean
 
     def redraws(self, x_t: Tensor, t: Tensor, batch: Batch) -> Callable[[Generator], Batch]:
-        """As the protocol; float64 weights, one query at a time, for few queries; flips where `mirrored`."""
+        """As the protocol; float64 weights, one query at a time, for few queries."""
         groups = [0] * len(x_t) if batch.condition is None else batch.condition.tolist()
         spans = [self.reference.offsets[c : c + 2] for c in groups]
         weights = [self._weights(*at) for at in zip(x_t.double(), t.double(), spans, strict=True)]
 
         def redraw(generator: Generator) -> Batch:
             images, rows = [], []
-            for (start, stop), w in zip(spans, weights, strict=True):
-                flipped, row = divmod(int(torch.multinomial(w, 1, generator=generator)), stop - start)
-                x = self._values(self.images[start + row])
-                images.append((x.flip(-1) if flipped else x).to(batch.x_0))
-                rows.append(start + row)
+            for (start, _), w in zip(spans, weights, strict=True):
+                rows.append(start + int(torch.multinomial(w, 1, generator=generator)))
+                images.append(self._values(self.images[rows[-1]]).to(batch.x_0))
             return Batch(torch.stack(images), batch.condition, torch.tensor(rows))
 
         return redraw
 
     def _weights(self, x_t: Tensor, t: Tensor, span: tuple[int, ...]) -> Tensor:
-        """p(x_0 = x⁽ⁱ⁾ | x_t) over the images of a span, float64 [m]; then over their flips."""
+        """p(x_0 = x⁽ⁱ⁾ | x_t) over the images of a span, float64 [m]."""
         x = self._values(self.images[slice(*span)]).double()
-        x = torch.cat([x, x.flip(-1)]) if self.mirrored else x
         squares = (x_t - self.schedule.alpha(t) * x).flatten(1).square().sum(1)
         return torch.softmax(squares / (-2 * self.schedule.sigma(t).square()), 0)
 

@@ -30,9 +30,9 @@ def product(
         return alternate({"product": lambda: a @ b}, rounds, warmup=2, inner=inner)["product"]
 
 
-def matrix_rate(word: Word = "bf16") -> float:
-    """Floating-point operations per second of a product of two SIDE × SIDE matrices on the CUDA device."""
-    return 2 * SIDE**3 / product(word).median
+def matrix_rate() -> float:
+    """Floating-point operations per second of a bf16 product of two SIDE × SIDE matrices on a CUDA device."""
+    return 2 * SIDE**3 / product().median
 
 
 def step_flops(workload: Workload) -> int:

@@ -5,7 +5,7 @@ from typing import Annotated
 
 from typer import Argument, Option
 
-from consistune.cli.options import check_at_least, parse_times
+from consistune.cli.options import parse_times
 from consistune.cli.screen import console
 from consistune.errors import UserError
 
@@ -28,11 +28,14 @@ def analyze(
     from consistune.analyze.report import analyze as analyze_images
     from consistune.analyze.report import analyze_mixture
     from consistune.data.images import load_data, read_unprepared
+    from consistune.system.files import check_writable
 
     levels = parse_times(times, "--times") or TIMES
     if any(not 0 < t < 1e6 for t in levels):
         raise UserError(f"{times} has a time that is not positive, or above a million", "--times")
-    check_at_least(2, batch, "--batch")
+    if batch is not None and batch < 2:
+        raise UserError(f"{batch} is too small", "--batch", "use at least 2")
+    check_writable(out, "--out", folder=True)
     if data == "mixture":
         for option, value in {"--batch": batch, "--conditional": conditional}.items():
             if value is not None:
@@ -41,7 +44,7 @@ def analyze(
     if data == "mixture":
         paths = analyze_mixture(out, times=levels, queries=queries, seed=seed)
     else:
-        images = read_unprepared(Path(data)) if data.endswith(".zip") else load_data(data).train
+        images = read_unprepared(Path(data)) if data.lower().endswith(".zip") else load_data(data).train
         paths = analyze_images(
             images.images if images.latents is None else images.values(),
             None if conditional is False else images.labels,

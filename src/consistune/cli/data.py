@@ -18,7 +18,7 @@ from consistune.cli.data_options import (
     Source,
     SplitBy,
 )
-from consistune.cli.options import check_at_least, check_no_effect
+from consistune.cli.options import check_no_effect
 from consistune.errors import UserError
 
 app = typer.Typer(no_args_is_help=True, help="Prepare an image data set, or describe one.")
@@ -58,8 +58,6 @@ def prepare(
     from consistune.data.sources.base import SourceOptions
     from consistune.system.cores import cores
 
-    check_at_least(1, workers, "--workers")
-    check_at_least(0, allow_missing, "--allow-missing")
     if not held_out:
         check_no_effect({"--split-by": split_by, "--seed": seed}, "--held-out", "add --held-out 0.1")
     options = PrepareOptions(
@@ -85,9 +83,11 @@ def info(
     ] = None,
 ) -> None:
     """Describe a prepared data set, or a source and how to prepare it."""
-    from consistune.cli.data_view import print_prepared, print_source, show_decoded
+    from consistune.cli.data_view import check_picture, print_prepared, print_source, show_decoded
     from consistune.data.prepared import damaged, is_prepared, open_part, read_meta
 
+    if show is not None:
+        check_picture(show)
     if not is_prepared(path):
         if show is not None:
             raise UserError("is not a prepared set of latents", str(path), "leave out --show")

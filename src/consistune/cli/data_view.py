@@ -18,6 +18,7 @@ from consistune.data.sources.base import Source, SourceOptions
 from consistune.data.sources.detect import open_source
 from consistune.errors import UserError, printable
 from consistune.nn.autoencoder.record import Latents
+from consistune.system.files import check_writable, write_atomically
 
 if TYPE_CHECKING:
     from consistune.data.prepare.latents import LatentOptions
@@ -96,6 +97,13 @@ def prepare_shown(source: Path, dest: Path, options: PrepareOptions, chosen: "La
     print_outcome(meta, dest)
 
 
+def check_picture(path: Path) -> None:
+    """Raises UserError where no PNG file could be written there."""
+    if path.suffix.lower() != ".png":
+        raise UserError(f"{path.name!a} is no name of a PNG file", "--show", "write NAME.png")
+    check_writable(path, "--show")
+
+
 def show_decoded(path: Path, out: Path) -> None:
     """Write a picture: rows of training pictures, each over the same pictures decoded from their latents."""
     import torch
@@ -103,7 +111,6 @@ def show_decoded(path: Path, out: Path) -> None:
     from consistune.data.images import open_prepared
     from consistune.nn.autoencoder.space import open_space
     from consistune.pages.pictures import grid_png, in_pairs
-    from consistune.system.files import write_atomically
 
     data = open_prepared(path)
     record, pictures = data.train.latents, data.to_look_at.train.images
@@ -182,10 +189,8 @@ def print_prepared(path: Path, meta: Meta) -> None:
 
 
 def _print_latents(latents: Latents) -> None:
-    shape, mirrored = (
-        "×".join(map(str, latents.picture_shape)),
-        ", with mirror images" if latents.mirrored else "",
-    )
+    shape = "×".join(map(str, latents.picture_shape))
+    mirrored = ", with mirror images" if latents.mirrored else ""
     print(f"latents     {latents.autoencoder}, factor {latents.factor}, of pictures {shape}{mirrored}")
     print(f"            sha256 {latents.identity}")
     edge = f"clipped at {latents.limit} deviations"

@@ -134,13 +134,13 @@ def new_folder() -> Path:
 
 
 def _in_steps(text: str | None) -> tuple[int | None, ...]:
-    numbers: tuple[int | None, ...] = (None,)
-    if text is not None:
-        numbers = tuple(options.parse_integers(text, "--steps"))
-    for number in numbers:
-        if number is not None:
-            check_number("--steps", number)
-    return numbers
+    if text is None:
+        return (None,)
+    ranges = options.parse_ranges(text, "--steps")
+    for part in ranges:
+        check_number("--steps", part[0])
+        check_number("--steps", part[-1])
+    return tuple(number for part in ranges for number in part)
 
 
 def _check_npz(request: "Request") -> None:

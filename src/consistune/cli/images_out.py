@@ -131,10 +131,9 @@ class Sheet:
     def save(self, out: Path) -> None:
         import torch
 
-        from consistune.pages.pictures import SMALLEST_SIDE, grid, save_png
+        from consistune.pages.pictures import save_grid
 
-        images = torch.cat(self.parts)
-        save_png(out, grid(images), scale=max(1, SMALLEST_SIDE // images.shape[-1]))
+        save_grid(out, torch.cat(self.parts))
 
 
 class Archive:

@@ -11,7 +11,6 @@ from rich.table import Table
 from rich.text import Text
 from typer import Option
 
-from consistune.cli.options import check_at_least
 from consistune.cli.screen import Screen
 
 MARKS = {"good": ("ok", "green"), "missing": ("–", "yellow"), "problem": ("PROBLEM", "bold red")}
@@ -51,10 +50,11 @@ def bench(
     import torch
 
     from consistune.bench.report import in_columns, lines
-    from consistune.system.files import write_atomically
+    from consistune.system.files import check_writable, write_atomically
     from consistune.system.host import machine
 
-    check_at_least(1, threads, "--threads")
+    if json_file is not None:
+        check_writable(json_file, "--json")
     if threads is not None:
         torch.set_num_threads(threads)
     measured = []

@@ -176,6 +176,6 @@ def explain(error: Exception) -> tuple[int, str]:
     if isinstance(error, OSError) and error.errno in FULL:
         return 1, f"the disk is full: {error.filename or 'writing failed'}; free some space and run again"
     if isinstance(error, OSError) and error.filename:
-        return 1, printable(f"{error.filename}: {error.strerror}")
+        return 2 if error.errno == errno.ENAMETOOLONG else 1, printable(f"{error.filename}: {error.strerror}")
     line = printable(" ".join(str(error).split()))
     return 1, f"failed: {type(error).__name__}: {line} (--debug shows where)"

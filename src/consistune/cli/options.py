@@ -45,11 +45,6 @@ def pick_device(name: str) -> "torch.device":
     return host.pick_device(name, "--device")
 
 
-def parse_integers(text: str, option: str) -> list[int]:
-    """ "0-3,7" → [0, 1, 2, 3, 7]. Raises UserError, which names the option."""
-    return [number for part in parse_ranges(text, option) for number in part]
-
-
 LARGEST = 1 << 62
 """Seeds and other integers in a list are below."""
 
@@ -92,12 +87,6 @@ def check_choice(value: str | None, choices: Sequence[str], option: str) -> None
     if value is not None and value not in choices:
         hint = nearest(value, choices)
         raise UserError(f"{value!r} is not known", option, f"{hint}use one of {', '.join(choices)}")
-
-
-def check_at_least(least: int, value: int | None, option: str) -> None:
-    """Raises UserError if the value is smaller; None (the option was not given) passes."""
-    if value is not None and value < least:
-        raise UserError(f"{value} is too small", option, f"use at least {least}")
 
 
 def check_no_effect(given: Mapping[str, object], without: str, remedy: str) -> None:

@@ -42,10 +42,10 @@ def play(
         raise UserError("belongs to a model", "--teacher", "name the model, too")
     check_address(host, port)
     from consistune.evaluation.play import Playground
-    from consistune.models import BOX
+    from consistune.models import built_in
 
     place = pick_device(device)
-    names = [str(model)] if model is not None else sorted(folder.name for folder in BOX.glob("*/"))
+    names = [str(model)] if model is not None else built_in()
     games = [Playground.open(name, None if teacher is None else str(teacher), place) for name in names]
     from consistune.evaluation import play_page
 

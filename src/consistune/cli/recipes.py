@@ -52,6 +52,7 @@ def init(
     from consistune.create import check_images, network
     from consistune.data.images import load_data
     from consistune.recipe.catalogue import new_recipes
+    from consistune.system.files import write_atomically
 
     check_choice(method, METHODS, "--method")
     if Path(name).name != name or not name.replace("-", "").replace("_", "").isalnum():
@@ -65,5 +66,5 @@ def init(
         if Path(file).exists():
             raise UserError("is already there", file, "choose another name, or move it away")
     for file, text in recipes.items():
-        Path(file).write_text(text, encoding="utf-8")
+        write_atomically(Path(file), text)
         print(file)

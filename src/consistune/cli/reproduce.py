@@ -5,7 +5,7 @@ from typing import Annotated, cast, get_args
 
 from typer import Argument, Option
 
-from consistune.cli.options import Device, check_at_least, check_choice, pick_device
+from consistune.cli.options import Device, check_choice, pick_device
 from consistune.cli.screen import Screen
 from consistune.errors import UserError
 
@@ -40,6 +40,7 @@ def reproduce(
     from consistune.reproduce.run import reproduce as make
     from consistune.reproduce.spec import Scale
     from consistune.reproduce.study import Study
+    from consistune.system.files import check_writable
 
     if listed:
         _print_experiments()
@@ -51,7 +52,7 @@ def reproduce(
     check_choice(scale, get_args(Scale), "--scale")
     if every and keys:
         raise UserError("not every experiment tunes a model", "--set", "give it with one experiment")
-    check_at_least(1, seeds, "--seeds")
+    check_writable(out, "--out", folder=True)
     chosen = pick_device(device)
     if chosen.type == "cpu":
         _use_one_thread()
@@ -84,10 +85,12 @@ def demo(
     After an interruption, the same command continues.
     """
     from consistune.reproduce.demo import DIGITS, EMOJI, Demo
+    from consistune.system.files import check_writable
 
     if not colour:
         _use_one_thread()
     folder = out or Path("runs/demo-colour" if colour else "runs/demo")
+    check_writable(folder, "--out", folder=True)
     command = f"consistune demo{' --colour' * colour} --out {folder} --seed {seed}"
     with Screen() as screen, screen.exit_when_interrupted(f"continue with: {command}"):
         page = Demo(folder, seed, screen, subject=EMOJI if colour else DIGITS).run()

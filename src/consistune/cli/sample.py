@@ -125,8 +125,8 @@ def _classes(num_classes: int, classes: str | None) -> list[int] | None:
         if classes is not None:
             raise UserError("the model is unconditional", "--classes", "leave the option out")
         return None
-    ranges = options.parse_ranges(classes, "--classes") if classes else [range(num_classes)]
-    if any(part[0] < 0 or part[-1] >= num_classes for part in ranges):
+    ranges = options.parse_ranges(classes, "--classes") if classes is not None else [range(num_classes)]
+    if any(part[-1] >= num_classes for part in ranges):
         raise UserError(
             f"{classes} is out of range", "--classes", f"the model's classes are 0 to {num_classes - 1}"
         )

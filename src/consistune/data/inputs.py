@@ -224,4 +224,4 @@ def _item(item: Any, index: int) -> tuple[Tensor, Any]:
     array = np.asarray(item)
     if array.ndim not in (2, 3) or array.dtype == object:
         raise UserError(f"item {index} is {type(item).__name__}, not an image", WHERE)
-    return torch.from_numpy(array if array.ndim == 3 else array[None]), label
+    return _tensor(array if array.ndim == 3 else array[None], f"numbers of item {index}", WHERE), label

@@ -128,7 +128,7 @@ def read_meta(path: Path) -> Meta:
         raise UserError(
             "is not a prepared set", str(path), "consistune data prepare SOURCE DEST makes one"
         ) from error
-    except (ValidationError, ValueError, AttributeError, RecursionError) as error:
+    except (ValidationError, ValueError, AttributeError, TypeError, RecursionError) as error:
         raise UserError(
             f"is not what consistune wrote ({' '.join(str(error).split())[:120]!a})", where
         ) from error

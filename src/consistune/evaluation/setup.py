@@ -44,8 +44,10 @@ def images_in(reference: Path | None) -> str | None:
 
 def read_data(word: str | None) -> DataSplit | None:
     """The data that `--data` names; a .npz of images (arr_0) has no held-out part."""
-    if word is None or not word.endswith(".npz"):
-        return None if word is None else load_data(word)
+    if word is None:
+        return None
+    if not word.lower().endswith(".npz"):
+        return load_data(word)
     images, labels = read_samples(Path(word))
     if labels is None:
         labels = torch.zeros(len(images), dtype=torch.long)

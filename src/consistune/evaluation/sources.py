@@ -216,9 +216,9 @@ def read_pngs(folder: Path) -> tuple[Tensor, str]:
         data = path.read_bytes()
         sha.update(data)
         try:
-            with Image.open(io.BytesIO(data)) as picture:
+            with Image.open(io.BytesIO(data), formats=("PNG",)) as picture:  # Pillow runs a program for EPS
                 mode, array = picture.mode, np.array(picture)
-        except (OSError, ValueError, Image.DecompressionBombError) as error:
+        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
             raise UserError(f"cannot be read: {error}", str(path)) from error
         if mode not in ("L", "RGB"):
             raise UserError(f"is of mode {mode}", str(path), "samples are 8-bit grey or RGB pictures")

@@ -16,7 +16,6 @@ SAMPLES = 2_000
 def training_evaluation(
     data: Split,
     samples: int = SAMPLES,
-    features: str | None = None,
     device: torch.device | str = "cpu",
 ) -> Callable[[Preconditioned], dict[str, float]]:
     """A function model → {metric: number} for curves while training; the smallest first value is the best.
@@ -25,7 +24,7 @@ def training_evaluation(
     distance to the training images is in % of their variance of features, and named after the extractor; few
     samples bias it upwards. Raises UserError where no extractor fits the data.
     """
-    suite = score_suite(data, features, device)
+    suite = score_suite(data, device=device)
     names = (f"{suite.setup.extractor.name}_percent", "accuracy", "novelty")
 
     def evaluate(model: Preconditioned) -> dict[str, float]:

@@ -9,6 +9,7 @@ from consistune.interop.files import Checkpoint
 from consistune.interop.pipelines import is_pipeline, load_pipeline
 from consistune.interop.reading import read_checkpoint
 from consistune.interop.recognise import configuration
+from consistune.system.files import check_writable
 
 if TYPE_CHECKING:  # torch is imported only after a file has been read and accepted
     from consistune.nn.precond import Preconditioned
@@ -67,6 +68,7 @@ def import_checkpoint(checkpoint: str | Path, dest: str | Path, weights: str | N
     dest = Path(dest)
     if dest.exists() and not (dest.is_dir() and not any(dest.iterdir())):
         raise UserError("there is something there already", str(dest), "choose another DEST, or remove it")
+    check_writable(dest, "DEST", folder=True)
     model = load_checkpoint(checkpoint, weights)
     from consistune.nn import store
 

@@ -5,13 +5,14 @@ checkpoint holds several networks. A network is found by a name that only it has
 """
 
 import re
+from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from consistune.errors import UserError
-from consistune.interop.files import ACCEPTED
+from consistune.interop.files import ACCEPTED, MAX_NAME
 from consistune.interop.records import TensorRecord
 
 ANYWHERE = re.compile(r"(^|\.)(?:_orig_mod|module|_fsdp_wrapped_module)\.")
@@ -21,7 +22,8 @@ ANCHOR = re.compile(
     r"|(?P<cm>(?:.*?\.)??)input_blocks\.0\.0\.weight"
 )
 """The first layer of EDM's and EDM2's networks, with or without preconditioning, and of ADM's own."""
-MAX_LEAVES, MAX_DEPTH = 50_000, 4
+MAX_ENTRIES, MAX_DEPTH, MAX_NETWORKS = 250_000, 4, 100
+"""What is looked at: a file may name one dictionary, or one tensor, many times over."""
 WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin", "last.ckpt")
 """Of accelerate's folders, and of Lightning's."""
 
@@ -45,11 +47,13 @@ class Group:
 def flat(top: Mapping[Any, Any]) -> dict[str, TensorRecord]:
     """The tensors in nested dictionaries, named by the words on the way to them."""
     found: dict[str, TensorRecord] = {}
-    pending: list[tuple[str, Any, int]] = [("", top, 0)]
-    while pending and len(found) < MAX_LEAVES:
-        prefix, values, depth = pending.pop(0)
+    pending: deque[tuple[str, Any, int]] = deque([("", top, 0)])
+    left = MAX_ENTRIES
+    while pending and left > 0:
+        prefix, values, depth = pending.popleft()
+        left -= len(values)
         for key, value in values.items():
-            if type(key) is not str:
+            if type(key) is not str or len(prefix) + len(key) > MAX_NAME:
                 continue
             if type(value) is TensorRecord:
                 found[prefix + key] = value
@@ -67,7 +71,7 @@ def groups(tensors: Mapping[str, TensorRecord]) -> list[Group]:
             plain = shorter
         names[name] = plain
     matches = [match for plain in names.values() if (match := ANCHOR.fullmatch(plain))]
-    prefixes = list(dict.fromkeys(match["prefix"] or match["cm"] or "" for match in matches))
+    prefixes = list(dict.fromkeys(match["prefix"] or match["cm"] or "" for match in matches))[:MAX_NETWORKS]
     found = []
     for prefix in prefixes:
         longer = tuple(p for p in prefixes if p != prefix and p.startswith(prefix))

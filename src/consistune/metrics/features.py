@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import torch
 from torch import Tensor
@@ -172,8 +173,8 @@ def _file(path: Path, device: torch.device) -> Extractor:
             network: Any = torch.export.load(path).module().to(device)
         else:
             network = torch.jit.load(str(path), map_location=device).eval()  # type: ignore[no-untyped-call]
-    except (RuntimeError, OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
+    except (RuntimeError, OSError, ValueError, KeyError, EOFError, BadZipFile) as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise UserError(
             f"cannot be loaded ({reason})", str(path), "give TorchScript (.pt) or torch.export (.pt2)"
         ) from error

@@ -98,7 +98,7 @@ def read_protocol(file: Path) -> Protocol:
     if sheet.is_file():
         try:
             table = yaml.safe_load(sheet.read_text(encoding="utf-8"))
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
+        except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
             raise UserError(f"is not YAML ({error})", str(sheet)) from error
         return checked(table, str(sheet))
     if file.name == INCEPTION_FILE:

@@ -34,6 +34,8 @@ from consistune.system.zipped import DAMAGED
 KEPT_ROWS = 10_000
 """Rows of each side in metrics of pairs (neighbours, kernel distance): work and memory grow with the square
 of their number. The moments take every image."""
+MAX_CLASSES = 1_000_000
+"""As of a prepared set: each class has a name, so that a label takes memory by its size."""
 STATISTICS, FEATURES, RADII = "statistics.npz", "features.npy", "radii.npy"
 FACTS = ("consistune", "sct")
 """The array of a file that holds the facts about the statistics; version 0.1.0 wrote the second name."""
@@ -147,7 +149,8 @@ def build_reference(
         not_kept(error)
         place = folder_of_this_process()
         folder = _entry(place / "reference" / key, name, images, extractor, mirrored, digest)
-    stored = _from_arrays(dict(np.load(folder / STATISTICS)), name)
+    with _opened(folder / STATISTICS) as arrays:
+        stored = _from_arrays(dict(arrays), name)
     features = FeatureFile(folder / FEATURES)
     return replace(stored, source=name, features=features, rows=random_rows(len(images)), folder=folder)
 
@@ -174,7 +177,7 @@ def _sound(folder: Path) -> bool:
     if not (folder.is_dir() and all(intact(folder / file) for file in (STATISTICS, FEATURES))):
         return False
     try:
-        with np.load(folder / STATISTICS) as stored:  # reading compares the sums of the ZIP
+        with _opened(folder / STATISTICS) as stored:  # reading compares the sums of the ZIP
             _from_arrays(dict(stored), str(folder))
         features = FeatureFile(folder / FEATURES)
         features[torch.tensor([len(features) - 1])]
@@ -241,12 +244,20 @@ def _compute(
         seal(folder / kept_file)
 
 
+def _opened(path: Path) -> np.lib.npyio.NpzFile:
+    """The arrays of a .npz file. Raises ValueError for a single array, and what numpy raises (DAMAGED)."""
+    found = np.load(path, allow_pickle=False)
+    if not isinstance(found, np.lib.npyio.NpzFile):
+        raise ValueError("it holds a single array")
+    return found
+
+
 def arrays_in(path: Path) -> set[str]:
     """The names of the arrays in a .npz file; none where it is no such file."""
     if path.suffix.lower() != ".npz" or not path.is_file():
         return set()
     try:
-        with np.load(path, allow_pickle=False) as archive:
+        with _opened(path) as archive:
             return set(archive.files)
     except DAMAGED as error:
         raise UserError(f"cannot be read ({error})", str(path), "give a .npz file") from error
@@ -259,22 +270,24 @@ def read_reference(path: Path, extractor: Extractor) -> ReferenceStatistics:
     covariances and no mirror images. Pickles are read as data, nothing in them is executed.
     Raises UserError for anything else, and says what the file holds.
     """
-    if path.suffix == ".pkl":
-        table = read_arrays(path.read_bytes(), str(path))
-        key = extractor.name.replace("-", "_")
-        if not isinstance(table, dict) or not isinstance(table.get(key), dict):
-            given = (
-                ", ".join(str(name) for name in table) if isinstance(table, dict) else type(table).__name__
-            )
-            raise UserError(f"has no statistics {key!r}, only {given}", str(path))
-        arrays = {**table[key], "count": table.get("num_images")}
-    else:
-        try:
-            with np.load(path, allow_pickle=False) as archive:
+    try:
+        if path.suffix.lower() == ".pkl":
+            arrays = _of_edm2(read_arrays(path.read_bytes(), str(path)), extractor, str(path))
+        else:
+            with _opened(path) as archive:
                 arrays = {key: archive[key] for key in ("mu", "sigma", *FACTS) if key in archive}
-        except DAMAGED as error:
-            raise UserError(f"cannot be read ({error})", str(path), "give a .npz or a .pkl") from error
+    except DAMAGED as error:
+        raise UserError(f"cannot be read ({error})", str(path), "give a .npz or a .pkl") from error
     return _from_arrays(arrays, str(path))
+
+
+def _of_edm2(table: Any, extractor: Extractor, where: str) -> dict[str, Any]:
+    """The extractor's part of EDM2's table, and the number of images."""
+    key = extractor.name.replace("-", "_")
+    if not isinstance(table, dict) or not isinstance(table.get(key), dict):
+        given = ", ".join(map(str, table)) if isinstance(table, dict) else type(table).__name__
+        raise UserError(f"has no statistics {key!r}, only {given}", where)
+    return {**table[key], "count": table.get("num_images")}
 
 
 def _from_arrays(arrays: dict[str, Any], where: str) -> ReferenceStatistics:
@@ -336,7 +349,7 @@ def read_samples(path: Path) -> tuple[Tensor, Tensor | None]:
     Returns uint8 images [n, C, H, W] and labels [n] or None. Raises UserError for anything else.
     """
     try:
-        with np.load(path, allow_pickle=False) as archive:
+        with _opened(path) as archive:
             pixels = archive["arr_0"]
             name = next((name for name in ("arr_1", "labels", "label") if name in archive), "")
             labels = archive[name] if name else None
@@ -346,10 +359,13 @@ def read_samples(path: Path) -> tuple[Tensor, Tensor | None]:
         ) from error
     if pixels.dtype != np.uint8 or pixels.ndim != 4 or pixels.shape[-1] not in (1, 3):
         raise UserError(f"arr_0 is {pixels.dtype} {pixels.shape}, not uint8 [n, H, W, C]", str(path))
+    if pixels.size == 0:
+        raise UserError(f"arr_0 holds no images: {pixels.shape}", str(path))
     images = torch.from_numpy(pixels).permute(0, 3, 1, 2)
     if labels is None:
         return images, None
-    if labels.shape != pixels.shape[:1] or labels.dtype.kind not in "iu" or labels.min(initial=0) < 0:
+    whole = labels.shape == pixels.shape[:1] and labels.dtype.kind in "iu"
+    if not whole or not 0 <= labels.min() <= labels.max() < MAX_CLASSES:
         what = f"{name} is {labels.dtype} {list(labels.shape)}, not {len(pixels)} labels from 0"
-        raise UserError(what, str(path), "one integer for each image of arr_0")
-    return images, torch.from_numpy(labels).long()
+        raise UserError(what, str(path), f"one integer below {MAX_CLASSES:,} for each image of arr_0")
+    return images, torch.from_numpy(labels.astype(np.int64))

@@ -164,7 +164,7 @@ def is_model_folder(folder: Path) -> bool:
         return False
     try:
         config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return False
     return isinstance(config, dict) and {"format", "network", "precond"} <= config.keys()
 

@@ -4,11 +4,10 @@ import shlex
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from consistune.pages.page import MISSING, Cell, Picture, Table, render
-from consistune.pages.pictures import grid_png
+from consistune.pages.pictures import grid_png, in_pairs
 from consistune.pages.plots import STYLES, Axis, Plot
 
 LABELS = {
@@ -200,9 +199,7 @@ def _gallery(images_of: Mapping[str, Tensor]) -> list[Picture]:
     ]
 
 
-def _pairs_png(images: Tensor, columns: int = COLUMNS) -> bytes:
+def _pairs_png(images: Tensor) -> bytes:
     """Pairs [2n, C, H, W] → rows of samples, each with the row of their training images below it."""
-    samples, neighbours = images[0::2], images[1::2]
-    columns = min(columns, len(samples))
-    rows = [slice(start, start + columns) for start in range(0, len(samples), columns)]
-    return grid_png(torch.cat([part[row] for row in rows for part in (samples, neighbours)]), columns)
+    columns = min(COLUMNS, len(images) // 2)
+    return grid_png(in_pairs(images[0::2], images[1::2], columns), columns)

@@ -67,6 +67,11 @@ def grid_png(images: Tensor, columns: int | None = None) -> bytes:
     return png_bytes(grid(images, columns), max(1, SMALLEST_SIDE // images.shape[-1]))
 
 
-def save_png(path: Path, image: Tensor, scale: int = 1) -> None:
+def save_png(path: Path, image: Tensor) -> None:
     """Write a uint8 picture [C, H, W] as a PNG file."""
-    write_atomically(path, png_bytes(image, scale))
+    write_atomically(path, png_bytes(image))
+
+
+def save_grid(path: Path, images: Tensor) -> None:
+    """Write the `grid_png` of uint8 images [N, C, H, W]."""
+    write_atomically(path, grid_png(images))

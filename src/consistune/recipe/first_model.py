@@ -112,11 +112,11 @@ def check_space(model: Preconditioned, data: DataSplit, key: str) -> None:
         raise UserError(what, key, "prepare the data with --latents, or use a model of pictures")
 
 
-def load_weights(path: str, key: str, device: torch.device | str = "cpu") -> Preconditioned:
-    """The model that a recipe's key names. Raises UserError, with where to get it, if it is not there."""
+def load_weights(path: str, key: str) -> Preconditioned:
+    """The model, on the CPU, of a recipe's key. Raises UserError, with where to get it, if there is none."""
     if not find(path).exists():
         raise UserError(f"there is no {path}", key, _remedy(path))
-    return load(path, device)
+    return load(path)
 
 
 def _remedy(path: str) -> str:

@@ -13,7 +13,7 @@ from typing import Any
 from torch import Tensor
 
 from consistune.pages.experiment import experiment_page
-from consistune.pages.pictures import SMALLEST_SIDE, grid, png_bytes
+from consistune.pages.pictures import grid_png
 from consistune.pages.plots import Figure
 from consistune.reproduce.runs import Run
 from consistune.reproduce.spec import Description
@@ -121,8 +121,7 @@ def write(
         write_atomically(folder / f"{key}.png", plot.png())
     pictures = {}
     for number, (title, images) in enumerate(outcome.pictures.items()):
-        scale = max(1, SMALLEST_SIDE // images.shape[-1])
-        pictures[title] = png_bytes(grid(images, outcome.columns), scale)
+        pictures[title] = grid_png(images, outcome.columns)
         write_atomically(folder / f"samples-{number}.png", pictures[title])
     page = folder / "report.html"
     write_atomically(page, experiment_page(record, experiment.about, outcome.plots, pictures))

@@ -161,10 +161,11 @@ class Study:
     ) -> dict[str, Any]:
         """What was measured on a finished run; `measure` is called once for each question."""
         path = run.folder / "measured.json"
-        known = read_json(path) if path.exists() else {}
         key = f"{question}, {self.settings.samples} samples"
+        known = read_json(path) if path.exists() else {}
         if key not in known:
-            known[key] = measure()
+            answer = {key: measure()}
+            known = (read_json(path) if path.exists() else {}) | answer  # others measure meanwhile
             write_atomically(path, json.dumps(known, indent=1))
         return dict(known[key])
 

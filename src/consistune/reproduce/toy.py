@@ -1,21 +1,19 @@
 """Eight Gaussians on a ring in the plane, and a small network that learns them."""
 
 import copy
-import math
 import time
 
 import torch
 from torch import Tensor, nn
 
-from consistune.analyze.mixture import GaussianMixture
+from consistune.analyze.mixture import RING
 from consistune.core.noise import EDM
 from consistune.core.objectives import Denoising, Objective
 from consistune.core.types import Batch, Conditioning
 
 BATCH, BANK = 128, 2048
 SCHEDULE = EDM()
-ANGLES = torch.arange(8, dtype=torch.float64) * math.pi / 4
-MIXTURE = GaussianMixture(0.7 * torch.stack([ANGLES.cos(), ANGLES.sin()], 1).view(8, 1, 1, 2), 0.06)
+MIXTURE = RING
 
 
 class Net(nn.Module):

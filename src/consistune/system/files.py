@@ -7,7 +7,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
@@ -21,7 +21,7 @@ def atomic_file(path: Path) -> Iterator[IO[bytes]]:
     On an error nothing is left, and a file that had the name before stays. An OSError names the file.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    partial = _partial(path)
     try:
         with partial.open("wb") as file:
             yield file
@@ -34,6 +34,11 @@ def atomic_file(path: Path) -> Iterator[IO[bytes]]:
         raise
     finally:
         partial.unlink(missing_ok=True)
+
+
+def _partial(path: Path) -> Path:
+    """The name of a file that is not written to its end."""
+    return path.with_name(f".{path.name}.{os.getpid()}.partial")
 
 
 def check_writable(path: Path, option: str, *, folder: bool = False) -> None:
@@ -50,6 +55,9 @@ def check_writable(path: Path, option: str, *, folder: bool = False) -> None:
             place = place.parent
         with tempfile.TemporaryFile(dir=place):
             pass
+        if not folder:
+            with suppress(FileNotFoundError):  # a name that is too long is another error
+                os.stat(place / _partial(path).name)
     except OSError as error:
         raise UserError(
             f"{str(path)!a} cannot be written: {error.strerror}", option, "choose another place"

@@ -22,8 +22,8 @@ from consistune.training.expected import (
     curves_of,
     of_complete_parts,
     part_of,
-    read_recipe_of,
 )
+from consistune.training.folder import read_recipe_of
 from consistune.training.metrics_file import EVALUATION, MetricsFile
 
 FAR = 2.0

@@ -16,11 +16,10 @@ from pathlib import Path, PurePath
 from statistics import mean, median, stdev
 from typing import Any
 
-import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from consistune.errors import UserError, nearest
-from consistune.training.folder import MACHINE_KEYS, RECIPE
+from consistune.training.folder import MACHINE_KEYS
 from consistune.training.metrics_file import EVALUATION
 from consistune.training.options import DURATIONS
 
@@ -146,20 +145,6 @@ def _median(values: list[float]) -> float | None:
     if not values:
         return None
     return median(values) if all(map(math.isfinite, values)) else math.nan
-
-
-def read_recipe_of(run: Path) -> dict[str, Any]:
-    """The resolved recipe in a run's folder. Raises UserError where there is none."""
-    try:
-        recipe = yaml.safe_load((run / RECIPE).read_text(encoding="utf-8"))
-        if isinstance(recipe, dict) and isinstance(recipe.get("train"), dict):
-            return recipe
-        what = f"{RECIPE} is no recipe"
-    except FileNotFoundError:
-        what = f"there is no run: {RECIPE} is missing"
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        what = f"{RECIPE} cannot be read: {error}"
-    raise UserError(what, str(run), "give a run's folder, such as runs/NAME")
 
 
 def method_of(recipe: Mapping[str, Any]) -> dict[str, Any]:

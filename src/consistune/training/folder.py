@@ -51,6 +51,21 @@ def create(folder: Path, recipe_text: str) -> None:
     write_atomically(folder / RECIPE, recipe_text)
 
 
+def read_recipe_of(run: Path) -> dict[str, Any]:
+    """The resolved recipe in a run's folder. Raises UserError where there is none."""
+    try:
+        recipe = yaml.safe_load((run / RECIPE).read_text(encoding="utf-8"))
+        kinds = {"train": dict, "objective": str, "data": str}
+        if isinstance(recipe, dict) and all(isinstance(recipe.get(key), kind) for key, kind in kinds.items()):
+            return recipe
+        what = f"{RECIPE} is no recipe"
+    except FileNotFoundError:
+        what = f"there is no run: {RECIPE} is missing"
+    except (OSError, UnicodeDecodeError, RecursionError, yaml.YAMLError) as error:
+        what = f"{RECIPE} cannot be read: {error}"
+    raise UserError(what, str(run), "give a run's folder, such as runs/NAME")
+
+
 def check_continuation(folder: Path, recipe_text: str, extend: bool = False) -> None:
     """Raises UserError where there is no run to continue, or a run of another recipe.
 
@@ -60,7 +75,7 @@ def check_continuation(folder: Path, recipe_text: str, extend: bool = False) -> 
     if not saved.is_file():
         raise UserError("there is no run to continue", str(folder), "start it without --resume")
     free = (*MACHINE_KEYS, "images") if extend else MACHINE_KEYS
-    if _method(saved.read_text(encoding="utf-8"), free) != _method(recipe_text, free):
+    if _method(read_recipe_of(folder), free) != _method(yaml.safe_load(recipe_text), free):
         raise UserError(
             "the recipe differs from the one this run began with",
             str(saved),
@@ -79,9 +94,8 @@ def progress(folder: Path) -> str:
     return ", ".join(found)
 
 
-def _method(recipe_text: str, free: tuple[str, ...]) -> Any:
+def _method(recipe: dict[str, Any], free: tuple[str, ...]) -> dict[str, Any]:
     """A recipe without those keys of `train`."""
-    recipe = yaml.safe_load(recipe_text)
     train = {key: value for key, value in recipe.get("train", {}).items() if key not in free}
     return {**recipe, "train": train}
 

@@ -15,6 +15,7 @@ from consistune.core.posterior.bank import make_bank
 from consistune.core.posterior.mean import posterior, restored
 from consistune.data.images import load_data
 from consistune.data.prepare import latents as module
+from consistune.data.prepare.journal import locked
 from consistune.data.prepare.latents import LatentOptions, prepare_latents
 from consistune.data.prepare.run import PrepareOptions, prepare
 from consistune.data.prepare.split import Split
@@ -153,6 +154,12 @@ def test_other_options_do_not_continue_a_preparation(tmp_path: Path) -> None:
         prepare_latents(pictures, dest, PrepareOptions(), LatentOptions("tiny", flip=True))
     with pytest.raises(UserError, match="was begun with another options"):
         prepare_latents(pictures, dest, PrepareOptions(split=Split(0.5)), LatentOptions("tiny"))
+    held = locked(tmp_path / "latents.latents.part")
+    before = contents(tmp_path / "latents.latents.part")
+    with pytest.raises(UserError, match="another run is preparing it"):
+        prepare_latents(pictures, dest, PrepareOptions(), LatentOptions("tiny"))
+    assert contents(tmp_path / "latents.latents.part") == before
+    held.release()
     (tmp_path / "mine.latents.part").mkdir()
     with pytest.raises(UserError, match="no unfinished preparation"):
         prepare_latents(pictures, tmp_path / "mine", PrepareOptions(), LatentOptions("tiny"))

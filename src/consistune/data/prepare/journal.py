@@ -10,6 +10,18 @@ from filelock import FileLock, Timeout
 
 from consistune.errors import UserError
 
+LOCK = "lock"
+
+
+def locked(folder: Path) -> FileLock:
+    """Take the lock of a preparation's folder. Raises UserError where another process has it."""
+    lock = FileLock(folder / LOCK, timeout=0)
+    try:
+        lock.acquire()
+    except Timeout as error:
+        raise UserError("another run is preparing it", str(folder)) from error
+    return lock
+
 
 class Journal:
     """JSON lines in the work folder: the preparation's fingerprint, then each piece and file that is done.
@@ -26,11 +38,7 @@ class Journal:
         self.animated = 0
         self.hashes: dict[int, str] = {}
         path.parent.mkdir(parents=True, exist_ok=True)
-        self._lock = FileLock(path.with_name("lock"), timeout=0)
-        try:
-            self._lock.acquire()
-        except Timeout as error:
-            raise UserError("another run is preparing it", str(path.parent)) from error
+        self._lock = locked(path.parent)
         self._file = path.open("a+b")
 
     @property

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from consistune.core.posterior.mean import restored
 from consistune.data.prepare import npy
+from consistune.data.prepare.journal import LOCK, locked
 from consistune.data.prepare.run import SILENT, SYNC_SECONDS, PrepareOptions, Progress, prepare
 from consistune.data.prepare.survey import ImageOptions
 from consistune.data.prepared import (
@@ -103,36 +104,51 @@ def prepare_latents(
     """
     if dest.exists():
         raise UserError("is already there", str(dest), "remove it, or choose another")
+    files.check_writable(dest, "DEST", folder=True)
     if options.images.mode == "grey":
         raise UserError("autoencoders take pictures in colour", "--mode grey", "leave it out")
     options = replace(options, images=replace(options.images, mode="rgb"))
     autoencoder = open_autoencoder(latents.autoencoder)
     part = dest.with_name(dest.name + ".latents.part")
     state = _begin(path, part, options, latents, autoencoder)
+    lock = locked(part)
     try:
-        if not is_prepared(part / PICTURES):
-            fits = _shape_check(autoencoder, latents.like)
-            if is_prepared(path):
-                _copy_pictures(path, part / PICTURES, options, fits)
-            else:
-                prepare(path, part / PICTURES, options, progress, fits)
+        _pictures(path, part, options, progress, _shape_check(autoencoder, latents.like))
+        work = _Work(part, read_meta(part / PICTURES), autoencoder.to(latents.device), latents)
+        try:
+            _encode(work, state, encoding)
+            meta = _finish(work)
+        except UnfitAutoencoder:
+            shutil.rmtree(part)
+            raise
+        for needless in (*map(work.raw, meta.parts), part / STATE, part / LOCK):
+            needless.unlink()
+        part.rename(dest)
+    finally:
+        lock.release()
+    files.sync(dest.parent)
+    return meta
+
+
+def _pictures(
+    path: Path,
+    part: Path,
+    options: PrepareOptions,
+    progress: Progress,
+    check: Callable[[tuple[int, int, int]], None],
+) -> None:
+    """The first stage: the pictures in the folder `part`. What cannot be prepared leaves nothing."""
+    if is_prepared(part / PICTURES):
+        return
+    try:
+        if is_prepared(path):
+            _copy_pictures(path, part / PICTURES, options, check)
+        else:
+            prepare(path, part / PICTURES, options, progress, check)
     except UserError:
         if not (part / f"{PICTURES}.part").exists():
             shutil.rmtree(part)
         raise
-    work = _Work(part, read_meta(part / PICTURES), autoencoder.to(latents.device), latents)
-    try:
-        _encode(work, state, encoding)
-        meta = _finish(work)
-    except UnfitAutoencoder:
-        shutil.rmtree(part)
-        raise
-    for side in meta.parts:
-        work.raw(side).unlink()
-    (part / STATE).unlink()
-    part.rename(dest)
-    files.sync(dest.parent)
-    return meta
 
 
 def _copy_pictures(

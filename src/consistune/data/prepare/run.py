@@ -80,6 +80,7 @@ def prepare(
     """
     if dest.exists():
         raise UserError("is already there", str(dest), "remove it, or choose another")
+    files.check_writable(dest, "DEST", folder=True)
     part = dest.with_name(dest.name + ".part")
     work, data = part / "work", part / "data"
     _check_unfinished(part)

@@ -8,7 +8,7 @@ from pathlib import Path
 from statistics import median_low
 
 import numpy as np
-from PIL import Image, ImageColor
+from PIL import ImageColor
 
 from consistune.data.prepare.transform import FILTERS, BadImage, Transform, is_grey, open_image, upright_size
 from consistune.data.sources.base import Source, SourceOptions
@@ -85,9 +85,9 @@ def choose_transform(source: Source, options: ImageOptions) -> tuple[Transform, 
         transform = options.transform(grey=channels == 1)
         side = (height, width) if options.size is None else (options.size, options.size)
         return transform, (transform.channels, *side)
-    readable = _readable(source)
-    sizes = {size for _, size in readable}
-    transform = options.transform(grey=all(is_grey(image) for image, _ in readable))
+    looks = _looks(source)
+    sizes = {size for _, size in looks}
+    transform = options.transform(grey=all(grey for grey, _ in looks))
     if options.size is not None:
         return transform, (transform.channels, options.size, options.size)
     (a, b), (c, d) = min(sizes), max(sizes)
@@ -126,26 +126,25 @@ def survey(path: Path) -> Survey:
         own = held_out is not None
         if source.shape is not None:
             return Survey(source.shape[0], min(source.shape[1:]), own, sizes)
-        readable = _readable(source)
-        grey = all(is_grey(image) for image, _ in readable)
-        return Survey(1 if grey else 3, median_low(min(size) for _, size in readable), own, sizes)
+        looks = _looks(source)
+        channels = 1 if all(grey for grey, _ in looks) else 3
+        return Survey(channels, median_low(min(size) for _, size in looks), own, sizes)
 
 
-def _readable(source: Source) -> list[tuple[Image.Image, tuple[int, int]]]:
-    """The sample's images, and their sizes. Raises UserError where none can be read."""
-    images = []
-    for raw in _sample(source):
-        # An image that cannot be read is listed later, when the images are converted.
-        with contextlib.suppress(BadImage):
-            image = open_image(raw)
-            images.append((image, upright_size(image)))
-    if not images:
-        raise UserError(f"none of {min(SAMPLE, len(source))} images can be read", str(source.path))
-    return images
+def _looks(source: Source) -> list[tuple[bool, tuple[int, int]]]:
+    """Whether an image is grey, and its size, of 256 evenly spread ones; one at a time is in memory.
 
-
-def _sample(source: Source) -> list[bytes]:
-    """The readable ones of 256 encoded images, evenly spread."""
+    Raises UserError where none can be read.
+    """
     count = min(SAMPLE, len(source))
     items = np.linspace(0, len(source) - 1, count).round().astype(int).tolist()
-    return [raw for raw in source.sample(items) if isinstance(raw, bytes)]
+    looks = []
+    for raw in source.sample(items):
+        # An image that cannot be read is listed later, when the images are converted.
+        with contextlib.suppress(BadImage):
+            if isinstance(raw, bytes):
+                image = open_image(raw)
+                looks.append((is_grey(image), upright_size(image)))
+    if not looks:
+        raise UserError(f"none of {count} images can be read", str(source.path))
+    return looks

@@ -31,13 +31,13 @@ class Format:
 def _is_parquet(path: Path) -> bool:
     if path.is_dir():
         return any(path.glob("*.parquet")) or any((path / "data").glob("*.parquet"))
-    return path.suffix == ".parquet"
+    return path.suffix.lower() == ".parquet"
 
 
 FORMATS = {
     "cifar": Format(batches.is_cifar, batches.open_cifar),
     "imagenet-batches": Format(batches.is_imagenet_batches, batches.open_imagenet_batches, ()),
-    "npz": Format(lambda path: path.suffix in (".npz", ".npy"), npz.open_npz, ("layout",), "file"),
+    "npz": Format(lambda path: path.suffix.lower() in (".npz", ".npy"), npz.open_npz, ("layout",), "file"),
     "parquet": Format(_is_parquet, parquet.open_parquet),
     "tar": Format(tars.is_tar, tars.open_tar),
     "zip": Format(zipfile.is_zipfile, zips.open_zip, needs="file"),

@@ -19,9 +19,9 @@ from consistune.data.sources.base import (
     Unreadable,
     starts_like_image,
 )
-from consistune.data.sources.labels import MAX_FILE_BYTES
+from consistune.data.sources.labels import label_bytes
 from consistune.data.sources.tree import Files, is_junk, passed_over
-from consistune.errors import UserError, printable
+from consistune.errors import printable
 
 LINK = "is a symbolic link, which is not followed (--follow-links)"
 
@@ -143,7 +143,7 @@ def open_folder(path: Path, options: SourceOptions, _work: Path) -> ImageFiles:
     """A folder of images; see `Files.tree`."""
     listing = Listing.of(path, options.links)
     tree = Files(
-        list(listing.sizes), listing.others, lambda name: _content(path, name), str(path), listing.skipped
+        list(listing.sizes), listing.others, lambda name: label_bytes(path / name), str(path), listing.skipped
     ).tree(options)
     tree.notes += passed_over(listing.passed)
     synsets = tree.labelled and all(
@@ -165,13 +165,3 @@ def open_folder(path: Path, options: SourceOptions, _work: Path) -> ImageFiles:
         links=options.links,
         **tree.attributes(),
     )
-
-
-def _content(root: Path, name: str) -> bytes:
-    path = Path(name) if not (root / name).is_file() else root / name
-    try:
-        if path.stat().st_size > MAX_FILE_BYTES:
-            raise UserError(f"more than {MAX_FILE_BYTES} bytes of labels", str(path))
-        return path.read_bytes()
-    except OSError as error:
-        raise UserError(f"cannot be read ({error.strerror})", str(path)) from error

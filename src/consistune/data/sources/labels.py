@@ -194,13 +194,17 @@ class LabelTable:
 
 def read_label_file(path: Path) -> LabelTable:
     """A CSV of `file,label` (a first line that names no image is a heading), or JSON: see `parse_table`."""
-    where = str(path)
+    return parse_label_file(label_bytes(path), path.suffix.lower() == ".csv", str(path))
+
+
+def label_bytes(path: Path) -> bytes:
+    """The content of a file of labels. Raises UserError where it cannot be read, or is too large."""
     try:
         if path.stat().st_size > MAX_FILE_BYTES:
-            raise UserError(f"more than {MAX_FILE_BYTES} bytes of labels", where)
-        return parse_label_file(path.read_bytes(), path.suffix.lower() == ".csv", where)
+            raise UserError(f"more than {MAX_FILE_BYTES} bytes of labels", str(path))
+        return path.read_bytes()
     except OSError as error:
-        raise UserError(f"cannot be read ({error.strerror})", where) from error
+        raise UserError(f"cannot be read ({error.strerror})", str(path)) from error
 
 
 def parse_label_file(content: bytes, is_csv: bool, where: str) -> LabelTable:

@@ -37,8 +37,10 @@ def npy_header(start: bytes, where: str) -> tuple[tuple[int, ...], np.dtype[Any]
         version = np.lib.format.read_magic(file)
         read = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
         shape, fortran, dtype = read[version](file, max_header_size=MAX_NPY_HEADER)
-    except (ValueError, KeyError, EOFError, SyntaxError) as error:
+    except (*DAMAGED, KeyError, SyntaxError) as error:
         raise UserError(f"not a readable npy array ({str(error)[:80]!a})", where) from error
+    if min(shape, default=0) < 0:
+        raise UserError(f"an array cannot have the shape {shape}", where)
     if dtype.hasobject:
         raise UserError("an array of Python objects, which is never unpickled", where)
     return shape, dtype, fortran, file.tell()
@@ -106,25 +108,25 @@ def open_npz(path: Path, options: SourceOptions, work: Path) -> ArrayRows:
     """
     labels: Numbered | None = None
     notes: list[str] = []
-    if path.suffix == ".npy":
-        array = _locate_npy(path)
+    kind = path.suffix[1:].lower()
+    if kind == "npy":
+        images = _with_layout(_locate_npy(path), options.layout, str(path))
     else:
         archive = Npz(path, work)
         name = next((name for name in ("images", "arr_0") if name in archive.members), None)
         if name is None:
             what = f"has no images or arr_0, but {', '.join(archive.members)[:200]!a}"
             raise UserError(what, str(path), "name the array images")
-        array = archive.locate(name)
+        images = _with_layout(archive.locate(name), options.layout, str(path))
         beside = next((name for name in LABELS if name in archive.members), None)
         if beside is not None:
-            labels = number_array(archive.read(beside), array.shape[0], f"{path}, {beside}")
+            labels = number_array(archive.read(beside), len(images), f"{path}, {beside}")
             notes += labels.notes
         unused = [member for member in archive.members if member not in (name, beside)]
         if unused:
             notes.append(f"arrays that were not used: {brief(unused)}")
-    images = _with_layout(array, options.layout, str(path))
     return ArrayRows(
-        kind=path.suffix.removeprefix(".") if path.suffix == ".npy" else "npz",
+        kind="npy" if kind == "npy" else "npz",
         path=path,
         labels=np.zeros(len(images), np.int64) if labels is None else labels.values,
         class_names=UNLABELLED if labels is None else labels.class_names,

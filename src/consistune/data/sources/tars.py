@@ -128,8 +128,6 @@ def open_tar(path: Path, options: SourceOptions, work: Path) -> TarImages:
     members = np.array(rows, MEMBER)
 
     def content(name: str, most: int = MAX_FILE_BYTES) -> bytes:
-        if name not in where:
-            return Path(name).read_bytes()  # the file that --labels names
         number, offset, size = rows[where[name]]
         with tars[number].open("rb") as opened:
             opened.seek(offset)

@@ -18,7 +18,14 @@ from consistune.data.sources.base import (
     SourceOptions,
     starts_like_image,
 )
-from consistune.data.sources.labels import UNLABELLED, LabelTable, brief, edm_table, read_label_file
+from consistune.data.sources.labels import (
+    UNLABELLED,
+    LabelTable,
+    brief,
+    edm_table,
+    label_bytes,
+    read_label_file,
+)
 from consistune.data.sources.official import is_kaggle, validation_labels
 from consistune.errors import UserError, printable
 
@@ -170,7 +177,7 @@ class Files:
         if options.labels is not None:
             if not is_kaggle(Path(options.labels)):
                 return self._by_table(read_label_file(Path(options.labels)), "", options.labels)
-            self.others.append(options.labels)
+            self._add(options.labels)
         depths = sorted((name.count("/"), name) for name in self.others if base(name) == "dataset.json")
         if len(depths) > 1 and depths[0][0] == depths[1][0]:
             what = f"holds {printable(depths[0][1])} and {printable(depths[1][1])}"
@@ -186,6 +193,12 @@ class Files:
         if all(EDM_NAME.fullmatch(name) for name in self.images):
             return self.numbered(Part(dict.fromkeys(self.images)))
         return self._by_names()
+
+    def _add(self, file: str) -> None:
+        """Read a file that lies elsewhere as if it were among these."""
+        inside = self.read
+        self.read = lambda name: label_bytes(Path(file)) if name == file else inside(name)
+        self.others.append(file)
 
     def _by_table(self, table: LabelTable, prefix: str, name: str) -> Tree:
         inside = [image.removeprefix(prefix) for image in self.images if image.startswith(prefix)]

@@ -98,16 +98,13 @@ def open_zip(path: Path, options: SourceOptions, _work: Path) -> ZipImages:
         rows.setdefault(name, row)
 
     def content(name: str) -> bytes:
-        if name == options.labels and name not in rows:
-            return Path(name).read_bytes()
         (raw,) = read_members((str(path), members[rows[name] : rows[name] + 1]))
         if not isinstance(raw, bytes):
             raise UserError(getattr(raw, "reason", "cannot be read"), f"{path}, {printable(name)}")
         return raw
 
     files, passed = archive_files(rows, lambda name: _start(path, members[rows[name]]), content, str(path))
-    seen: set[str] = set()
-    again = [name for name in names if name in seen or seen.add(name)]  # type: ignore[func-returns-value]
+    again = [name for row, name in enumerate(names) if rows[name] != row]
     files.skipped += [(name, "is in the archive twice; the first is taken") for name in again]
     tree = files.tree(options)
     return ZipImages(
