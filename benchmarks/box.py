@@ -123,7 +123,11 @@ Measured on {samples:,} samples against the training pictures (novelty, copies: 
 
 
 def cell(row: dict[str, Any], name: str) -> str:
-    return f"{row['summary'][name]['mean']:.4g}" if name in row["summary"] else "–"
+    """A measure, with its error bar where it has one."""
+    if name not in row["summary"]:
+        return "–"
+    value, error = (row["summary"].get(key, {}).get("mean") for key in (name, f"{name}_error"))
+    return f"{value:.4g}" if error is None else f"{value:.4g} ± {error:.2g}"
 
 
 def compare(run: Path, teacher: Path, dest: Path) -> Path:
