@@ -276,6 +276,16 @@ def test_a_run_says_it_in_its_log_and_goes_on_to_its_end(
     assert (tmp_path / "run" / "model").is_dir()
 
 
+@pytest.mark.parametrize(
+    ("name", "key"), [("digits-ect", "start_from"), ("digits-cd", "estimator.model"), ("digits-tcm", "below")]
+)
+def test_where_a_model_lies_changes_no_curve(name: str, key: str) -> None:
+    here, there = (
+        method_of(parse_yaml(to_yaml(read_recipe(name, keys)), name)) for keys in ([], [f"{key}=elsewhere"])
+    )
+    assert here == there
+
+
 # The curves of the package
 
 

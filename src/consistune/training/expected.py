@@ -149,13 +149,13 @@ def _median(values: list[float]) -> float | None:
 
 def method_of(recipe: Mapping[str, Any]) -> dict[str, Any]:
     """What of a resolved recipe decides the curves: all but data, paths, and INCIDENTAL keys of `train`."""
-    kept = {name: _without_paths(value) for name, value in recipe.items() if name != "data"}
+    kept = _without_paths({name: value for name, value in recipe.items() if name != "data"})
     kept["train"] = {name: value for name, value in kept["train"].items() if name not in INCIDENTAL}
     return kept | {"start_from": recipe.get("start_from") is not None}
 
 
 def _without_paths(value: Any) -> Any:
-    """Paths of models within sections become the word "model"."""
+    """Paths of models, at any depth, become the word "model"."""
     if isinstance(value, dict):
         return {
             key: "model" if key in ("model", "below", "weights") and isinstance(inner, str) else inner
