@@ -371,6 +371,7 @@ TABLES: dict[str, dict[str, Callable[[], str]]] = {
     "results/methods-compared.md": {
         "digits": methods,
         "combination": lambda: of_study("combination", "start", "estimator", "norm", "solver"),
+        "long": lambda: of_study("combination_long", "estimator", "rate"),
         "family": lambda: of_study("family", "recipe", "estimator", "norm", "rate"),
     },
     "results/mnist10k.md": {"mnist10k": mnist10k},

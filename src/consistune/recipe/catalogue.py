@@ -14,13 +14,14 @@ from consistune.recipe.words import Recipe, Section
 
 RUN_WHOLE = {
     *(f"digits-{method}" for method in ("edm", "ect", "sct", "sct-phased", "cd", "cm", "ict")),
+    *(f"digits-{method}" for method in ("cmt", "cmt-ect", "best", "tcm", "sct-continuous")),
     *(f"emoji64-latent-{method}" for method in ("edm", "ect", "sct")),
     "cifar10-jpeg-edm",
 }
 """The recipes that were run to their end (docs/recipes.md says where)."""
 RUN_SHORT = {
     *(f"mnist10k-{method}" for method in ("edm", "ect", "sct")),
-    *(f"digits-{method}" for method in ("sct-continuous", "meanflow", "imf", "tcm", "cmt", "cmt-ect")),
+    *(f"digits-{method}" for method in ("meanflow", "imf")),
 }
 """Those that were run with fewer images (docs/recipes.md)."""
 
