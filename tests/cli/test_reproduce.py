@@ -49,7 +49,6 @@ def test_a_table_is_made_without_training(tmp_path: Path) -> None:
         ("target", {"every": True}, "--all"),
         ("figure-9", {}, "unify"),
         ("target", {"scale": "night"}, "smoke, cpu, gpu, paper"),
-        ("target", {"seeds": 0}, "--seeds"),
         ("target", {"keys": ("pairs.gap.max=0.9",)}, "pairs.gap.max"),
         ("unify", {"keys": ("pairs.gap.q=3",)}, "--set"),
         (None, {"every": True, "keys": ("pairs.gap.q=3",)}, "--set"),
