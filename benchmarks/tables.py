@@ -368,10 +368,12 @@ TABLES: dict[str, dict[str, Callable[[], str]]] = {
     "digits.md": {"search": lambda: digits_table("search"), "end": lambda: digits_table("end")},
     "continuous.md": {"own": lambda: of_study("own_scatter", "recipe", "estimator", "scale", "rate")},
     "results/emoji64-latents.md": {"emoji64": lambda: of_study("emoji64_latents", "run", "norm")},
-    "results/methods-compared.md": {
-        "digits": methods,
+    "results/combinations.md": {
         "combination": lambda: of_study("combination", "start", "estimator", "norm", "solver"),
         "long": lambda: of_study("combination_long", "estimator", "rate"),
+    },
+    "results/methods-compared.md": {
+        "digits": methods,
         "family": lambda: of_study("family", "recipe", "estimator", "norm", "rate"),
     },
     "results/mnist10k.md": {"mnist10k": mnist10k},
