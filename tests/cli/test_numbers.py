@@ -48,7 +48,17 @@ def test_an_odd_number_is_refused_by_name(names: tuple[str, ...], option: str, k
 
 @pytest.mark.parametrize(
     ("option", "value"),
-    [("--steps", 0), ("--steps", -2), ("--batch", 10**11), ("--guidance", float("nan")), ("--eta", 1.5)],
+    [
+        ("--steps", 0),
+        ("--steps", -2),
+        ("--batch", 10**11),
+        ("--guidance", float("nan")),
+        ("--eta", 1.5),
+        ("--seeds", 0),
+        ("--workers", 0),
+        ("--threads", 0),
+        ("--allow-missing", -1),
+    ],
 )
 def test_numbers_out_of_range(option: str, value: float) -> None:
     with pytest.raises(UserError, match=f"^{option}: "):

@@ -8,6 +8,7 @@ import pytest
 from consistune.cli.reproduce import reproduce
 from consistune.errors import UserError
 from consistune.reproduce.run import names
+from tests.support.command import run_main
 
 
 def run(out: Path, name: str | None = None, **changed) -> None:
@@ -60,4 +61,10 @@ def test_wrong_input_gives_one_line_and_leaves_nothing(name, changed, words, tmp
     with pytest.raises(UserError, match=words) as caught:
         run(tmp_path, name, **changed)
     assert "\n" not in str(caught.value)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_no_seeds_are_refused_in_one_line_and_leave_nothing(tmp_path: Path) -> None:
+    done = run_main("reproduce", "target", "--seeds", 0, "--out", tmp_path)
+    assert (done.returncode, done.stderr.count("\n"), "--seeds" in done.stderr) == (2, 1, True)
     assert list(tmp_path.iterdir()) == []

@@ -16,7 +16,7 @@ RUN_WHOLE = {
     *(f"digits-{method}" for method in ("edm", "ect", "sct", "sct-phased", "cd", "cm", "ict")),
     *(f"digits-{method}" for method in ("cmt", "cmt-ect", "best", "tcm", "sct-continuous")),
     *(f"emoji64-latent-{method}" for method in ("edm", "ect", "sct")),
-    "cifar10-jpeg-edm",
+    *(f"cifar10-jpeg-{method}" for method in ("edm", "ect")),
 }
 """The recipes that were run to their end (docs/recipes.md says where)."""
 RUN_SHORT = {
