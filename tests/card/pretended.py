@@ -64,7 +64,7 @@ NO_KERNEL = frozenset(
     """view _unsafe_view expand permute transpose t slice select unsqueeze squeeze detach alias as_strided
     split unbind _reshape_alias unfold split_with_sizes empty empty_like new_empty empty_strided
     new_empty_strided lift_fresh device is_pinned _local_scalar_dense diagonal view_as_real chunk
-    _has_same_storage_numel""".split()  # noqa: SIM905
+    _has_same_storage_numel is_same_size _efficientzerotensor""".split()  # noqa: SIM905
 )
 """Operations that launch no kernel."""
 TO_NUMPY = "can't convert cuda:0 device type tensor to numpy. Use Tensor.cpu()"
@@ -160,7 +160,7 @@ class Card(TorchDispatchMode):
             warnings.warn(f"called a synchronizing CUDA operation: {cls.where()} {what}", stacklevel=2)
         if cls.sync_mode in ("error", 2):
             raise RuntimeError("called a synchronizing CUDA operation")
-        if cls.current is not None and not cls.current.quiet:
+        if cls.current is not None and not cls.current.quiet and not _Forward.depth:
             cls.current.waits[f"{cls.where()}: {what}"] += 1
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -174,7 +174,7 @@ class Card(TorchDispatchMode):
         tensors = [x for x in pytree.tree_leaves((args, kwargs)) if isinstance(x, torch.Tensor)]
         ours = [x for x in tensors if isinstance(x, CardTensor)]
         name = func.overloadpacket.__name__ if hasattr(func, "overloadpacket") else str(func)
-        device = _device_asked(func, kwargs, tensors, ours)
+        device = _device_asked(func, args, kwargs, tensors, ours)
         to_card = device is not None and device.type == "cuda"
         others = [x for x in tensors if not isinstance(x, CardTensor)]
         if ours and others and func not in COPIES:
@@ -242,7 +242,7 @@ class Card(TorchDispatchMode):
 
 
 def _device_asked(
-    func: Any, kwargs: Any, tensors: list[torch.Tensor], ours: list[CardTensor]
+    func: Any, args: Any, kwargs: Any, tensors: list[torch.Tensor], ours: list[CardTensor]
 ) -> torch.device | None:
     """The device that an operation's result shall have; None: its operands'.
 
@@ -254,12 +254,14 @@ def _device_asked(
     if device.type == "cuda":
         return device
     if func is aten._to_copy.default:
-        # The backward of a change of dtype names its input's device.
-        return CUDA if ours and _Backward.depth and not _Backward.moving else device
+        # The backward of a change of dtype names its input's device, a forward derivative its tangent's.
+        own = (_Backward.depth and not _Backward.moving) or _Forward.depth
+        return CUDA if ours and own else device
     name = func._schema.name.split("::")[-1] if hasattr(func, "_schema") else ""
     if ours and (name.startswith("new_") or name.endswith("_like")):
         return CUDA
-    return CUDA if not tensors and _Backward.depth else device
+    number = func is aten._efficientzerotensor.default and args[0] == []  # its tangent stays on the CPU
+    return CUDA if not tensors and (_Backward.depth or (_Forward.depth and not number)) else device
 
 
 def _computed(
@@ -273,6 +275,8 @@ def _computed(
         plain = {**plain, "pin_memory": False}
     if func is aten._to_copy.default and to_card and not ours:
         plain_args = (plain_args[0].clone(memory_format=torch.preserve_format), *plain_args[1:])
+    if to_card and func is aten._efficientzerotensor.default:
+        func = aten.zeros.default  # a tangent without memory has no values to hold
     result = func(*plain_args, **plain)
     if func is aten.copy_.default:
         return args[0]
@@ -312,6 +316,16 @@ class _Backward:
 
     depth = 0
     moving = 0
+
+
+class _Forward:
+    """Whether a forward derivative is taken.
+
+    In it every tensor says that it is on the CPU, so that neither waits nor the CPU's tensors are told from
+    the card's. The plain pass, which calls the same code, shows both.
+    """
+
+    depth = 0
 
 
 class _Moved(torch.autograd.Function):
@@ -499,3 +513,16 @@ def _patch_engine() -> None:
 
     torch.autograd.graph._engine_run_backward = engine
     torch.autograd._engine_run_backward = engine  # type: ignore[attr-defined]
+
+    forward_derivative = torch.func.jvp
+
+    def jvp(*args: Any, **kwargs: Any) -> Any:
+        if Card.current is None:
+            return forward_derivative(*args, **kwargs)
+        _Forward.depth += 1
+        try:
+            return forward_derivative(*args, **kwargs)
+        finally:
+            _Forward.depth -= 1
+
+    torch.func.jvp = jvp

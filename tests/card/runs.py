@@ -8,10 +8,26 @@ import torch
 
 from consistune.bench.workload import pictures
 from consistune.core.estimators import Blend, OneSample, ScoreIdentity, Teacher
-from consistune.core.noise import EDM, VP
-from consistune.core.objectives import Consistency, Denoising
+from consistune.core.noise import EDM, VP, RectifiedFlow
+from consistune.core.objectives import (
+    Consistency,
+    ContinuousConsistency,
+    Denoising,
+    ImprovedMeanVelocity,
+    MeanVelocity,
+    Mixture,
+    Trajectory,
+    Truncated,
+)
 from consistune.core.posterior.bank import make_bank
-from consistune.core.times import ConstGap, FixedGrid, GridPairs, LogNormalPairs, Phased
+from consistune.core.times import (
+    ConstGap,
+    FixedGrid,
+    GridPairs,
+    LogNormalPairs,
+    Phased,
+    TruncatedPairs,
+)
 from consistune.data.images import ImageSet
 from consistune.nn import store
 from consistune.nn.precond import Preconditioned
@@ -52,9 +68,12 @@ def identity(where: Any = "device", by_class: bool = False, **options: Any) -> S
     return ScoreIdentity(EDM(), make_bank(images().reference(by_class), "cuda", where), **options)
 
 
+def frozen(kind: str, classes: int = 0) -> Preconditioned:
+    return model(kind, classes).to("cuda").eval().requires_grad_(False)
+
+
 def teacher() -> Teacher:
-    frozen = model("song", CLASSES).to("cuda").eval().requires_grad_(False)
-    return Teacher(frozen, guidance=1.5)
+    return Teacher(frozen("song", CLASSES), guidance=1.5)
 
 
 def trainer(objective: Any, kind: str = "mlp", classes: int = 0, **options: Any) -> Trainer:
@@ -66,7 +85,19 @@ def trainer(objective: Any, kind: str = "mlp", classes: int = 0, **options: Any)
     )
 
 
+def mean_velocity(kind: type[MeanVelocity], network: str = "mlp", **options: Any) -> Trainer:
+    two_times = {"network": {"second_time": True}, "classes": CLASSES if options else 0}
+    extra = {"label_dropout": 0.2} if options else {}
+    return trainer(kind(RectifiedFlow(), OneSample(), **options), network, **two_times, **extra)
+
+
 Made = Callable[[], Trainer]
+DERIVATIVES: dict[str, Callable[[str], Trainer]] = {
+    "continuous": lambda network: trainer(ContinuousConsistency(EDM(), OneSample()), network),
+    "mean velocity": partial(mean_velocity, MeanVelocity),
+    "improved mean velocity": partial(mean_velocity, ImprovedMeanVelocity),
+}
+"""The objectives that take the forward derivative of a network."""
 STEPS: dict[str, Made] = {
     **{kind: partial(lambda k: trainer(consistency(OneSample()), k), kind) for kind in NETWORKS},
     "labels, hidden and flipped": lambda: trainer(
@@ -95,6 +126,13 @@ STEPS: dict[str, Made] = {
     "variance preserving": lambda: trainer(
         Consistency(VP(), LogNormalPairs(ConstGap(q=2), schedule=VP()), OneSample())
     ),
+    **{name: partial(made, "mlp") for name, made in DERIVATIVES.items()},
+    "continuous, all references": lambda: trainer(ContinuousConsistency(EDM(), identity())),
+    "mean velocity, guided": lambda: mean_velocity(MeanVelocity, guidance=Mixture(2.0)),
+    "truncated": lambda: trainer(
+        Truncated(EDM(), pairs=TruncatedPairs(ConstGap(q=2)), estimator=OneSample(), below=frozen("mlp"))
+    ),
+    "trajectory": lambda: trainer(Trajectory(EDM(), Teacher(frozen("mlp")), steps=4)),
     "denoising": lambda: trainer(Denoising(EDM())),
     "augmented": lambda: trainer(
         Denoising(EDM(), augment=partial(augment_batch, probability=0.2)), "song", network={"augment_dim": 9}

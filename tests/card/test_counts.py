@@ -3,11 +3,13 @@
 import pytest
 import torch
 
+from consistune.core.estimators import OneSample
 from consistune.core.noise import EDM
 from consistune.core.posterior.bank import make_bank
 from consistune.core.posterior.mean import Reference, posterior
+from consistune.training.loop import Trainer
 from tests.card.pretended import Card
-from tests.card.runs import STEPS
+from tests.card.runs import DERIVATIVES, STEPS, consistency, trainer
 from tests.support.exact import posterior_exact
 
 pytestmark = [
@@ -26,6 +28,24 @@ def test_a_step_of_every_kind_is_finite_and_waits_twice_at_most(kind: str, card:
     report = next(steps)
     assert report.finite
     assert sum(card.waits.values()) <= WAITS, dict(card.waits)
+
+
+def kernels(made: Trainer, card: Card) -> int:
+    """Of one step, the first one apart."""
+    steps = made.steps()
+    next(steps)
+    card.kernels.clear()
+    next(steps)
+    return sum(card.kernels.values())
+
+
+@pytest.mark.parametrize("network", ["song", "edm2", "adm"])
+@pytest.mark.parametrize("objective", DERIVATIVES)
+def test_a_step_with_a_forward_derivative_is_two_steps_of_ect_at_most(
+    objective: str, network: str, card: Card
+) -> None:
+    base = kernels(trainer(consistency(OneSample()), network), card)
+    assert kernels(DERIVATIVES[objective](network), card) <= 2.0 * base
 
 
 def asked(groups: int, queries: int = 128) -> tuple[Reference, torch.Tensor, torch.Tensor, torch.Tensor]:

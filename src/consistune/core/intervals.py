@@ -7,6 +7,8 @@ from typing import Literal, Protocol
 import torch
 from torch import Generator, Tensor
 
+from consistune.core.types import widest
+
 
 class Intervals(Protocol):
     """The law of the jumps t → r, where some have r = t."""
@@ -53,8 +55,9 @@ class LogitNormal:
             )
 
     def sample(self, n: int, generator: Generator) -> tuple[Tensor, Tensor]:
-        normals = torch.randn(2, n, generator=generator, device=generator.device, dtype=torch.float64)
-        uniform = torch.rand(n, generator=generator, device=generator.device, dtype=torch.float64)
+        device, dtype = generator.device, widest(generator.device)
+        normals = torch.randn(2, n, generator=generator, device=device, dtype=dtype)
+        uniform = torch.rand(n, generator=generator, device=device, dtype=dtype)
         t, r = self.times(normals[0], normals[1], uniform)
         return (t / (1 - t)).float(), (r / (1 - r)).float()
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from consistune.core.estimators import NoiseEstimator
 from consistune.core.noise import NoiseSchedule
-from consistune.core.types import Batch, expand
+from consistune.core.types import Batch, expand, moved
 
 Method = Literal["euler", "heun"]
 RHO = 7.0
@@ -78,14 +78,14 @@ def dpm_solver(
     Args:
         clean: (x [m, ...], t [m]) → x̂_0; called once a step.
         x: the points at times[0], [m, ...].
-        times: decreasing, with α, σ > 0, [k + 1]; coefficients are computed in float64.
+        times: decreasing, with α, σ > 0, on the CPU, [k + 1]; coefficients are computed there in float64.
     """
-    times = times.double()
+    asked, times = moved(times.to(x.dtype), x.device), times.double()
     lambdas = -schedule.noise_to_signal(times).log()
     alpha, sigma = schedule.alpha(times), schedule.sigma(times)
     points, estimates, last = [x], [], len(times) - 1
     for i in range(last):
-        estimates.append(clean(x, times[i].to(x).expand(len(x))))
+        estimates.append(clean(x, asked[i].expand(len(x))))
         h = lambdas[i + 1] - lambdas[i]
         phi_1 = torch.expm1(-h)
         phi_2 = phi_1 / h + 1

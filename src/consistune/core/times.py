@@ -7,6 +7,7 @@ Laws and maps work on the noise-to-signal ratio σ/α, which for EDM's schedule 
 import itertools
 import math
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Protocol
 
 import torch
@@ -105,11 +106,12 @@ class LogStudent:
 
     def sample(self, n: int, generator: Generator) -> Tensor:
         """n noise-to-signal ratios, fp32 [n]."""
-        uniform = torch.rand(n, generator=generator, device=generator.device, dtype=torch.float64)
+        dtype = widest(generator.device)
+        uniform = torch.rand(n, generator=generator, device=generator.device, dtype=dtype)
         return self.quantile(uniform).float()
 
     def quantile(self, share: Tensor) -> Tensor:
-        """The inverse of the law's distribution function: shares in [0, 1] [n] → ratios, float64 [n].
+        """The inverse of the law's distribution function: shares in [0, 1] [n] → ratios [n].
 
         In w = arsinh(z/√df) the density is cosh(w)^{−df}, which is smooth and integrated by Gauss's rule on
         panels; Newton's steps from linear interpolation then find w.
@@ -118,9 +120,9 @@ class LogStudent:
         start, stop = (math.asinh((math.log(u) - self.mean) / scale) for u in (self.low, self.high))
         panels = math.ceil((stop - start) * max(1.0, self.df))
         device = share.device
-        edges = torch.linspace(start, stop, panels + 1, dtype=torch.float64, device=device)
+        edges = torch.linspace(start, stop, panels + 1, dtype=widest(device), device=device)
         mass = torch.cat([edges.new_zeros(1), self._integral(edges[:-1], edges[1:]).cumsum(0)])
-        wanted = share.double() * mass[-1]
+        wanted = share.to(mass) * mass[-1]
         i = (torch.searchsorted(mass, wanted) - 1).clamp(0, panels - 1)
         left, right = edges[i], edges[i + 1]
         w = left + (right - left) * (wanted - mass[i]) / (mass[i + 1] - mass[i])
@@ -131,12 +133,18 @@ class LogStudent:
 
     def _integral(self, a: Tensor, b: Tensor) -> Tensor:
         """∫ cosh(w)^{−df} dw from a to b [n], by 20 points of Gauss and Legendre's rule, to 1e-15."""
-        k = torch.arange(1, 20, dtype=torch.float64)
-        side = (k / torch.sqrt(4 * k * k - 1)).diag(1)
-        points, vectors = torch.linalg.eigh(side + side.T)  # Golub and Welsch, 1969
-        points, weights = points.to(a.device), vectors[0].square().to(a.device)
+        points, weights = _gauss_legendre(a.device, a.dtype)
         w = a[:, None] + (b - a)[:, None] * (points + 1) / 2
         return (torch.cosh(w) ** -self.df @ weights) * (b - a)
+
+
+@lru_cache
+def _gauss_legendre(device: torch.device, dtype: torch.dtype, count: int = 20) -> tuple[Tensor, Tensor]:
+    """Points in [−1, 1] and half the weights of Gauss and Legendre's rule, [count] (Golub, Welsch 1969)."""
+    k = torch.arange(1, count, dtype=torch.float64)
+    side = (k / torch.sqrt(4 * k * k - 1)).diag(1)
+    points, vectors = torch.linalg.eigh(side + side.T)
+    return moved(points.to(dtype), device), moved(vectors[0].square().to(dtype), device)
 
 
 @dataclass(frozen=True)

@@ -59,7 +59,7 @@ class Batch:
     def __len__(self) -> int:
         return self.x_0.shape[0]
 
-    def rows(self, part: slice | list[int]) -> "Batch":
+    def rows(self, part: slice | Tensor) -> "Batch":
         """These rows of the batch."""
         optional = (self.condition, self.index, self.augment, self.hidden)
         return Batch(self.x_0[part], *(None if value is None else value[part] for value in optional))

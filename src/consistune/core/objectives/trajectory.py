@@ -1,6 +1,7 @@
 """Consistency mid-training (CMT, 2509.24526): a teacher's trajectories, each regressed onto its end."""
 
 from dataclasses import dataclass
+from functools import partial
 from typing import ClassVar, Literal
 
 import torch
@@ -11,7 +12,7 @@ from consistune.core.noise import NoiseSchedule
 from consistune.core.objectives.base import Draws, Objective, gaussian_like
 from consistune.core.objectives.distances import Distance, Huber
 from consistune.core.solve import dpm_solver
-from consistune.core.types import Batch, Denoiser, Progress, Times
+from consistune.core.types import Batch, Denoiser, Progress, Times, moved
 
 
 @dataclass(frozen=True)
@@ -65,24 +66,23 @@ class Trajectory(Objective):
 
     def at(self, batch: Batch, noise: Tensor, generator: Generator | None = None) -> Draws:
         """The rows of a batch [B] that starts from the first ⌈B/k⌉ of these images and noises."""
-        size = len(batch)
-        starts = [row // self.steps for row in range(size)]
-        t = self.grid[torch.arange(size) % self.steps].to(batch.x_0.device, torch.float32)
+        row = torch.arange(len(batch), device=batch.x_0.device)
+        starts = row // self.steps
+        t = moved(self.grid.float(), row.device)[row % self.steps]
         zero = torch.zeros_like(t)
         rows, times = batch.rows(starts), Times(t, zero, zero)
         return Draws(rows, times, noise[starts], self.estimator.bind(batch, times, generator))
 
     def losses(self, model: Denoiser, target: Denoiser, draws: Draws) -> Tensor:
         del target
-        rows = range(draws.first, draws.first + len(draws.batch))
-        before = rows[0] // self.steps
-        heads = [
-            max(number * self.steps, rows[0]) - rows[0]
-            for number in range(before, rows[-1] // self.steps + 1)
-        ]
+        first, stop, k = draws.first, draws.first + len(draws.batch), self.steps
+        device = draws.noise.device
+        row = torch.arange(first, stop, device=device)
+        number = torch.arange(first // k, (stop - 1) // k + 1, device=device)  # of each trajectory
+        heads = (number * k).clamp(min=first) - first
         points = self.trajectories(draws.batch.rows(heads), draws.noise[heads], draws.estimator)
-        step, own = [row % self.steps for row in rows], [row // self.steps - before for row in rows]
-        x_t, end, t = points[step, own], points[-1][own], draws.times.t
+        own = row // k - first // k
+        x_t, end, t = points[row % k, own], points[-1][own], draws.times.t
         found = model(x_t, t, draws.batch.network_condition)
         wide = torch.promote_types(found.dtype, torch.float32)
         return self.distance(found.to(wide), end.to(wide))
@@ -90,6 +90,7 @@ class Trajectory(Objective):
     @torch.no_grad()
     def trajectories(self, batch: Batch, noise: Tensor, estimator: NoiseEstimator) -> Tensor:
         """Every point of the trajectories from these images and noises [m, ...]: [k + 1, m, ...]."""
-        times = self.grid.to(noise.device)
-        start = self.schedule.diffuse(batch.x_0, noise, times[0].to(noise).expand(len(noise)))
-        return dpm_solver(self.schedule, lambda x, t: estimator.clean(x, t, batch), start, times, self.order)
+        highest = moved(self.grid[0].to(noise.dtype), noise.device)
+        start = self.schedule.diffuse(batch.x_0, noise, highest.expand(len(noise)))
+        clean = partial(estimator.clean, batch=batch)
+        return dpm_solver(self.schedule, clean, start, self.grid, self.order)

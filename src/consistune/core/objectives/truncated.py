@@ -9,7 +9,7 @@ from consistune.core.objectives.base import Draws
 from consistune.core.objectives.consistency import Consistency
 from consistune.core.rng import SharedDropout
 from consistune.core.times import TruncatedPairs
-from consistune.core.types import Batch, Denoiser, Progress, expand
+from consistune.core.types import Batch, Denoiser, Progress, expand, widest
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,7 +47,8 @@ class Truncated(Consistency):
 
         at_boundary: bool [B], with `count` true. A batch without boundary samples has one part.
         """
-        size, one = len(at_boundary), torch.ones(len(at_boundary), dtype=torch.float64).to(at_boundary.device)
+        size = len(at_boundary)
+        one = torch.ones(size, dtype=widest(at_boundary.device), device=at_boundary.device)
         if count == 0:
             return one
         boundary, others = self.boundary_weight * size / count, size / (size - count)
