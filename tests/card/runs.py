@@ -10,6 +10,8 @@ from consistune.bench.workload import pictures
 from consistune.core.estimators import Blend, OneSample, ScoreIdentity, Teacher
 from consistune.core.noise import EDM, VP, RectifiedFlow
 from consistune.core.objectives import (
+    AdaptiveHuber,
+    AdaptivePower,
     Consistency,
     ContinuousConsistency,
     Denoising,
@@ -127,6 +129,15 @@ STEPS: dict[str, Made] = {
         Consistency(VP(), LogNormalPairs(ConstGap(q=2), schedule=VP()), OneSample())
     ),
     **{name: partial(made, "mlp") for name, made in DERIVATIVES.items()},
+    "radius of the own scatter": lambda: trainer(consistency(identity(), distance=AdaptiveHuber("own"))),
+    "radius of the posterior": lambda: trainer(consistency(identity(), distance=AdaptiveHuber("posterior"))),
+    "radius that is measured": lambda: trainer(consistency(identity(), distance=AdaptiveHuber("measured"))),
+    "continuous, by differences": lambda: trainer(
+        ContinuousConsistency(EDM(), OneSample(), difference=1e-3)
+    ),
+    "mean velocity, scale of the own scatter": lambda: mean_velocity(
+        MeanVelocity, scale=AdaptivePower(scatter="own")
+    ),
     "continuous, all references": lambda: trainer(ContinuousConsistency(EDM(), identity())),
     "mean velocity, guided": lambda: mean_velocity(MeanVelocity, guidance=Mixture(2.0)),
     "truncated": lambda: trainer(

@@ -5,11 +5,13 @@ import torch
 
 from consistune.core.estimators import OneSample
 from consistune.core.noise import EDM
+from consistune.core.objectives import LPIPS
 from consistune.core.posterior.bank import make_bank
 from consistune.core.posterior.mean import Reference, posterior
 from consistune.training.loop import Trainer
 from tests.card.pretended import Card
 from tests.card.runs import DERIVATIVES, STEPS, consistency, trainer
+from tests.core.test_trajectory import narrow
 from tests.support.exact import posterior_exact
 
 pytestmark = [
@@ -46,6 +48,17 @@ def test_a_step_with_a_forward_derivative_is_two_steps_of_ect_at_most(
 ) -> None:
     base = kernels(trainer(consistency(OneSample()), network), card)
     assert kernels(DERIVATIVES[objective](network), card) <= 2.0 * base
+
+
+def test_lpips_with_its_weights_on_the_card_takes_no_wait(card: Card) -> None:
+    weights = narrow()
+    distance = LPIPS({name: value.cuda() for name, value in weights.items()})
+    a, b = torch.rand(2, 3, 16, 16), torch.rand(2, 3, 16, 16)
+    on_card = a.cuda(), b.cuda()
+    card.waits.clear()
+    found = distance(*on_card)
+    assert not card.waits
+    torch.testing.assert_close(found.cpu(), LPIPS(weights)(a, b))
 
 
 def asked(groups: int, queries: int = 128) -> tuple[Reference, torch.Tensor, torch.Tensor, torch.Tensor]:

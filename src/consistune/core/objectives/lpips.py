@@ -6,6 +6,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import conv2d, max_pool2d
 
+from consistune.core.types import moved
+
 LAYERS = ((0, 2), (5, 7), (10, 12, 14), (17, 19, 21), (24, 26, 28))
 """VGG16's convolutions by their place in its feature sequence; a maximum pool stands between two groups."""
 SHIFT, SCALE = (-0.030, -0.088, -0.188), (0.458, 0.448, 0.450)
@@ -62,7 +64,8 @@ class LPIPS:
         return torch.stack(parts)
 
     def _features(self, x: Tensor) -> list[Tensor]:
-        shift, scale = (torch.tensor(values).view(1, 3, 1, 1).to(x) for values in (SHIFT, SCALE))
+        channels = (torch.tensor(values, dtype=torch.float32).to(x.dtype) for values in (SHIFT, SCALE))
+        shift, scale = (moved(values, x.device).view(1, 3, 1, 1) for values in channels)
         x = (x - shift) / scale
         found: list[Tensor] = []
         for group in self.groups:
