@@ -80,24 +80,23 @@ def teacher() -> Teacher:
 
 def trainer(objective: Any, kind: str = "mlp", classes: int = 0, **options: Any) -> Trainer:
     network, target = options.pop("network", {}), options.pop("target", None)
+    device = options.pop("device", "cuda")
     settings = TrainOptions(**{"images": 1 << 40, "batch": 16, **options})
     extra = {} if target is None else {"target": target}
     return Trainer(
-        model(kind, classes, **network), objective, images(), Optimizer(), settings, "cuda", **extra
+        model(kind, classes, **network), objective, images(), Optimizer(), settings, device, **extra
     )
 
 
-def mean_velocity(kind: type[MeanVelocity], network: str = "mlp", **options: Any) -> Trainer:
-    two_times = {"network": {"second_time": True}, "classes": CLASSES if options else 0}
-    extra = {"label_dropout": 0.2} if options else {}
-    return trainer(kind(RectifiedFlow(), OneSample(), **options), network, **two_times, **extra)
+def two_times(objective: MeanVelocity, kind: str = "mlp", **options: Any) -> Trainer:
+    return trainer(objective, kind, network={"second_time": True}, **options)
 
 
 Made = Callable[[], Trainer]
-DERIVATIVES: dict[str, Callable[[str], Trainer]] = {
-    "continuous": lambda network: trainer(ContinuousConsistency(EDM(), OneSample()), network),
-    "mean velocity": partial(mean_velocity, MeanVelocity),
-    "improved mean velocity": partial(mean_velocity, ImprovedMeanVelocity),
+DERIVATIVES: dict[str, Callable[..., Trainer]] = {
+    "continuous": partial(trainer, ContinuousConsistency(EDM(), OneSample())),
+    "mean velocity": partial(two_times, MeanVelocity(RectifiedFlow(), OneSample())),
+    "improved mean velocity": partial(two_times, ImprovedMeanVelocity(RectifiedFlow(), OneSample())),
 }
 """The objectives that take the forward derivative of a network."""
 STEPS: dict[str, Made] = {
@@ -135,11 +134,13 @@ STEPS: dict[str, Made] = {
     "continuous, by differences": lambda: trainer(
         ContinuousConsistency(EDM(), OneSample(), difference=1e-3)
     ),
-    "mean velocity, scale of the own scatter": lambda: mean_velocity(
-        MeanVelocity, scale=AdaptivePower(scatter="own")
+    "mean velocity, scale of the own scatter": lambda: two_times(
+        MeanVelocity(RectifiedFlow(), OneSample(), scale=AdaptivePower(scatter="own"))
     ),
     "continuous, all references": lambda: trainer(ContinuousConsistency(EDM(), identity())),
-    "mean velocity, guided": lambda: mean_velocity(MeanVelocity, guidance=Mixture(2.0)),
+    "mean velocity, guided": lambda: two_times(
+        MeanVelocity(RectifiedFlow(), OneSample(), guidance=Mixture(2.0)), classes=CLASSES, label_dropout=0.2
+    ),
     "truncated": lambda: trainer(
         Truncated(EDM(), pairs=TruncatedPairs(ConstGap(q=2)), estimator=OneSample(), below=frozen("mlp"))
     ),

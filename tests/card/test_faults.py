@@ -77,7 +77,8 @@ def test_attention_takes_a_fast_kernel(kind: str, word: str, card: Card) -> None
 def test_graphs_are_asked_of_every_block_and_freed_once_a_step(monkeypatch: pytest.MonkeyPatch) -> None:
     events: list[str] = []
 
-    def compiled(function: Callable[..., Any], options: dict[str, Any]) -> Callable[..., Any]:
+    def compiled(function: Callable[..., Any], dynamic: bool, options: dict[str, Any]) -> Callable[..., Any]:
+        assert not dynamic
         assert options == {"fallback_random": True, "triton.cudagraphs": True}
 
         def run(*inputs: Any) -> Any:

@@ -138,10 +138,13 @@ def test_clipping_keeps_its_result_and_stops_the_gradient_beyond_the_limit(gener
 
 @pytest.mark.parametrize("p", [0.13, 0.5, 0.9])
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
-def test_dropout_drops_a_share_p_and_keeps_the_mean(p, layout) -> None:
+@pytest.mark.parametrize("compiled", [False, True])
+def test_dropout_drops_a_share_p_and_keeps_the_mean(p, layout, compiled) -> None:
     torch.manual_seed(0)
     x = torch.ones(8, 32, 32, 32).contiguous(memory_format=layout)
-    y = Dropout(p)(x)
+    layer = Dropout(p)
+    layer.compiled = compiled
+    y = layer(x)
     assert y.is_contiguous(memory_format=layout)
     dropped = float((y == 0).double().mean())
     deviation = math.sqrt(p * (1 - p) / x.numel())
@@ -165,13 +168,19 @@ def test_dropout_keeps_a_byte_an_element_and_passes_the_gradient_through_its_mas
     torch.testing.assert_close(gradient, (y / x).detach())
 
 
-def test_dropout_draws_the_same_mask_in_every_memory_format() -> None:
+@pytest.mark.parametrize("compiled", [False, True])
+def test_dropout_draws_the_same_mask_in_every_memory_format_and_derivative(compiled) -> None:
     x = torch.randn(2, 5, 3, 4)
-    torch.manual_seed(0)
-    contiguous = Dropout(0.5)(x)
-    torch.manual_seed(0)
-    last = Dropout(0.5)(x.contiguous(memory_format=torch.channels_last))
-    assert torch.equal(contiguous, last)
+    layer = Dropout(0.5)
+    layer.compiled = compiled
+
+    def dropped(x: torch.Tensor) -> torch.Tensor:
+        torch.manual_seed(0)
+        return layer(x)
+
+    contiguous, last = dropped(x), x.contiguous(memory_format=torch.channels_last)
+    assert torch.equal(contiguous, dropped(last))
+    assert torch.equal(contiguous, torch.func.jvp(dropped, (last,), (torch.ones_like(x),))[0])
 
 
 def test_dropout_at_its_ends_and_in_evaluation_draws_nothing() -> None:

@@ -42,7 +42,6 @@ def plan(name: str, *overrides: str) -> Plan:
         ),
         ("digits-sct-continuous", ["estimator={kind: teacher}"], ["estimator.model", "missing"]),
         ("digits-sct-continuous", ["precond={kind: edm}"], ["uncertainty", "edm2"]),
-        ("digits-sct-continuous", ["train.compile=true"], ["train.compile", "derivatives"]),
         ("digits-meanflow", ["train.shard=true"], ["train.shard", "derivatives"]),
         ("digits-sct-continuous", ["c=0"], ["c", "greater than 0"]),
         ("digits-sct-continuous", ["target={kind: online}"], ["target"]),

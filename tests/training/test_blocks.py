@@ -1,18 +1,20 @@
 """Blocks are compiled one by one, each as one graph, and sharded around that."""
 
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 
 import pytest
 import torch
 
 from consistune.core.noise import EDM
+from consistune.nn.lean import Dropout
 from consistune.system.processes import Processes
 from consistune.training import sharding
 from consistune.training.loop import StepLoss
 from consistune.training.precision import Precision
 from consistune.training.prepare import compile_blocks
-from tests.card.runs import SHAPE, model
+from tests.card.runs import DERIVATIVES, SHAPE, model
 
 
 @pytest.fixture
@@ -70,3 +72,22 @@ def test_a_sharded_model_gets_images_channels_last_and_keeps_its_weights(alone: 
     step = StepLoss(network, Precision("fp32", network, alone.device), EDM(), channels_last=True)
     torch.testing.assert_close(step._denoiser(network)(x, t), expected, rtol=1e-4, atol=1e-5)
     assert formats == [True]
+
+
+@pytest.mark.parametrize("network", ["mlp", *(pytest.param(kind, marks=SLOW) for kind in ("song", "edm2"))])
+@pytest.mark.parametrize("objective", ["continuous", "improved mean velocity"])
+def test_a_compiled_step_with_a_derivative_is_the_eager_step(objective: str, network: str) -> None:
+    """The derivative's pass stays eager, and drops out what the compiled pass does."""
+    torch._dynamo.reset()
+    compiled = DERIVATIVES[objective](network, compile=True, device="cpu")
+    eager = DERIVATIVES[objective](network, compile=False, device="cpu")
+    with torch.no_grad():
+        for weight in compiled.model.parameters():
+            weight.add_(0.05 * torch.randn_like(weight))
+    eager.model.load_state_dict(compiled.model.state_dict())
+    for module in eager.model.modules():
+        if isinstance(module, Dropout):
+            module.compiled = True  # Bernoulli numbers, as in a compiled pass
+    for ours, plain in zip(*(islice(trainer.steps(), 2) for trainer in (compiled, eager)), strict=True):
+        assert ours.loss == pytest.approx(plain.loss, rel=1e-4)
+        assert ours.gradient_norm == pytest.approx(plain.gradient_norm, rel=1e-3)

@@ -59,10 +59,12 @@ class Dropout(nn.Dropout):
     """x·mask/(1 − p) in training; the backward pass keeps the mask, one byte an element.
 
     p, in the scale too, is rounded to a multiple of 2⁻¹⁶: on the CPU the mask is made of 16 random bits an
-    element, which is twice as fast as torch's Bernoulli numbers.
+    element, twice as fast as Bernoulli numbers. Compiled passes draw those, and with `compiled` eager ones
+    too: the same generator then gives both the same mask.
     """
 
     LEVELS = 1 << 16
+    compiled = False
 
     @property
     def dropped(self) -> int:
@@ -73,14 +75,15 @@ class Dropout(nn.Dropout):
         """The elements that stay, bool in the shape and memory format of `like`; None: all stay."""
         if not self.training or self.dropped == 0:
             return None
-        kept = torch.zeros_like(like, dtype=torch.bool)
+        # One order of elements whatever the memory format, which may differ in a forward derivative.
+        kept = torch.zeros(like.numel(), dtype=torch.bool, device=like.device)
         if self.dropped == self.LEVELS:
-            return kept
-        if like.device.type != "cpu" or torch.compiler.is_compiling():
-            return kept.bernoulli_(1 - self.dropped / self.LEVELS)
+            return kept.view(like.shape)
+        if like.device.type != "cpu" or self.compiled or torch.compiler.is_compiling():
+            return kept.bernoulli_(1 - self.dropped / self.LEVELS).view(like.shape)
         bits = torch.empty(-(-like.numel() // 4), dtype=torch.int64).random_(-(2**63), None).view(torch.int16)
         drawn = (bits[: like.numel()] >= self.dropped - self.LEVELS // 2).view(like.shape)
-        return drawn if like.is_contiguous() else kept.copy_(drawn)  # the same mask in every memory format
+        return drawn if like.is_contiguous() else torch.empty_like(like, dtype=torch.bool).copy_(drawn)
 
     def masked(self, x: Tensor, mask: Tensor | None) -> Tensor:
         """x·mask/(1 − p); mask None: x."""

@@ -149,9 +149,14 @@ def make_plan(recipe: Recipe, device: torch.device | str = "cpu", given: Given =
         model=model,
         objective=objective,
         optimizer=build(recipe.optimizer, "optimizer"),
-        options=(replace(options, compile=False) if objective.differentiates else options).on(place),
+        options=_with_derivatives(options).on(place) if objective.differentiates else options.on(place),
         target=build(recipe.target, "target") if hasattr(recipe, "target") else Online(),
     )
+
+
+def _with_derivatives(options: TrainOptions) -> TrainOptions:
+    """Only a recipe that asks for it compiles: the derivative's own pass stays eager."""
+    return replace(options, compile=False) if options.compile is None else options
 
 
 def _check_data(recipe: Recipe, data: DataSplit, options: TrainOptions) -> None:
@@ -181,10 +186,9 @@ def _check_objective(recipe: Recipe, objective: Objective, options: TrainOptions
             "train.label_dropout",
             "give a share of the images, such as 0.1",
         )
-    for key in ("compile", "shard"):
-        if objective.differentiates and getattr(options, key):
-            what = f"{recipe.objective} takes derivatives, for which no network is compiled or split"
-            raise UserError(what, f"train.{key}", "leave it out")
+    if objective.differentiates and options.shard:
+        what = f"{recipe.objective} takes derivatives, for which no network is split"
+        raise UserError(what, "train.shard", "leave it out")
     if isinstance(options.precision, UntilRatio) and not hasattr(objective, "pairs"):
         what = "the objective has no pairs of times, so that no ratio is reached"
         raise UserError(what, "train.precision.until_ratio", "give one precision")

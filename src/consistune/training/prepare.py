@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from consistune.errors import UserError
+from consistune.nn.lean import Dropout
 from consistune.nn.precond import Preconditioned
 from consistune.system.processes import Processes
 from consistune.training import sharding
@@ -57,7 +58,8 @@ def compile_blocks(network: nn.Module, graphs: bool = False) -> None:
     """Compile the forward of each block, or of the whole network where it has none, in place.
 
     Hooks of a sharded block stay outside of the graph. The masks are the eager generator's, or student and
-    target would not drop out alike.
+    target, or a pass and its forward derivative, would not drop out alike. Shapes are constants: blocks share
+    their code, and dynamo would take the channels of the second one for variables.
 
     graphs: each block's kernels are recorded as CUDA graphs and replayed, forward and backward. What they
     return is overwritten after the next `torch.compiler.cudagraph_mark_step_begin`.
@@ -67,5 +69,8 @@ def compile_blocks(network: nn.Module, graphs: bool = False) -> None:
     dynamo: Any = torch._dynamo.config
     limit = "recompile_limit" if hasattr(dynamo, "recompile_limit") else "cache_size_limit"  # PyTorch 2.6
     setattr(dynamo, limit, max(getattr(dynamo, limit), 8 * len(parts)))  # blocks share their code
+    for module in network.modules():
+        if isinstance(module, Dropout):
+            module.compiled = True
     for part in parts:
-        part.forward = torch.compile(part.forward, options=config)
+        part.forward = torch.compile(part.forward, dynamic=False, options=config)
