@@ -371,7 +371,7 @@ TABLES: dict[str, dict[str, Callable[[], str]]] = {
     "results/combinations.md": {
         "combination": lambda: of_study("combination", "start", "estimator", "norm", "solver"),
         "long": lambda: of_study("combination_long", "estimator", "rate"),
-        "unlabelled": lambda: of_study("family_unlabelled", "recipe", "estimator", "norm"),
+        "unlabelled": lambda: of_study("family_unlabelled", "recipe", "estimator", "norm", "rate"),
     },
     "results/methods-compared.md": {
         "digits": methods,
