@@ -4,11 +4,12 @@ import pytest
 import torch
 
 from consistune.core import types
-from consistune.core.noise import EDM
+from consistune.core.guidance import Guided
+from consistune.core.noise import EDM, VP, NoiseSchedule, RectifiedFlow, TrigFlow, rescheduled
 from consistune.core.rng import ImageNoise
 from consistune.core.sampling import ODE, Multistep, PhasedSteps
 from tests.card.pretended import Card
-from tests.card.runs import SHAPE, STEPS, model
+from tests.card.runs import CLASSES, SHAPE, STEPS, model
 
 pytestmark = [
     pytest.mark.gpu,
@@ -38,5 +39,22 @@ def test_samplers_need_no_float64_and_draw_the_same(sampler) -> None:
     with torch.no_grad():
         here = sampler(network, EDM(), ImageNoise([0, 1]), SHAPE)
         there = sampler(network.to("cuda"), EDM(), ImageNoise([0, 1], "cuda"), SHAPE)
+    assert there.dtype == torch.float32
+    torch.testing.assert_close(there.cpu().double(), here, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    "schedule", [EDM(), VP(), RectifiedFlow(), TrigFlow()], ids=lambda one: type(one).__name__
+)
+def test_guided_two_time_models_need_no_float64_and_draw_the_same(schedule: NoiseSchedule) -> None:
+    network = model("mlp", CLASSES, second_time=True).eval()
+    sampler, labels = PhasedSteps((schedule.t_max / 2,)), torch.tensor([0, 3])
+
+    def draw(device: str) -> torch.Tensor:
+        guided = Guided(rescheduled(network.to(device), schedule), None, 1.5, 0.01, schedule.t_max)
+        with torch.no_grad():
+            return sampler(guided, schedule, ImageNoise([0, 1], device), SHAPE, labels.to(device))
+
+    here, there = draw("cpu"), draw("cuda")
     assert there.dtype == torch.float32
     torch.testing.assert_close(there.cpu().double(), here, rtol=1e-3, atol=1e-3)
