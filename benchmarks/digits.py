@@ -13,24 +13,27 @@ import json
 import time
 from collections.abc import Iterator
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from statistics import mean, median
 from typing import Any
 
 import torch
+import yaml
 from pydantic import TypeAdapter
 
-from consistune.bench.timing import alternate
+from consistune.bench.timing import alternate, in_own_process
 from consistune.cli.screen import Screen
 from consistune.models import default_sampler, load, sample
 from consistune.pages.plots import SampleGrids
-from consistune.recipe import read_recipe
+from consistune.recipe import read_recipe, to_yaml, validate
 from consistune.recipe.plan import make_plan
 from consistune.reproduce.runs import Run
 from consistune.reproduce.spec import RunSpec, ScaleSettings, Strict, checked
 from consistune.reproduce.study import Study, with_teacher
 from consistune.system.files import write_atomically
-from consistune.system.host import machine
+from consistune.system.host import machine, peak_bytes
+from harness import FREED_AT_ONCE
 from tables import DOCS, HERE, KEYS, Row, fill, grouped, least_to_greatest, markdown
 
 WORK = Path("runs/benchmarks")
@@ -49,7 +52,8 @@ class Line(Strict):
 class StepRatios(Strict):
     """CPU time of a training step of each word of a factor over the `base` word's, in turns, round by round.
 
-    With `recipe` and `set`, the steps are those of that recipe instead of the study's.
+    With `recipe` and `set`, the steps are those of that recipe instead of the study's. With `memory`, the
+    peak memory of a process that makes such steps is measured too.
     """
 
     factor: str
@@ -58,6 +62,7 @@ class StepRatios(Strict):
     steps: int
     recipe: str | None = None
     set: tuple[str, ...] = ()
+    memory: bool = False
 
 
 class StudyFile(Strict):
@@ -69,7 +74,8 @@ class StudyFile(Strict):
         all_averages: measure every average of `train.ema`.
         equal_cost: train as many images as cost as much as so many of the base word of `step_ratios`.
         start: the model that the runs start from, and the steps in which it is measured too.
-        page: a page of docs/ with a place of the study's name for the table of what equal cost buys.
+        page: a page of docs/ with a place of the study's name for the table of what equal cost buys, or,
+            without `equal_cost`, of what a step costs.
         picture: a file under docs/, and its panels: title → (word of the first factor, steps).
     """
 
@@ -173,23 +179,39 @@ def step_ratios(study: StudyFile, harness: Study) -> Row:
     """CPU time of some training steps of each word over the base word's, and the latter, round by round."""
     ask = study.step_ratios
     assert ask is not None
-    trainers = {}
+    recipes = {}
     for word, keys in study.factors[ask.factor].items():
         name = (ask.recipe or study.recipe).format(**{ask.factor: word})
         spec = RunSpec(recipe=name, set=(*keys, *ask.set))
         recipe, teacher = harness.recipe(spec, 0), harness.teacher(spec, 0)
         if teacher is not None:
             recipe = with_teacher(recipe, str(teacher.folder / "model"))
-        trainers[word] = make_plan(recipe).trainer().steps()
+        recipes[word] = recipe
     times = alternate(
-        {word: partial(next, reports) for word, reports in trainers.items()},
+        {word: partial(next, make_plan(recipe).trainer().steps()) for word, recipe in recipes.items()},
         ask.rounds,
         inner=ask.steps,
         clock=time.process_time,
     )
     base = times[ask.base].seconds
     ratios = {word: [a / b for a, b in zip(each.seconds, base, strict=True)] for word, each in times.items()}
-    return {"step_ratios": ratios, "step_seconds": base}
+    found = {"step_ratios": ratios, "step_seconds": base}
+    if ask.memory:
+        found["peak_bytes"] = {
+            word: in_own_process(peak_of_steps, to_yaml(recipe), environment=FREED_AT_ONCE)
+            for word, recipe in recipes.items()
+        }
+    return found
+
+
+def peak_of_steps(recipe: str) -> int:
+    """This process's peak memory after five steps of a recipe (YAML), above what it held before."""
+    torch.set_num_threads(1)
+    plan = make_plan(validate(yaml.safe_load(recipe), "a step"))
+    before = peak_bytes()
+    for _ in islice(plan.trainer().steps(), 5):
+        pass
+    return peak_bytes() - before
 
 
 def teacher(seed: int, work: Path = WORK) -> Path:
@@ -276,6 +298,17 @@ def draw(study: StudyFile, harness: Study) -> Row:
     return {"images": len(held_out)} | harness.judge.of_images(held_out.images, held_out.labels)
 
 
+def cost_table(study: StudyFile, results: Row) -> str:
+    """What a step of each word costs over the base word's, least to greatest of the rounds."""
+    assert study.step_ratios is not None
+    base = study.step_ratios.base
+    rows = []
+    for word, ratios in results["step_ratios"].items():
+        memory = results["peak_bytes"][word] / results["peak_bytes"][base]
+        rows.append([f"`{word}`", f"{median(ratios):.2f} {least_to_greatest(ratios)}", f"{memory:.2f}"])
+    return markdown([study.step_ratios.factor, "time of a step", "peak memory"], rows)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -297,7 +330,8 @@ def main() -> None:
         path = HERE / "results" / f"{arguments.study}.json"
         make(study, harness, path, arguments.seeds or list(range(study.scale.seeds)), only)
     if study.page is not None:
-        fill(study.page, arguments.study, equal_cost_table(study, json.loads(path.read_text("utf-8"))))
+        table = cost_table if study.equal_cost is None else equal_cost_table
+        fill(study.page, arguments.study, table(study, json.loads(path.read_text("utf-8"))))
 
 
 if __name__ == "__main__":

@@ -23,6 +23,9 @@ from torch.multiprocessing import spawn
 from consistune.system.files import write_atomically
 from tables import fill
 
+FREED_AT_ONCE = {"MALLOC_MMAP_THRESHOLD_": str(1 << 20)}
+"""With this environment variable glibc returns a tensor's memory to the system as soon as it is freed.
+Without it glibc keeps freed blocks for later use, and they count in the peak."""
 RESULTS = Path(__file__).parent / "results"
 Record = dict[str, Any]
 Tables = dict[tuple[str, str], Callable[[Record], str]]

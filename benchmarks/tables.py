@@ -101,9 +101,10 @@ def of_groups(labels: Sequence[str], groups: Sequence[tuple[Any, list[Row]]]) ->
 
 
 def of_study(name: str, *factors: str) -> str:
-    """The table of a study, by its factors, whose words come in the order of its file."""
-    groups = grouped(read(name)["runs"], lambda run: tuple(run[factor] for factor in factors))
+    """The table of a study, by these factors or all, whose words come in the order of its file."""
     words = yaml.safe_load((HERE / "studies" / f"{name}.yaml").read_text(encoding="utf-8"))["factors"]
+    factors = factors or tuple(words)
+    groups = grouped(read(name)["runs"], lambda run: tuple(run[factor] for factor in factors))
     orders = [list(words[factor]) for factor in factors]
     ranked = sorted(
         groups, key=lambda group: [order.index(word) for order, word in zip(orders, group, strict=True)]
@@ -366,18 +367,18 @@ def kill_and_resume() -> str:
 
 TABLES: dict[str, dict[str, Callable[[], str]]] = {
     "digits.md": {"search": lambda: digits_table("search"), "end": lambda: digits_table("end")},
-    "continuous.md": {"own": lambda: of_study("own_scatter", "recipe", "estimator", "scale", "rate")},
-    "results/emoji64-latents.md": {"emoji64": lambda: of_study("emoji64_latents", "run", "norm")},
+    "continuous.md": {"own": lambda: of_study("own_scatter")},
+    "results/emoji64-latents.md": {"emoji64": lambda: of_study("emoji64_latents")},
     "results/combinations.md": {
-        "combination": lambda: of_study("combination", "start", "estimator", "norm", "solver"),
+        "combination": lambda: of_study("combination"),
         "long": lambda: of_study("combination_long", "estimator", "rate"),
-        "unlabelled": lambda: of_study("family_unlabelled", "recipe", "estimator", "norm", "rate"),
+        "unlabelled": lambda: of_study("family_unlabelled"),
     },
     "results/methods-compared.md": {
         "digits": methods,
-        "family": lambda: of_study("family", "recipe", "estimator", "norm", "rate"),
+        "family": lambda: of_study("family"),
     },
-    "results/mnist10k.md": {"mnist10k": mnist10k},
+    "results/mnist10k.md": {"mnist10k": mnist10k, "family": lambda: of_study("mnist10k_family")},
     "results/levers-tables.md": {
         "levers": levers,
         "seeds": lever_seeds,
@@ -386,7 +387,7 @@ TABLES: dict[str, dict[str, Callable[[], str]]] = {
         "ends": error_ends,
     },
     "performance.md": {"step": training_steps, "sampling": sampling, "startup": startup},
-    "results/precision.md": {"precision": lambda: of_study("precision", "precision")},
+    "results/precision.md": {"precision": lambda: of_study("precision")},
     "results/performance-details.md": {"levers": step_levers, "memory": memory},
     "long-runs.md": {"kill_and_resume": kill_and_resume},
 }

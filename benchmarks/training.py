@@ -48,13 +48,10 @@ from consistune.recipe.cost import kept_for_gradient
 from consistune.system.host import machine
 from consistune.system.processes import Processes
 from consistune.training.loop import Trainer
-from harness import Benchmark, Record, clock, in_pair
+from harness import FREED_AT_ONCE, Benchmark, Record, clock, in_pair
 from step_model import BYTES_PER_PARAMETER, MeasuredStep, StepModel, state_bytes
 from tables import markdown
 
-FREED_AT_ONCE = {"MALLOC_MMAP_THRESHOLD_": str(1 << 20)}
-"""With this environment variable glibc returns a tensor's memory to the system as soon as it is freed.
-Without it glibc keeps freed blocks for later use, and they count in the peak."""
 SMALL = {
     "network": {
         "kind": "song",
