@@ -72,7 +72,7 @@ class Dropout(nn.Dropout):
         return round(self.p * self.LEVELS)
 
     def mask(self, like: Tensor) -> Tensor | None:
-        """The elements that stay, bool in the shape and memory format of `like`; None: all stay."""
+        """The elements that stay, bool in the shape of `like`; None: all stay."""
         if not self.training or self.dropped == 0:
             return None
         # One order of elements whatever the memory format, which may differ in a forward derivative.
