@@ -72,17 +72,22 @@ class Dropout(nn.Dropout):
         return round(self.p * self.LEVELS)
 
     def mask(self, like: Tensor) -> Tensor | None:
-        """The elements that stay, bool in the shape of `like`; None: all stay."""
+        """The elements that stay, bool in the shape and memory format of `like`; None: all stay.
+
+        They are drawn in one order, whatever the format: that of a forward derivative may differ.
+        """
         if not self.training or self.dropped == 0:
             return None
-        # One order of elements whatever the memory format, which may differ in a forward derivative.
-        kept = torch.zeros(like.numel(), dtype=torch.bool, device=like.device)
         if self.dropped == self.LEVELS:
-            return kept.view(like.shape)
+            return torch.zeros_like(like, dtype=torch.bool)
+        count = like.numel()
         if like.device.type != "cpu" or self.compiled or torch.compiler.is_compiling():
-            return kept.bernoulli_(1 - self.dropped / self.LEVELS).view(like.shape)
-        bits = torch.empty(-(-like.numel() // 4), dtype=torch.int64).random_(-(2**63), None).view(torch.int16)
-        drawn = (bits[: like.numel()] >= self.dropped - self.LEVELS // 2).view(like.shape)
+            drawn = torch.zeros(count, dtype=torch.bool, device=like.device)
+            drawn.bernoulli_(1 - self.dropped / self.LEVELS)
+        else:
+            bits = torch.empty(-(-count // 4), dtype=torch.int64).random_(-(2**63), None).view(torch.int16)
+            drawn = bits[:count] >= self.dropped - self.LEVELS // 2
+        drawn = drawn.view(like.shape)
         return drawn if like.is_contiguous() else torch.empty_like(like, dtype=torch.bool).copy_(drawn)
 
     def masked(self, x: Tensor, mask: Tensor | None) -> Tensor:
