@@ -10,6 +10,7 @@ import json
 import sys
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
+from operator import itemgetter
 from pathlib import Path
 from statistics import mean, median, stdev
 from typing import Any
@@ -102,14 +103,12 @@ def of_groups(labels: Sequence[str], groups: Sequence[tuple[Any, list[Row]]]) ->
 
 def of_study(name: str, *factors: str) -> str:
     """The table of a study, by these factors or all, whose words come in the order of its file."""
-    words = yaml.safe_load((HERE / "studies" / f"{name}.yaml").read_text(encoding="utf-8"))["factors"]
+    words = yaml.safe_load((HERE / "studies" / f"{name}.yaml").read_text("utf-8"))["factors"]
     factors = factors or tuple(words)
     groups = grouped(read(name)["runs"], lambda run: tuple(run[factor] for factor in factors))
     orders = [list(words[factor]) for factor in factors]
-    ranked = sorted(
-        groups, key=lambda group: [order.index(word) for order, word in zip(orders, group, strict=True)]
-    )
-    return of_groups(factors, [(group, groups[group]) for group in ranked])
+    ranked = sorted(groups, key=lambda group: [o.index(word) for o, word in zip(orders, group, strict=True)])
+    return of_groups(factors, [(group, sorted(groups[group], key=itemgetter("seed"))) for group in ranked])
 
 
 def digits_groups(name: str) -> Groups:
