@@ -500,29 +500,22 @@ def _patch_attention() -> None:
 
 
 def _patch_engine() -> None:
-    run_backward = torch.autograd.graph._engine_run_backward
-
-    def engine(*args: Any, **kwargs: Any) -> Any:
-        if Card.current is None:
-            return run_backward(*args, **kwargs)
-        _Backward.depth += 1
-        try:
-            return run_backward(*args, **kwargs)
-        finally:
-            _Backward.depth -= 1
-
+    engine = _within(_Backward, torch.autograd.graph._engine_run_backward)
     torch.autograd.graph._engine_run_backward = engine
     torch.autograd._engine_run_backward = engine  # type: ignore[attr-defined]
+    torch.func.jvp = _within(_Forward, torch.func.jvp)
 
-    forward_derivative = torch.func.jvp
 
-    def jvp(*args: Any, **kwargs: Any) -> Any:
+def _within(state: type[_Backward | _Forward], function: Callable[..., Any]) -> Callable[..., Any]:
+    """The function, with `state.depth` raised while it runs."""
+
+    def run(*args: Any, **kwargs: Any) -> Any:
         if Card.current is None:
-            return forward_derivative(*args, **kwargs)
-        _Forward.depth += 1
+            return function(*args, **kwargs)
+        state.depth += 1
         try:
-            return forward_derivative(*args, **kwargs)
+            return function(*args, **kwargs)
         finally:
-            _Forward.depth -= 1
+            state.depth -= 1
 
-    torch.func.jvp = jvp
+    return run

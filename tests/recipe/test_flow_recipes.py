@@ -15,6 +15,7 @@ from consistune.nn.precond import EDMPrecond
 from consistune.nn.small import ResidualMLP
 from consistune.recipe import read_recipe
 from consistune.recipe.plan import Plan, make_plan
+from consistune.training.options import TrainOptions
 
 MLP = "{kind: mlp, width: 8, blocks: 1%s}"
 TINY = ["start_from=null", "train.batch=8", "train.images=32", "train.checkpoint_images=16"]
@@ -53,6 +54,19 @@ def test_what_cannot_work_is_refused_by_its_key(name, overrides, words) -> None:
     line = str(error.value)
     assert "\n" not in line
     assert all(word in line for word in words), line
+
+
+@pytest.mark.parametrize(("name", "left_open"), [("digits-sct-continuous", False), ("digits-ect", None)])
+def test_where_a_derivative_is_taken_only_a_recipe_that_asks_is_compiled(
+    name, left_open, monkeypatch
+) -> None:
+    asked: list[object] = []
+    on = TrainOptions.on
+    monkeypatch.setattr(TrainOptions, "on", lambda self, place: asked.append(self.compile) or on(self, place))
+    keys = [f"network={RECIPES['digits-sct-continuous']}", *TINY]
+    make_plan(read_recipe(name, keys))
+    assert asked[-1] is left_open
+    assert make_plan(read_recipe(name, [*keys, "train.compile=true"])).options.compile is True
 
 
 @pytest.mark.parametrize("name", RECIPES)

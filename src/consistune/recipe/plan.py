@@ -132,6 +132,8 @@ def make_plan(recipe: Recipe, device: torch.device | str = "cpu", given: Given =
         mirrored=recipe.train.x_flip,
     )
     _check_objective(recipe, objective, options)
+    if objective.differentiates and options.compile is None:  # the derivative's own pass would stay eager
+        options = replace(options, compile=False)
     if options.channels_last and not any(p.ndim == 4 for p in model.parameters()):
         what = "the network has no convolution, whose weights could lie channels last"
         raise UserError(what, "train.channels_last", "leave it out")
@@ -149,14 +151,9 @@ def make_plan(recipe: Recipe, device: torch.device | str = "cpu", given: Given =
         model=model,
         objective=objective,
         optimizer=build(recipe.optimizer, "optimizer"),
-        options=_with_derivatives(options).on(place) if objective.differentiates else options.on(place),
+        options=options.on(place),
         target=build(recipe.target, "target") if hasattr(recipe, "target") else Online(),
     )
-
-
-def _with_derivatives(options: TrainOptions) -> TrainOptions:
-    """Only a recipe that asks for it compiles: the derivative's own pass stays eager."""
-    return replace(options, compile=False) if options.compile is None else options
 
 
 def _check_data(recipe: Recipe, data: DataSplit, options: TrainOptions) -> None:

@@ -38,7 +38,8 @@ class TrainOptions:
         precision: what the networks compute in (`training.precision`); losses and references stay fp32. auto:
             on CUDA `CARD_PRECISION`, elsewhere fp32.
         clip_norm: gradients longer than this are shortened to it; None: never.
-        compile: the networks' blocks through torch.compile; None: on CUDA, from COMPILED_STEPS steps on.
+        compile: the networks' blocks through torch.compile; None: on CUDA, from COMPILED_STEPS steps on (in a
+            recipe not where the objective takes derivatives).
             graphs: their kernels are also replayed as CUDA graphs.
         channels_last: their weights in that memory format; None: on CUDA.
         checkpointing: U-Net blocks keep only their inputs and compute the rest again for the gradient.
