@@ -131,7 +131,7 @@ OWN: dict[tuple[str, str], str] = {
     (
         "TrainOptions",
         "compile",
-    ): "torch.compile of the blocks, or CUDA graphs; null: true on CUDA from 10,000 steps, without derivatives",
+    ): "blocks by torch.compile, or CUDA graphs; null: on CUDA from 10,000 steps, without derivatives",
     ("TrainOptions", "label_dropout"): "share of images whose label the model does not see, for guidance",
     ("TrainOptions", "ema"): "averages of the weights: decay per step, or a section; the first is sampled",
     ("UntilRatio", "until_ratio"): "the median r/t at which the precision changes",
