@@ -1,7 +1,8 @@
-"""Everything that a card must prove, in one command of at most eight minutes.
+"""Everything that a card must prove, in two commands of at most eight minutes each.
 
     benchmarks/card_wheels.sh                                    where there is a network
     python3 benchmarks/card.py --carried .card --out DIR         where the card is
+    python3 benchmarks/card.py --carried .card --out DIR --earlier DIR/card.json    then: the rest
     python3 benchmarks/card.py --rehearse                        on the CPU, tiny: the figures say nothing
     python3 benchmarks/card.py --pretend                         on the pretended card of tests/card, tiny
     python3 benchmarks/card.py --page DIR/card.json              only the page again, from the record
@@ -26,7 +27,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from card_run import PREPARED, Setting
+from card_run import Setting, call_log
 
 ROOT = Path(__file__).resolve().parents[1]
 Record = dict[str, Any]
@@ -52,11 +53,15 @@ NEEDED = (
 
 @dataclass(frozen=True)
 class Stage:
-    """A stage and the most seconds that it may take; the last one gets what is left, at least `least`."""
+    """A stage and the most seconds that it may take.
+
+    beside: it starts after the ceilings are measured, and the stages before it in the list go on while it
+    works; those after it wait for its end.
+    """
 
     name: str
     seconds: float
-    least: float = 0.0
+    beside: bool = False
 
 
 REHEARSAL_PATIENCE = 4
@@ -65,15 +70,33 @@ SHORTEST_S = 5.0
 """A stage with less time than this is not begun."""
 STAGES = (
     Stage("ceilings", 30),
-    Stage("train", 165),
+    Stage("tests", 75),
+    Stage("digits", 90),
+    Stage("compilation", 220, beside=True),
+    Stage("train", 100),
     Stage("posterior", 30),
-    Stage("tests", 50),
     Stage("sampling", 50),
+    Stage("derivatives", 50),
     Stage("graphs", 45),
     Stage("steps", 60),
-    Stage("run", 240, least=190),
+    Stage("prepare", 60, beside=True),
+    Stage("run", 240),
 )
-"""In order of worth; `prepare` runs beside them, because it needs no card."""
+"""In order of worth. Compilation takes minutes of the processors and little of the card: beside it goes what
+needs no clock."""
+ALONE_FIRST = "ceilings"
+NEEDS = {"run": "prepare"}
+FEW_THREADS = ("tests", "digits", "prepare", "run", "compilation")
+"""Stages of several programs, which would stand in each other's way with a thread for every core each."""
+
+
+@dataclass(frozen=True)
+class Running:
+    """A stage at work: since when, and for how many seconds at most."""
+
+    process: "subprocess.Popen[str]"
+    began: float
+    limit: float
 
 
 class Kit:
@@ -87,24 +110,27 @@ class Kit:
         archive = next((a for a in _archives(self.carried) if a.is_file()), None)
         self.work = Path(tempfile.mkdtemp(prefix="card-"))
         self.setting = Setting(self.mode, self.work, self.out.resolve(), archive, 0.0, None)
-        self.stages = [stage for stage in STAGES if stage.name in (given.only or [s.name for s in STAGES])]
-        self.record: Record = {"mode": self.mode, "when": time.strftime("%Y-%m-%d %H:%M:%S"), "stages": {}}
+        earlier: Record = json.loads(given.earlier.read_text())["stages"] if given.earlier else {}
+        open_ones = [s.name for s in STAGES if earlier.get(s.name, {}).get("status") != "done"]
+        names = {*(given.only or open_ones)}
+        self.stages = [s for s in STAGES if s.name in names | {NEEDS.get(name) for name in names}]
+        self.record: Record = {"mode": self.mode, "when": time.strftime("%Y-%m-%d %H:%M:%S")}
+        self.record["stages"] = earlier
         self.environment = environment(self.mode, self.carried and unpacked(self.carried, self.work))
 
     def run(self) -> None:
         """All stages, and the page at the end."""
         self._say_what_is_needed()
-        began, beside = time.monotonic(), None
-        if any(stage.name == "run" for stage in self.stages):
-            beside = self._start("prepare", self.setting)
+        began = time.monotonic()
+        started: dict[str, Running] = {}
         try:
-            for index, stage in enumerate(self.stages):
-                later = sum(other.least for other in self.stages[index + 1 :])
-                self._stage(stage, self.ends - time.monotonic() - later, beside)
+            for stage in self.stages:
+                if stage.name != ALONE_FIRST and not started:
+                    started = {s.name: self._running(s) for s in self.stages if s.beside}
+                self._stage(stage, started.get(stage.name))
         finally:
-            if beside is not None:
-                self._stop(beside)
-                self._collect("prepare", {})
+            for running in started.values():
+                self._stop(running.process)
             self.record["seconds"] = round(time.monotonic() - began, 1)
             self._write()
             shutil.rmtree(self.work, ignore_errors=True)
@@ -116,21 +142,24 @@ class Kit:
         ended = all(self.record["stages"][stage.name]["status"] == "done" for stage in self.stages)
         return ended and "page" not in self.record and not any("failed" in part for part in parts)
 
-    def _stage(self, stage: Stage, left: float, beside: "subprocess.Popen[str] | None") -> None:
-        limit = min(stage.seconds * self.patience, left)
-        if limit < SHORTEST_S:
-            self._collect(stage.name, {"status": "no time left"})
-            return
-        print(f"{stage.name}: up to {limit:.0f} s", flush=True)
+    def _running(self, stage: Stage) -> "Running":
+        limit = min(stage.seconds * self.patience, self.ends - time.monotonic())
+        self.record["stages"].pop(stage.name, None)
         rate = median_rate(self.record, "eager", "ECT, bf16")
         setting = Setting(*list(vars(self.setting).values())[:4], limit, rate)
-        began, status = time.monotonic(), "done"
-        process = self._start(stage.name, setting)
+        return Running(self._start(stage.name, setting), time.monotonic(), limit)
+
+    def _stage(self, stage: Stage, running: "Running | None") -> None:
+        if running is None:
+            if min(stage.seconds, self.ends - time.monotonic()) < SHORTEST_S:
+                self._collect(stage.name, {"status": "no time left"})
+                return
+            running = self._running(stage)
+        process, began, limit, status = running.process, running.began, running.limit, "done"
+        print(f"{stage.name}: up to {limit - (time.monotonic() - began):.0f} s", flush=True)
         try:
             while process.poll() is None and status == "done":
                 time.sleep(0.1)
-                if beside is not None and beside.poll() is not None:
-                    (self.work / PREPARED).touch()
                 self._collect(stage.name, {"status": "running"})
                 if time.monotonic() - began > limit:
                     status = "out of time"
@@ -138,15 +167,21 @@ class Kit:
             self._stop(process)
         if status == "done" and process.returncode:
             status = "failed"
-        self._collect(stage.name, {"status": status, "seconds": round(time.monotonic() - began, 1)})
+        facts: Record = {"status": status, "seconds": round(time.monotonic() - began, 1)}
+        if status != "done":
+            logs = [self.work / f"{stage.name}.log", self.work / call_log(process.pid)]
+            facts["error"] = "\n".join(log.read_text()[-3000:] for log in logs if log.exists())
+        self._collect(stage.name, facts)
         print(f"{stage.name}: {status}, {time.monotonic() - began:.0f} s", flush=True)
 
     def _start(self, name: str, setting: Setting) -> "subprocess.Popen[str]":
         task = {key: str(v) if isinstance(v, Path) else v for key, v in vars(setting).items()}
         log = (self.work / f"{name}.log").open("w")
         command = [sys.executable, __file__, "--stage", name, json.dumps(task)]
+        threads = {"OMP_NUM_THREADS": "2"} if name in FEW_THREADS and self.mode == "card" else {}
+        environment = self.environment | threads
         return subprocess.Popen(
-            command, stdout=log, stderr=log, text=True, env=self.environment, start_new_session=True
+            command, stdout=log, stderr=log, text=True, env=environment, start_new_session=True
         )
 
     def _stop(self, process: "subprocess.Popen[str]") -> None:
@@ -160,8 +195,6 @@ class Kit:
         path = self.work / f"{name}.json"
         known = self.record["stages"].get(name, {})
         now = {**known, **facts, "parts": json.loads(path.read_text()) if path.exists() else {}}
-        if facts.get("status") == "failed":
-            now["error"] = (self.work / f"{name}.log").read_text()[-3000:]
         if now != known:
             self.record["stages"][name] = now
             self._write_json()
@@ -282,6 +315,9 @@ def main() -> None:
     parser.add_argument("--carried", type=Path, help="what benchmarks/card_wheels.sh made")
     parser.add_argument("--minutes", type=float, default=8.0, help="for everything")
     parser.add_argument("--only", nargs="+", choices=[s.name for s in STAGES], help="some stages")
+    parser.add_argument(
+        "--earlier", type=Path, metavar="JSON", help="keep its stages; without --only, do what it lacks"
+    )
     given = parser.parse_args()
     if given.stage:
         task = json.loads(given.stage[1])

@@ -61,7 +61,7 @@ def failed_tests(record: Record) -> Values:
 
 
 def whole_runs(record: Record) -> Values:
-    parts = record["stages"].get("run", {}).get("parts", {})
+    parts = [name for stage in ("digits", "run") for name in record["stages"].get(stage, {}).get("parts", {})]
     return [float(sum(name.endswith("measures") for name in parts))] if parts else None
 
 

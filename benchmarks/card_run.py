@@ -1,6 +1,7 @@
 """The stages of benchmarks/card.py that start programs: the gpu tests, the data, and whole runs."""
 
 import json
+import os
 import re
 import signal
 import subprocess
@@ -9,6 +10,7 @@ import tarfile
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -26,14 +28,18 @@ OVERHEAD_S = 75.0
 """Of the run's seconds, for starting five programs, sampling and measuring."""
 SHORTEST_S = 20.0
 """The least that is planned for training on CIFAR-10, whatever was left."""
-PREPARED = "prepared"
-"""This file in the work folder says that `prepare` has ended, well or not."""
-ASSUMED_RATE = 800.0
-"""Images a second where the stage `train` has measured none."""
+ASSUMED_RATE = 600.0
+"""Images a second where the stage `train` has measured none: an H100's, measured 611."""
+WORKERS = 6
+"""Processes of the tests, where pytest-xdist is there: each starts the device for itself."""
 TINY_NETWORK = "network={kind: mlp, width: 16, blocks: 1}"
 FAST = ("train.precision=bf16", "train.channels_last=true", "train.compile=false")
 """Not compiled: three programs would spend more on that than on a minute's training."""
-OUTCOME = re.compile(r"^(\S+::.*|tests/\S+) (PASSED|FAILED|ERROR|SKIPPED|XFAIL)\b")
+OUTCOME = re.compile(
+    r"^(?:\[gw\d+\].*? (?P<word>PASSED|FAILED|ERROR|SKIPPED|XFAIL) (?P<test>tests/\S.*)"
+    r"|(?P<alone>tests/\S.*?) (?P<outcome>PASSED|FAILED|ERROR|SKIPPED|XFAIL)\b.*)$"
+)
+"""A test's line of pytest -v, with processes and without."""
 
 
 @dataclass(frozen=True)
@@ -70,7 +76,9 @@ class Setting:
 def tests(setting: Setting) -> Parts:
     """All tests marked gpu; on the pretended card a few of them."""
     some = ["-p", "tests.card.plugin", "tests/core/test_gpu.py"] if setting.small else gpu_tests()
-    command = [sys.executable, "-m", "pytest", "-o", "addopts=", "-v", "-m", "gpu", *some]
+    if not setting.small and find_spec("xdist"):
+        some += ["-n", str(WORKERS)]
+    command = [sys.executable, "-m", "pytest", "-o", "addopts=", "-v", "-m", "gpu", "--durations=12", *some]
     with subprocess.Popen(
         command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     ) as run:
@@ -80,13 +88,15 @@ def tests(setting: Setting) -> Parts:
         for line in run.stdout:
             lines.append(line.rstrip())
             if match := OUTCOME.match(line):
-                found.setdefault(match[2].lower(), []).append(match[1])
+                word, name = match["word"] or match["outcome"], match["test"] or match["alone"]
+                found.setdefault(word.lower(), []).append(name)
                 yield "counts", {outcome: len(names) for outcome, names in found.items()}
-                if match[2] in ("FAILED", "ERROR"):
+                if word in ("FAILED", "ERROR"):
                     yield "failures", {"tests": found.get("failed", []) + found.get("error", [])}
     yield "counts", {"exit status": run.returncode}
+    yield "slowest", {"output": [line for line in lines if " call " in line]}
     if run.returncode:
-        yield "failures", {"output": lines[-60:]}
+        yield "failures", {"output": lines[-120:]}
 
 
 def gpu_tests() -> list[str]:
@@ -111,37 +121,36 @@ def prepare(setting: Setting) -> Parts:
 
 
 def run(setting: Setting) -> Parts:
-    """Digits from nothing to a measured model; then CIFAR-10, with a kill and a continuation."""
-    ends = time.monotonic() + setting.seconds
-    if setting.mode != "rehearse":  # the same commands follow, and each takes seconds to start
-        yield from _digits(setting)
-    if setting.mode == "pretend":
+    """CIFAR-10 from nothing to a measured model, with a kill and a continuation."""
+    if setting.mode == "pretend":  # the pretended card is too slow for it
         return
     data = setting.work / "cifar10"
-    while not (setting.work / PREPARED).exists():
-        time.sleep(0.2)
     if not data.is_dir():
         yield "CIFAR-10", {"failed": "its images were not prepared"}
         return
-    yield from _cifar(setting, data, ends - time.monotonic() - OVERHEAD_S)
+    yield from _cifar(setting, data, setting.seconds - OVERHEAD_S)
+
+
+def call_log(process: int) -> str:
+    """The file in the work folder with the output of the last command that a stage's process has run."""
+    return f"call-{process}.log"
 
 
 def call(setting: Setting, *words: str) -> Record:
     """Run a command of the package. Raises RuntimeError with the end of its output where it fails."""
-    began = time.perf_counter()
-    done = subprocess.run(
-        setting.consistune(*words),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        cwd=setting.work,
-    )
+    began, log = time.perf_counter(), setting.work / call_log(os.getpid())
+    with log.open("w") as out:
+        print("consistune", *words, file=out, flush=True)
+        done = subprocess.run(setting.consistune(*words), stdout=out, stderr=out, cwd=setting.work)
     if done.returncode:
-        raise RuntimeError(f"consistune {' '.join(words)}: status {done.returncode}\n{done.stdout[-2000:]}")
+        raise RuntimeError(f"status {done.returncode}: {log.read_text()[-2000:]}")
     return {"command": " ".join(words), "seconds": round(time.perf_counter() - began, 1)}
 
 
-def _digits(setting: Setting) -> Parts:
+def digits(setting: Setting) -> Parts:
+    """Digits from nothing to a measured model."""
+    if setting.mode == "rehearse":  # the same commands follow, and each takes seconds to start
+        return
     images = (256, 256) if setting.small else (256_000, 64_000)
     keys = [TINY_NETWORK, "train.batch=64"] if setting.small else []
     teacher, model = setting.work / "digits-edm", setting.work / "digits-sct"
@@ -240,5 +249,5 @@ def _few_images(folder: Path) -> None:
             Image.fromarray(pixels).save(folder / f"class{label}" / f"{index:04d}.jpg")
 
 
-STAGES = {"tests": tests, "prepare": prepare, "run": run}
+STAGES = {"tests": tests, "prepare": prepare, "digits": digits, "run": run}
 """Stages that start programs; `card_stages` has those that measure in one process."""

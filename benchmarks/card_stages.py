@@ -2,7 +2,6 @@
 
 import copy
 import functools
-import gc
 import itertools
 import math
 import time
@@ -14,16 +13,29 @@ from typing import Any
 
 import torch
 
+from card_measure import (
+    Record,
+    allocated,
+    attempt,
+    build,
+    fitting,
+    free,
+    in_turns,
+    kernels,
+    peak,
+    rate,
+    seconds,
+)
 from consistune.bench import card, sampling, training
-from consistune.bench.timing import Timing, alternate
+from consistune.bench.timing import alternate
 from consistune.bench.workload import Workload, pictures
 from consistune.core.estimators import NoiseEstimator, OneSample, ScoreIdentity
 from consistune.core.noise import EDM
+from consistune.core.objectives import ContinuousConsistency
 from consistune.core.posterior.mean import Reference, dequantise, posterior
 from consistune.nn.precond import Preconditioned
-from consistune.system.host import machine, package_version, peak_bytes
+from consistune.system.host import machine, package_version
 
-Record = dict[str, Any]
 Parts = Iterator[tuple[str, Record]]
 DDPMPP, EDM2 = "edm-cifar10-ddpmpp", "edm2-img64-s"
 TINY: dict[str, Any] = {
@@ -38,13 +50,20 @@ TINY: dict[str, Any] = {
     },
     "precond": {"kind": "edm"},
 }
-SMALL_UNET: dict[str, Any] = {
-    "network": {**TINY["network"], "image_shape": (3, 32, 32), "model_channels": 64},
+SMALL_DIT: dict[str, Any] = {
+    "network": {"kind": "dit", "image_shape": (3, 32, 32), "patch": 2, "width": 256, "blocks": 8},
     "precond": {"kind": "edm"},
 }
-"""A network whose kernels are so short that launching them takes longer."""
+"""A network whose kernels are so short that launching them takes longer; its blocks are one graph."""
 CHECKED_ROWS = 8
 """Queries a noise level whose posterior mean is compared with float64."""
+EAGER_FORM = {
+    "compiled": "eager",
+    "graphs": "eager",
+    "ECT, compiled": "ECT",
+    "continuous, compiled": "continuous",
+}
+"""Forms whose losses must agree with an eager one's."""
 LEVELS = (0.02, 0.1, 1.0, 10.0, 80.0)
 
 
@@ -75,7 +94,7 @@ class Sizes:
     classes: int = 1_000
     queries: int = 512
     sampled: tuple[int, ...] = (1, 64, 512)
-    graphed: tuple[Kept, ...] = (Kept("small", 128, config=SMALL_UNET), Kept(DDPMPP, 512))
+    graphed: Kept = Kept("dit, width 256", 128, config=SMALL_DIT)
     graphs: bool = True
     peer_channels: tuple[int, int, int] | None = None
 
@@ -92,7 +111,7 @@ SMALL = Sizes(
     classes=5,
     queries=8,
     sampled=(1, 2),
-    graphed=(Kept("tiny", 4, config=TINY),),
+    graphed=Kept("tiny", 4, config=TINY),
     graphs=False,
     peer_channels=(16, 16, 16),
 )
@@ -108,11 +127,11 @@ def ceilings(sizes: Sizes) -> Parts:
     yield "machine", {**machine(), "consistune": package_version()}
     for word in ("bf16", "tf32", "fp32"):
         timing = card.product(word, sizes.device, sizes.side, sizes.rounds, sizes.inner)
-        yield word, _rate(timing, 2 * sizes.side**3, "FLOP/s")
+        yield word, rate(timing, 2 * sizes.side**3, "FLOP/s")
     a = torch.randint(256, (sizes.copied_bytes,), device=sizes.device, dtype=torch.uint8)
     b = torch.empty_like(a)
     timing = alternate({"copy": lambda: b.copy_(a)}, sizes.rounds, inner=sizes.inner)["copy"]
-    yield "copy", _rate(timing, 2 * sizes.copied_bytes, "bytes/s")
+    yield "copy", rate(timing, 2 * sizes.copied_bytes, "bytes/s")
 
 
 def posteriors(sizes: Sizes) -> Parts:
@@ -143,15 +162,16 @@ def train(sizes: Sizes) -> Parts:
     """
     workload = sizes.workloads[0]
     runs: dict[str, Callable[[], object]] = {}
-    while (peaks := _fitting(runs, _plain_forms(workload, sizes))) is None:
+    while (peaks := fitting(runs, _plain_forms(workload, sizes))) is None:
         runs.clear()
-        _free()
+        free()
         workload = Kept(workload.preset, workload.batch // 2, workload.dropout, workload.config)
     flops = {"batch": workload.batch, "FLOP a step": card.step_flops(workload)}
     yield "work", flops
     eager = {"ECT, bf16": partial(_ours, workload, sizes, compile=False)}
-    peaks |= {name: _build(runs, name, make) for name, make in eager.items()}
-    yield "eager", {"peak bytes": dict(peaks), **_in_turns(runs, min(3, sizes.rounds), workload)}
+    peaks |= {name: build(runs, name, make) for name, make in eager.items()}
+    yield "eager", {"peak bytes": dict(peaks), **in_turns(runs, min(3, sizes.rounds), workload)}
+    yield "kernels", {name: kernels(runs[name]) for name in ("plain, bf16", "ECT, bf16")}
     shape = workload.image_shape
     references = pictures(max(sizes.references), shape).to(sizes.device)
     sct = ScoreIdentity(EDM(), Reference.ungrouped(references))
@@ -161,18 +181,43 @@ def train(sizes: Sizes) -> Parts:
     }
     for name, make in compiled.items():
         began = time.perf_counter()
-        peaks[name] = _build(runs, name, make)
+        peaks[name] = build(runs, name, make)
         yield "compilation", {name: f"{time.perf_counter() - began:.1f} s for the first two steps"}
-    yield "compiled", {"peak bytes": peaks, **_in_turns(runs, sizes.rounds, workload)}
+    yield "compiled", {"peak bytes": peaks, **in_turns(runs, min(3, sizes.rounds), workload)}
+    yield "kernels", {name: kernels(runs[name]) for name in compiled}
+
+
+def compilation(sizes: Sizes) -> Parts:
+    """The first two steps of what later stages compile, in seconds; those find it in the compiler's cache."""
+    workload = sizes.workloads[0]
+    forms = {
+        f"{workload.preset}, batch {workload.batch}": partial(_two_steps, workload, sizes),
+        "sampling": partial(_drawn_compiled, sizes),
+    }
+    for name, run in forms.items():
+        yield name, attempt(seconds, run)
+
+
+def derivatives(sizes: Sizes) -> Parts:
+    """Steps of continuous time, which take a forward derivative, in turns with ECT's: eager and compiled."""
+    workload, continuous = sizes.workloads[0], ContinuousConsistency(EDM(), OneSample())
+    made = partial(_ours, workload, sizes)
+    forms = {
+        "ECT": partial(made, compile=False),
+        "continuous": partial(made, of=continuous, compile=False),
+        "ECT, compiled": partial(made, compile=True),
+        "continuous, compiled": partial(made, of=continuous, compile=True),
+    }
+    yield f"{workload.preset}, batch {workload.batch}", attempt(_agreeing, forms, workload, sizes)
 
 
 def graphs(sizes: Sizes) -> Parts:
-    """Compiled steps with and without CUDA graphs, in turns, of a small network, then of a large one.
+    """Compiled steps with and without CUDA graphs, in turns, of a small network.
 
     All forms begin from the same weights and draw the same numbers: their first losses must agree.
     """
-    for workload in sizes.graphed:
-        yield f"{workload.preset}, batch {workload.batch}", attempt(_graphs, workload, sizes)
+    workload = sizes.graphed
+    yield f"{workload.preset}, batch {workload.batch}", attempt(_graphs, workload, sizes)
 
 
 def samples(sizes: Sizes) -> Parts:
@@ -203,6 +248,8 @@ STAGES: Mapping[str, Callable[[Sizes], Parts]] = {
     "ceilings": ceilings,
     "posterior": posteriors,
     "train": train,
+    "compilation": compilation,
+    "derivatives": derivatives,
     "sampling": samples,
     "graphs": graphs,
     "steps": steps,
@@ -210,19 +257,14 @@ STAGES: Mapping[str, Callable[[Sizes], Parts]] = {
 """Stages that measure in one process. `card_run` has the others, which start programs."""
 
 
-def attempt(measure: Callable[..., Record], *arguments: Any, **options: Any) -> Record:
-    """The record, or {"failed": why}; the memory is free again after it."""
-    try:
-        return measure(*arguments, **options)
-    except Exception as error:  # one configuration that fails must not end the stage
-        return {"failed": f"{type(error).__name__}: {str(error)[:300]}"}
-    finally:
-        _free()
+def _two_steps(workload: Workload, sizes: Sizes) -> None:
+    step: Any = _ours(workload, sizes, compile=True)
+    step()
+    step()
 
 
-def _rate(timing: Timing, work: float, unit: str) -> Record:
-    rates = sorted(work / seconds for seconds in timing.seconds)
-    return {unit: work / timing.median, "least": rates[0], "most": rates[-1]}
+def _drawn_compiled(sizes: Sizes) -> None:
+    sampling.ours(sizes.workloads[0].model().to(sizes.device), "bf16", compiled=True)(sizes.sampled[-1])
 
 
 def _posterior(sizes: Sizes, reference: Reference, group: torch.Tensor | None) -> Record:
@@ -271,49 +313,34 @@ def _ours(
     return training.our_step(workload, "bf16", estimator=estimator, device=sizes.device, **options)
 
 
-def _build(runs: dict[str, Callable[[], object]], name: str, make: Callable[[], Callable[[], object]]) -> int:
-    """Add a step to `runs`; the bytes that it takes at its peak, above what the earlier ones hold."""
-    before = _allocated()
-    runs[name] = make()
-    for _ in range(training.MEMORY_STEPS):
-        runs[name]()
-    return _peak() - before
-
-
-def _fitting(
-    runs: dict[str, Callable[[], object]], forms: Mapping[str, Callable[[], Callable[[], object]]]
-) -> dict[str, int] | None:
-    """`_build` of all forms; None where the device's memory is too small for one."""
-    try:
-        return {name: _build(runs, name, make) for name, make in forms.items()}
-    except torch.OutOfMemoryError:
-        return None
-
-
-def _in_turns(runs: Mapping[str, Callable[[], object]], rounds: int, workload: Workload) -> Record:
-    times = alternate(runs, rounds)
-    return {"times": {name: timing.record(workload.batch) for name, timing in times.items()}}
-
-
 def _step(workload: Workload, sizes: Sizes, **options: Any) -> Record:
-    before = _allocated()
+    before = allocated()
     step = training.our_step(workload, device=sizes.device, **options)
     timing = alternate({"": step}, 3)[""]
-    return {"batch": workload.batch, **timing.record(workload.batch), "peak bytes": _peak() - before}
+    return {"batch": workload.batch, **timing.record(workload.batch), "peak bytes": peak() - before}
 
 
 def _graphs(workload: Workload, sizes: Sizes) -> Record:
-    forms = {"eager": False, "compiled": True} | ({"graphs": "graphs"} if sizes.device == "cuda" else {})
+    words = {"eager": False, "compiled": True} | ({"graphs": "graphs"} if sizes.device == "cuda" else {})
+    forms = {name: partial(_ours, workload, sizes, compile=word) for name, word in words.items()}
+    return _agreeing(forms, workload, sizes)
+
+
+def _agreeing(
+    forms: Mapping[str, Callable[[], Callable[[], object]]], workload: Workload, sizes: Sizes
+) -> Record:
+    """Peak memory and times in turns; the compiled forms' first losses against the eager ones'."""
     runs: dict[str, Callable[[], object]] = {}
     peaks, losses = {}, {}
-    for name, compiled in forms.items():
-        peaks[name] = _build(runs, name, partial(_ours, workload, sizes, compile=compiled))
+    for name, make in forms.items():
+        peaks[name] = build(runs, name, make)
         losses[name] = [runs[name]().loss for _ in range(3)]  # type: ignore[attr-defined]
     apart = {
-        name: max(abs(a / b - 1) for a, b in zip(of, losses["eager"], strict=True))
-        for name, of in losses.items()
+        f"{name} from {eager}": max(abs(a / b - 1) for a, b in zip(losses[name], losses[eager], strict=True))
+        for name, eager in EAGER_FORM.items()
+        if name in losses
     }
-    return {"peak bytes": peaks, "losses from eager ones": apart, **_in_turns(runs, sizes.rounds, workload)}
+    return {"peak bytes": peaks, "losses": apart, **in_turns(runs, sizes.rounds, workload)}
 
 
 def _sampled(forms: Mapping[str, sampling.DrawImages], batch: int, sizes: Sizes) -> Record:
@@ -324,20 +351,3 @@ def _sampled(forms: Mapping[str, sampling.DrawImages], batch: int, sizes: Sizes)
     times = alternate(runs, sizes.rounds, warmup=1)
     record: Record = {"batch": batch, "times": {name: timing.record(batch) for name, timing in times.items()}}
     return record | ({"failed": failed} if failed else {})
-
-
-def _allocated() -> int:
-    if torch.cuda.is_available():
-        torch.cuda.reset_peak_memory_stats()
-        return torch.cuda.max_memory_allocated()
-    return 0
-
-
-def _peak() -> int:
-    return peak_bytes(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
-
-
-def _free() -> None:
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()

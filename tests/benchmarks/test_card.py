@@ -99,7 +99,7 @@ def test_a_stage_that_hangs_or_fails_loses_nothing_and_the_next_one_runs(monkeyp
 
     monkeypatch.setattr(card.Kit, "_start", start)
     given = argparse.Namespace(
-        rehearse=True, pretend=False, out=tmp_path, minutes=1.0, carried=None, only=None
+        rehearse=True, pretend=False, out=tmp_path, minutes=1.0, carried=None, only=None, earlier=None
     )
     began = time.monotonic()
     kit = card.Kit(given)
@@ -114,6 +114,62 @@ def test_a_stage_that_hangs_or_fails_loses_nothing_and_the_next_one_runs(monkeyp
     assert (tmp_path / "card.html").is_file()
     assert not kit.complete
     assert not kit.work.exists()
+
+
+def test_a_second_run_does_what_the_record_lacks_and_stages_go_on_beside_others(
+    monkeypatch, tmp_path
+) -> None:
+    import card
+
+    stages = (card.Stage("first", 30.0), card.Stage("beside", 30.0, beside=True), card.Stage("second", 30.0))
+    monkeypatch.setattr(card, "STAGES", (card.Stage("ceilings", 30.0), *stages))
+    monkeypatch.setattr(card, "NEEDS", {"second": "beside"})
+    started: list[str] = []
+
+    def start(self, name, setting):
+        started.append(name)
+        return subprocess.Popen([sys.executable, "-c", CHILD, str(self.work / f"{name}.json"), "works"])
+
+    monkeypatch.setattr(card.Kit, "_start", start)
+    words = {"rehearse": True, "pretend": False, "minutes": 1.0, "carried": None}
+    card.Kit(argparse.Namespace(**words, out=tmp_path, only=["ceilings", "first"], earlier=None)).run()
+    assert started == ["ceilings", "first"]
+    record = tmp_path / "card.json"
+    assert set(json.loads(record.read_text())["stages"]) == {"ceilings", "first"}
+    started.clear()
+    kit = card.Kit(argparse.Namespace(**words, out=tmp_path, only=None, earlier=record))
+    kit.run()
+    assert started == ["beside", "second"]
+    assert kit.complete
+    found = json.loads(record.read_text())["stages"]
+    assert {name: stage["status"] for name, stage in found.items()} == dict.fromkeys(
+        ("ceilings", "first", "beside", "second"), "done"
+    )
+    again = card.Kit(argparse.Namespace(**words, out=tmp_path, only=["second"], earlier=record))
+    assert [stage.name for stage in again.stages] == ["beside", "second"]
+
+
+def test_what_a_command_said_is_kept_where_its_stage_ran_out_of_time(monkeypatch, tmp_path) -> None:
+    import card
+
+    monkeypatch.setattr(card, "SHORTEST_S", 0.1)
+    monkeypatch.setattr(card, "STAGES", (card.Stage("hangs", 2.0),))
+
+    def start(self, name, setting):
+        process = subprocess.Popen(
+            [sys.executable, "-c", "import time; time.sleep(60)"], start_new_session=True
+        )
+        (self.work / card.call_log(process.pid)).write_text("consistune evaluate MODEL\nthe last line")
+        return process
+
+    monkeypatch.setattr(card.Kit, "_start", start)
+    given = argparse.Namespace(
+        rehearse=True, pretend=False, out=tmp_path, minutes=0.04, carried=None, only=None, earlier=None
+    )
+    card.Kit(given).run()
+    stage = json.loads((tmp_path / "card.json").read_text())["stages"]["hangs"]
+    assert stage["status"] == "out of time"
+    assert stage["error"] == "consistune evaluate MODEL\nthe last line"
 
 
 def test_a_stage_ends_with_the_program(monkeypatch, tmp_path) -> None:
@@ -136,7 +192,7 @@ def test_a_stage_ends_with_the_program(monkeypatch, tmp_path) -> None:
     monkeypatch.setattr(card.Kit, "_start", start)
     monkeypatch.setattr(card.Kit, "_collect", interrupted)
     given = argparse.Namespace(
-        rehearse=True, pretend=False, out=tmp_path, minutes=1.0, carried=None, only=None
+        rehearse=True, pretend=False, out=tmp_path, minutes=1.0, carried=None, only=None, earlier=None
     )
     with pytest.raises(KeyboardInterrupt):
         card.Kit(given).run()

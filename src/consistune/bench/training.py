@@ -14,6 +14,7 @@ from consistune.bench.plain import PlainLoop, losses
 from consistune.bench.timing import Timing, alternate, in_own_process
 from consistune.bench.workload import StepInputs, Workload, objective, pictures
 from consistune.core.estimators import NoiseEstimator, OneSample
+from consistune.core.objectives import Objective
 from consistune.core.types import Batch
 from consistune.data.images import ImageSet
 from consistune.nn.precond import Preconditioned
@@ -104,9 +105,13 @@ def trainer_of(
     data: ImageSet | None = None,
     device: str = "cpu",
     processes: Processes | None = None,
+    of: Objective | None = None,
     **options: Any,
 ) -> Trainer:
-    """A Trainer of the workload's network that never ends; without `data` it trains on random pictures."""
+    """A Trainer of the workload's network that never ends; without `data` it trains on random pictures.
+
+    of: another objective than consistency by `estimator`.
+    """
     model = workload.model()
     if data is None:
         images, classes = pictures(4 * workload.batch, model.image_shape), max(model.num_classes, 1)
@@ -116,7 +121,9 @@ def trainer_of(
     settings = TrainOptions(
         images=NEVER_DONE, batch=workload.batch, precision=precision, channels_last=channels_last, **options
     )
-    return Trainer(model, objective(estimator), data, Optimizer(), settings, device, processes=processes)
+    return Trainer(
+        model, of or objective(estimator), data, Optimizer(), settings, device, processes=processes
+    )
 
 
 def our_step(workload: Workload, precision: Word = "bf16", **options: Any) -> Callable[[], object]:
