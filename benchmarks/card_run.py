@@ -86,7 +86,7 @@ def tests(setting: Setting) -> Parts:
         found: dict[str, list[str]] = {}
         lines: list[str] = []
         for line in run.stdout:
-            lines.append(line.rstrip())
+            lines.append(line.rstrip().replace(f"{sys.prefix}/", ""))
             if match := OUTCOME.match(line):
                 word, name = match["word"] or match["outcome"], match["test"] or match["alone"]
                 found.setdefault(word.lower(), []).append(name)
@@ -144,7 +144,12 @@ def call(setting: Setting, *words: str) -> Record:
         done = subprocess.run(setting.consistune(*words), stdout=out, stderr=out, cwd=setting.work)
     if done.returncode:
         raise RuntimeError(f"status {done.returncode}: {log.read_text()[-2000:]}")
-    return {"command": " ".join(words), "seconds": round(time.perf_counter() - began, 1)}
+    return {"command": _shown(setting, words), "seconds": round(time.perf_counter() - began, 1)}
+
+
+def _shown(setting: Setting, words: tuple[str, ...]) -> str:
+    """A command without the machine's paths."""
+    return " ".join(words).replace(f"{setting.work}/", "")
 
 
 def digits(setting: Setting) -> Parts:
@@ -209,7 +214,10 @@ def _killed(setting: Setting, words: tuple[str, ...], checkpoints: Path) -> Reco
             f"ended before it was killed, status {process.returncode}: {log.read_text()[-2000:]}"
         )
     lines = (checkpoints.parent / "metrics.jsonl").read_text().splitlines()
-    return {"command": " ".join(words), "killed after a record of images": _records(lines)[-1].get("images")}
+    return {
+        "command": _shown(setting, words),
+        "killed after a record of images": _records(lines)[-1].get("images"),
+    }
 
 
 def _continued(run_folder: Path, images: int) -> Record:

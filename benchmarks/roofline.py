@@ -101,14 +101,15 @@ class Flash(torch.autograd.Function):
 
 
 @contextmanager
-def one_kernel_attention() -> Iterator[None]:
-    """Within it the networks' attention is `Flash`."""
-    before = layers.scaled_dot_product_attention
+def as_on_a_card() -> Iterator[None]:
+    """Within it the networks' attention is `Flash`, and their group norms are those of channels last."""
+    before = layers.scaled_dot_product_attention, layers.GroupNorm.forward
     layers.scaled_dot_product_attention = Flash.apply  # type: ignore[assignment]
+    layers.GroupNorm.forward = layers.GroupNorm.in_its_format  # type: ignore[method-assign]
     try:
         yield
     finally:
-        layers.scaled_dot_product_attention = before
+        layers.scaled_dot_product_attention, layers.GroupNorm.forward = before  # type: ignore[method-assign]
 
 
 @dataclass(frozen=True)
@@ -121,7 +122,7 @@ class Step:
 
     def count(self, **network: Any) -> dict[str, Any]:
         """Totals of the step, with the optimizer's bytes; `network` replaces arguments of the network."""
-        with torch.device("meta"), one_kernel_attention(), Counted(self.word) as counted:
+        with torch.device("meta"), as_on_a_card(), Counted(self.word) as counted:
             model = preset(self.network, **network).train()
             model.precision = "bf16" if self.word == "bf16" else "fp32"
             counted.total.clear()

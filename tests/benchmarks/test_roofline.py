@@ -43,14 +43,14 @@ def test_the_operations_are_those_of_a_real_step(roofline) -> None:
 
 
 def test_attention_is_one_kernel_that_counts_its_two_products_forward_and_five_backward(roofline) -> None:
-    with torch.device("meta"), roofline.one_kernel_attention(), roofline.Counted("bf16") as counted:
+    with torch.device("meta"), roofline.as_on_a_card(), roofline.Counted("bf16") as counted:
         q, k, v = (torch.empty(2, 3, 5, 7, requires_grad=True) for _ in range(3))
         counted.total.clear()
         out = roofline.layers.scaled_dot_product_attention(q, k, v)
     one_product = 2 * 2 * 3 * 5 * 5 * 7
     assert counted.total["FLOP"] == 2 * one_product
     assert counted.total["kernels"] == 1
-    with torch.device("meta"), roofline.one_kernel_attention(), roofline.Counted("bf16") as counted:
+    with torch.device("meta"), roofline.as_on_a_card(), roofline.Counted("bf16") as counted:
         out.sum().backward()
     assert counted.total["FLOP"] == 5 * one_product
 

@@ -49,17 +49,24 @@ def test_processes_on_cards_can_sum_what_lies_on_the_host(monkeypatch: pytest.Mo
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
-def test_a_group_norm_keeps_the_memory_format_and_its_value(dtype: torch.dtype) -> None:
+def test_a_group_norm_keeps_the_memory_format_its_value_and_its_gradient(dtype: torch.dtype) -> None:
     norm = GroupNorm(32, 1e-5)
     torch.nn.init.normal_(norm.weight)
     torch.nn.init.normal_(norm.bias)
-    x = (torch.randn(3, 32, 6, 6) * 3 + 1).to(dtype)
-    expected = norm(x.float())
-    found = norm.cuda()(x.cuda().to(memory_format=torch.channels_last))
-    assert found.is_contiguous(memory_format=torch.channels_last)
-    assert found.dtype == dtype
-    allowed = 2e-3 if dtype == torch.float16 else 1e-5
-    torch.testing.assert_close(found.cpu().float(), expected, rtol=allowed, atol=allowed)
+    x, dy = (torch.randn(3, 32, 6, 6) * 3 + 1).to(dtype), torch.randn(3, 32, 6, 6).to(dtype)
+
+    def passed(x: torch.Tensor, dy: torch.Tensor) -> list[torch.Tensor]:
+        y = norm(x.requires_grad_())
+        return [y.detach(), *torch.autograd.grad(y, (x, norm.weight, norm.bias), dy)]
+
+    expected = passed(x.float(), dy.float())
+    norm.cuda()
+    last = {"memory_format": torch.channels_last}
+    found = passed(x.cuda().to(**last), dy.cuda().to(**last))
+    for value, wanted in zip(found, expected, strict=True):
+        allowed = 4e-3 if dtype == torch.float16 else 2e-5
+        torch.testing.assert_close(value.cpu().float(), wanted, rtol=allowed, atol=allowed)
+    assert all(value.is_contiguous(**last) and value.dtype == dtype for value in found[:2])
 
 
 @pytest.mark.parametrize("word", ["fp32", "bf16"])

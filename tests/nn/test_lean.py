@@ -5,11 +5,11 @@ import math
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import silu
+from torch.nn.functional import group_norm, silu
 
 from consistune.nn.blocks import BlockStyle, ResidualBlock
 from consistune.nn.layers import Init, attend, split_heads
-from consistune.nn.lean import Dropout, clipped, recomputed
+from consistune.nn.lean import Dropout, NormInFormat, clipped, recomputed
 from consistune.nn.magnitude import MPConv, mp_silu
 
 
@@ -190,3 +190,18 @@ def test_dropout_at_its_ends_and_in_evaluation_draws_nothing() -> None:
     assert torch.equal(Dropout(1.0)(x), torch.zeros_like(x))
     assert torch.equal(Dropout(0.5).eval()(x), x)
     assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.parametrize("groups", [1, 4, 8])
+def test_a_group_norm_in_its_format_has_torchs_value_and_gradient(groups: int) -> None:
+    x = (3 * torch.randn(3, 8, 5, 6, dtype=torch.float64) + 1).to(memory_format=torch.channels_last)
+    dy, weight, bias = torch.randn_like(x), torch.randn(8, dtype=torch.float64), torch.randn(8).double()
+    inputs = tuple(value.requires_grad_() for value in (x, weight, bias))
+    found = NormInFormat.apply(*inputs, groups, 1e-5)
+    wanted = group_norm(x.contiguous(), groups, weight, bias, 1e-5)
+    torch.testing.assert_close(found, wanted, rtol=1e-12, atol=1e-12)
+    assert found.is_contiguous(memory_format=torch.channels_last)
+    gradients = [torch.autograd.grad(y, inputs, dy, retain_graph=True) for y in (found, wanted)]
+    torch.testing.assert_close(*gradients, rtol=1e-11, atol=1e-11)
+    assert gradients[0][0].is_contiguous(memory_format=torch.channels_last)
+    assert torch.autograd.gradgradcheck(lambda *of: NormInFormat.apply(*of, groups, 1e-5), inputs, dy)

@@ -21,7 +21,7 @@ from torch.nn.functional import (
     scaled_dot_product_attention,
 )
 
-from consistune.nn.lean import transformed
+from consistune.nn.lean import NormInFormat, normed_by_groups, transformed
 from consistune.nn.tangents import conv2d, group_norm, linear
 
 Resample = Literal["keep", "up", "down", "down-after"]
@@ -186,19 +186,17 @@ class GroupNorm(nn.GroupNorm):
         super().__init__(min(32, channels // 4), channels, eps)
 
     def forward(self, x: Tensor) -> Tensor:
-        if x.is_cuda and not x.is_contiguous() and not transformed():
-            return self._in_its_format(x)
+        if x.device.type != "cpu" and not x.is_contiguous() and not transformed():
+            return self.in_its_format(x)
         return group_norm(x, self.num_groups, self.weight.to(x.dtype), self.bias.to(x.dtype), self.eps)
 
-    def _in_its_format(self, x: Tensor) -> Tensor:
+    def in_its_format(self, x: Tensor) -> Tensor:
         """The same in x's memory format: CUDA's group norm would copy x into the usual one."""
-        wide = x.to(torch.promote_types(x.dtype, torch.float32)).unflatten(1, (self.num_groups, -1))  # type: ignore[no-untyped-call]
-        variance, mean = torch.var_mean(wide, dim=(2, 3, 4), correction=0)
-        rows = torch.rsqrt(variance + self.eps)[:, :, None]
-        scale = rows * self.weight.to(rows.dtype).view(self.num_groups, -1)
-        shift = self.bias.to(rows.dtype).view(self.num_groups, -1) - mean[:, :, None] * scale
-        scale, shift = (value.flatten(1)[:, :, None, None] for value in (scale, shift))
-        return (x * scale + shift).to(x.dtype)
+        norm = (x, self.weight, self.bias, self.num_groups, self.eps)
+        if torch.compiler.is_compiling():  # a compiler fuses the parts, and their derivatives
+            return normed_by_groups(*norm)[0]
+        normed: Tensor = NormInFormat.apply(*norm)  # type: ignore[no-untyped-call]
+        return normed
 
 
 def split_heads(qkv: Tensor, heads: int) -> tuple[Tensor, Tensor, Tensor]:
