@@ -183,6 +183,19 @@ def test_dropout_draws_the_same_mask_in_every_memory_format_and_derivative(compi
     assert torch.equal(contiguous, torch.func.jvp(dropped, (last,), (torch.ones_like(x),))[0])
 
 
+def test_a_compiled_pass_draws_its_mask_in_the_order_of_channels_last() -> None:
+    layer = Dropout(0.5)
+    layer.compiled = True
+    last = torch.randn(2, 5, 3, 4).contiguous(memory_format=torch.channels_last)
+    torch.manual_seed(0)
+    mask = layer.mask(last)
+    torch.manual_seed(0)
+    assert torch.equal(
+        mask.permute(0, 2, 3, 1).flatten(), torch.zeros(last.numel(), dtype=bool).bernoulli_(0.5)
+    )
+    assert mask.stride() == last.stride()
+
+
 def test_dropout_at_its_ends_and_in_evaluation_draws_nothing() -> None:
     x = torch.randn(4, 4)
     before = torch.get_rng_state()

@@ -122,21 +122,25 @@ class Dropout(nn.Dropout):
     def mask(self, like: Tensor) -> Tensor | None:
         """The elements that stay, bool in the shape and memory format of `like`; None: all stay.
 
-        They are drawn in one order, whatever the format: that of a forward derivative may differ.
+        They are drawn in one order, whatever the format: that of a forward derivative may differ. On a card
+        and in compiled passes it is the order of channels last, which images have there by default.
         """
         if not self.training or self.dropped == 0:
             return None
         if self.dropped == self.LEVELS:
             return torch.zeros_like(like, dtype=torch.bool)
-        count = like.numel()
         if like.device.type != "cpu" or self.compiled or torch.compiler.is_compiling():
-            drawn = torch.zeros(count, dtype=torch.bool, device=like.device)
+            images = like.ndim == 4
+            shape = like.movedim(1, -1).shape if images else like.shape
+            drawn = torch.zeros(shape, dtype=torch.bool, device=like.device)
             drawn.bernoulli_(1 - self.dropped / self.LEVELS)
+            drawn = drawn.movedim(-1, 1) if images else drawn
         else:
+            count = like.numel()
             bits = torch.empty(-(-count // 4), dtype=torch.int64).random_(-(2**63), None).view(torch.int16)
-            drawn = bits[:count] >= self.dropped - self.LEVELS // 2
-        drawn = drawn.view(like.shape)
-        return drawn if like.is_contiguous() else torch.empty_like(like, dtype=torch.bool).copy_(drawn)
+            drawn = (bits[:count] >= self.dropped - self.LEVELS // 2).view(like.shape)
+        same = drawn.stride() == like.stride()
+        return drawn if same else torch.empty_like(like, dtype=torch.bool).copy_(drawn)
 
     def masked(self, x: Tensor, mask: Tensor | None) -> Tensor:
         """x·mask/(1 − p); mask None: x."""
