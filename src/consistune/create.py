@@ -324,13 +324,13 @@ class Job:
             began = time.perf_counter()
             images = judge.draw(model, sampler)
             seconds = (time.perf_counter() - began) / judge.samples
-            evaluations = int(sampler.evaluations)  # type: ignore[attr-defined]
-            row = {"name": name, "model": key, "steps": steps, "evaluations": evaluations, "seconds": seconds}
+            row = {"name": name, "model": key, "steps": steps}
+            row |= {"evaluations": sampler.evaluations, "seconds": seconds}
             if features is not None:
                 measured = judge.of_images(images, judge.labels if model.num_classes else None)
                 row["distance"], row["novelty"] = measured["frechet_train"], measured["memorisation"]
             rows.append(row)
-            self.screen.say(f"{name}, {counted(evaluations, 'evaluation')} an image: {_shown(row)}")
+            self.screen.say(f"{name}, {counted(sampler.evaluations, 'evaluation')} an image: {_shown(row)}")
         latents, floor = self.data.train.latents, None
         if features is not None and latents is not None:
             rows_of = torch.linspace(0, len(self.data.train) - 1, samples).long()

@@ -233,3 +233,27 @@ def test_an_image_does_not_depend_on_its_batch(sampler) -> None:
 def test_impossible_samplers_are_refused(build) -> None:
     with pytest.raises(ValueError, match=r"must|need|eta"):
         build()
+
+
+@pytest.mark.parametrize(
+    ("sampler", "evaluations"),
+    [
+        (Multistep(), 1),
+        (Multistep((3.0, 0.8)), 3),
+        (PhasedSteps(), 1),
+        (PhasedSteps((1.0, 10.0)), 3),
+        (PhasedSteps((1.0, 10.0), 0.0), 1),
+        (PhasedSteps((1.0, 10.0), t_max=5.0), 2),
+        (ODE(4), 7),
+        (ODE(4, order=1), 4),
+    ],
+)
+def test_evaluations_are_the_calls_of_the_model(sampler, evaluations) -> None:
+    times = []
+
+    def model(x_t, t, condition=None):
+        times.append(float(t[0]))
+        return x_t
+
+    sampler(model, EDM(), ImageNoise([0]), SHAPE)
+    assert len(times) == sampler.evaluations == evaluations

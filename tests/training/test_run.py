@@ -291,6 +291,22 @@ def test_a_flipped_bit_is_found_anywhere_and_an_older_checkpoint_is_taken(
     assert damaged == [newest]
 
 
+def test_a_checkpoint_that_a_trainer_deletes_meanwhile_gives_way_to_its_newer_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checkpoint.save(tmp_path, {"step": 1})
+    digest = checkpoint.file_digest
+
+    def late(path: Path) -> str:
+        if checkpoint.step_of(path) == 1:
+            path.unlink()
+            checkpoint.save(tmp_path, {"step": 2})
+        return digest(path)
+
+    monkeypatch.setattr(checkpoint, "file_digest", late)
+    assert checkpoint.load_newest(tmp_path) == ({"step": 2}, [])
+
+
 def sick(trainer: Trainer, wrong: Callable[[Trainer], bool]) -> Trainer:
     """A trainer whose loss is NaN where `wrong` says so."""
     inner = trainer.objective

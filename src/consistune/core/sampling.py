@@ -24,7 +24,7 @@ Jump = Callable[[Tensor, Tensor, float], Tensor]
 
 
 class Sampler(ABC):
-    """From noise to images with one model. A sampler implements `draw`."""
+    """From noise to images with one model. A sampler implements `draw` and `evaluations`."""
 
     def __call__(
         self,
@@ -45,6 +45,11 @@ class Sampler(ABC):
             return block.to(widest(block.device))
 
         return self.draw(jump, schedule, normals)
+
+    @property
+    @abstractmethod
+    def evaluations(self) -> int:
+        """Network evaluations for an image."""
 
     @abstractmethod
     def draw(self, jump: Jump, schedule: NoiseSchedule, normals: Callable[[], Tensor]) -> Tensor:
@@ -122,6 +127,10 @@ class PhasedSteps(Sampler):
     @property
     def etas(self) -> tuple[float, ...]:
         return self.eta if isinstance(self.eta, tuple) else (self.eta,) * len(self.edges)
+
+    @property
+    def evaluations(self) -> int:
+        return len(self.stops(math.inf if self.t_max is None else self.t_max)) - 1
 
     def stops(self, t_max: float) -> list[float]:
         """The times at which the model is evaluated, falling, and the final 0."""

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from consistune.core.posterior.mean import restored
 from consistune.core.rng import mix_seed
-from consistune.core.sampling import PhasedSteps, Sampler
+from consistune.core.sampling import Sampler
 from consistune.core.types import Denoiser
 from consistune.data.images import DataSplit
 from consistune.errors import UserError
@@ -84,9 +84,7 @@ class ModelSource:
     @property
     def evaluations(self) -> int:
         """Network evaluations for an image."""
-        if isinstance(self.sampler, PhasedSteps):
-            return len(self.sampler.stops(80.0)) - 1
-        return int(self.sampler.evaluations)  # type: ignore[attr-defined]
+        return self.sampler.evaluations
 
     @property
     def settings(self) -> dict[str, Any]:

@@ -168,10 +168,9 @@ class Demo:
                 began = time.perf_counter()
                 images = self.judge.draw(models[key], sampler)
                 seconds = (time.perf_counter() - began) / self.samples
-                evaluations = int(sampler.evaluations)  # type: ignore[attr-defined]
-                row = {"name": name, "evaluations": evaluations, "seconds_an_image": seconds}
+                row = {"name": name, "evaluations": sampler.evaluations, "seconds_an_image": seconds}
                 rows.append(row | self.judge.of_images(images, self.judge.labels))
-                title = f"{name}, {counted(evaluations, 'evaluation')}"
+                title = f"{name}, {counted(sampler.evaluations, 'evaluation')}"
                 pictures[title] = images[:SHOWN]
                 bar.advance(self.samples, name)
         return rows, pictures

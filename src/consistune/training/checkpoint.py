@@ -76,7 +76,10 @@ def load_newest(folder: Path) -> tuple[dict[str, Any] | None, list[Path]]:
     """The newest sound checkpoint, on the CPU (None: there is none), and the newer ones that are damaged."""
     damaged: list[Path] = []
     for path in reversed(paths(folder)):
-        if path.stem.endswith(file_digest(path)[:16]):
-            return torch.load(path, map_location="cpu", weights_only=True), damaged
+        try:
+            if path.stem.endswith(file_digest(path)[:16]):
+                return torch.load(path, map_location="cpu", weights_only=True), damaged
+        except FileNotFoundError:  # a trainer at work has deleted it, after it wrote a newer one
+            return load_newest(folder)
         damaged.append(path)
     return None, damaged
