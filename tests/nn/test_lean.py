@@ -218,3 +218,5 @@ def test_a_group_norm_in_its_format_has_torchs_value_and_gradient(groups: int) -
     torch.testing.assert_close(*gradients, rtol=1e-11, atol=1e-11)
     assert gradients[0][0].is_contiguous(memory_format=torch.channels_last)
     assert torch.autograd.gradgradcheck(lambda *of: NormInFormat.apply(*of, groups, 1e-5), inputs, dy)
+    weight, bias = (value.detach() for value in inputs[1:])  # a frozen network
+    assert torch.autograd.gradgradcheck(lambda x: NormInFormat.apply(x, weight, bias, groups, 1e-5), x, dy)

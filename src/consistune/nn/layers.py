@@ -186,7 +186,7 @@ class GroupNorm(nn.GroupNorm):
         super().__init__(min(32, channels // 4), channels, eps)
 
     def forward(self, x: Tensor) -> Tensor:
-        if x.device.type != "cpu" and not x.is_contiguous() and not transformed():
+        if x.is_cuda and not x.is_contiguous() and not transformed():
             return self.in_its_format(x)
         return group_norm(x, self.num_groups, self.weight.to(x.dtype), self.bias.to(x.dtype), self.eps)
 

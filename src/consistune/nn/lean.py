@@ -88,7 +88,9 @@ class NormInFormat(torch.autograd.Function):
         x, weight, bias, mean, inverse = ctx.saved_tensors
         if torch.is_grad_enabled():  # a second derivative is wanted: mean and inverse depend on x
             y = normed_by_groups(x, weight, bias, *ctx.options)[0]
-            return (*torch.autograd.grad(y, (x, weight, bias), dy, create_graph=True), None, None)
+            inputs = [value for value in (x, weight, bias) if value.requires_grad]
+            found = iter(torch.autograd.grad(y, inputs, dy, create_graph=True))
+            return (*(next(found) if v.requires_grad else None for v in (x, weight, bias)), None, None)
         shape = (len(x), inverse.shape[1], -1)  # [B, G, C/G]
         scale, dy = inverse * weight.to(inverse.dtype).view(shape[1:]), dy.to(inverse.dtype)
         sums = dy.sum((2, 3)).view(shape)
