@@ -1,7 +1,6 @@
 """Write an analysis into a folder: a table and a plot for each measure."""
 
 import csv
-import io
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, astuple
 from pathlib import Path
@@ -28,7 +27,6 @@ from consistune.core.estimators import NoiseEstimator, OneSample, ScoreIdentity
 from consistune.core.noise import EDM
 from consistune.core.posterior.mean import Reference
 from consistune.pages.plots import Axis, Plot
-from consistune.system.files import write_atomically
 
 
 def analyze(
@@ -107,12 +105,11 @@ def _write(
     written = []
     for key, (rows, plot) in pages.items():
         written += [out / f"{key}.csv", out / f"{key}.svg"]
-        table = io.StringIO(newline="")
-        lines = csv.writer(table)
-        lines.writerow(asdict(rows[0]))
-        lines.writerows(astuple(row) for row in rows)
-        write_atomically(written[-2], table.getvalue())
-        write_atomically(written[-1], plot.svg())
+        with written[-2].open("w", newline="", encoding="utf-8") as file:
+            table = csv.writer(file)
+            table.writerow(asdict(rows[0]))
+            table.writerows(astuple(row) for row in rows)
+        written[-1].write_text(plot.svg(), encoding="utf-8")
     return written
 
 
