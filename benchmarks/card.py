@@ -22,11 +22,12 @@ import tarfile
 import tempfile
 import time
 import traceback
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from card_run import STAGES as PROGRAMS
 from card_run import Setting, call_log
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -86,7 +87,7 @@ STAGES = (
 needs no clock."""
 ALONE_FIRST = "ceilings"
 NEEDS = {"run": "prepare"}
-FEW_THREADS = ("tests", "digits", "prepare", "run", "compilation")
+FEW_THREADS = {*PROGRAMS, "compilation"}
 """Stages of several programs, which would stand in each other's way with a thread for every core each."""
 
 
@@ -146,7 +147,7 @@ class Kit:
         limit = min(stage.seconds * self.patience, self.ends - time.monotonic())
         self.record["stages"].pop(stage.name, None)
         rate = median_rate(self.record, "eager", "ECT, bf16")
-        setting = Setting(*list(vars(self.setting).values())[:4], limit, rate)
+        setting = replace(self.setting, seconds=limit, rate=rate)
         return Running(self._start(stage.name, setting), time.monotonic(), limit)
 
     def _stage(self, stage: Stage, running: "Running | None") -> None:
@@ -273,12 +274,10 @@ def stage(name: str, setting: Setting) -> None:
 
 
 def _measure(name: str, setting: Setting) -> None:
-    import card_run
-
     path = setting.work / f"{name}.json"
     parts: Record = {}
-    if name in card_run.STAGES:
-        found = card_run.STAGES[name](setting)
+    if name in PROGRAMS:
+        found = PROGRAMS[name](setting)
     else:
         import torch
 
