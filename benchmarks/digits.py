@@ -42,11 +42,16 @@ WORK = Path("runs/benchmarks")
 class Line(Strict):
     """Runs: every combination of the words of `of` (factor → word, or words), and for every seed.
 
-    At the end they are measured in each number of `steps` too.
+    At the end they are measured in each number of `steps` too, and with guidance by each ω of `omegas`. The
+    worse model is the run's own at each share of `snapshots`, and the one at a share of `of_start` of the
+    run that it starts from.
     """
 
     of: dict[str, str | tuple[str, ...]]
     steps: tuple[int, ...] = ()
+    omegas: tuple[float, ...] = ()
+    snapshots: tuple[str, ...] = ()
+    of_start: tuple[str, ...] = ()
 
 
 class StepRatios(Strict):
@@ -172,7 +177,22 @@ def result_of(harness: Study, spec: RunSpec, run: Run, line: Line) -> Row:
             )
             for n in line.steps
         }
+    if line.omegas:
+        row["guided"] = list(guided(harness, run, line))
     return row
+
+
+def guided(harness: Study, run: Run, line: Line) -> Iterator[Row]:
+    """A finished run's measures in one and two steps with guidance, by every worse model and ω of a line."""
+    model = run.model()
+    worse = {share: run.snapshot(share) for share in line.snapshots}
+    if line.of_start:
+        assert run.teacher is not None
+        worse |= {f"start's {share}": run.teacher.snapshot(share) for share in line.of_start}
+    for (name, other), omega, n in itertools.product(worse.items(), line.omegas, (1, 2)):
+        measure = partial(harness.judge, model, default_sampler(model, n), guidance=omega, worse=other)
+        measures = harness.measured(run, f"steps={n}, omega={omega:g} by {name}", measure)
+        yield {"worse": name, "omega": omega, "steps": n} | measures
 
 
 def step_ratios(study: StudyFile, harness: Study) -> Row:
@@ -182,7 +202,8 @@ def step_ratios(study: StudyFile, harness: Study) -> Row:
     recipes = {}
     for word, keys in study.factors[ask.factor].items():
         name = (ask.recipe or study.recipe).format(**{ask.factor: word})
-        spec = RunSpec(recipe=name, set=(*keys, *ask.set))
+        common = study.set if ask.recipe is None else ask.set
+        spec = RunSpec(recipe=name, set=(*common, *keys))
         recipe, teacher = harness.recipe(spec, 0), harness.teacher(spec, 0)
         if teacher is not None:
             recipe = with_teacher(recipe, str(teacher.folder / "model"))

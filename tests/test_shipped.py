@@ -53,7 +53,7 @@ def small(name: str, folder: Path) -> list[str]:
         network = EDM2
     else:
         network = SONG % (", augment_dim: 9" if name == "cifar10-edm" else "")
-    if getattr(read_recipe(name).network, "second_time", False):
+    if read_recipe(name).objective == "mean-velocity":
         network = network[:-1] + ", second_time: true}"
     keys = [f"network={network}", "start_from=null", "train.batch=2"]
     if network == EDM2:

@@ -1,5 +1,6 @@
 """The training studies of benchmarks/digits.py: their files, their records, and a small one."""
 
+import itertools
 import json
 from functools import cache
 from pathlib import Path
@@ -105,6 +106,33 @@ def test_what_another_program_records_meanwhile_stays(script, tmp_path: Path, mo
     monkeypatch.setattr(script, "result_of", lambda *_: {"curve": [{}]})
     script.make(study, Harness(), path, [0], {"budget": "short", "lever": "none", "estimator": "class"})
     assert [run["seed"] for run in json.loads(path.read_text())["runs"]] == [1, 0]
+
+
+def test_guidance_is_measured_by_the_runs_own_snapshots_and_those_of_its_start(
+    script, tmp_path: Path
+) -> None:
+    scale = ScaleSettings(seeds=1, samples=100, points=1)
+    study = script.read_study("digits_guided")
+    line = study.runs[0].model_copy(update={"omegas": (1.0, 3.0), "snapshots": ("25%",)})
+    study = study.model_copy(update={"scale": scale, "runs": (line,)})
+    harness = Study(tmp_path, "digits", "cpu", Screen(quiet=True), settings=scale, overrides=TINY)
+    harness.judge.suite = suite()
+    path = tmp_path / "guided.json"
+    script.make(study, harness, path, [0], {})
+    (run,) = json.loads(path.read_text())["runs"]
+    rows = {(row["worse"], row["omega"], row["steps"]): row["frechet_train"] for row in run["guided"]}
+    for worse, steps in itertools.product(("25%", "start's 25%", "start's 50%"), (1, 2)):
+        assert rows[worse, 1.0, steps] == run["curve"][-1][f"steps_{steps}"]["frechet_train"]
+    assert len({rows[worse, 3.0, 1] for worse in ("25%", "start's 25%", "start's 50%")}) == 3
+
+
+def test_the_timed_steps_have_the_keys_of_the_studys_runs(script, tmp_path: Path) -> None:
+    study = script.read_study("reference_size")
+    ratios = study.step_ratios.model_copy(update={"rounds": 1, "steps": 1})
+    factors = {"reference": {word: study.factors["reference"][word] for word in ("one image", "all")}}
+    study = study.model_copy(update={"step_ratios": ratios, "factors": factors})
+    harness = Study(tmp_path, "digits", "cpu", Screen(quiet=True), settings=study.scale, overrides=TINY)
+    assert list(script.step_ratios(study, harness)["step_ratios"]) == ["one image", "all"]
 
 
 def test_a_distillation_gets_its_own_teacher_and_costs_are_measured_in_turns(script, tmp_path: Path) -> None:
