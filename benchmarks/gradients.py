@@ -1,14 +1,23 @@
-"""How noisy a step's gradient is, by objective and estimate.
+"""The gradients of one-sample noise and of the score identity: their noise, and the bias of normalisation.
 
     python benchmarks/gradients.py gradient-variance [--seeds 0 1 2] [--work runs/benchmarks]
+    python benchmarks/gradients.py normalised-bias [--only family:ect …]
 
-The weights are those of a run with one-sample noise of the study `family` at its best rate, averaged,
-half-way; the run is trained if it is not there. At these weights the gradient g of one step's mean loss is
-taken for `draws` batches, with the same images, times and noise for each estimate. Reported is the variance
-over the squared mean, tr Cov(g) / ‖E g‖²; ‖E g‖² is the mean of g_i·g_j over i ≠ j, which has no bias.
+The weights are those of runs with one-sample noise of the study `family` (or another, in the setting that is
+named below), averaged; a run is trained if it is not there.
+
+gradient-variance: half-way in the run the gradient g of one step's mean loss is taken for `draws` batches,
+  with the same images, times and noise for each estimate. Reported is the variance over the squared mean,
+  tr Cov(g) / ‖E g‖²; ‖E g‖² is the mean of g_i·g_j over i ≠ j, which has no bias.
+normalised-bias: at the end of the run, by noise level, the pull of the loss on the network's output at x_t.
+  The training set is the data, so the score identity's pull p is that of the exact velocity. One-sample's
+  pulls are those of `redraws` images from the posterior at the same x_t. Their mean is p where the loss is
+  linear in the velocity; where it is normalised its size is less and its direction another (METHOD §8).
+  Reported are ‖E pull‖/‖p‖ and the cosine between them, over all queries; no bias from few redraws.
 """
 
 from argparse import Namespace
+from dataclasses import replace
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -17,8 +26,12 @@ import torch
 from torch import Tensor
 
 import digits
+from consistune.analyze.worlds import Empirical
 from consistune.cli.screen import Screen
+from consistune.core.estimators import ScoreIdentity
 from consistune.core.noise import rescheduled
+from consistune.core.objectives import ContinuousConsistency, Draws, gaussian_like
+from consistune.core.types import Batch, Times
 from consistune.nn.precond import Preconditioned
 from consistune.recipe.plan import Given, make_plan
 from consistune.reproduce.spec import RunSpec
@@ -39,6 +52,8 @@ benchmark = Benchmark(__doc__)
 benchmark.parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
 benchmark.parser.add_argument("--work", type=Path, default=digits.WORK)
 benchmark.parser.add_argument("--draws", type=int, default=128)
+benchmark.parser.add_argument("--queries", type=int, default=64)
+benchmark.parser.add_argument("--redraws", type=int, default=64)
 
 
 def table(record: Record) -> str:
@@ -87,7 +102,8 @@ def noise_by_estimate(
 
 def spec_of(study: digits.StudyFile, name: str, labels: dict[str, str]) -> RunSpec:
     """A run of the study: these labels at the recipe's best rate."""
-    row = {"recipe": name, "norm": "recipe's", "rate": BEST_RATE[name], **labels}
+    rate = BEST_RATE[name] if study.data == "digits" else "recipe's"
+    row = {"recipe": name, "norm": "recipe's", "rate": rate, **labels}
     return RunSpec(recipe=study.recipe.format(**row), set=digits.overrides_of(study, row))
 
 
@@ -118,6 +134,88 @@ def noise_of(found: Tensor) -> float:
     if mean_square <= 0:
         raise ValueError(f"{n} draws are too few: the mean gradient cannot be told from zero")
     return (square - mean_square) / mean_square
+
+
+# --- the bias of normalised objectives
+
+LEVELS = (0.1, 0.3, 0.6, 1.0, 2.0, 4.0, 8.0, 20.0, 60.0)
+"""Noise-to-signal ratios."""
+OBJECTIVES = {"ect": "plain norm (ECT)", "sct-continuous": "continuous time (sCM)", "meanflow": "MeanFlow"}
+PLACES = [
+    *(f"family:{name}" for name in OBJECTIVES),
+    *(f"mnist10k_family:{name}" for name in ("sct-continuous", "meanflow")),
+]
+SEEDS = {"family": (0, 1, 2), "mnist10k_family": (0,)}
+
+
+@benchmark.section("normalised_bias.json", PLACES)
+def normalised_bias(given: Namespace, part: str) -> Record:
+    file, _, name = part.partition(":")
+    study = digits.read_study(file)
+    levels = LEVELS[::3] if given.quick else LEVELS
+    found = {}
+    with Screen() as screen:
+        harness = Study(given.work, study.data, "cpu", screen, settings=study.scale)
+        for seed in SEEDS[file]:
+            spec = spec_of(study, name, ESTIMATES["one-sample"])
+            run = harness.run(name, spec, seed)
+            found[str(seed)] = [
+                {"ratio": ratio} | compared(run.model(), harness.recipe(spec, seed), ratio, given)
+                for ratio in levels
+            ]
+    sizes = {"queries": given.queries, "redraws": given.redraws, "machine": machine()}
+    return sizes | {file: {**given.record.get(file, {}), name: found}}
+
+
+def compared(model: Preconditioned, recipe: Any, ratio: float, given: Namespace) -> dict[str, float]:
+    """‖E pull‖/‖p‖ and the cosine of E pull and p at a noise-to-signal ratio, over the queries."""
+    recipe = recipe.model_copy(update={"start_from": None, "network": None})
+    plan = make_plan(recipe, given=Given(model=model))
+    train, generator = plan.data.train, torch.Generator().manual_seed(0)
+    world = Empirical(train.images, train.labels, plan.objective.schedule)
+    times = times_at(plan.objective, ratio, given.queries, recipe.train.images)
+    batch = world.draw(given.queries, generator)
+    x_t = world.schedule.diffuse(batch.x_0, gaussian_like(batch.x_0, generator), times.t)
+    exact = replace(plan.objective, estimator=ScoreIdentity(world.schedule, world.reference))
+    p = pull(exact, model, x_t, batch, times)
+    redraw = world.redraws(x_t, times.t, batch)
+    pulls = [pull(plan.objective, model, x_t, redraw(generator), times) for _ in range(given.redraws)]
+    return agreement(torch.stack(pulls), p)
+
+
+def times_at(objective: Any, ratio: float, n: int, images: int) -> Times:
+    """t at a noise-to-signal ratio, and r as the end of the training has it: of the gap; for a continuous
+    objective t itself, where its tangent is whole; for a mean velocity 0, the longest jump."""
+    t = objective.schedule.time_at(torch.full((n,), ratio, dtype=torch.float64)).float()
+    zero = torch.zeros_like(t)
+    if isinstance(objective, ContinuousConsistency):
+        return Times(t, t, zero)
+    return Times(t, zero if objective.needs_two_times else objective.pairs.gap.lower(t, images), zero)
+
+
+def pull(objective: Any, model: Preconditioned, x_t: Tensor, batch: Batch, times: Times) -> Tensor:
+    """The gradient of each sample's loss by the network's output, [B, C, H, W], at x_t of these images."""
+    schedule, outputs = objective.schedule, []
+    noise = schedule.noise_hat(x_t, batch.x_0, times.t)
+    keep = model.register_forward_hook(lambda _module, _inputs, output: outputs.append(output))
+    draws = Draws(batch, times, noise, objective.estimator.bind(batch, times, None), bootstraps=True)
+    network = rescheduled(model.requires_grad_(True), schedule)
+    losses = objective.losses(network, network, draws)
+    keep.remove()
+    (of_student,) = [output for output in outputs if output.requires_grad]
+    (gradient,) = torch.autograd.grad(losses.sum(), of_student)
+    return gradient.detach()
+
+
+def agreement(pulls: Tensor, p: Tensor) -> dict[str, float]:
+    """Of pulls [K, B, …] against p [B, …]: the mean's size over p's, without bias, and the cosine."""
+    pulls, p = pulls.double().flatten(2), p.double().flatten(1)
+    n = len(pulls)
+    squares = float(pulls.square().sum())
+    mean_square = (float(pulls.sum(0).square().sum()) - squares) / (n * (n - 1))
+    size = (max(mean_square, 0.0) / float(p.square().sum())) ** 0.5
+    along = float((pulls.mean(0) * p).sum()) / float(p.square().sum())
+    return {"size": size, "cosine": along / size if size > 0 else 0.0}
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """The noise of a step's gradient, as benchmarks/gradients.py measures it."""
 
+from argparse import Namespace
 from pathlib import Path
 
 import pytest
@@ -54,3 +55,36 @@ def test_a_reference_of_one_image_has_the_gradients_of_one_sample(script) -> Non
     torch.testing.assert_close(alone, plain, rtol=1e-4, atol=1e-6)
     assert not torch.allclose(found("{kind: score-identity, reference: class}"), plain, rtol=1e-2)
     assert plain.shape == (3, sum(parameter.numel() for parameter in model.parameters()))
+
+
+def test_one_samples_mean_pull_is_the_exact_one_until_the_loss_is_normalised(script) -> None:
+    torch.manual_seed(0)
+    network = ResidualMLP((1, 8, 8), 10, width=16, blocks=1, second_time=True)
+    for parameter in network.parameters():
+        torch.nn.init.normal_(parameter, std=0.2)
+    given = Namespace(queries=16, redraws=64)
+
+    def found(p: float) -> dict[str, float]:
+        keys = ["estimator={kind: one-sample}", f"scale={{kind: adaptive-power, p: {p}, c: 1e-3}}"]
+        return script.compared(EDMPrecond(network), read_recipe("digits-meanflow", keys), 1.0, given)
+
+    linear, normalised = found(0.0), found(1.0)
+    assert linear["size"] == pytest.approx(1.0, abs=2e-3)
+    assert linear["cosine"] == pytest.approx(1.0, abs=2e-3)
+    assert normalised["size"] < 0.985
+
+
+@pytest.mark.parametrize("recipe", ["digits-ect", "digits-sct-continuous"])
+def test_where_the_posterior_is_one_image_one_sample_has_no_bias(script, recipe: str) -> None:
+    torch.manual_seed(0)
+    network = ResidualMLP((1, 8, 8), 10, width=16, blocks=1)
+    for parameter in network.parameters():
+        torch.nn.init.normal_(parameter, std=0.2)
+    given = Namespace(queries=8, redraws=8)
+    keys = ["estimator={kind: one-sample}", "uncertainty=false"][: 1 + (recipe != "digits-ect")]
+    sharp, blurred = (
+        script.compared(EDMPrecond(network), read_recipe(recipe, keys), ratio, given) for ratio in (0.05, 1.0)
+    )
+    assert sharp["size"] == pytest.approx(1.0, abs=1e-3)
+    assert sharp["cosine"] == pytest.approx(1.0, abs=1e-3)
+    assert blurred["size"] < 0.995
