@@ -15,12 +15,11 @@ from collections.abc import Iterator
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from statistics import mean, median
+from statistics import median
 from typing import Any
 
 import torch
 import yaml
-from pydantic import TypeAdapter
 
 from consistune.bench.timing import alternate, in_own_process
 from consistune.cli.screen import Screen
@@ -29,92 +28,16 @@ from consistune.pages.plots import SampleGrids
 from consistune.recipe import read_recipe, to_yaml, validate
 from consistune.recipe.plan import make_plan
 from consistune.reproduce.runs import Run
-from consistune.reproduce.spec import RunSpec, ScaleSettings, Strict, checked
+from consistune.reproduce.spec import RunSpec
 from consistune.reproduce.study import Study, with_teacher
 from consistune.system.files import write_atomically
 from consistune.system.host import machine, peak_bytes
 from harness import FREED_AT_ONCE
-from tables import DOCS, HERE, KEYS, Row, fill, grouped, least_to_greatest, markdown
+from study_file import Line, StudyFile, check_word, read_study
+from study_tables import table_of
+from tables import DOCS, HERE, Row, fill
 
 WORK = Path("runs/benchmarks")
-
-
-class Line(Strict):
-    """Runs: every combination of the words of `of` (factor → word, or words), and for every seed.
-
-    At the end they are measured in each number of `steps` too, and with guidance by each ω of `omegas`. The
-    worse model is the run's own at each share of `snapshots`, and the one at a share of `of_start` of the
-    run that it starts from.
-    """
-
-    of: dict[str, str | tuple[str, ...]]
-    steps: tuple[int, ...] = ()
-    omegas: tuple[float, ...] = ()
-    snapshots: tuple[str, ...] = ()
-    of_start: tuple[str, ...] = ()
-
-
-class StepRatios(Strict):
-    """CPU time of a training step of each word of a factor over the `base` word's, in turns, round by round.
-
-    With `recipe` and `set`, the steps are those of that recipe instead of the study's. With `memory`, the
-    peak memory of a process that makes such steps is measured too.
-    """
-
-    factor: str
-    base: str
-    rounds: int
-    steps: int
-    recipe: str | None = None
-    set: tuple[str, ...] = ()
-    memory: bool = False
-
-
-class StudyFile(Strict):
-    """A study. Factors name what is varied: factor → word → overrides of the recipe.
-
-    Attributes:
-        recipe: a recipe's name; "{FACTOR}" in it is that factor's word.
-        set: overrides of every run, before the factors' own.
-        all_averages: measure every average of `train.ema`.
-        equal_cost: train as many images as cost as much as so many of the base word of `step_ratios`.
-        start: the model that the runs start from, and the steps in which it is measured too.
-        page: a page of docs/ with a place of the study's name for the table of what equal cost buys, or,
-            without `equal_cost`, of what a step costs.
-        picture: a file under docs/, and its panels: title → (word of the first factor, steps).
-    """
-
-    title: str
-    about: str
-    data: str
-    recipe: str
-    scale: ScaleSettings
-    set: tuple[str, ...] = ()
-    factors: dict[str, dict[str, tuple[str, ...]]]
-    runs: tuple[Line, ...]
-    all_averages: bool = False
-    step_ratios: StepRatios | None = None
-    equal_cost: int | None = None
-    start: tuple[str, int] | None = None
-    page: str | None = None
-    picture: tuple[str, dict[str, tuple[str, int]]] | None = None
-
-
-def read_study(name: str) -> StudyFile:
-    """The study of that name. Raises ValueError for a run with a word that its factor does not have."""
-    study: StudyFile = checked(TypeAdapter(StudyFile), HERE / "studies" / f"{name}.yaml")
-    for line in study.runs:
-        for factor, words in line.of.items():
-            for word in [words] if isinstance(words, str) else words:
-                check_word(study, factor, word)
-    return study
-
-
-def check_word(study: StudyFile, factor: str, word: str) -> None:
-    """Raises ValueError for a factor that the study lacks, or a word that the factor lacks."""
-    known = study.factors.get(factor, study.factors)
-    if known is study.factors or word not in known:
-        raise ValueError(f"{study.title}: {factor}={word} is not among {', '.join(known)}")
 
 
 def overrides_of(study: StudyFile, row: Row) -> tuple[str, ...]:
@@ -277,25 +200,6 @@ def record(path: Path, *runs: Row, **entries: Any) -> Row:
     return results
 
 
-def equal_cost_table(study: StudyFile, results: Row) -> str:
-    """A line for each word of the factor of `step_ratios`: its cost, and what the runs reached."""
-    assert study.step_ratios is not None
-    factor = study.step_ratios.factor
-    others = [name for name in study.factors if name != factor]
-    rows = []
-    for word, runs in grouped(results["runs"], lambda run: run[factor]).items():
-        ratios, images = results["step_ratios"][word], f"{runs[0]['images']:,}"
-        cost = [f"{median(ratios):.2f} {least_to_greatest(ratios)}", images]
-        for run in runs:
-            last = [loss for _, loss in run["loss"]][-(len(run["loss"]) // 4) :]
-            ends = [f"{measures[KEYS[0]]:.1f}" for measures in run["ends"].values()]
-            size = f"{run['parameters'] / 1e6:.2f} M"
-            rows.append([word, size, *cost, *(run[name] for name in others), f"{mean(last):.3f}", *ends])
-    head = [factor, "parameters", f"a step, over {study.step_ratios.base}'s", "images", *others]
-    steps = results["runs"][0]["ends"]
-    return markdown([*head, "loss, last quarter", *(f"Fréchet distance, {n} steps, %" for n in steps)], rows)
-
-
 def spec_of(study: StudyFile, row: Row, results: Row) -> RunSpec:
     """A row's training; with `equal_cost`, as many images as its measured cost of a step allows."""
     keys = list(row["keys"])
@@ -319,17 +223,6 @@ def draw(study: StudyFile, harness: Study) -> Row:
     return {"images": len(held_out)} | harness.judge.of_images(held_out.images, held_out.labels)
 
 
-def cost_table(study: StudyFile, results: Row) -> str:
-    """What a step of each word costs over the base word's, least to greatest of the rounds."""
-    assert study.step_ratios is not None
-    base = study.step_ratios.base
-    rows = []
-    for word, ratios in results["step_ratios"].items():
-        memory = results["peak_bytes"][word] / results["peak_bytes"][base]
-        rows.append([f"`{word}`", f"{median(ratios):.2f} {least_to_greatest(ratios)}", f"{memory:.2f}"])
-    return markdown([study.step_ratios.factor, "time of a step", "peak memory"], rows)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -351,8 +244,7 @@ def main() -> None:
         path = HERE / "results" / f"{arguments.study}.json"
         make(study, harness, path, arguments.seeds or list(range(study.scale.seeds)), only)
     if study.page is not None:
-        table = cost_table if study.equal_cost is None else equal_cost_table
-        fill(study.page, arguments.study, table(study, json.loads(path.read_text("utf-8"))))
+        fill(study.page, arguments.study, table_of(study, json.loads(path.read_text("utf-8"))))
 
 
 if __name__ == "__main__":

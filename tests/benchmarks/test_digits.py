@@ -42,7 +42,9 @@ def test_a_word_that_its_factor_lacks_is_refused(script, tmp_path: Path, monkeyp
     (tmp_path / "studies").mkdir()
     # Unquoted it is a number, and no run's word.
     (tmp_path / "studies" / "other.yaml").write_text(study.replace('"5e-4": [', "5e-4: ["))
-    monkeypatch.setattr(script, "HERE", tmp_path)
+    import study_file
+
+    monkeypatch.setattr(study_file, "HERE", tmp_path)
     with pytest.raises(ValueError, match="rate=5e-4 is not among"):
         script.read_study("other")
     monkeypatch.undo()
@@ -124,6 +126,10 @@ def test_guidance_is_measured_by_the_runs_own_snapshots_and_those_of_its_start(
     for worse, steps in itertools.product(("25%", "start's 25%", "start's 50%"), (1, 2)):
         assert rows[worse, 1.0, steps] == run["curve"][-1][f"steps_{steps}"]["frechet_train"]
     assert len({rows[worse, 3.0, 1] for worse in ("25%", "start's 25%", "start's 50%")}) == 3
+    text = script.table_of(study, {"runs": [run]})
+    for worse in ("25%", "start's 25%"):
+        best = min((rows[worse, omega, 2], omega) for omega in (1.0, 3.0))
+        assert f"| {best[0]:.2f} ({best[0]:.2f}) at {best[1]:g} |" in text
 
 
 def test_the_timed_steps_have_the_keys_of_the_studys_runs(script, tmp_path: Path) -> None:
@@ -132,7 +138,14 @@ def test_the_timed_steps_have_the_keys_of_the_studys_runs(script, tmp_path: Path
     factors = {"reference": {word: study.factors["reference"][word] for word in ("one image", "all")}}
     study = study.model_copy(update={"step_ratios": ratios, "factors": factors})
     harness = Study(tmp_path, "digits", "cpu", Screen(quiet=True), settings=study.scale, overrides=TINY)
-    assert list(script.step_ratios(study, harness)["step_ratios"]) == ["one image", "all"]
+    measured = script.step_ratios(study, harness)
+    assert list(measured["step_ratios"]) == ["one image", "all"]
+    ends = [{f"steps_{n}": {"frechet_train": n + 2.0, "frechet_held_out": n + 4.0} for n in (1, 2)}] * 2
+    runs = [{"reference": "all", "curve": ends}]
+    cost = measured["step_ratios"]["all"][0]
+    distances = "3.00 (3.00) | 3.00 (3.00) | 4.00 (4.00) | 5.00 (5.00)"
+    line = f"| all | {cost:.2f} ({cost:.2f} to {cost:.2f}) | {distances} |"
+    assert line in script.table_of(study, measured | {"runs": runs})
 
 
 def test_a_distillation_gets_its_own_teacher_and_costs_are_measured_in_turns(script, tmp_path: Path) -> None:
@@ -161,7 +174,7 @@ def test_the_table_of_equal_cost_has_the_last_quarters_loss_and_the_distance(scr
     run["ends"] = {"18": {"frechet_train": 51.25}}
     results = {"step_ratios": {"dit": [2.0, 1.0, 4.0]}, "runs": [run | {"network": "dit"}]}
     expected = "| dit | 3.65 M | 2.00 (1.00 to 4.00) | 3,200 | 2e-3 | 1.500 | 51.2 |"
-    assert expected in script.equal_cost_table(study, results)
+    assert expected in script.table_of(study, results)
 
 
 def test_runs_that_are_measured_at_the_end_fill_their_table_and_picture(
