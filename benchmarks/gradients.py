@@ -1,10 +1,10 @@
 """The gradients of one-sample noise and of the score identity: their noise, and the bias of normalisation.
 
-    python benchmarks/gradients.py gradient-variance [--seeds 0 1 2] [--work runs/benchmarks]
-    python benchmarks/gradients.py normalised-bias [--only family:ect …]
+    python benchmarks/gradients.py gradient-variance [--only family_unlabelled:ect …] [--seeds 0 1 2]
+    python benchmarks/gradients.py normalised-bias [--work runs/benchmarks]
 
-The weights are those of runs with one-sample noise of the study `family` (or another, in the setting that is
-named below), averaged; a run is trained if it is not there.
+A part is STUDY:RECIPE. The weights are those of the study's runs with one-sample noise at the best rate,
+averaged; a run that is not under --work is trained.
 
 gradient-variance: half-way in the run the gradient g of one step's mean loss is taken for `draws` batches,
   with the same images, times and noise for each estimate. Reported is the variance over the squared mean,
@@ -17,6 +17,7 @@ normalised-bias: at the end of the run, by noise level, the pull of the loss on 
 """
 
 from argparse import Namespace
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from statistics import mean
@@ -33,15 +34,20 @@ from consistune.core.noise import rescheduled
 from consistune.core.objectives import ContinuousConsistency, Draws, gaussian_like
 from consistune.core.types import Batch, Times
 from consistune.nn.precond import Preconditioned
-from consistune.recipe.plan import Given, make_plan
+from consistune.recipe.plan import Given, Plan, make_plan
 from consistune.reproduce.spec import RunSpec
 from consistune.reproduce.study import Study, with_teacher
 from consistune.system.host import machine
 from harness import Benchmark, Record
 from tables import markdown
 
-STUDY = "family"
-BEST_RATE = {"ect": "5e-4", "tcm": "1e-3", "sct-continuous": "5e-4", "meanflow": "2e-3", "imf": "2e-3"}
+RATES = {
+    "family": {"ect": "5e-4", "tcm": "1e-3", "sct-continuous": "5e-4", "meanflow": "2e-3", "imf": "2e-3"},
+    "family_unlabelled": dict.fromkeys(["ect", "tcm", "sct-continuous", "meanflow", "imf"], "as with labels"),
+    "mnist10k_family": dict.fromkeys(["ect", "sct-continuous", "meanflow", "imf"], "recipe's"),
+}
+"""Study → recipe → its best rate there."""
+PARTS = [f"{study}:{recipe}" for study, recipes in RATES.items() for recipe in recipes]
 ESTIMATES = {
     "one-sample": {"estimator": "one-sample"},
     "score identity": {"estimator": "score-identity"},
@@ -57,31 +63,48 @@ benchmark.parser.add_argument("--redraws", type=int, default=64)
 
 
 def table(record: Record) -> str:
-    """Each objective's noise by estimate, and its ratio to one-sample's: the mean, then each seed."""
+    """The noise of each part by estimate, and its ratio to one-sample's: the mean, then each seed."""
     rows = []
-    for name, seeds in record["noise"].items():
-        for estimate in ESTIMATES:
-            noise = [seed[estimate] for seed in seeds.values() if estimate in seed]
-            ratios = [a / seed["one-sample"] for a, seed in zip(noise, seeds.values(), strict=False)]
-            if noise:
-                each = ", ".join(f"{ratio:.2f}" for ratio in ratios)
-                rows.append([name, estimate, f"{mean(noise):.1f}", f"{mean(ratios):.2f} ({each})"])
-    return markdown(["recipe", "estimate", "variance of the gradient", "over one-sample's"], rows)
+    for study, recipes in record["noise"].items():
+        for recipe, seeds in recipes.items():
+            for estimate in next(iter(seeds.values())):
+                noise = [seed[estimate] for seed in seeds.values()]
+                ratios = [seed[estimate] / seed["one-sample"] for seed in seeds.values()]
+                each = f"{mean(ratios):.2f} ({', '.join(f'{ratio:.2f}' for ratio in ratios)})"
+                rows.append([f"{study}, {recipe}", estimate, f"{mean(noise):.1f}", each])
+    return markdown(["study, recipe", "estimate", "variance of the gradient", "over one-sample's"], rows)
 
 
 @benchmark.section(
-    "gradient_variance.json", BEST_RATE, tables={("results/methods-compared.md", "gradients"): table}
+    "gradient_variance.json", PARTS, tables={("results/methods-compared.md", "gradients"): table}
 )
 def gradient_variance(given: Namespace, part: str) -> Record:
-    study = digits.read_study(STUDY)
-    known = given.record.get("noise", {})
+    seeds = {
+        str(seed): noise_by_estimate(harness, study, recipe, seed, given.draws)
+        for harness, study, recipe, seed in runs_of(given, part)
+    }
+    return {"noise": added(given.record.get("noise", {}), part, seeds)} | settings(given, "draws")
+
+
+def runs_of(given: Namespace, part: str) -> Iterator[tuple[Study, digits.StudyFile, str, int]]:
+    """The harness, the study and the recipe of a part, with each seed."""
+    file, _, recipe = part.partition(":")
+    study = digits.read_study(file)
     with Screen() as screen:
         harness = Study(given.work, study.data, "cpu", screen, settings=study.scale)
-        seeds = {
-            str(seed): noise_by_estimate(harness, study, part, seed, given.draws) for seed in given.seeds
-        }
-    noise = {**known, part: {**known.get(part, {}), **seeds}}
-    return {"noise": noise, "draws": given.draws, "machine": machine()}
+        for seed in given.seeds:
+            yield harness, study, recipe, seed
+
+
+def added(known: Record, part: str, seeds: Record) -> Record:
+    """What is known, by study, recipe and seed, with these seeds of a part."""
+    file, _, recipe = part.partition(":")
+    of_study = known.get(file, {})
+    return known | {file: of_study | {recipe: of_study.get(recipe, {}) | seeds}}
+
+
+def settings(given: Namespace, *names: str) -> Record:
+    return {name: getattr(given, name) for name in names} | {"machine": machine()}
 
 
 def noise_by_estimate(
@@ -102,14 +125,14 @@ def noise_by_estimate(
 
 def spec_of(study: digits.StudyFile, name: str, labels: dict[str, str]) -> RunSpec:
     """A run of the study: these labels at the recipe's best rate."""
-    rate = BEST_RATE[name] if study.data == "digits" else "recipe's"
-    row = {"recipe": name, "norm": "recipe's", "rate": rate, **labels}
+    known = next(words for file, words in RATES.items() if study == digits.read_study(file))
+    row = {"recipe": name, "norm": "recipe's", "rate": known[name], **labels}
     return RunSpec(recipe=study.recipe.format(**row), set=digits.overrides_of(study, row))
 
 
 def gradients(recipe: Any, model: Preconditioned, images: int, draws: int) -> Tensor:
     """The gradients [draws, parameters] of the mean loss of as many batches, after so many images."""
-    plan = make_plan(recipe, given=Given(model=model))
+    plan = plan_of(recipe, model)
     student = plan.model.train().requires_grad_(True)
     network = rescheduled(student, plan.objective.schedule)
     parameters = list(student.parameters())
@@ -123,6 +146,13 @@ def gradients(recipe: Any, model: Preconditioned, images: int, draws: int) -> Te
         each = torch.autograd.grad(losses.mean(), parameters, allow_unused=True, materialize_grads=True)
         found.append(torch.cat([gradient.flatten() for gradient in each]))
     return torch.stack(found)
+
+
+def plan_of(recipe: Any, model: Preconditioned) -> Plan:
+    """The plan of a recipe with this model in the place of what it starts from."""
+    return make_plan(
+        recipe.model_copy(update={"start_from": None, "network": None}), given=Given(model=model)
+    )
 
 
 def noise_of(found: Tensor) -> float:
@@ -140,39 +170,27 @@ def noise_of(found: Tensor) -> float:
 
 LEVELS = (0.1, 0.3, 0.6, 1.0, 2.0, 4.0, 8.0, 20.0, 60.0)
 """Noise-to-signal ratios."""
-OBJECTIVES = {"ect": "plain norm (ECT)", "sct-continuous": "continuous time (sCM)", "meanflow": "MeanFlow"}
-PLACES = [
-    *(f"family:{name}" for name in OBJECTIVES),
-    *(f"mnist10k_family:{name}" for name in ("sct-continuous", "meanflow")),
-]
-SEEDS = {"family": (0, 1, 2), "mnist10k_family": (0,)}
 
 
-@benchmark.section("normalised_bias.json", PLACES)
+@benchmark.section("normalised_bias.json", PARTS)
 def normalised_bias(given: Namespace, part: str) -> Record:
-    file, _, name = part.partition(":")
-    study = digits.read_study(file)
     levels = LEVELS[::3] if given.quick else LEVELS
     found = {}
-    with Screen() as screen:
-        harness = Study(given.work, study.data, "cpu", screen, settings=study.scale)
-        for seed in SEEDS[file]:
-            spec = spec_of(study, name, ESTIMATES["one-sample"])
-            run = harness.run(name, spec, seed)
-            found[str(seed)] = [
-                {"ratio": ratio} | compared(run.model(), harness.recipe(spec, seed), ratio, given)
-                for ratio in levels
-            ]
-    sizes = {"queries": given.queries, "redraws": given.redraws, "machine": machine()}
-    return sizes | {file: {**given.record.get(file, {}), name: found}}
+    for harness, study, recipe, seed in runs_of(given, part):
+        spec = spec_of(study, recipe, ESTIMATES["one-sample"])
+        model, resolved = harness.run(recipe, spec, seed).model(), harness.recipe(spec, seed)
+        found[str(seed)] = [{"ratio": ratio} | compared(model, resolved, ratio, given) for ratio in levels]
+    return {"agreement": added(given.record.get("agreement", {}), part, found)} | settings(
+        given, "queries", "redraws"
+    )
 
 
 def compared(model: Preconditioned, recipe: Any, ratio: float, given: Namespace) -> dict[str, float]:
     """‖E pull‖/‖p‖ and the cosine of E pull and p at a noise-to-signal ratio, over the queries."""
-    recipe = recipe.model_copy(update={"start_from": None, "network": None})
-    plan = make_plan(recipe, given=Given(model=model))
+    plan = plan_of(recipe, model)
     train, generator = plan.data.train, torch.Generator().manual_seed(0)
-    world = Empirical(train.images, train.labels, plan.objective.schedule)
+    labels = train.labels if model.num_classes else None
+    world = Empirical(train.images, labels, plan.objective.schedule)
     times = times_at(plan.objective, ratio, given.queries, recipe.train.images)
     batch = world.draw(given.queries, generator)
     x_t = world.schedule.diffuse(batch.x_0, gaussian_like(batch.x_0, generator), times.t)

@@ -16,11 +16,12 @@ RUN_WHOLE = {
     *(f"digits-{method}" for method in ("edm", "ect", "sct", "sct-phased", "cd", "cm", "ict")),
     *(f"digits-{method}" for method in ("cmt", "cmt-ect", "best", "tcm", "sct-continuous")),
     *(f"emoji64-latent-{method}" for method in ("edm", "ect", "sct")),
-    *(f"cifar10-jpeg-{method}" for method in ("edm", "ect")),
+    *(f"cifar10-jpeg-{method}" for method in ("edm", "ect", "sct")),
 }
 """The recipes that were run to their end (docs/recipes.md says where)."""
 RUN_SHORT = {
-    *(f"mnist10k-{method}" for method in ("edm", "ect", "sct")),
+    *(f"mnist10k-{method}" for method in ("edm", "ect", "sct", "best", "cmt", "cmt-ect")),
+    *(f"mnist10k-{method}" for method in ("meanflow", "sct-continuous")),
     *(f"digits-{method}" for method in ("meanflow", "imf")),
 }
 """Those that were run with fewer images (docs/recipes.md)."""
