@@ -65,6 +65,10 @@ def small(name: str, folder: Path) -> list[str]:
         classes = 3 if recipe.conditional else 0
         store.save(EDMPrecond(PatchUNet(shape, classes, model_channels=8)), folder / "teacher")
         keys.append(f"{frozen}={folder / 'teacher'}")
+    if recipe.objective == "trajectory":
+        keys += ["steps=2", "order=2"]
+    if recipe.objective == "truncated":
+        keys.append("pairs.share=0.5")
     if "weights" in str(getattr(recipe, "distance", "")):  # LPIPS's are not ours to ship
         keys.append("distance={kind: huber}")
     return keys

@@ -170,7 +170,7 @@ def steps(
     chosen |= {} if lr is None else {"optimizer.lr": lr}
     chosen |= {"conditional": _conditional(conditional, own, split), "network": network}
     recipe = method_recipe(method, split.train.name, chosen | dict(settings or {}))
-    teacher = model if isinstance(model, Preconditioned) else None
+    teacher = model if isinstance(model, Preconditioned) and not _names_frozen(settings or {}) else None
     objective = None if isinstance(method, str) else method
     trainer = make_plan(recipe, place, Given(split, own, teacher, objective)).trainer(place)
     if out is None:
@@ -178,6 +178,13 @@ def steps(
         return
     run = RunFolder.opened(Path(out), to_yaml(recipe), trainer)
     yield from (State(report, trainer) for report in run.steps(trainer))
+
+
+def _names_frozen(settings: Mapping[str, Any]) -> bool:
+    """Whether the settings name a frozen model, in whose place the given one would stand otherwise."""
+    estimator = settings.get("estimator")
+    inside = isinstance(estimator, Mapping) and "model" in estimator
+    return inside or "below" in settings or "estimator.model" in settings
 
 
 def _first(

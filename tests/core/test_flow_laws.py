@@ -246,13 +246,12 @@ def test_own_scatter_moves_no_exact_solution_and_changes_nothing_for_one_sample(
 
 
 @every_schedule
-def test_at_r_equal_t_mean_flow_is_flow_matching(schedule) -> None:
+@pytest.mark.parametrize("kind", ["mean-velocity", "improved"])
+def test_at_r_equal_t_mean_flow_is_flow_matching(schedule, kind) -> None:
     """‖u(x_t, t, t) − v‖² with u the velocity of the network's x̂_0; u tends to it as r tends to t."""
     x_0, noise, net = 0.5 * normal(6, *SHAPE), normal(6, *SHAPE, seed=5), Net()
     t = schedule.time_at(RATIOS)
-    found = objective_of("mean-velocity", schedule, OneSample()).at(
-        net, Batch(x_0), Times(t, t, 0 * t), noise
-    )
+    found = objective_of(kind, schedule, OneSample()).at(net, Batch(x_0), Times(t, t, 0 * t), noise)
     d_alpha, d_sigma = (expand(rate, x_0) for rate in schedule.rates(t))
     x_t = schedule.diffuse(x_0, noise, t)
     u = schedule.velocity(x_t, net(x_t, t, None, t), t)

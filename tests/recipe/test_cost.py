@@ -114,7 +114,7 @@ def test_what_is_missing_ends_it_in_one_line() -> None:
 
 def test_a_teachers_weights_are_counted_once_and_the_students_are_not_one(tmp_path: Path) -> None:
     made = plan()
-    store.save(made.model, tmp_path / "teacher")
+    store.save(plan(name="digits-edm").model, tmp_path / "teacher")
     teacher = f"estimator={{kind: teacher, model: {tmp_path / 'teacher'}}}"
     distilled = dryrun.estimate(plan(teacher))
     assert distilled.teachers == distilled.weights

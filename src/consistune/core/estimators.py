@@ -50,7 +50,7 @@ class NoiseEstimator(Protocol):
         del batch, times, generator
         return self
 
-    def rows(self, part: slice) -> "NoiseEstimator":
+    def rows(self, part: slice | Tensor) -> "NoiseEstimator":
         """The bound estimator for some rows of its batch: a process's share, or a micro-batch."""
         del part
         return self
@@ -237,11 +237,10 @@ class _Subset(PosteriorMean):
     identity: ScoreIdentity
     log_prior: LogPrior
 
-    def rows(self, part: slice) -> NoiseEstimator:
-        first_query = part.start
-
+    def rows(self, part: slice | Tensor) -> NoiseEstimator:
         def log_prior(queries: Tensor, first: int, last: int) -> Tensor:
-            return self.log_prior(queries + first_query, first, last)
+            chosen = queries + part.start if isinstance(part, slice) else part[queries]
+            return self.log_prior(chosen, first, last)
 
         return _Subset(self.identity, log_prior)
 
@@ -256,7 +255,7 @@ class _OwnRows(PosteriorMean):
     identity: ScoreIdentity
     own: OwnRows
 
-    def rows(self, part: slice) -> NoiseEstimator:
+    def rows(self, part: slice | Tensor) -> NoiseEstimator:
         return _OwnRows(self.identity, (self.own[0][part], self.own[1][part]))
 
     def posterior(self, x_t: Tensor, t: Tensor, batch: Batch) -> Posterior:
@@ -304,7 +303,7 @@ class _Blended(NoiseEstimator):
 
     local: ClassVar[bool] = True
 
-    def rows(self, part: slice) -> NoiseEstimator:
+    def rows(self, part: slice | Tensor) -> NoiseEstimator:
         return _Blended(self.estimator.rows(part), self.rho[part])
 
     def clean(self, x_t: Tensor, t: Tensor, batch: Batch) -> Tensor:

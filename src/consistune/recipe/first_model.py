@@ -14,7 +14,6 @@ from consistune.nn.autoencoder.space import from_model
 from consistune.nn.card import ModelCard, Origin
 from consistune.nn.precond import EDMPrecond, Preconditioned
 from consistune.recipe import Recipe, build
-from consistune.recipe.objectives import objective_class
 from consistune.recipe.ranges import check_memory, weight_bytes
 from consistune.recipe.reading import shipped_recipes
 from consistune.training.augment import LABELS
@@ -26,8 +25,12 @@ SOURCES = {
 """Where the files whose names begin so were published, under CC BY-NC-SA 4.0."""
 
 
-def first_model(recipe: Recipe, data: DataSplit, given: Preconditioned | None = None) -> Preconditioned:
+def first_model(
+    recipe: Recipe, data: DataSplit, given: Preconditioned | None = None, *, two_times: bool
+) -> Preconditioned:
     """The model of a recipe, or `given` adapted to it; `card.start_from` names trained weights.
+
+    two_times: the network must take a second time.
 
     Raises UserError for keys that contradict each other, and for weights that are missing or do not fit.
     """
@@ -38,7 +41,6 @@ def first_model(recipe: Recipe, data: DataSplit, given: Preconditioned | None = 
         raise UserError(what, "network, start_from", "give one of the two keys")
     network = {"dropout": recipe.dropout, "dropout_res": recipe.dropout_res}
     options: dict[str, Any] = {name: value for name, value in network.items() if value is not None}
-    two_times = objective_class(type(recipe).builds).needs_two_times
     torch.manual_seed(recipe.train.seed)
     if recipe.network is not None:
         model = _fresh(recipe, data.train.image_shape, classes)

@@ -99,6 +99,9 @@ def log_variance(schedule: NoiseSchedule, student: Preconditioned) -> Callable[[
         raise UserError(
             f"{student.kind!r} learns no log-variance", "uncertainty", "use precond: {kind: edm2}"
         )
+    if student.logvar_channels == 0:
+        what = "the preconditioning has no head for a log-variance (logvar_channels is 0)"
+        raise UserError(what, "uncertainty", "use precond: {kind: edm2, logvar_channels: 128}")
     head: Any = student
     return lambda t: head.log_variance(schedule.noise_to_signal(t)).flatten()
 

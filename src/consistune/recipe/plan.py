@@ -3,7 +3,6 @@
 from copy import deepcopy
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
-from itertools import pairwise
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ import torch
 from torch import Tensor
 
 from consistune.core.noise import NoiseSchedule, rescheduled
-from consistune.core.objectives import Objective, learned
+from consistune.core.objectives import Objective
 from consistune.core.objectives.lpips import SMALLEST_SIDE
 from consistune.core.posterior.bank import make_bank
 from consistune.core.times import karras_edges
@@ -23,7 +22,10 @@ from consistune.nn.precond import Preconditioned
 from consistune.nn.store import check_finite
 from consistune.recipe import Recipe, build
 from consistune.recipe.first_model import check_space, first_model, load_weights
-from consistune.recipe.ranges import LATEST, check_memory
+from consistune.recipe.fit import check_flow_map, check_objective, check_teacher
+from consistune.recipe.objectives import objective_class
+from consistune.recipe.ranges import check_memory
+from consistune.recipe.words import objective_word
 from consistune.system.processes import Processes
 from consistune.training.ema import Online, Target
 from consistune.training.loop import Trainer
@@ -93,7 +95,7 @@ class Given:
 
     Attributes:
         data: in the place of `data`. model: of `start_from` or `network`.
-        teacher: of `estimator.model`. objective: of all keys of the objective.
+        teacher: of `estimator.model` and `below`. objective: of all keys of the objective.
     """
 
     data: DataSplit | None = None
@@ -108,7 +110,8 @@ def make_plan(recipe: Recipe, device: torch.device | str = "cpu", given: Given =
     options: TrainOptions = build(recipe.train, "train")
     _check_data(recipe, data, options)
     schedule = build(recipe.schedule, "schedule")
-    model = first_model(recipe, data, given.model)
+    kind = type(given.objective) if given.objective else objective_class(type(recipe).builds)
+    model = first_model(recipe, data, given.model, two_times=kind.needs_two_times)
     objective: Objective = given.objective or build(
         recipe,
         "",
@@ -131,14 +134,14 @@ def make_plan(recipe: Recipe, device: torch.device | str = "cpu", given: Given =
         student=model,
         mirrored=recipe.train.x_flip,
     )
-    _check_objective(recipe, objective, options)
+    check_objective(recipe, objective, options)
     if objective.differentiates and options.compile is None:  # the derivative's own pass would stay eager
         options = replace(options, compile=False)
     if options.channels_last and not any(p.ndim == 4 for p in model.parameters()):
         what = "the network has no convolution, whose weights could lie channels last"
         raise UserError(what, "train.channels_last", "leave it out")
     model.card = model.card.updated(
-        objective=recipe.objective,
+        objective=objective_word(kind),
         data=recipe.data,
         data_sha256=data.train.fingerprint,
         class_names=data.train.class_names if recipe.conditional else (),
@@ -168,29 +171,6 @@ def _check_data(recipe: Recipe, data: DataSplit, options: TrainOptions) -> None:
     _check_augmentation(recipe, data)
 
 
-def _check_objective(recipe: Recipe, objective: Objective, options: TrainOptions) -> None:
-    """Raises UserError for keys that the objective does not allow."""
-    middle = getattr(recipe, "mid_t", ())
-    if any(t >= LATEST for t in middle) or any(b >= a for a, b in pairwise(middle)):
-        what = "times between the steps must fall from one to the next"
-        raise UserError(what, f"mid_t={list(middle)}", f"give falling times below {LATEST:g}")
-    if any(t < objective.lowest_time for t in middle):
-        what = f"the model learns no t below {objective.lowest_time:g}"
-        raise UserError(what, f"mid_t={list(middle)}", "give later times")
-    if objective.needs_unlabelled and options.label_dropout == 0:
-        raise UserError(
-            "guidance in training asks the model without labels, which nothing trains",
-            "train.label_dropout",
-            "give a share of the images, such as 0.1",
-        )
-    if objective.differentiates and options.shard:
-        what = f"{recipe.objective} takes derivatives, for which no network is split"
-        raise UserError(what, "train.shard", "leave it out")
-    if isinstance(options.precision, UntilRatio) and not hasattr(objective, "pairs"):
-        what = "the objective has no pairs of times, so that no ratio is reached"
-        raise UserError(what, "train.precision.until_ratio", "give one precision")
-
-
 def _check_augmentation(recipe: Recipe, data: DataSplit) -> None:
     """Raises UserError where latents would be mirrored or warped as if they were pictures."""
     if data.train.latents is None:
@@ -208,9 +188,17 @@ def _edges(word: tuple[float, ...] | int, *, schedule: NoiseSchedule, **_: Any) 
 
 
 def _reference(
-    word: str, *, section: Any, recipe: Any, data: DataSplit, device: torch.device | str, **_: Any
+    word: str,
+    *,
+    section: Any,
+    key: str,
+    recipe: Any,
+    data: DataSplit,
+    device: torch.device | str,
+    **_: Any,
 ) -> Any:
-    where, bank = f"estimator.reference={word}", f"estimator.bank={section.bank}"
+    part = key.removesuffix(".reference")
+    where, bank, size = f"{key}={word}", f"{part}.bank={section.bank}", f"{part}.size={section.size}"
     if word == "all" and recipe.conditional:
         what = "references must share the condition, and the recipe is conditional"
         raise UserError(what, where, "use reference: class, or conditional: false")
@@ -224,42 +212,45 @@ def _reference(
         return None
     if section.size is not None and section.bank == "sharded":
         what = "random references are drawn from the whole set, of which a process would have its share only"
-        raise UserError(what, f"estimator.size={section.size}", "use bank: device or host")
+        raise UserError(what, size, "use bank: device or host")
     images = data.train.reference(by_class=word == "class")
     if section.size is not None and section.size > images.longest:
         what = f"has no effect: the largest group has {images.longest:,} references"
-        raise UserError(what, f"estimator.size={section.size}", "leave size out to take all")
+        raise UserError(what, size, "leave size out to take all")
     try:
         return make_bank(images, device, section.bank, may_shard=section.size is None)
     except ValueError as error:
         raise UserError(str(error), bank) from error
 
 
-def _lpips(path: str, *, data: DataSplit, device: torch.device | str, **_: Any) -> dict[str, Tensor]:
+def _lpips(
+    path: str, *, key: str, data: DataSplit, device: torch.device | str, **_: Any
+) -> dict[str, Tensor]:
     """The weights of LPIPS in a file, on the device. Raises UserError where they or the images do not fit."""
-    where, shape = "distance.weights", data.train.image_shape
+    shape = data.train.image_shape
     if min(shape[1:]) < SMALLEST_SIDE or shape[0] not in (1, 3):
         needs = f"LPIPS needs 1 or 3 channels and {SMALLEST_SIDE} pixels a side"
-        raise UserError(f"{needs}, the images are {list(shape)}", where, "use distance: {kind: huber}")
+        raise UserError(f"{needs}, the images are {list(shape)}", key, "use kind: huber")
     if not Path(path).is_file():
         raise UserError(
-            f"there is no {path}", where, "give VGG16's and LPIPS's weights in one safetensors file"
+            f"there is no {path}", key, "give VGG16's and LPIPS's weights in one safetensors file"
         )
     return {name: value.to(device) for name, value in load_tensors(path).items()}
 
 
 def _teacher(path: str, **context: Any) -> Any:
-    return _frozen(path, "estimator.model", **context)
+    return _frozen(path, **context)
 
 
 def _below(path: str, **context: Any) -> Any:
-    return _frozen(path, "below", flow_map=True, **context)
+    return _frozen(path, flow_map=True, **context)
 
 
 def _frozen(
     path: str,
-    key: str,
     *,
+    section: Any,
+    key: str,
     recipe: Any,
     data: DataSplit,
     device: torch.device | str,
@@ -276,12 +267,13 @@ def _frozen(
     check_space(teacher, data, key)
     classes = len(data.train.class_names) if recipe.conditional else 0
     if (teacher.image_shape, teacher.num_classes) != (data.train.image_shape, classes):
-        knows = f"the teacher knows images {list(teacher.image_shape)} and {teacher.num_classes} classes"
+        knows = f"this model knows images {list(teacher.image_shape)} and {teacher.num_classes} classes"
         has = f"the run has {list(data.train.image_shape)} and {classes}"
         raise UserError(f"{knows}, {has}", key)
-    if flow_map and (teacher.card.edges or learned(teacher.card.to_json()) == "denoiser"):
-        kind = "a phased model" if teacher.card.edges else "a diffusion model"
-        raise UserError(f"{path} is {kind}", key, "give a consistency model of one phase")
+    if flow_map:
+        check_flow_map(teacher, path, key)
+    else:
+        check_teacher(teacher, path, key, section.guidance)
     choice: Any = options.precision
     word = choice.first if isinstance(choice, UntilRatio) else choice
     precision = Precision(word, teacher, torch.device(device))

@@ -212,6 +212,14 @@ class Recipe(Section):
         def __getattr__(self, name: str) -> Any: ...
 
 
+def objective_word(kind: type[objectives.Objective]) -> str:
+    """A recipe's word for an objective's class or for what it derives from; else the class's name."""
+    words = {
+        built_objectives.objective_class(make): word for word, make in PARTS[objectives.Objective].items()
+    }
+    return next((words[base] for base in kind.__mro__ if base in words), kind.__name__)
+
+
 @cache
 def section(make: Any, kind: str | None = None) -> type[Section]:
     """The strict model of a class's arguments (and of its kind, where it is one of several)."""
@@ -308,7 +316,7 @@ def build(part: Section, where: str, *, words: Any = None, context: Any = None, 
     Args:
         where: the section's key, for messages; "" for a recipe.
         words: argument → function that turns the recipe's word for it into the object, called as
-            function(word, section=…, **context).
+            function(word, section=…, key=…, **context).
         wired: the arguments that the rest of the recipe decides.
     """
     make = type(part).builds  # through the class, where a function is not a method
@@ -323,7 +331,9 @@ def build(part: Section, where: str, *, words: Any = None, context: Any = None, 
     # The other fields are the kind, the keys of all recipes, and what `words` read.
     for name in [name for name in type(part).model_fields if name in accepted and name not in wired]:
         value = made(getattr(part, name), f"{where}.{name}".lstrip("."))
-        given[name] = words[name](value, section=part, **context) if words and name in words else value
+        if words and name in words:
+            value = words[name](value, section=part, key=f"{where}.{name}".lstrip("."), **context)
+        given[name] = value
     given |= {name: value for name, value in wired.items() if name in accepted}
     try:
         return make(**given)

@@ -17,6 +17,8 @@ from consistune.core.rng import SharedDropout
 from consistune.core.times import LogNormal
 from consistune.core.types import Batch, Conditioning, Denoiser, Progress, Times, expand, predict
 
+LEAST_DIFFERENCE = 1e-5
+"""In fp32 nothing is left of a smaller relative difference of times."""
 EDGE = 1e-4
 """Differences are taken below π/2 − EDGE, where the noise has no finite level."""
 
@@ -65,8 +67,8 @@ class ContinuousConsistency(Objective):
             raise ValueError(f"warmup_images must not be negative, got {self.warmup_images}")
         if not self.c > 0 or not self.sigma_data > 0:
             raise ValueError(f"c and sigma_data must be positive, got {self.c} and {self.sigma_data}")
-        if self.difference is not None and not 0 < self.difference < 1:
-            raise ValueError(f"difference must lie in (0, 1), got {self.difference}")
+        if self.difference is not None and not LEAST_DIFFERENCE <= self.difference < 1:
+            raise ValueError(f"difference must lie in [{LEAST_DIFFERENCE:g}, 1), got {self.difference}")
 
     def reference_bytes(self) -> int:
         return self.estimator.reference_bytes()
@@ -92,6 +94,7 @@ class ContinuousConsistency(Objective):
     ) -> Draws:
         warmed = min(1.0, progress / self.warmup_images) if self.warmup_images else 1.0
         r = self.schedule.time_at(warmed * self.schedule.noise_to_signal(t)) if warmed < 1 else t
+        r = torch.minimum(r, t)  # near the end of the warm-up it may round above
         times = Times(t, r, torch.zeros_like(t))
         check_draws(batch, times, noise)
         with torch.no_grad():

@@ -48,6 +48,8 @@ class AdaptivePower:
     def __post_init__(self) -> None:
         if self.p < 0 or not self.c > 0:
             raise ValueError(f"p must not be negative and c must be positive, got {self.p} and {self.c}")
+        if self.p == 0 and self.scatter == "own":
+            raise ValueError("scatter: own has no effect with p = 0, which divides by nothing")
 
     def __call__(self, squared_error: Tensor, own: Callable[[], Tensor]) -> Tensor:
         error = own() if self.scatter == "own" else squared_error.detach()
@@ -72,6 +74,8 @@ class Mixture:
             raise ValueError(f"kappa must lie in [0, 1), got {self.kappa}")
         if self.high is not None and not self.low <= self.high:
             raise ValueError(f"low must not be above high, got {self.low} and {self.high}")
+        if self.idle and (self.low > 0 or self.high is not None):
+            raise ValueError("low and high have no effect with omega = 1 and kappa = 0")
 
     @property
     def idle(self) -> bool:

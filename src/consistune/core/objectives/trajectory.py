@@ -12,7 +12,7 @@ from consistune.core.noise import NoiseSchedule
 from consistune.core.objectives.base import Draws, Objective, gaussian_like
 from consistune.core.objectives.distances import Distance, Huber
 from consistune.core.solve import dpm_solver
-from consistune.core.types import Batch, Denoiser, Progress, Times, moved
+from consistune.core.types import Batch, Denoiser, Progress, Times, moved, predict
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,7 @@ class Trajectory(Objective):
     k = `steps` steps that are geometric in σ/α from `high` to `low`. A batch of B rows holds ⌈B/k⌉
     trajectories, from the first images of the batch, one after the other; point i of a trajectory is one row.
     A part of a batch that begins within a trajectory computes that again: let the part's size be a multiple
-    of k.
+    of k. A two-time network learns the jump to 0.
 
     Attributes:
         estimator: the teacher, or any estimate that is valid away from x_t: not a one-sample one.
@@ -47,6 +47,8 @@ class Trajectory(Objective):
             raise ValueError("random references are drawn for each row: a trajectory needs the same for all")
         if self.steps < 1 or self.order not in (1, 2, 3):
             raise ValueError(f"need steps ≥ 1 and order 1, 2 or 3, got {self.steps} and {self.order}")
+        if self.order > self.steps:
+            raise ValueError(f"order {self.order} needs as many steps, got {self.steps}")
         if not 0 < self.low < self.high:
             raise ValueError(f"need 0 < low < high, got {self.low} and {self.high}")
 
@@ -71,7 +73,8 @@ class Trajectory(Objective):
         t = moved(self.grid.float(), row.device)[row % self.steps]
         zero = torch.zeros_like(t)
         rows, times = batch.rows(starts), Times(t, zero, zero)
-        return Draws(rows, times, noise[starts], self.estimator.bind(batch, times, generator))
+        estimator = self.estimator.bind(batch, times, generator).rows(starts)
+        return Draws(rows, times, noise[starts], estimator)
 
     def losses(self, model: Denoiser, target: Denoiser, draws: Draws) -> Tensor:
         del target
@@ -80,10 +83,11 @@ class Trajectory(Objective):
         row = torch.arange(first, stop, device=device)
         number = torch.arange(first // k, (stop - 1) // k + 1, device=device)  # of each trajectory
         heads = (number * k).clamp(min=first) - first
-        points = self.trajectories(draws.batch.rows(heads), draws.noise[heads], draws.estimator)
+        estimator = draws.estimator.rows(heads)
+        points = self.trajectories(draws.batch.rows(heads), draws.noise[heads], estimator)
         own = row // k - first // k
         x_t, end, t = points[row % k, own], points[-1][own], draws.times.t
-        found = model(x_t, t, draws.batch.network_condition)
+        found = predict(model, x_t, t, draws.batch.network_condition, draws.times.s)
         wide = torch.promote_types(found.dtype, torch.float32)
         return self.distance(found.to(wide), end.to(wide))
 

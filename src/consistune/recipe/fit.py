@@ -1,0 +1,128 @@
+"""What an objective does not go with: keys of the training, and models that stand for a teacher."""
+
+import math
+from itertools import pairwise
+
+import torch
+
+from consistune.core.estimators import Blend
+from consistune.core.intervals import LogitNormal
+from consistune.core.objectives import ContinuousConsistency, MeanVelocity, Objective, Trajectory, learned
+from consistune.core.times import LogNormal, TruncatedPairs
+from consistune.errors import UserError
+from consistune.nn.precond import Preconditioned
+from consistune.recipe.ranges import LATEST
+from consistune.recipe.words import Recipe
+from consistune.training.options import TrainOptions
+from consistune.training.precision import UntilRatio
+
+REACH = 6.0
+"""Standard deviations of a normal law that a run may draw: one in 10⁹ lies beyond."""
+
+
+def check_objective(recipe: Recipe, objective: Objective, options: TrainOptions) -> None:
+    """Raises UserError for keys that the objective does not allow."""
+    middle = getattr(recipe, "mid_t", ())
+    if any(t >= LATEST for t in middle) or any(b >= a for a, b in pairwise(middle)):
+        what = "times between the steps must fall from one to the next"
+        raise UserError(what, f"mid_t={list(middle)}", f"give falling times below {LATEST:g}")
+    if any(t < objective.lowest_time for t in middle):
+        what = f"the model learns no t below {objective.lowest_time:g}"
+        raise UserError(what, f"mid_t={list(middle)}", "give later times")
+    if objective.needs_unlabelled and options.label_dropout == 0:
+        raise UserError(
+            "guidance in training asks the model without labels, which nothing trains",
+            "train.label_dropout",
+            "give a share of the images, such as 0.1",
+        )
+    if objective.differentiates and options.shard:
+        what = f"{recipe.objective} takes derivatives, for which no network is split"
+        raise UserError(what, "train.shard", "leave it out")
+    if isinstance(options.precision, UntilRatio) and not hasattr(objective, "pairs"):
+        what = "the objective has no pairs of times, so that no ratio is reached"
+        raise UserError(what, "train.precision.until_ratio", "give one precision")
+    _check_batch(objective, options)
+    _check_blend(objective)
+    _check_times(objective)
+
+
+def _check_batch(objective: Objective, options: TrainOptions) -> None:
+    """Raises UserError where a batch is too small for what the objective draws."""
+    if isinstance(objective, Trajectory) and objective.steps > options.batch:
+        what = (
+            f"a batch holds the first {options.batch} points of a trajectory, and {objective.steps} are there"
+        )
+        raise UserError(what, "steps", f"use steps: {options.batch} or less, or a larger train.batch")
+    pairs = getattr(objective, "pairs", None)
+    if isinstance(pairs, TruncatedPairs) and math.floor(pairs.share * options.batch) == 0:
+        what = f"of {options.batch} images none sits at the boundary, which ties the model to `below`"
+        raise UserError(what, "pairs.share", "use a larger share, or a larger train.batch")
+
+
+def _check_blend(objective: Objective) -> None:
+    """Raises UserError for a blend that is one-sample noise in every step."""
+    if not isinstance(getattr(objective, "estimator", None), Blend):
+        return
+    remedy = "use the estimator inside the blend, or kind: one-sample"
+    if isinstance(objective, ContinuousConsistency) and objective.warmup_images == 0:
+        raise UserError("without a warm-up a blend is one-sample noise", "estimator", remedy)
+    intervals = getattr(objective, "intervals", None)
+    if isinstance(intervals, LogitNormal) and intervals.equal == 1:
+        raise UserError("where r = t a blend is one-sample noise", "estimator", remedy)
+
+
+def _check_times(objective: Objective) -> None:
+    """Raises UserError for a law whose times have no noise, no signal, or no finite ratio of the two."""
+    if isinstance(objective, ContinuousConsistency):
+        key, ends = "law", _ends(objective.law)
+    elif isinstance(objective, MeanVelocity) and isinstance(objective.intervals, LogitNormal):
+        law = objective.intervals
+        shares = [law.highest / (1 + math.exp(-_power(law.mean + way * law.std))) for way in (-REACH, REACH)]
+        key, ends = "intervals", [share / (1 - share) for share in shares]
+    elif isinstance(objective, Trajectory):
+        key, ends = "low, high", [objective.low, objective.high]
+    else:
+        return
+    t = objective.schedule.time_at(torch.tensor(ends, dtype=torch.float32))
+    sound = torch.isfinite(t) & (t > 0) & (objective.schedule.alpha(t) > 0)
+    if not bool(sound.all()):
+        what = f"noise-to-signal ratios from {ends[0]:.3g} to {ends[1]:.3g} reach beyond the noise schedule"
+        raise UserError(what, key, "give a narrower law, or its lowest and highest value")
+
+
+def _ends(law: LogNormal) -> list[float]:
+    low, high = (math.exp(_power(law.mean + way * law.std)) for way in (-REACH, REACH))
+    return [low if law.low is None else law.low, high if law.high is None else law.high]
+
+
+def _power(x: float) -> float:
+    """x where exp(±x) is finite, else the end of that range."""
+    return min(max(x, -700.0), 700.0)
+
+
+def check_flow_map(model: Preconditioned, path: str, key: str) -> None:
+    """Raises UserError for a frozen model that does not reach the trajectory's end from every time."""
+    card = model.card
+    if card.edges or learned(card.to_json()) == "denoiser":
+        kind = "a phased model" if card.edges else "a diffusion model"
+        raise UserError(f"{path} is {kind}", key, "give a consistency model of one phase")
+    if card.objective == "truncated":
+        what = f"{path} is a model of TCM's second stage, which learned no times below the boundary"
+        raise UserError(what, key, "give the consistency model of the first stage")
+
+
+def check_teacher(model: Preconditioned, path: str, key: str, guidance: float) -> None:
+    """Raises UserError for a teacher that gives no velocity: a one-time model that was tuned to jump; and for
+    a guided one without labels, or whose unlabelled branch nothing trained."""
+    card = model.card
+    if card.objective is not None and learned(card.to_json()) == "flow-map" and not model.two_times:
+        what = f"{path} is a few-step model, which says where a trajectory ends and not its direction"
+        raise UserError(what, key, "give the diffusion model that it was tuned from")
+    if guidance == 1:
+        return
+    where = f"{key.removesuffix('.model')}.guidance"
+    if model.num_classes == 0:
+        raise UserError("the teacher takes no labels to guide it with", where, "leave guidance out")
+    if card.label_dropout == 0:
+        what = "the teacher's unlabelled branch is not trained (train.label_dropout was 0)"
+        raise UserError(what, where, "leave guidance out, or train a teacher with train.label_dropout=0.1")

@@ -1,0 +1,161 @@
+"""What an objective does not go with is refused before the run, with the key's name."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from consistune.core.estimators import OneSample
+from consistune.core.noise import RectifiedFlow
+from consistune.core.objectives import MeanVelocity
+from consistune.errors import UserError
+from consistune.front import steps, tune
+from consistune.nn import store
+from consistune.nn.card import ModelCard
+from consistune.nn.precond import EDMPrecond
+from consistune.nn.small import ResidualMLP
+from consistune.recipe import read_recipe
+from consistune.recipe.plan import Plan, make_plan
+
+BLEND = "estimator={kind: blend, estimator: {kind: score-identity, reference: class}}"
+CMT = ("start_from=TEACHER", "estimator.model=TEACHER")
+MLP = "network={kind: mlp, width: 8, blocks: 1}"
+TWO_TIMES = "network={kind: mlp, width: 8, blocks: 1, second_time: true}"
+FROM_NOTHING = ("start_from=null", MLP)
+WIDE = ("law.mean=10.0", "law.std=10.0", "law.low=null", "law.high=null")
+
+
+def saved(folder: Path, name: str, classes: int = 10, **card: object) -> Path:
+    torch.manual_seed(0)
+    model = EDMPrecond(ResidualMLP((1, 8, 8), classes, width=8, blocks=1))
+    model.card = ModelCard().updated(**card)
+    return store.save(model, folder / name)
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    folder = tmp_path_factory.mktemp("models")
+    return {
+        "TEACHER": saved(folder, "teacher", objective="diffusion", label_dropout=0.0),
+        "GUIDED": saved(folder, "guided", objective="diffusion", label_dropout=0.1),
+        "BARE": saved(folder, "bare", classes=0, objective="diffusion", label_dropout=0.0),
+        "ECT": saved(folder, "ect", objective="consistency"),
+        "TCM": saved(folder, "tcm", objective="truncated"),
+    }
+
+
+def plan(models: dict[str, Path], name: str, *keys: str) -> Plan:
+    for word, path in models.items():
+        keys = tuple(key.replace(word, str(path)) for key in keys)
+    return make_plan(read_recipe(name, keys))
+
+
+REFUSED = {
+    "more points than a batch": ("digits-cmt", (*CMT, "steps=256"), "steps"),
+    "order above the steps": ("digits-cmt", (*CMT, "steps=2"), "order 3"),
+    "no image at the boundary": (
+        "digits-tcm",
+        ("start_from=ECT", "below=ECT", "pairs.share=0.01", "train.batch=32"),
+        "pairs.share",
+    ),
+    "below, TCM's own stage": ("digits-tcm", ("start_from=ECT", "below=TCM"), "below: .*second stage"),
+    "below, a diffusion model": ("digits-tcm", ("start_from=ECT", "below=TEACHER"), "below: .*diffusion"),
+    "a few-step model as teacher": (
+        "digits-cd",
+        ("start_from=TEACHER", "estimator.model=ECT"),
+        "estimator.model: .*few-step",
+    ),
+    "guidance without a branch": (
+        "digits-cd",
+        (*CMT, "estimator.guidance=2.0"),
+        "estimator.guidance: .*not trained",
+    ),
+    "guidance without labels": (
+        "digits-cd",
+        ("start_from=BARE", "estimator.model=BARE", "estimator.guidance=2.0", "conditional=false"),
+        "estimator.guidance: .*no labels",
+    ),
+    "no signal": ("digits-sct-continuous", (*FROM_NOTHING, "schedule={kind: rectified-flow}", *WIDE), "law"),
+    "no finite time": ("digits-sct-continuous", (*FROM_NOTHING, "law.mean=800.0", "law.high=null"), "law"),
+    "jumps from pure noise": (
+        "digits-meanflow",
+        (TWO_TIMES, "intervals.mean=10.0", "intervals.highest=0.99999999999"),
+        "intervals",
+    ),
+    "jumps from no noise": (
+        "digits-meanflow",
+        (TWO_TIMES, "intervals.mean=-10.0", "intervals.std=100.0"),
+        "intervals",
+    ),
+    "no head": (
+        "digits-sct-continuous",
+        (*FROM_NOTHING, "precond={kind: edm2, logvar_channels: 0}"),
+        "uncertainty: .*logvar_channels",
+    ),
+    "too small a difference": ("digits-sct-continuous", (*FROM_NOTHING, "difference=1e-8"), "difference"),
+    "a blend without warm-up": (
+        "digits-sct-continuous",
+        (*FROM_NOTHING, "warmup_images=0", BLEND),
+        "estimator: without a warm-up",
+    ),
+    "a blend at r = t": (
+        "digits-meanflow",
+        (TWO_TIMES, "intervals.equal=1.0", BLEND),
+        "estimator: where r = t",
+    ),
+    "an interval of no guidance": (
+        "digits-meanflow",
+        (TWO_TIMES, "guidance={low: 0.2, high: 0.5}"),
+        "guidance: low",
+    ),
+    "a scatter that divides nothing": (
+        "digits-meanflow",
+        (TWO_TIMES, "scale={kind: adaptive-power, p: 0, scatter: own}"),
+        "scale: scatter",
+    ),
+    "LPIPS's own key": (
+        "digits-ect",
+        (*FROM_NOTHING, "loss.distance={kind: lpips, weights: nowhere}"),
+        "loss.distance.weights: ",
+    ),
+    "a model inside a blend": (
+        "digits-ect",
+        (*FROM_NOTHING, "estimator={kind: blend, estimator: {kind: teacher, model: nowhere}}"),
+        "estimator.estimator.model: ",
+    ),
+    "references inside a blend": (
+        "digits-ect",
+        (*FROM_NOTHING, "estimator={kind: blend, estimator: {kind: score-identity, reference: all}}"),
+        "estimator.estimator.reference=all: ",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_it_is_refused_with_its_key(models: dict[str, Path], case: str) -> None:
+    name, keys, match = REFUSED[case]
+    with pytest.raises(UserError, match=match):
+        plan(models, name, *keys)
+
+
+def test_what_lies_just_inside_is_taken(models: dict[str, Path]) -> None:
+    plan(models, "digits-cmt", *CMT, "steps=128")
+    plan(models, "digits-tcm", "start_from=ECT", "below=ECT", "pairs.share=0.04", "train.batch=32")
+    plan(models, "digits-cd", "start_from=GUIDED", "estimator.model=GUIDED", "estimator.guidance=2.0")
+    plan(models, "digits-sct-continuous", *FROM_NOTHING, "law.low=null", "law.high=null")
+
+
+def test_an_objective_from_python_decides_what_the_network_is_told_and_what_the_card_says() -> None:
+    torch.manual_seed(0)
+    model = EDMPrecond(ResidualMLP((1, 8, 8), 10, width=8, blocks=1))
+    model.card = ModelCard().updated(objective="diffusion")
+    method = MeanVelocity(RectifiedFlow(), OneSample())
+    (state,) = steps(model, "digits", images=32, batch=32, method=method)
+    assert state.trainer.model.two_times
+    assert state.trainer.model.card.objective == "mean-velocity"
+
+
+def test_a_model_that_the_settings_name_is_not_replaced_by_the_given_one(models: dict[str, Path]) -> None:
+    start = store.load(models["ECT"], "cpu")
+    with pytest.raises(UserError, match=r"below: .*nowhere"):
+        tune(start, "digits", method="tcm", images=64, batch=32, settings={"below": "nowhere"})
