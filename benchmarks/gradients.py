@@ -20,7 +20,7 @@ from argparse import Namespace
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from statistics import mean
+from statistics import mean, stdev
 from typing import Any
 
 import torch
@@ -34,12 +34,14 @@ from consistune.core.noise import rescheduled
 from consistune.core.objectives import ContinuousConsistency, Draws, gaussian_like
 from consistune.core.types import Batch, Times
 from consistune.nn.precond import Preconditioned
+from consistune.pages.plots import Axis, Plot
 from consistune.recipe.plan import Given, Plan, make_plan
 from consistune.reproduce.spec import RunSpec
 from consistune.reproduce.study import Study, with_teacher
+from consistune.system.files import write_atomically
 from consistune.system.host import machine
-from harness import Benchmark, Record
-from tables import markdown
+from harness import RESULTS, Benchmark, Record
+from tables import DOCS, markdown
 
 RATES = {
     "family": {"ect": "5e-4", "tcm": "1e-3", "sct-continuous": "5e-4", "meanflow": "2e-3", "imf": "2e-3"},
@@ -53,6 +55,8 @@ ESTIMATES = {
     "score identity": {"estimator": "score-identity"},
     "score identity, adaptive norm": {"estimator": "score-identity", "norm": "own"},
 }
+
+PAGE = "results/gradients.md"
 
 benchmark = Benchmark(__doc__)
 benchmark.parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
@@ -75,9 +79,7 @@ def table(record: Record) -> str:
     return markdown(["study, recipe", "estimate", "variance of the gradient", "over one-sample's"], rows)
 
 
-@benchmark.section(
-    "gradient_variance.json", PARTS, tables={("results/methods-compared.md", "gradients"): table}
-)
+@benchmark.section("gradient_variance.json", PARTS, tables={(PAGE, "variance"): table})
 def gradient_variance(given: Namespace, part: str) -> Record:
     seeds = {
         str(seed): noise_by_estimate(harness, study, recipe, seed, given.draws)
@@ -172,7 +174,41 @@ LEVELS = (0.1, 0.3, 0.6, 1.0, 2.0, 4.0, 8.0, 20.0, 60.0)
 """Noise-to-signal ratios."""
 
 
-@benchmark.section("normalised_bias.json", PARTS)
+def bias_table(record: Record) -> str:
+    """Size and cosine of one-sample's mean pull by noise level: the mean over the seeds."""
+    rows = []
+    for study, recipes in record["agreement"].items():
+        for recipe, seeds in recipes.items():
+            levels = [level["ratio"] for level in next(iter(seeds.values()))]
+            cells = [
+                f"{size:.2f}, {cosine:.2f}" for size, cosine in (means(seeds, k) for k in range(len(levels)))
+            ]
+            rows.append([f"{study}, {recipe}", len(seeds), *cells])
+    return markdown(["study, recipe", "seeds", *(f"σ/α = {level:g}" for level in levels)], rows)
+
+
+def means(seeds: Record, level: int) -> tuple[float, float]:
+    """Of size and cosine at a level, over the seeds."""
+    of_each = [levels[level] for levels in seeds.values()]
+    return mean(each["size"] for each in of_each), mean(each["cosine"] for each in of_each)
+
+
+def draw_bias(record: Record) -> None:
+    """docs/normalised-bias.svg: the size of one-sample's mean pull over the exact one's, by noise level."""
+    series = {}
+    for study, recipes in record["agreement"].items():
+        for recipe, seeds in recipes.items():
+            levels = list(zip(*seeds.values(), strict=True))
+            sizes = [[each["size"] for each in level] for level in levels]
+            errors = [stdev(values) if len(values) > 1 else 0.0 for values in sizes]
+            xs = [level[0]["ratio"] for level in levels]
+            series[f"{study}, {recipe}"] = (xs, [mean(values) for values in sizes], errors)
+    title = "Mean pull of one-sample noise, over the score identity's"
+    svg = Plot(series, Axis("σ/α", log=True), Axis("ratio of sizes"), title).svg()
+    write_atomically(DOCS / "normalised-bias.svg", svg)
+
+
+@benchmark.section("normalised_bias.json", PARTS, tables={(PAGE, "bias"): bias_table})
 def normalised_bias(given: Namespace, part: str) -> Record:
     levels = LEVELS[::3] if given.quick else LEVELS
     found = {}
@@ -180,9 +216,10 @@ def normalised_bias(given: Namespace, part: str) -> Record:
         spec = spec_of(study, recipe, ESTIMATES["one-sample"])
         model, resolved = harness.run(recipe, spec, seed).model(), harness.recipe(spec, seed)
         found[str(seed)] = [{"ratio": ratio} | compared(model, resolved, ratio, given) for ratio in levels]
-    return {"agreement": added(given.record.get("agreement", {}), part, found)} | settings(
-        given, "queries", "redraws"
-    )
+    agreement = {"agreement": added(given.record.get("agreement", {}), part, found)}
+    if given.out == RESULTS:
+        draw_bias(agreement)
+    return agreement | settings(given, "queries", "redraws")
 
 
 def compared(model: Preconditioned, recipe: Any, ratio: float, given: Namespace) -> dict[str, float]:
