@@ -239,7 +239,8 @@ def test_a_step_on_a_card_is_the_cpus(network: str, word: str) -> None:
 
 @pytest.mark.parametrize("word", ["bf16", "tf32"])
 def test_the_teacher_computes_in_the_runs_precision(word: str, tmp_path: Path) -> None:
-    store.save(make("mlp").model, tmp_path / "teacher")
+    diffusion = make_plan(read_recipe("digits-edm", [mlp(0)]))
+    store.save(diffusion.model, tmp_path / "teacher")
     keys = (f"estimator.model={tmp_path / 'teacher'}", "start_from=null", mlp(0), "train.batch=16")
     plan = make_plan(read_recipe("digits-cd", (*keys, f"train.precision={word}")))
     seen: list[tuple[bool, bool]] = []

@@ -235,6 +235,9 @@ def mean_velocity(
             "guidance",
             "leave guidance out, or use conditional: true",
         )
+    if guidance.idle and (guidance.low > 0 or guidance.high is not None):
+        what = "low and high have no effect with omega = 1 and kappa = 0"
+        raise UserError(what, "guidance", "leave them out, or give omega")
     if isinstance(scale, AdaptivePower) and scale.scatter == "own" and _is_one_sample(estimator):
         what = "a one-sample estimate is the sample's own velocity, so scatter: own changes nothing"
         raise UserError(what, "scale.scatter", "leave it out, or use another estimator")

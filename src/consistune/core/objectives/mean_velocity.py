@@ -74,8 +74,6 @@ class Mixture:
             raise ValueError(f"kappa must lie in [0, 1), got {self.kappa}")
         if self.high is not None and not self.low <= self.high:
             raise ValueError(f"low must not be above high, got {self.low} and {self.high}")
-        if self.idle and (self.low > 0 or self.high is not None):
-            raise ValueError("low and high have no effect with omega = 1 and kappa = 0")
 
     @property
     def idle(self) -> bool:
