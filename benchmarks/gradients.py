@@ -160,12 +160,17 @@ def plan_of(recipe: Any, model: Preconditioned) -> Plan:
 def noise_of(found: Tensor) -> float:
     """tr Cov(g) / ‖E g‖² of gradients [n, parameters], both without bias. Raises ValueError if ‖E g‖² ≤ 0."""
     found = found.double()
-    n = len(found)
     square = float(found.square().sum(1).mean())
-    mean_square = (float(found.sum(0).square().sum()) - n * square) / (n * (n - 1))
+    mean_square = square_of_mean(found)
     if mean_square <= 0:
-        raise ValueError(f"{n} draws are too few: the mean gradient cannot be told from zero")
+        raise ValueError(f"{len(found)} draws are too few: the mean gradient cannot be told from zero")
     return (square - mean_square) / mean_square
+
+
+def square_of_mean(found: Tensor) -> float:
+    """‖E g‖² from draws of g [n, …]: the mean of g_i·g_j over i ≠ j, which has no bias."""
+    n = len(found)
+    return (float(found.sum(0).square().sum()) - float(found.square().sum())) / (n * (n - 1))
 
 
 # --- the bias of normalised objectives
@@ -265,10 +270,7 @@ def pull(objective: Any, model: Preconditioned, x_t: Tensor, batch: Batch, times
 def agreement(pulls: Tensor, p: Tensor) -> dict[str, float]:
     """Of pulls [K, B, …] against p [B, …]: the mean's size over p's, without bias, and the cosine."""
     pulls, p = pulls.double().flatten(2), p.double().flatten(1)
-    n = len(pulls)
-    squares = float(pulls.square().sum())
-    mean_square = (float(pulls.sum(0).square().sum()) - squares) / (n * (n - 1))
-    size = (max(mean_square, 0.0) / float(p.square().sum())) ** 0.5
+    size = (max(square_of_mean(pulls), 0.0) / float(p.square().sum())) ** 0.5
     along = float((pulls.mean(0) * p).sum()) / float(p.square().sum())
     return {"size": size, "cosine": along / size if size > 0 else 0.0}
 

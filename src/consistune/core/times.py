@@ -64,7 +64,8 @@ class LogNormal:
         """The ratio below which the law has this mass: its inverse distribution function, float64 [n]."""
         floor, ceiling = self._mass_below(self.low, 0.0), self._mass_below(self.high, 1.0)
         normal = torch.special.ndtri(floor + (ceiling - floor) * uniform)
-        return torch.exp(self.mean + self.std * normal).clamp(self.low, self.high)
+        ratio = torch.exp(self.mean + self.std * normal)
+        return ratio if self.low is self.high is None else ratio.clamp(self.low, self.high)
 
     def _mass_below(self, bound: float | None, otherwise: float) -> float:
         if bound is None:

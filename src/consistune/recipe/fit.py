@@ -1,6 +1,7 @@
 """What an objective does not go with: keys of the training, and models that stand for a teacher."""
 
 import math
+from dataclasses import replace
 from itertools import pairwise
 
 import torch
@@ -8,7 +9,7 @@ import torch
 from consistune.core.estimators import Blend
 from consistune.core.intervals import LogitNormal
 from consistune.core.objectives import ContinuousConsistency, MeanVelocity, Objective, Trajectory, learned
-from consistune.core.times import LogNormal, TruncatedPairs
+from consistune.core.times import TruncatedPairs
 from consistune.errors import UserError
 from consistune.nn.precond import Preconditioned
 from consistune.recipe.ranges import LATEST
@@ -16,8 +17,8 @@ from consistune.recipe.words import Recipe
 from consistune.training.options import TrainOptions
 from consistune.training.precision import UntilRatio
 
-REACH = 6.0
-"""Standard deviations of a normal law that a run may draw: one in 10⁹ lies beyond."""
+RARE = 1e-9
+"""The share of a law, at each end, that is too rare for a run to draw."""
 
 
 def check_objective(recipe: Recipe, objective: Objective, options: TrainOptions) -> None:
@@ -74,30 +75,21 @@ def _check_blend(objective: Objective) -> None:
 def _check_times(objective: Objective) -> None:
     """Raises UserError for a law whose times have no noise, no signal, or no finite ratio of the two."""
     if isinstance(objective, ContinuousConsistency):
-        key, ends = "law", _ends(objective.law)
+        key, ratios = "law", objective.law.quantile(torch.tensor([RARE, 1 - RARE], dtype=torch.float64))
     elif isinstance(objective, MeanVelocity) and isinstance(objective.intervals, LogitNormal):
-        law = objective.intervals
-        shares = [law.highest / (1 + math.exp(-_power(law.mean + way * law.std))) for way in (-REACH, REACH)]
-        key, ends = "intervals", [share / (1 - share) for share in shares]
+        ends = torch.special.ndtri(torch.tensor([RARE, 1 - RARE], dtype=torch.float64))
+        share, _ = replace(objective.intervals, order="clamp").times(ends, ends, torch.ones_like(ends))
+        key, ratios = "intervals", share / (1 - share)
     elif isinstance(objective, Trajectory):
-        key, ends = "low, high", [objective.low, objective.high]
+        key, ratios = "low, high", torch.tensor([objective.low, objective.high])
     else:
         return
-    t = objective.schedule.time_at(torch.tensor(ends, dtype=torch.float32))
+    t = objective.schedule.time_at(ratios.float())
     sound = torch.isfinite(t) & (t > 0) & (objective.schedule.alpha(t) > 0)
     if not bool(sound.all()):
-        what = f"noise-to-signal ratios from {ends[0]:.3g} to {ends[1]:.3g} reach beyond the noise schedule"
+        low, high = ratios.tolist()
+        what = f"noise-to-signal ratios from {low:.3g} to {high:.3g} reach beyond the noise schedule"
         raise UserError(what, key, "give a narrower law, or its lowest and highest value")
-
-
-def _ends(law: LogNormal) -> list[float]:
-    low, high = (math.exp(_power(law.mean + way * law.std)) for way in (-REACH, REACH))
-    return [low if law.low is None else law.low, high if law.high is None else law.high]
-
-
-def _power(x: float) -> float:
-    """x where exp(±x) is finite, else the end of that range."""
-    return min(max(x, -700.0), 700.0)
 
 
 def check_flow_map(model: Preconditioned, path: str, key: str) -> None:

@@ -330,9 +330,10 @@ def build(part: Section, where: str, *, words: Any = None, context: Any = None, 
     given: dict[str, Any] = {}
     # The other fields are the kind, the keys of all recipes, and what `words` read.
     for name in [name for name in type(part).model_fields if name in accepted and name not in wired]:
-        value = made(getattr(part, name), f"{where}.{name}".lstrip("."))
+        key = f"{where}.{name}".lstrip(".")
+        value = made(getattr(part, name), key)
         if words and name in words:
-            value = words[name](value, section=part, key=f"{where}.{name}".lstrip("."), **context)
+            value = words[name](value, section=part, key=key, **context)
         given[name] = value
     given |= {name: value for name, value in wired.items() if name in accepted}
     try:
