@@ -12,10 +12,12 @@ from consistune.core.objectives import ContinuousConsistency, InverseGap, Unifor
 from consistune.core.rng import SharedDropout
 from consistune.core.times import LogNormal
 from consistune.core.types import Batch, Times
-from tests.support.toy import ToyDenoiser, close, gradients
+from tests.support.toy import ToyDenoiser, close, compare, gradients, of_variant
 
 STEPS = 10_000
-EXACT, DIFFERENCED = 1e-12, 1e-9
+EXACT, DIFFERENCED = 1e-12, 1.5e-11
+FLOAT32_LOSS, FLOAT32_GRADIENT = 2e-6, 2e-5
+"""Between the published step in float32 and in float64."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +37,6 @@ class Step:
         self.arrays, self.variant = arrays, variant
         null = int(arrays["null_label"][0])
         self.net, self.teacher = (ToyDenoiser(arrays, prefix, null) for prefix in ("net_", "teacher_"))
-        self.net.sigma_data = self.teacher.sigma_data = float(arrays["sigma_data"])
         estimators: dict[str, NoiseEstimator] = {
             "scd": Teacher(self.teacher),
             "scd_cfg": Teacher(self.teacher, 1.7),
@@ -48,12 +49,12 @@ class Step:
             log_variance=lambda t: self.net.log_variance(t),
             warmup_images=STEPS,
             per_root_dim=not plain,
-            sigma_data=float(arrays["sigma_data"]),
+            sigma_data=self.net.sigma_data,
             difference=1e-3 if variant == "sct_fd" else None,
         )
         self.batch = Batch(arrays["x_0"], arrays["label"])
         self.sigma = arrays["sigma"]
-        self.noise = arrays["z"] / float(arrays["sigma_data"])
+        self.noise = arrays["z"] / self.net.sigma_data
         self.progress = int(arrays.get(f"{variant}.iteration", torch.tensor(2 * STEPS)))
 
     def __getitem__(self, name: str) -> Tensor | None:
@@ -71,21 +72,22 @@ def step(request, parity) -> Step:
     return Step(parity("scm/scm"), request.param)
 
 
-def test_the_loss_and_its_gradients_are_the_published_ones(step: Step) -> None:
+def test_the_step_is_the_published_one(step: Step) -> None:
     relative = DIFFERENCED if step.variant == "sct_fd" else EXACT
+    stored = of_variant(step.arrays, step.variant)
     loss = step.loss()
-    close(loss, step["loss"], relative)
-    for name, gradient in gradients(step.net, loss.mean()).items():
-        if step[f"grad_{name}"] is not None:
-            close(gradient, step[f"grad_{name}"], relative)
     unweighted = replace(step.objective, weight=Uniform(), log_variance=None)
-    if step["loss_unweighted"] is not None:
-        found = unweighted.at(step.net, step.batch, step.sigma, step.progress, step.noise)
-        close(found, step["loss_unweighted"])
+    found = {
+        "loss": loss,
+        "loss_unweighted": unweighted.at(step.net, step.batch, step.sigma, step.progress, step.noise),
+        **gradients(step.net, loss.mean()),
+        **parts(step),
+    }
+    compare(stored, found, relative, given=["iteration"])
 
 
-def test_what_the_loss_is_made_of(step: Step) -> None:
-    relative = DIFFERENCED if step.variant == "sct_fd" else EXACT
+def parts(step: Step) -> dict[str, Tensor]:
+    """What the loss is made of."""
     objective, condition = step.objective, step.batch.condition
     trig = TrigFlow(objective.sigma_data)
     angle = trig.time_at(step.sigma)
@@ -101,7 +103,7 @@ def test_what_the_loss_is_made_of(step: Step) -> None:
         slope = objective._slope(step.net, x, x0_hat, velocity, angle, condition, again)
     warmed = torch.full_like(angle, min(1.0, step.progress / STEPS))
     g = objective.tangent(x, velocity, raw, slope, angle, warmed)
-    found = {
+    return {
         "r": warmed[0],
         "dxt_dt": velocity,
         "F": raw,
@@ -112,9 +114,6 @@ def test_what_the_loss_is_made_of(step: Step) -> None:
         "g_norm": norm(objective, g),
         "g": objective.normalised(g),
     }
-    for name, value in found.items():
-        if step[name] is not None:
-            close(value, step[name], relative)
 
 
 def norm(objective: ContinuousConsistency, g: Tensor) -> Tensor:
@@ -124,15 +123,16 @@ def norm(objective: ContinuousConsistency, g: Tensor) -> Tensor:
 
 @pytest.mark.parametrize("variant", ["sct_r0", "sct_r05", "sct", "scd", "scd_cfg", "sct_plain"])
 def test_in_float32(parity, variant) -> None:
+    """Two steps in float32, each as far from the one in float64 as the published one is."""
     step = Step(parity("scm/scm"), variant)
     step.net.float(), step.teacher.float()
     step.batch = Batch(step.batch.x_0.float(), step.batch.condition)
     step.sigma, step.noise = step.sigma.float(), step.noise.float()
     loss = step.loss()
     assert loss.dtype == torch.float32
-    close(loss, step["loss"], 2e-5)
+    close(loss, step["loss_f32"], 2 * FLOAT32_LOSS)
     if step["grad_W2_f32"] is not None:
-        close(gradients(step.net, loss.mean())["W2"], step["grad_W2"], 1e-4)
+        close(gradients(step.net, loss.mean())["grad_W2"], step["grad_W2_f32"], 2 * FLOAT32_GRADIENT)
 
 
 def test_the_coordinates_and_the_warm_up(parity) -> None:
@@ -149,11 +149,10 @@ def test_the_coordinates_and_the_warm_up(parity) -> None:
     zero = torch.zeros_like(sigma)
     close(InverseGap()(Times(sigma, zero, zero), EDM()), maps["prior_weight"])
     objective = ContinuousConsistency(EDM(), OneSample(), warmup_images=STEPS)
+    batch, t = Batch(one[:1]), torch.ones(1, dtype=torch.float64)
     for iteration, expected in zip(maps["warmup_iteration"], maps["warmup_r"], strict=True):
-        draws = objective.draw(
-            Batch(torch.zeros(1, 1, 1, 1)), int(iteration), torch.Generator().manual_seed(0)
-        )
-        close((draws.times.r / draws.times.t)[0], expected, 1e-6)
+        times = objective._bound(batch, t, int(iteration), one[:1], None).times
+        close(times.r / times.t, expected.view(1))
 
 
 def test_the_law_of_the_noise_level(parity) -> None:

@@ -1,8 +1,10 @@
 """The mean-velocity objective against four published implementations: parity/meanflow."""
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -16,12 +18,22 @@ from consistune.core.objectives import AdaptivePower, MeanVelocity, Mixture, Sca
 from consistune.core.rng import SharedDropout
 from consistune.core.sampling import PhasedSteps
 from consistune.core.types import Batch, Times
-from tests.support.toy import ToyVelocity, close, gradients
+from tests.support.toy import ToyVelocity, close, compare, gradients, of_variant, settings
 
 FLOW = RectifiedFlow()
 NO_LIMIT = 1 - 1e-15
-FLOAT32_SCALES = 1e-7
-"""JAX and FastGen keep the guidance scale in float32."""
+SHAPE = (3, 4, 4)
+OFF = {"scale": 1.0, "mixture_ratio": 0.0}
+"""FastGen's guidance scales that do nothing."""
+JAX_SCALES = 4e-8
+"""JAX computes 1 − ω − κ in float32 too."""
+FLOAT32 = 1e-7
+"""Between the published step in float32 and in float64."""
+
+
+def single(value: float) -> float:
+    """In float32, as JAX and FastGen keep guidance scales."""
+    return float(np.float32(value))
 
 
 @dataclass(frozen=True)
@@ -89,52 +101,41 @@ class Step:
         return {
             "x_t": x_t,
             "u": u,
+            "velocity": v,
             "guided_velocity": v,
-            "change": change,
+            "jvp": change,
             "target": v - change,
             "squared_error": error,
         }
 
-    def compare(self, variant: str, relative: float = 1e-12) -> None:
-        """The loss, its gradients and its parts are the arrays of a variant."""
-        stored = {
-            k.removeprefix(f"{variant}."): v for k, v in self.arrays.items() if k.startswith(f"{variant}.")
-        }
+    def compare(
+        self, variant: str, also: dict[str, Tensor], given: Collection[str] = (), relative: float = 1e-12
+    ) -> None:
+        """The loss, its gradients, its parts and what `also` names are the arrays of a variant."""
         loss = self.loss()
-        close(loss, stored["loss"], relative)
-        if "mean_loss" in stored:
-            close(loss.mean(), stored["mean_loss"], relative)
-        grads = gradients(self.net, loss.mean())
-        named = {
-            name.removeprefix("grad_") for name in stored if name.startswith("grad_") and "f32" not in name
-        }
-        assert named
-        for name in named:
-            close(grads.get(name, torch.zeros_like(stored[f"grad_{name}"])), stored[f"grad_{name}"], relative)
-        parts = self.parts()
-        if "guided_index" in stored:
-            parts["guided_velocity"] = parts["guided_velocity"][stored["guided_index"]]
-        for name in parts.keys() & stored.keys():
-            close(parts[name], stored[name], relative)
-        if "jvp" in stored:
-            gap = (self.times.t - self.times.r).view(-1, 1, 1, 1)
-            close(parts["change"], gap * stored["jvp"], relative)
-        if "velocity" in stored:
-            close(parts["guided_velocity"], stored["velocity"], relative)
+        found = {"loss": loss, "mean_loss": loss.mean(), **gradients(self.net, loss.mean())}
+        found |= self.parts() | also
+        stored = of_variant(self.arrays, variant)
+        if "jvp" in stored:  # only its product with t − r is there
+            stored["jvp"] = (self.times.t - self.times.r).view(-1, 1, 1, 1) * stored["jvp"]
+        compare(stored, found, relative, given)
 
 
 @pytest.mark.parametrize(("variant", "p", "c"), [("cifar", 0.75, 1e-3), ("p1", 1.0, 1e-2), ("p0", 0.0, 1e-3)])
 def test_py_meanflow(parity, variant, p, c) -> None:
     arrays = parity("meanflow/py_meanflow")
     assert (float(arrays[f"{variant}.norm_p"]), float(arrays[f"{variant}.norm_eps"])) == (p, c)
-    arrays["label"] = torch.zeros(8)
     step = Step(arrays, AdaptivePower(p, c), labelled=False)
-    step.compare(variant)
     weight = 1 / (step.parts()["squared_error"] + c) ** p
-    close(weight, arrays[f"{variant}.weight"])
+    step.compare(variant, {"weight": weight}, given=["norm_p", "norm_eps"])
     start = Stored(arrays["noise"])
     if variant == "cifar":
-        close(PhasedSteps(t_max=1.0)(step.net, FLOW, start, (3, 4, 4)), arrays["one_step"])
+        close(PhasedSteps(t_max=1.0)(step.net, FLOW, start, SHAPE), arrays["one_step"])
+    half = {name: a.float() if a.dtype == torch.float64 else a for name, a in arrays.items()}
+    step = Step(half, AdaptivePower(p, c), labelled=False)
+    loss = step.loss()
+    close(loss, arrays[f"{variant}.loss_f32"], 2 * FLOAT32)
+    close(gradients(step.net, loss.mean())["grad_W2"], arrays[f"{variant}.grad_W2_f32"], 2 * FLOAT32)
 
 
 class Stored:
@@ -145,12 +146,6 @@ class Stored:
 
     def __call__(self, *shape: int) -> Tensor:
         return self.noise
-
-
-def settings(arrays: dict[str, Any], variant: str) -> dict[str, Any]:
-    """ "name=value" of a variant → the values, as numbers where they are."""
-    pairs = (word.split("=") for word in arrays[f"{variant}.settings"])
-    return {name: float(value) if value[:1].isdigit() else value for name, value in pairs}
 
 
 ZHUYU = ("uncond", "uncond_p05", "uncond_uniform", "cfg", "cond")
@@ -165,12 +160,20 @@ def test_zhuyu(parity, variant) -> None:
         scale = Squared(given.get("adaptive_p", 1.0))
     names = {"omega": "cfg_omega", "kappa": "cfg_kappa", "low": "cfg_min_t", "high": "cfg_max_t"}
     guidance = Mixture(**{name: given[key] for name, key in names.items() if key in given})
-    hidden = arrays[f"{variant}.dropped"] if labelled else None
-    step = Step(arrays, scale, guidance, hidden, labelled)
-    step.compare(variant)
-    if isinstance(scale, Squared) and f"{variant}.weight" in arrays:
-        error = step.parts()["squared_error"]
-        close(1 / (error.square() + scale.c) ** scale.p, arrays[f"{variant}.weight"])
+    dropped = arrays.get(f"{variant}.dropped")
+    step = Step(arrays, scale, guidance, dropped if labelled else None, labelled)
+    error, also = step.parts()["squared_error"], {}
+    if isinstance(scale, Squared):
+        also["weight"] = 1 / (error.square() + scale.c) ** scale.p
+    if dropped is not None and labelled:
+        inside = (arrays["t"] >= guidance.low) & (arrays["t"] <= (guidance.high or 1.0))
+        also["guided"] = inside & ~dropped
+    if f"{variant}.guided_index" in arrays:
+        rows = arrays[f"{variant}.guided_index"]
+        assert torch.equal(rows, also["guided"].nonzero().flatten())
+        also["guided_velocity"] = step.parts()["guided_velocity"][rows]
+    without_effect = [] if labelled else ["guided"]
+    step.compare(variant, also, given=["dropped", "guided_index", *without_effect])
 
 
 @pytest.mark.parametrize("steps", [1, 2, 4])
@@ -181,7 +184,7 @@ def test_zhuyus_samples(parity, steps, omega) -> None:
     edges = tuple(k / steps for k in range(1, steps))
     name = f"sample_{steps}" + ("_cfg2.5" if omega > 1 else "")
     found = PhasedSteps(edges, t_max=1.0)(
-        Guided(net, None, omega), FLOW, Stored(arrays["noise"]), (3, 4, 4), arrays["label"]
+        Guided(net, None, omega), FLOW, Stored(arrays["noise"]), SHAPE, arrays["label"]
     )
     close(found, arrays[name])
 
@@ -201,13 +204,12 @@ def test_the_jax_original(parity, variant) -> None:
     given = settings(arrays, variant)
     scale = AdaptivePower(given["norm_p"], given["norm_eps"])
     names = {"omega": "omega", "kappa": "kappa", "low": "t_start", "high": "t_end"}
-    guidance = Mixture(**{name: given[key] for name, key in names.items() if key in given})
+    guidance = Mixture(**{name: single(given[key]) for name, key in names.items() if key in given})
     hidden = first_dropped(arrays, given.get("class_dropout_prob", 0.1))
     step = Step(arrays, scale, guidance, hidden)
-    step.compare(variant, FLOAT32_SCALES)
-    if f"{variant}.label_used" in arrays:
-        used = step.net.labels(step.batch.network_condition, 8)
-        assert torch.equal(used, arrays[f"{variant}.label_used"])
+    weight = 1 / (step.parts()["squared_error"] + scale.c) ** scale.p
+    used = step.net.labels(step.batch.network_condition, len(hidden))
+    step.compare(variant, {"weight": weight, "label_used": used}, relative=JAX_SCALES)
 
 
 def test_the_jax_originals_samples(parity) -> None:
@@ -215,8 +217,8 @@ def test_the_jax_originals_samples(parity) -> None:
     net = ToyVelocity(arrays)
     for steps in (1, 2):
         edges = tuple(k / steps for k in range(1, steps))
-        found = PhasedSteps(edges, t_max=1.0)(net, FLOW, Stored(arrays["noise"]), (3, 4, 4), arrays["label"])
-        close(found, arrays[f"sample_{steps}"], FLOAT32_SCALES)
+        found = PhasedSteps(edges, t_max=1.0)(net, FLOW, Stored(arrays["noise"]), SHAPE, arrays["label"])
+        close(found, arrays[f"sample_{steps}"])
 
 
 FASTGEN = ("cifar", "opt_grad", "opt_grad_warm", "cfg", "distill_cfg")
@@ -238,13 +240,15 @@ def test_fastgen(parity, variant) -> None:
     root = arrays["x_0"][0].numel() ** 0.5 if given.get("tangent_spatial_invariance") == "True" else 1.0
     p, c = float(given["norm_method"].removeprefix("poly_")), given["norm_const"]
     scale = Unsquared(p, c, root) if given["loss_type"] == "opt_grad" else AdaptivePower(p, c)
-    omega, kappa = given.get("guidance_scale", 1.0), given.get("guidance_mixture_ratio", 0.0)
+    omega, kappa = (single(given.get(f"guidance_{name}", off)) for name, off in OFF.items())
     interval = given.get("guidance_t_start", 0.0), given.get("guidance_t_end", 1.0)
     distils = given.get("use_cd") == "True"
     hidden = first_dropped(arrays, given.get("cond_dropout_prob", 0.0))
     step = Step(arrays, scale, Mixture() if distils else Mixture(omega, kappa, *interval), hidden)
     step.objective = Warming(FLOW, OneSample(), scale=scale, guidance=step.objective.guidance)
-    object.__setattr__(step.objective, "warmed", float(arrays[f"{variant}.warmup"]))
+    warmup_steps, iteration = given.get("tangent_warmup_steps", 0.0), float(arrays[f"{variant}.iteration"])
+    warmed = min(1.0, iteration / warmup_steps) if warmup_steps else 1.0
+    object.__setattr__(step.objective, "warmed", warmed)
     if distils:
         teacher = ToyVelocity(arrays, null=step.net.null).requires_grad_(False)
         for name, parameter in teacher.named_parameters():
@@ -252,25 +256,22 @@ def test_fastgen(parity, variant) -> None:
                 parameter.mul_(float(arrays["teacher_scale"]))
         estimator = Teacher(Guided(teacher, None, omega, *interval))
         step.objective = MeanVelocity(FLOW, estimator, scale=scale)
-    step.compare(variant, FLOAT32_SCALES if "cfg" in variant else 1e-12)
     parts = step.parts()
     error = parts["squared_error"]
     if isinstance(scale, Unsquared):
         weight, tangent = scale.weight(error), (parts["target"] - parts["u"]) / root
     else:
         weight, tangent = 1 / (error + c) ** p, parts["target"]
-    close(weight, arrays[f"{variant}.weight"], FLOAT32_SCALES)
-    close(tangent, arrays[f"{variant}.tangent"], FLOAT32_SCALES)
-    if f"{variant}.label_used" in arrays:
-        used = step.net.labels(step.batch.network_condition, 8)
-        assert torch.equal(used, arrays[f"{variant}.label_used"])
+    also = {"weight": weight, "tangent": tangent, "warmup": torch.tensor(warmed)}
+    also["label_used"] = step.net.labels(step.batch.network_condition, len(hidden))
+    step.compare(variant, also, given=["iteration"])
 
 
 def test_fastgens_samples(parity) -> None:
     arrays = parity("meanflow/fastgen")
     net = ToyVelocity(arrays)
-    one = torch.ones(8, dtype=torch.float64)
     label, x = arrays["label"], arrays["noise"]
+    one = torch.ones(len(x), dtype=torch.float64)
     flow = Steps(net, FLOW)
     close(flow.jump(x, 0.999 * one, 0 * one, label), arrays["ode_one"])
     close(
@@ -295,10 +296,12 @@ def test_the_laws_of_the_times(parity) -> None:
     mean, std, share = arrays["law.settings"].tolist()
     law = LogitNormal(mean, std, mean, std, share, "swap", exact=True, highest=NO_LIMIT)
     normals = arrays["law.normal_t"], arrays["law.normal_r"]
-    for found, name in zip(law.times(*normals, torch.zeros(8)), "tr", strict=True):
+    for found, name in zip(law.times(*normals, torch.zeros(len(normals[0]))), "tr", strict=True):
         close(found, arrays[f"law.{name}"], 1e-7)
     arrays = parity("meanflow/fastgen")
     law = LogitNormal(-0.6, 1.6, -4.0, 1.6, 0.0, "swap", highest=0.999)
     normals = arrays["law.normal_t"], arrays["law.normal_r"]
-    for found, name in zip(law.times(*normals, torch.ones(40)), ("t", "r_before_share"), strict=True):
+    for found, name in zip(
+        law.times(*normals, torch.ones(len(normals[0]))), ("t", "r_before_share"), strict=True
+    ):
         close(found, arrays[f"law.{name}"])

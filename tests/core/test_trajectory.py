@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -20,7 +21,7 @@ from consistune.recipe import read_recipe
 from consistune.recipe.plan import make_plan
 from tests.core.test_objectives import Net, gaussian_data, images
 from tests.support.gaussian import SCHEDULES, Anisotropic
-from tests.support.toy import ToyDenoiser, close, gradients
+from tests.support.toy import ToyDenoiser, close, compare, gradients, of_variant
 
 STD = torch.tensor([[[0.2, 0.5], [0.9, 1.4]]], dtype=torch.float64)
 every_schedule = pytest.mark.parametrize("schedule", SCHEDULES, ids=lambda s: type(s).__name__)
@@ -29,29 +30,63 @@ every_schedule = pytest.mark.parametrize("schedule", SCHEDULES, ids=lambda s: ty
 # The published step ---------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("variant", ["nfe16_l2", "nfe16_mse", "nfe5_l2"])
+VARIANTS = ["nfe16_l2", "nfe16_mse", "nfe5_l2"]
+METRICS = {"MAE": Huber(), "MSE": SquaredL2()}
+"""By the published names: the L2 norm, and its square."""
+
+
+class Step:
+    """A variant's objective, networks and draws; the fixture has a step's rows together, ours a sample's."""
+
+    def __init__(self, arrays: dict[str, Any], variant: str) -> None:
+        of = lambda name: arrays[f"{variant}.{name}"]
+        self.student, self.teacher = ToyDenoiser(arrays), ToyDenoiser(arrays, "teacher_")
+        self.x_0, self.noise, k = of("x_0"), of("noise"), int(of("nfe"))
+        self.size = len(self.x_0), k
+        self.objective = Trajectory(EDM(), Teacher(self.teacher), METRICS[str(of("metric"))], steps=k)
+        draws = self.objective.at(Batch(self.x_0.repeat(k, 1, 1, 1)), self.noise.repeat(k, 1, 1, 1))
+        t = self.objective.grid[:-1].to(self.x_0).repeat(len(self.x_0))
+        self.draws = replace(draws, times=replace(draws.times, t=t))
+
+    def by_step(self, rows: Tensor) -> Tensor:
+        return rows.unflatten(0, self.size).transpose(0, 1).flatten(0, 1)
+
+    def losses(self) -> Tensor:
+        return self.by_step(self.objective.losses(self.student, self.student, self.draws))
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
 def test_it_is_cmts_step(parity, variant: str) -> None:
-    """Grid, trajectory, predictions, losses and gradients; the fixture has a step's rows together."""
+    """Grid, trajectory, predictions, losses and gradients."""
     fixture = parity("cmt/cmt")
-    stored = {key.partition(".")[2]: v for key, v in fixture.items() if key.startswith(f"{variant}.")}
-    student, teacher = ToyDenoiser(fixture), ToyDenoiser(fixture, "teacher_")
-    distance = SquaredL2() if variant == "nfe16_mse" else Huber()
-    count, k = len(stored["x_0"]), int(stored["nfe"])
-    objective = Trajectory(EDM(), Teacher(teacher), distance, steps=k)
-    batch = Batch(stored["x_0"].repeat(k, 1, 1, 1))
-    noise = stored["noise"].repeat(k, 1, 1, 1)
-    draws = objective.at(batch, noise)
-    draws = replace(draws, times=replace(draws.times, t=objective.grid[:-1].repeat(count)))
-    losses = objective.losses(student, student, draws).view(count, k).T.flatten()
-    close(losses, stored["loss"])
-    for name, gradient in gradients(student, losses.mean()).items():
-        if f"grad_{name}" in stored:
-            close(gradient, stored[f"grad_{name}"])
-    if "trajectory" in stored:
-        close(objective.grid, stored["time_grid"])
-        points = objective.trajectories(Batch(stored["x_0"]), stored["noise"], objective.estimator)
-        close(points, stored["trajectory"])
-        close(points[-1], stored["target"])
+    step = Step(fixture, variant)
+    losses, objective = step.losses(), step.objective
+    points = objective.trajectories(Batch(step.x_0), step.noise, objective.estimator)
+    sigma = step.by_step(step.draws.times.t)
+    found = {
+        "time_grid": objective.grid,
+        "trajectory": points,
+        "target": points[-1],
+        "sigma": sigma,
+        "prediction": step.student(points[:-1].flatten(0, 1), sigma),
+        "loss": losses,
+        **gradients(step.student, losses.mean()),
+    }
+    compare(of_variant(fixture, variant), found, given=["x_0", "noise", "batch", "nfe", "metric"])
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_it_is_cmts_step_in_float32(parity, variant: str) -> None:
+    """Two steps in float32, each as far from the one in float64 as the published one is (its README)."""
+    fixture = parity("cmt/cmt")
+    half = {k: v.float() if getattr(v, "dtype", None) == torch.float64 else v for k, v in fixture.items()}
+    step = Step(half, variant)
+    losses = step.losses()
+    close(losses, fixture[f"{variant}.loss_f32"], 2 * 3e-5)
+    close(gradients(step.student, losses.mean())["grad_W2"], fixture[f"{variant}.grad_W2_f32"], 2 * 7e-7)
+    if f"{variant}.trajectory_end_f32" in fixture:
+        end = step.objective.trajectories(Batch(step.x_0), step.noise, step.objective.estimator)[-1]
+        close(end, fixture[f"{variant}.trajectory_end_f32"], 2 * 7e-7)
 
 
 def test_lpips_is_the_published_distance(parity) -> None:
@@ -68,6 +103,8 @@ def test_lpips_is_the_published_distance(parity) -> None:
         for key, v in fixture.items()
     }
     assert torch.equal(LPIPS(published)(a, b), distance)
+    single = LPIPS({key: value.float() for key, value in fixture.items()})
+    close(single(a.float(), b.float()), fixture["distance_f32"], 1e-6)
 
 
 # LPIPS ----------------------------------------------------------------------------------------------------

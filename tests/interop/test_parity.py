@@ -22,7 +22,7 @@ from consistune.core.times import SigmoidGap, karras_grid
 from consistune.core.types import Batch, Condition, Times
 from consistune.interop.reading import read_checkpoint
 from consistune.nn.edm2 import EDM2Precond
-from consistune.nn.precond import Preconditioned
+from consistune.nn.precond import CMPrecond, EDMPrecond, Preconditioned
 
 Parity = Callable[[str], dict[str, Tensor]]
 NAMES = [
@@ -87,6 +87,51 @@ def test_the_denoiser_is_the_published_one(name: str, parity_folder: Path, parit
     assert max(found.values()) <= 1e-5, found
 
 
+IN_FLOAT64 = {"ect_imgnet_snapshot": 1e-12, "edm2_latent": 1e-12, "ect_snapshot": 1e-8, "edm_legacy": 1e-8}
+"""EDM's attention takes its softmax in float32 whatever the network's dtype, ours in the network's."""
+
+
+@pytest.mark.parametrize(("name", "room"), IN_FLOAT64.items())
+def test_the_denoiser_in_float64(name: str, room: float, parity_folder: Path, parity: Parity) -> None:
+    stored = parity(f"networks/{name}")
+    denoiser = consistune.load(parity_folder / "networks" / f"{name}.pkl").requires_grad_(False).double()
+    x, sigma = stored["x"].double(), stored["sigma"].double()
+    labels, augment = (
+        stored[key].double() if key in stored else None for key in ("class_labels", "augment_labels")
+    )
+    few = lambda rows: None if rows is None else rows[:3]
+    checks = {
+        "D_x_f64": denoiser(x, sigma, Condition(labels, augment=augment)),
+        "D_x_nolabel_f64": denoiser(x[:3], sigma[:3], Condition(augment=few(augment))),
+        "D_x_noaug_f64": denoiser(x[:3], sigma[:3], Condition(few(labels))),
+    }
+    if isinstance(denoiser, EDM2Precond) and "logvar_f64" in stored:
+        checks["logvar_f64"] = denoiser.log_variance(sigma)
+    if "D_x_trainmode_nodropout_f64" in stored:
+        checks["D_x_trainmode_nodropout_f64"] = without_dropout(denoiser)(x, sigma)
+    assert {key for key in stored if key.endswith("_f64")} <= checks.keys()
+    for key in checks.keys() & stored.keys():
+        assert difference(checks[key], stored[key]) <= room, key
+
+
+def without_dropout(denoiser: Preconditioned) -> Preconditioned:
+    """In training mode, where ECT's boundary is not shifted."""
+    for module in denoiser.train().modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+    return denoiser
+
+
+def test_the_scalings_of_consistency_models(parity: Parity) -> None:
+    """c_skip, c_out and c_in with the boundary at 0.002, and EDM's."""
+    stored = parity("openai_cm/openai_cm")
+    for kind, name in ((CMPrecond, "boundary"), (EDMPrecond, "edm")):
+        scalings = kind(torch.nn.Identity()).scalings(stored["sigma"].double())
+        for part in ("c_skip", "c_out", "c_in"):
+            key = f"{name}_{part}"
+            assert difference(getattr(scalings, part), stored[key]) <= 1e-6, key
+
+
 @pytest.mark.parametrize("name", ["edm2-a", "edm2_latent"])
 def test_the_learned_log_variance(name: str, parity_folder: Path, parity: Parity) -> None:
     stored, denoiser = parity(f"networks/{name}"), model(parity_folder, name)
@@ -106,10 +151,7 @@ def test_rounded_noise_levels(name: str, parity_folder: Path, parity: Parity) ->
 def test_the_training_forms(parity_folder: Path, parity: Parity) -> None:
     """ECT's unshifted boundary; EDM2's weights, normalised by one training pass."""
     stored = parity("networks/ect_snapshot")
-    ect = consistune.load(parity_folder / "networks" / "ect_snapshot.pkl").train()
-    for module in ect.modules():
-        if isinstance(module, torch.nn.Dropout):
-            module.p = 0.0
+    ect = without_dropout(consistune.load(parity_folder / "networks" / "ect_snapshot.pkl"))
     assert difference(ect(stored["x"], stored["sigma"]).detach(), stored["D_x_trainmode_nodropout"]) <= 1e-5
     assert difference(ect.eval()(stored["x"], stored["sigma"]).detach(), stored["D_x"]) <= 1e-5
 

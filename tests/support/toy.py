@@ -1,6 +1,7 @@
 """The small network of the parity fixtures, in float64: parity/README.md, "The toy network"."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -56,7 +57,9 @@ class Toy(nn.Module):
 class ToyDenoiser(Toy):
     """The toy inside EDM's preconditioning, with its log variance."""
 
-    sigma_data = 0.5
+    def __init__(self, arrays: Mapping[str, Tensor], prefix: str = "net_", null: int | None = None) -> None:
+        super().__init__(arrays, prefix, null)
+        self.sigma_data = float(arrays.get("sigma_data", 0.5))
 
     def forward(self, x: Tensor, sigma: Tensor, condition: Tensor | Condition | None = None) -> Tensor:
         variance = sigma.square() + self.sigma_data**2
@@ -72,18 +75,51 @@ class ToyDenoiser(Toy):
 
 
 def gradients(network: nn.Module, loss: Tensor) -> dict[str, Tensor]:
-    """name → the gradient of a scalar loss."""
+    """grad_NAME → the gradient of a scalar loss by each weight; 0 where it does not depend on it."""
     network.zero_grad()
     loss.backward()
-    return {name: p.grad for name, p in network.named_parameters() if p.grad is not None}
+    return {
+        f"grad_{name}": torch.zeros_like(p) if p.grad is None else p.grad
+        for name, p in network.named_parameters()
+        if p.requires_grad
+    }
 
 
-def close(found: Tensor, expected: Tensor, relative: float = 1e-12) -> None:
+def close(found: Tensor, expected: Tensor, relative: float = 1e-12, name: str = "") -> None:
     """Equal to `relative` of the array's largest value."""
-    assert found.shape == expected.shape
+    assert found.shape == expected.shape, name
+    expected = expected.double()
     torch.testing.assert_close(
-        found.detach().double(), expected.double(), rtol=0, atol=relative * float(expected.abs().max())
+        found.detach().double(),
+        expected,
+        rtol=0,
+        atol=relative * float(expected.abs().max()),
+        msg=lambda text: f"{name}: {text}",
     )
+
+
+def settings(arrays: Mapping[str, Any], variant: str) -> dict[str, Any]:
+    """A variant's "name=value" → the values, as numbers where they are."""
+    pairs = (str(word).split("=") for word in arrays[f"{variant}.settings"])
+    return {name: float(value) if value[:1].isdigit() else value for name, value in pairs}
+
+
+def of_variant(arrays: Mapping[str, Any], variant: str) -> dict[str, Tensor]:
+    """A variant's arrays in float64, by their short names; without its settings."""
+    arrays = {k.removeprefix(f"{variant}."): v for k, v in arrays.items() if k.startswith(f"{variant}.")}
+    return {k: v for k, v in arrays.items() if k != "settings" and not k.endswith("_f32")}
+
+
+def compare(
+    stored: Mapping[str, Tensor],
+    found: Mapping[str, Tensor],
+    relative: float = 1e-12,
+    given: Collection[str] = (),
+) -> None:
+    """Every stored array is equal to the found one of its name, but those that were `given` to the step."""
+    assert stored.keys() - found.keys() <= set(given)
+    for name in stored.keys() & found.keys():
+        close(found[name], stored[name], relative, name)
 
 
 class ToyVelocity(Toy):
