@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import Tensor, nn
 
 from consistune.core.estimators import OneSample
 from consistune.core.noise import RectifiedFlow
@@ -12,10 +13,12 @@ from consistune.errors import UserError
 from consistune.front import steps, tune
 from consistune.nn import store
 from consistune.nn.card import ModelCard
+from consistune.nn.module import wrap
 from consistune.nn.precond import EDMPrecond
 from consistune.nn.small import ResidualMLP
 from consistune.recipe import read_recipe
 from consistune.recipe.plan import Plan, make_plan
+from consistune.training.loop import StepReport
 
 BLEND = "estimator={kind: blend, estimator: {kind: score-identity, reference: class}}"
 CMT = ("start_from=TEACHER", "estimator.model=TEACHER")
@@ -153,6 +156,45 @@ def test_an_objective_from_python_decides_what_the_network_is_told_and_what_the_
     (state,) = steps(model, "digits", images=32, batch=32, method=method)
     assert state.trainer.model.two_times
     assert state.trainer.model.card.objective == "mean-velocity"
+
+
+class Own(nn.Module):
+    """A user's network on rows of pixels, with attention or batch normalisation."""
+
+    def __init__(self, normalised: bool) -> None:
+        super().__init__()
+        self.inner, self.time = nn.Linear(8, 24), nn.Linear(1, 8)
+        self.norm = nn.BatchNorm1d(8) if normalised else nn.Identity()
+
+    def forward(self, x: Tensor, c_noise: Tensor) -> Tensor:
+        rows = x.flatten(1, 2) + self.time(c_noise[:, None])[:, None]
+        q, k, v = self.inner(self.norm(rows)).chunk(3, -1)
+        return nn.functional.scaled_dot_product_attention(q, k, v).view_as(x)
+
+
+def continuous(network: nn.Module, **settings: object) -> list[StepReport]:
+    model = wrap(network, (1, 8, 8))
+    model.card = ModelCard().updated(objective="diffusion")
+    states = steps(model, "digits", images=64, batch=32, method="sct-continuous", settings=settings)
+    return [state.report for state in states]
+
+
+def test_a_users_attention_has_its_derivative() -> None:
+    assert all(report.finite for report in continuous(Own(normalised=False)))
+
+
+def test_a_network_without_forward_derivative_is_refused_and_trains_by_differences() -> None:
+    network = Own(normalised=True)
+    with pytest.raises(UserError, match=r"(?s)network.*no forward derivative.*difference=1e-3"):
+        continuous(network)
+    assert int(network.norm.num_batches_tracked) == 0
+    assert all(report.finite for report in continuous(network, difference=1e-3))
+
+
+def test_a_users_network_of_one_time_learns_no_jumps() -> None:
+    model = wrap(Own(normalised=False), (1, 8, 8))
+    with pytest.raises(UserError, match=r"network: mean-velocity needs .* a second time"):
+        tune(model, "digits", method="meanflow", images=64, batch=32)
 
 
 def test_a_model_that_the_settings_name_is_not_replaced_by_the_given_one(models: dict[str, Path]) -> None:

@@ -5,6 +5,7 @@ from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from consistune.core.types import Denoiser
 
@@ -19,10 +20,11 @@ def derivative(
     """function(*point), and its derivative along `direction`, both without gradient (`torch.func.jvp`).
 
     `function` calls the model. A model may have a method `exactly` that returns the context in which its
-    derivative is taken; the training loop's computes in fp32 whatever the run's precision.
+    derivative is taken; the training loop's computes in fp32 whatever the run's precision. Attention computes
+    plainly there, because its fused kernels have no forward derivative.
     """
     scope: Callable[[], AbstractContextManager[None]] = getattr(model, "exactly", nullcontext)
-    with scope():
+    with scope(), sdpa_kernel(SDPBackend.MATH):
         point, direction = (tuple(x.contiguous() for x in each) for each in (point, direction))
         value, slope, *_ = torch.func.jvp(function, point, direction)
     return value, slope

@@ -12,6 +12,7 @@ with D(x; σ, any label, any s) equal to the teacher's D(x; σ) without a label:
   The second time's begins with gain 0, which is learned.
 """
 
+import copy
 import math
 from dataclasses import dataclass
 from typing import Any
@@ -22,6 +23,7 @@ from torch import Tensor
 from consistune.errors import UserError
 from consistune.nn import store
 from consistune.nn.edm2 import EDM2UNet
+from consistune.nn.module import ModuleNetwork
 from consistune.nn.precond import Preconditioned
 
 
@@ -62,7 +64,9 @@ def adapt(model: Preconditioned, precond: dict[str, Any] | None = None, **networ
         network["noise_gain"] = noise_share(model.network)
         if network["num_classes"]:
             network["label_balance"] = None
-    adapted = store.build({**config, "network": options | network, "precond": form})
+    own = model.network.module if isinstance(model.network, ModuleNetwork) else None
+    again = None if own is None else lambda: copy.deepcopy(own)
+    adapted = store.build({**config, "network": options | network, "precond": form}, network=again)
     adapted.to(next(model.parameters())).train(model.training)
     new, dropped = _copy_weights(model, adapted)
     _fold_bias(model, adapted)

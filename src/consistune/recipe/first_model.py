@@ -12,6 +12,7 @@ from consistune.nn import store
 from consistune.nn.adapt import adapt
 from consistune.nn.autoencoder.space import from_model
 from consistune.nn.card import ModelCard, Origin
+from consistune.nn.module import ModuleNetwork
 from consistune.nn.precond import EDMPrecond, Preconditioned
 from consistune.recipe import Recipe, build
 from consistune.recipe.ranges import check_memory, weight_bytes
@@ -58,7 +59,10 @@ def first_model(
         raise UserError(f"the model makes images {shapes[0]}, the data are {shapes[1]}", "start_from")
     # Without augmentation in training, an embedding of its labels would be weights that nothing uses.
     options |= {"num_classes": classes, "augment_dim": LABELS if getattr(recipe, "augment", 0) else 0}
-    if two_times:
+    if two_times and not teacher.two_times:
+        if isinstance(teacher.network, ModuleNetwork):
+            what = f"{recipe.objective} needs a network that takes a second time, and yours takes one time"
+            raise UserError(what, "network", "use a method of one time, such as sct, or a network of ours")
         options["second_time"] = True
     adapted = adapt(teacher, _preconditioning(recipe, teacher), **options)
     if given is not None and given.card.objective is None:

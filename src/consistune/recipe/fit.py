@@ -6,11 +6,13 @@ from itertools import pairwise
 
 import torch
 
+from consistune.core.derivative import derivative
 from consistune.core.estimators import Blend
 from consistune.core.intervals import LogitNormal
 from consistune.core.objectives import ContinuousConsistency, MeanVelocity, Objective, Trajectory, learned
 from consistune.core.times import TruncatedPairs
 from consistune.errors import UserError
+from consistune.nn.module import ModuleNetwork
 from consistune.nn.precond import Preconditioned
 from consistune.recipe.ranges import LATEST
 from consistune.recipe.words import Recipe
@@ -90,6 +92,28 @@ def _check_times(objective: Objective) -> None:
         low, high = ratios.tolist()
         what = f"noise-to-signal ratios from {low:.3g} to {high:.3g} reach beyond the noise schedule"
         raise UserError(what, key, "give a narrower law, or its lowest and highest value")
+
+
+def check_derivative(model: Preconditioned, objective: Objective) -> None:
+    """Raises UserError where the objective differentiates a network that is not ours, and that network does
+    not allow it: found by one derivative of a pass over two images."""
+    exact = objective.differentiates and getattr(objective, "difference", None) is None
+    if not exact or not isinstance(model.network, ModuleNetwork):
+        return
+    x, sigma = torch.ones(2, *model.image_shape), torch.ones(2)
+    labels = torch.zeros(2, dtype=torch.long) if model.num_classes else None
+    training = model.training
+    try:
+        with torch.random.fork_rng(devices=[]):
+            derivative(model.train(), lambda *at: model(*at, labels), (x, sigma), (x, sigma))
+    except RuntimeError as error:
+        remedy = "use an objective without derivatives, such as consistency"
+        if hasattr(objective, "difference"):
+            remedy = "set difference=1e-3, which takes finite differences"
+        what = f"the network has no forward derivative ({str(error).splitlines()[0]})"
+        raise UserError(what, "network", remedy) from error
+    finally:
+        model.train(training)
 
 
 def check_flow_map(model: Preconditioned, path: str, key: str) -> None:

@@ -22,7 +22,7 @@ from consistune.nn.precond import Preconditioned
 from consistune.nn.store import check_finite
 from consistune.recipe import Recipe, build
 from consistune.recipe.first_model import check_space, first_model, load_weights
-from consistune.recipe.fit import check_flow_map, check_objective, check_teacher
+from consistune.recipe.fit import check_derivative, check_flow_map, check_objective, check_teacher
 from consistune.recipe.objectives import objective_class
 from consistune.recipe.ranges import check_memory
 from consistune.recipe.words import objective_word
@@ -135,6 +135,7 @@ def make_plan(recipe: Recipe, device: torch.device | str = "cpu", given: Given =
         mirrored=recipe.train.x_flip,
     )
     check_objective(recipe, objective, options)
+    check_derivative(model, objective)
     if objective.differentiates and options.compile is None:  # the derivative's own pass would stay eager
         options = replace(options, compile=False)
     if options.channels_last and not any(p.ndim == 4 for p in model.parameters()):
