@@ -1,4 +1,4 @@
-"""Laws of the objectives in continuous time: fixed points, linearity, bias, and what they share."""
+"""Laws of the objectives in continuous time: fixed points, linearity, and what they share."""
 
 from dataclasses import dataclass, replace
 from typing import Any
@@ -132,86 +132,6 @@ def test_before_normalisation_the_score_identity_is_the_mean_over_one_sample_for
     torch.testing.assert_close(marginal, one, rtol=0, atol=1e-6 * float(one.abs().max()))
     spread = gradient(OneSample(), images[:1]) - marginal
     assert spread.abs().max() > 1e-2 * one.abs().max()
-
-
-class Spots:
-    """Three spots N(m_i, τ²) as data: the exact flow by steps of the fourth order; EDM's schedule."""
-
-    two_times = True
-    tau = 0.2
-    centres = torch.tensor([[-0.8, 0.1], [0.5, 0.9], [0.6, -0.7]], dtype=torch.float64).view(3, 1, 1, 2)
-
-    def weights(self, x: Tensor, t: Tensor) -> Tensor:
-        """The posterior of the spots [B, 3]."""
-        shift = (x[:, None] - self.centres).flatten(2).square().sum(2)
-        return torch.softmax(-shift / (2 * (t.square() + self.tau**2))[:, None], 1)
-
-    def denoise(self, x: Tensor, t: Tensor, condition: Any = None) -> Tensor:
-        mean = torch.einsum("bn,n...->b...", self.weights(x, t), self.centres)
-        share = expand(self.tau**2 / (t.square() + self.tau**2), x)
-        return mean + share * (x - mean)
-
-    def posterior(self, x: Tensor, t: Tensor, n: int) -> Tensor:
-        """n images that may have made x [1, ...] at t."""
-        g = torch.Generator().manual_seed(0)
-        centre = self.centres[torch.multinomial(self.weights(x, t)[0], n, replacement=True, generator=g)]
-        share = self.tau**2 / (t.square() + self.tau**2)
-        noise = torch.randn(centre.shape, generator=g, dtype=torch.float64)
-        return centre + share * (x - centre) + (share.sqrt() * t) * noise
-
-    def __call__(self, x: Tensor, t: Tensor, condition: Any = None, s: Tensor | None = None) -> Tensor:
-        if s is None:
-            return self.denoise(x, t)
-        start, u, steps = x, t, 30
-        h = (s - t) / steps
-
-        def slope(x: Tensor, u: Tensor) -> Tensor:  # (x − x̂_0)/u, without its 0/0 at the end
-            mean = torch.einsum("bn,n...->b...", self.weights(x, u), self.centres)
-            return expand(u / (u.square() + self.tau**2), x) * (x - mean)
-
-        half = expand(h / 2, x)
-        for _ in range(steps):
-            a = slope(x, u)
-            b = slope(x + half * a, u + h / 2)
-            c = slope(x + half * b, u + h / 2)
-            d = slope(x + 2 * half * c, u + h)
-            x, u = x + half / 3 * (a + 2 * b + 2 * c + d), u + h
-        keep = expand(s / t, x)
-        return (x - keep * start) / (1 - keep)
-
-
-@every_objective
-def test_with_normalisation_one_sample_is_biased_at_the_exact_solution(kind) -> None:
-    """Its mean update there is a part of the updates' mean size; that of the marginal velocity is 0."""
-    world, n = Spots(), 500
-    at = torch.tensor([0.6], dtype=torch.float64)
-    x_t = torch.tensor([[1.0, 0.5]], dtype=torch.float64).view(1, 1, 1, 2)
-
-    def updates(estimator: NoiseEstimator, images: Tensor) -> Tensor:
-        """The derivative of each normalised loss with respect to the model's x̂_0, [n, 2]."""
-        shift = torch.zeros(images.shape, dtype=torch.float64, requires_grad=True)
-
-        class Shifted(Spots):
-            def __call__(self, *inputs: Any) -> Tensor:
-                return super().__call__(*inputs) + shift
-
-        options = {"c": 0.1} if kind == "continuous" else {"scale": AdaptivePower(0.75, 1e-3)}
-        objective = objective_of(kind, EDM(), estimator, **options)
-        t = at.expand(len(images))
-        where = (t, WARM) if kind == "continuous" else (Times(t, 0.3 * t, 0 * t),)
-        loss = objective.at(Shifted(), Batch(images), *where, (x_t - images) / at)
-        return torch.autograd.grad(loss.sum(), shift)[0].flatten(1)
-
-    images = world.posterior(x_t, at, n)
-    one = updates(OneSample(), images)
-    size = one.norm(dim=1).mean()
-    assert one.mean(0).norm() / size > 0.15
-    assert updates(Teacher(world.denoise), images[:1]).norm() / size < 1e-3
-    # Of a long list of images that are as likely as the posterior has them, the plain mean has no bias.
-    v = (x_t - images) / at
-    assert (v.mean(0) - (x_t - world.denoise(x_t, at))[0] / at).norm() < 4 * v.flatten(1).std(
-        0
-    ).norm() / n**0.5
 
 
 @every_schedule
