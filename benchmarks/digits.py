@@ -164,7 +164,7 @@ def teacher(seed: int, work: Path = WORK) -> Path:
     return harness.run("teacher", RunSpec(recipe="digits-edm"), seed).folder / "model"
 
 
-def make(study: StudyFile, harness: Study, path: Path, seeds: list[int], only: dict[str, str]) -> None:
+def make(study: StudyFile, harness: Study, path: Path, seeds: list[int], only: dict[str, list[str]]) -> None:
     """Make the runs of a study that are not recorded at `path`, and record each there.
 
     Other programs may make other runs meanwhile: what they recorded stays.
@@ -176,7 +176,7 @@ def make(study: StudyFile, harness: Study, path: Path, seeds: list[int], only: d
         model = load(study.start[0])
         results = record(path, start=harness.judge(model, default_sampler(model, study.start[1])))
     for row, line in rows_of(study, seeds):
-        chosen = all(row.get(factor) == word for factor, word in only.items())
+        chosen = all(row.get(factor) in words for factor, words in only.items())
         if not chosen or identity(study, row) in {identity(study, one) for one in results["runs"]}:
             continue
         spec, label = spec_of(study, row, results), ", ".join(map(str, list(row.values())[:-1]))
@@ -230,15 +230,18 @@ def main() -> None:
     names = sorted(path.stem for path in (HERE / "studies").glob("*.yaml"))
     parser.add_argument("study", choices=names)
     parser.add_argument("--seeds", type=int, nargs="+", help="instead of the study's")
-    parser.add_argument("--only", action="append", default=[], metavar="FACTOR=WORD")
+    parser.add_argument(
+        "--only", action="append", default=[], metavar="FACTOR=WORD", help="one word of a factor, or several"
+    )
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--work", type=Path, default=WORK)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     study = read_study(arguments.study)
-    only = dict(each.split("=", 1) for each in arguments.only)
-    for factor, word in only.items():
+    only: dict[str, list[str]] = {}
+    for factor, _, word in (each.partition("=") for each in arguments.only):
         check_word(study, factor, word)
+        only.setdefault(factor, []).append(word)
     with Screen() as screen:
         harness = Study(arguments.work, study.data, "cpu", screen, settings=study.scale)
         path = HERE / "results" / f"{arguments.study}.json"

@@ -17,6 +17,7 @@ from consistune.recipe import read_recipe
 from consistune.reproduce.study import digest_of
 from consistune.system.files import write_atomically
 from digits import read_study, recipe_of
+from study_file import StudyFile
 from tables import DOCS, HERE, KEYS, Row, distances, fill, grouped, markdown, override, ratio, read
 
 ROOT = HERE.parent
@@ -24,17 +25,8 @@ ATTACKS = ROOT / "tests" / "attack"
 LEDGER = DOCS / "results" / "ledger.json"
 FIELDS = ("result", "what", "command", "recipes", "code", "hardware", "seeds", "images", "teacher_images",
           "minutes", "figures", "curve")  # fmt: skip
-GROUPS = {
-    "adaptive_norm_labelled": ("estimator", "norm"),
-    "adaptive_norm_unlabelled": ("estimator", "norm"),
-    "digits_levers": ("budget", "estimator", "lever"),
-    "digits_seeds": ("set", "estimator", "keys"),
-    "emoji64_latents": ("run", "norm"),
-    "family": ("recipe", "estimator", "norm", "rate"),
-    "methods_digits": ("method",),
-    "precision": ("precision",),
-}
-"""The studies with curves, and the labels that tell the groups of their runs apart."""
+EARLIER_LABELS = {"digits_seeds": ("set", "estimator", "keys")}
+"""Of a record whose runs lack the factors of its study's file."""
 
 
 def rows() -> list[Row]:
@@ -74,33 +66,57 @@ def benchmark(path: Path) -> Row:
         "seeds": data.get("settings", {}).get("seeds"),
         "curve": place,
     }
-    if path.stem in GROUPS:
-        row |= of_study(path.stem, data["runs"])
+    runs = data.get("runs") if (HERE / "studies" / f"{path.stem}.yaml").exists() else None
+    if isinstance(runs, list) and runs:
+        row |= of_study(path.stem, runs)
     elif path.stem == "mixture_2d":
         row["figures"] = [{"run": name} | line for name, line in data["summary"].items()]
     return row
 
 
 def of_study(name: str, runs: list[Row]) -> Row:
+    """Seeds, recipes, images and figures of a study's runs, by the words of its factors."""
+    study = read_study(name)
+    labels = EARLIER_LABELS.get(name, tuple(study.factors))
+
     def group(run: Row) -> str:
         keys = " ".join(key for key in run.get("keys", ()) if not key.startswith("estimator="))
-        return ", ".join(str({**run, "keys": keys}[label]) for label in GROUPS[name])
+        words = {**run, "keys": keys}
+        return ", ".join(str(words[label]) for label in labels if label in words)
 
-    groups, study = grouped(runs, group), read_study(name)
+    groups = grouped(runs, group)
+    teacher = read_recipe(f"{Path(study.data).name}-edm", study.scale.teacher)
     return {
+        "command": f"python benchmarks/digits.py {name}{chosen(study, runs)}",
         "seeds": sorted({run["seed"] for run in runs}),
         "recipes": {key: digest_of(recipe_of(study, group[0])) for key, group in groups.items()},
-        "images": max(run["curve"][-1]["images"] for run in runs),
-        "teacher_images": read_recipe(f"{Path(study.data).name}-edm").train.images,
+        "images": max(images_of(run) for run in runs),
+        "teacher_images": teacher.train.images,
         "minutes": sum(run["seconds"] for run in runs) / 60,
         "figures": [figures(key, group) for key, group in groups.items()],
     }
 
 
+def chosen(study: StudyFile, runs: list[Row]) -> str:
+    """The options that leave out the words of a study's factors that were not run."""
+    options = ""
+    for factor in study.factors:
+        planned = [words for line in study.runs if (words := line.of.get(factor)) is not None]
+        every = {word for words in planned for word in ([words] if isinstance(words, str) else words)}
+        made = {run[factor] for run in runs if factor in run}
+        if made and made < every:
+            options += "".join(f' --only "{factor}={word}"' for word in study.factors[factor] if word in made)
+    return options
+
+
+def images_of(run: Row) -> int:
+    return int(run["images"] if "images" in run else run["curve"][-1]["images"])
+
+
 def figures(name: str, runs: list[Row]) -> Row:
     """The last point, mean and deviation over seeds."""
-    line: Row = {"run": name, "images": runs[0]["curve"][-1]["images"], "seeds": len(runs)}
-    for steps in (1, 2):
+    line: Row = {"run": name, "images": images_of(runs[0]), "seeds": len(runs)}
+    for steps in (1, 2) if runs[0]["curve"] else ():
         for key in KEYS:
             values = distances(runs, -1, steps, key)
             line[f"{key}, {steps} step"] = mean(values)

@@ -44,7 +44,9 @@ class Trajectory(Objective):
         if self.estimator.local:
             raise ValueError("a one-sample estimate is valid only at x_t, and a trajectory leaves it")
         if isinstance(self.estimator, ScoreIdentity) and self.estimator.size is not None:
-            raise ValueError("random references are drawn for each row: a trajectory needs the same for all")
+            raise ValueError(
+                "random references (size) are drawn for each row: a trajectory needs the same for all"
+            )
         if self.steps < 1 or self.order not in (1, 2, 3):
             raise ValueError(f"need steps ≥ 1 and order 1, 2 or 3, got {self.steps} and {self.order}")
         if self.order > self.steps:
