@@ -2,6 +2,7 @@
 
     python benchmarks/digits.py digits_seeds                  an hour on one core; continues after a stop
     python benchmarks/digits.py digits_levers --seeds 0 --only budget=short --only "lever=2 solver steps"
+    python benchmarks/digits.py family --again family.json    the recorded runs anew, into another record
 
 The runs are kept under --work, known by the hash of their recipes, and start from one teacher a seed. Results
 are added to benchmarks/results/STUDY.json after each run; a run that is recorded there is not made again.
@@ -11,7 +12,7 @@ import argparse
 import itertools
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -35,7 +36,7 @@ from consistune.system.host import machine, peak_bytes
 from harness import FREED_AT_ONCE
 from study_file import Line, StudyFile, check_word, read_study
 from study_tables import table_of
-from tables import DOCS, HERE, Row, fill
+from tables import DOCS, HERE, KEYS, Row, fill
 
 WORK = Path("runs/benchmarks")
 
@@ -46,13 +47,16 @@ def overrides_of(study: StudyFile, row: Row) -> tuple[str, ...]:
     return (*study.set, *itertools.chain.from_iterable(of_factors))
 
 
+def keys_of(study: StudyFile, row: Row) -> tuple[str, ...]:
+    """The overrides of a recorded run: its recorded ones, before which old records lack the estimator's."""
+    if "keys" not in row:
+        return overrides_of(study, row)
+    return (*study.factors.get("estimator", {}).get(row.get("estimator", ""), ()), *row["keys"])
+
+
 def recipe_of(study: StudyFile, row: Row) -> Any:
-    """The recipe of a recorded run: its recorded overrides, before which old records lack the estimator."""
-    if "keys" in row:
-        overrides = (*study.factors.get("estimator", {}).get(row.get("estimator", ""), ()), *row["keys"])
-    else:
-        overrides = overrides_of(study, row)
-    return read_recipe(study.recipe.format(**row), overrides)
+    """The recipe of a recorded run."""
+    return read_recipe(study.recipe.format(**row), keys_of(study, row))
 
 
 def identity(study: StudyFile, row: Row) -> tuple[Any, ...]:
@@ -164,8 +168,39 @@ def teacher(seed: int, work: Path = WORK) -> Path:
     return harness.run("teacher", RunSpec(recipe="digits-edm"), seed).folder / "model"
 
 
-def make(study: StudyFile, harness: Study, path: Path, seeds: list[int], only: dict[str, list[str]]) -> None:
-    """Make the runs of a study that are not recorded at `path`, and record each there.
+def recorded_rows(
+    study: StudyFile, results: Row, seeds: list[int] | None = None
+) -> Iterator[tuple[Row, Line]]:
+    """The runs of a record (of these seeds), each with its line in the study's file, if that has it."""
+    runs = [run for run in results["runs"] if seeds is None or run["seed"] in seeds]
+    lines = {
+        identity(study, row): line for row, line in rows_of(study, sorted({run["seed"] for run in runs}))
+    }
+    for run in runs:
+        row: Row = {name: run[name] for name in (*study.factors, "seed") if name in run}
+        row["keys"] = list(dict.fromkeys(keys_of(study, run)))
+        yield row, lines.get(identity(study, run), Line(of={}))
+
+
+def chosen(rows: Iterable[tuple[Row, Line]], only: dict[str, list[str]]) -> list[tuple[Row, Line]]:
+    """The runs with one of the words that `only` names of a factor."""
+    return [each for each in rows if all(each[0].get(factor) in words for factor, words in only.items())]
+
+
+def beside(study: StudyFile, known: Row, again: Row) -> Iterator[str]:
+    """For each run that both records have: its last distances in the first and in the second."""
+    first = {identity(study, run): run for run in known["runs"]}
+    for run in again["runs"]:
+        other = first.get(identity(study, run))
+        if other is not None and run["curve"]:
+            ends = [[each["curve"][-1][f"steps_{n}"][KEYS[0]] for n in (1, 2)] for each in (other, run)]
+            label = ", ".join(str(run[name]) for name in (*study.factors, "seed") if name in run)
+            pairs = ", ".join(f"{a:.4g} → {b:.4g}" for a, b in zip(*ends, strict=True))
+            yield f"{label}: {pairs}"
+
+
+def make(study: StudyFile, harness: Study, path: Path, rows: Iterable[tuple[Row, Line]]) -> None:
+    """Make those runs of a study that are not recorded at `path`, and record each there.
 
     Other programs may make other runs meanwhile: what they recorded stays.
     """
@@ -175,9 +210,8 @@ def make(study: StudyFile, harness: Study, path: Path, seeds: list[int], only: d
     if study.start is not None and "start" not in results:
         model = load(study.start[0])
         results = record(path, start=harness.judge(model, default_sampler(model, study.start[1])))
-    for row, line in rows_of(study, seeds):
-        chosen = all(row.get(factor) in words for factor, words in only.items())
-        if not chosen or identity(study, row) in {identity(study, one) for one in results["runs"]}:
+    for row, line in rows:
+        if identity(study, row) in {identity(study, one) for one in results["runs"]}:
             continue
         spec, label = spec_of(study, row, results), ", ".join(map(str, list(row.values())[:-1]))
         run = harness.run(label, spec, row["seed"])
@@ -190,11 +224,20 @@ def make(study: StudyFile, harness: Study, path: Path, seeds: list[int], only: d
         record(path, held_out=draw(study, harness))
 
 
+def read_record(path: Path) -> Row:
+    """A study's results so far. Raises ValueError for those of an earlier form."""
+    results: Row = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {"runs": []}
+    if not isinstance(results.get("runs"), list):
+        raise ValueError(f"{path} has an earlier form, in which no run is known: move it away first")
+    return results
+
+
 def record(path: Path, *runs: Row, **entries: Any) -> Row:
-    """Add runs to a study's results, and set entries; returns all of them, as they are now."""
-    results: Row = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    if not isinstance(results.get("runs"), list):  # no record, or one of an earlier form
-        results = {"runs": []}
+    """Add runs to a study's results, and set entries; returns all of them, as they are now.
+
+    Raises ValueError for a record of an earlier form, which would be lost.
+    """
+    results = read_record(path)
     results |= entries | {"runs": [*results["runs"], *runs]}
     write_atomically(path, json.dumps(results, indent=1) + "\n")
     return results
@@ -233,20 +276,31 @@ def main() -> None:
     parser.add_argument(
         "--only", action="append", default=[], metavar="FACTOR=WORD", help="one word of a factor, or several"
     )
+    parser.add_argument(
+        "--again",
+        type=Path,
+        metavar="FILE",
+        help="make the recorded runs anew, record them in FILE and compare",
+    )
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--work", type=Path, default=WORK)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
-    study = read_study(arguments.study)
+    study, path = read_study(arguments.study), HERE / "results" / f"{arguments.study}.json"
     only: dict[str, list[str]] = {}
     for factor, _, word in (each.partition("=") for each in arguments.only):
         check_word(study, factor, word)
         only.setdefault(factor, []).append(word)
+    if arguments.again:
+        rows = list(recorded_rows(study, read_record(path), arguments.seeds))
+    else:
+        rows = list(rows_of(study, arguments.seeds or list(range(study.scale.seeds))))
     with Screen() as screen:
         harness = Study(arguments.work, study.data, "cpu", screen, settings=study.scale)
-        path = HERE / "results" / f"{arguments.study}.json"
-        make(study, harness, path, arguments.seeds or list(range(study.scale.seeds)), only)
-    if study.page is not None:
+        make(study, harness, arguments.again or path, chosen(rows, only))
+    if arguments.again is not None:
+        print(*beside(study, read_record(path), read_record(arguments.again)), sep="\n")
+    elif study.page is not None:
         fill(study.page, arguments.study, table_of(study, json.loads(path.read_text("utf-8"))))
 
 

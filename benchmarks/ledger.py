@@ -8,6 +8,7 @@ What a benchmark did not record is null. Run it after a result changes.
 
 import ast
 import json
+import re
 import subprocess
 from pathlib import Path
 from statistics import mean, stdev
@@ -17,7 +18,6 @@ from consistune.recipe import read_recipe
 from consistune.reproduce.study import digest_of
 from consistune.system.files import write_atomically
 from digits import read_study, recipe_of
-from study_file import StudyFile
 from tables import DOCS, HERE, KEYS, Row, distances, fill, grouped, markdown, override, ratio, read
 
 ROOT = HERE.parent
@@ -27,6 +27,15 @@ FIELDS = ("result", "what", "command", "recipes", "code", "hardware", "seeds", "
           "minutes", "figures", "curve")  # fmt: skip
 EARLIER_LABELS = {"digits_seeds": ("set", "estimator", "keys")}
 """Of a record whose runs lack the factors of its study's file."""
+
+
+OPTIONS = {
+    "box": " pack runs/box --teachers runs/first runs/teacher --results results/*",
+    "expected": ' tried digits-edm "rate × 30=RUN"',
+    "reconstruction": " --sets FOLDER",
+    "target_variance": " target-variance --sets emoji32=emoji32.zip mnist10k=mnist10k.zip",
+}
+"""What a benchmark needs to write a result, as its own help says."""
 
 
 def rows() -> list[Row]:
@@ -87,7 +96,7 @@ def of_study(name: str, runs: list[Row]) -> Row:
     groups = grouped(runs, group)
     teacher = read_recipe(f"{Path(study.data).name}-edm", study.scale.teacher)
     return {
-        "command": f"python benchmarks/digits.py {name}{chosen(study, runs)}",
+        "command": f"python benchmarks/digits.py {name} --again {name}.json",
         "seeds": sorted({run["seed"] for run in runs}),
         "recipes": {key: digest_of(recipe_of(study, group[0])) for key, group in groups.items()},
         "images": max(images_of(run) for run in runs),
@@ -95,18 +104,6 @@ def of_study(name: str, runs: list[Row]) -> Row:
         "minutes": sum(run["seconds"] for run in runs) / 60,
         "figures": [figures(key, group) for key, group in groups.items()],
     }
-
-
-def chosen(study: StudyFile, runs: list[Row]) -> str:
-    """The options that leave out the words of a study's factors that were not run."""
-    options = ""
-    for factor in study.factors:
-        planned = [words for line in study.runs if (words := line.of.get(factor)) is not None]
-        every = {word for words in planned for word in ([words] if isinstance(words, str) else words)}
-        made = {run[factor] for run in runs if factor in run}
-        if made and made < every:
-            options += "".join(f' --only "{factor}={word}"' for word in study.factors[factor] if word in made)
-    return options
 
 
 def images_of(run: Row) -> int:
@@ -136,8 +133,17 @@ def made_by(name: str) -> tuple[str, str]:
     (script,) = scripts
     text = ast.get_docstring(ast.parse(script.read_text(encoding="utf-8"))) or ""
     place = script.relative_to(ROOT).as_posix()
-    attack = f"CONSISTUNE_ATTACK=60 python -m pytest {place}"
-    return text.split("\n")[0].rstrip(".:"), attack if ATTACKS in script.parents else f"python {place}"
+    title = text.split("\n")[0].rstrip(".:")
+    if ATTACKS in script.parents:
+        return title, f"CONSISTUNE_ATTACK=60 python -m pytest {place}"
+    return title, f"python {place}{OPTIONS.get(name) or section_of(script, name)}"
+
+
+def section_of(script: Path, name: str) -> str:
+    """The section of a benchmark that writes a result, where the script has several."""
+    sections = re.findall(r'\.section\(\s*"(\w+)\.json".*?\ndef (\w+)', script.read_text("utf-8"), re.DOTALL)
+    mine = [function for file, function in sections if file == name]
+    return "".join(f" {function.replace('_', '-')}" for function in mine if len(sections) > len(mine))
 
 
 def _writes(script: Path, name: str) -> bool:

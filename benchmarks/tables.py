@@ -1,4 +1,4 @@
-"""The measured tables and plots of the docs, from the JSON in benchmarks/results.
+"""The measured tables of the docs, from the JSON in benchmarks/results.
 
     python benchmarks/tables.py                   all of them
     python benchmarks/tables.py digits.md results/levers-tables.md
@@ -17,7 +17,6 @@ from typing import Any
 
 import yaml
 
-from consistune.pages.plots import Axis, Plot
 from consistune.system.files import write_atomically
 
 HERE = Path(__file__).resolve().parent
@@ -123,22 +122,6 @@ def digits_table(name: str) -> str:
     if name == "search":
         groups.sort(key=lambda item: (float(item[0][0]), ("one-sample", "batch", "class").index(item[0][1])))
     return of_groups(["rate" if name == "search" else "cap on r/t", "target"], groups)
-
-
-def digits_plots() -> None:
-    def plot(file: str, title: str, groups: dict[str, list[Row]]) -> None:
-        series = {}
-        for name, runs in groups.items():
-            images = [point["images"] / 1000 for point in runs[0]["curve"]]
-            series[name] = (images, [mean(distances(runs, point, 1)) for point in range(len(images))])
-        x, y = Axis("thousand images seen"), Axis("Fréchet distance, %", log=True)
-        write_atomically(DOCS / file, Plot(series, x, y, title).svg())
-
-    search, end = digits_groups("search"), digits_groups("end")
-    middle = {target: runs for (rate, target), runs in search.items() if rate == "5e-4"}
-    plot("digits-search.svg", "1 step, mean of three seeds", middle)
-    caps = {f"{target}, cap {cap}": runs for (cap, target), runs in end.items()}
-    plot("digits-end.svg", "1 step, twice the budget", caps)
 
 
 def methods() -> str:
@@ -377,7 +360,11 @@ TABLES: dict[str, dict[str, Callable[[], str]]] = {
         "digits": methods,
         "family": lambda: of_study("family"),
     },
-    "results/mnist10k.md": {"mnist10k": mnist10k, "family": lambda: of_study("mnist10k_family")},
+    "results/mnist10k.md": {
+        "mnist10k": mnist10k,
+        "family": lambda: of_study("mnist10k_family"),
+        "tcm": lambda: of_study("mnist10k_tcm"),
+    },
     "results/levers-tables.md": {
         "levers": levers,
         "seeds": lever_seeds,
@@ -395,5 +382,3 @@ if __name__ == "__main__":
     for page in sys.argv[1:] or TABLES:
         for name, table in TABLES[page].items():
             fill(page, name, table())
-    if "digits.md" in (sys.argv[1:] or TABLES):
-        digits_plots()

@@ -4,6 +4,7 @@ import itertools
 import json
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -62,12 +63,70 @@ def test_the_recipe_of_every_run_resolves(name: str, script) -> None:
     assert len(digests) == len(rows), "two runs of a study are the same training"
 
 
+def recorded(name: str) -> dict[str, Any] | None:
+    """A study's record; None where there is none, or one of an earlier form."""
+    path = BENCHMARKS / "results" / f"{name}.json"
+    result = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    return result if isinstance(result.get("runs"), list) else None
+
+
 @pytest.mark.parametrize("name", ["digits_levers", "digits_seeds", "methods_digits"])
 def test_recorded_runs_are_recognised(name: str, script) -> None:
-    study = script.read_study(name)
-    recorded = json.loads((BENCHMARKS / "results" / f"{name}.json").read_text(encoding="utf-8"))["runs"]
+    study, result = script.read_study(name), recorded(name)
     known = {script.identity(study, row) for row, _ in script.rows_of(study, [0, 1, 2])}
-    assert {script.identity(study, row) for row in recorded} <= known
+    assert {script.identity(study, row) for row in result["runs"]} <= known
+
+
+@pytest.mark.parametrize("name", [name for name in STUDIES if recorded(name)])
+def test_every_recorded_run_can_be_made_again(name: str, script) -> None:
+    """With its own recipe and seed; the record then has nothing left to do."""
+    study, result = script.read_study(name), recorded(name)
+    rows = [row for row, _ in script.recorded_rows(study, result)]
+    assert [row["seed"] for row in rows] == [run["seed"] for run in result["runs"]]
+    for row, run in zip(rows, result["runs"], strict=True):
+        assert script.identity(study, row) == script.identity(study, run)
+        assert script.recipe_of(study, row) == script.recipe_of(study, run)
+
+
+def test_runs_made_again_are_shown_beside_the_record(script) -> None:
+    study = script.read_study("methods_digits")
+    runs = [
+        {"method": "ect", "seed": seed, "curve": [{f"steps_{n}": {"frechet_train": end * n} for n in (1, 2)}]}
+        for seed, end in ((0, 1.5), (1, 2.5))
+    ]
+    (line,) = script.beside(study, {"runs": runs[:1]}, {"runs": [runs[1] | {"seed": 0}, runs[1]]})
+    assert line == "ect, 0: 1.5 → 2.5, 3 → 5"
+
+
+def test_the_command_makes_recorded_runs_again_beside_their_record(
+    script, tmp_path: Path, monkeypatch, capsys
+) -> None:
+    asked = []
+
+    def make(study, harness, path, rows) -> None:
+        asked.extend((row["method"], row["seed"]) for row, _ in rows)
+        runs = [run for run in recorded("methods_digits")["runs"] if (run["method"], run["seed"]) in asked]
+        path.write_text(json.dumps({"runs": runs}))
+
+    before = (BENCHMARKS / "results" / "methods_digits.json").read_bytes()
+    monkeypatch.setattr(script, "make", make)
+    again = tmp_path / "again.json"
+    words = ["--again", str(again), "--seeds", "0", "2", "--only", "method=cd", "--work", str(tmp_path)]
+    monkeypatch.setattr("sys.argv", ["digits.py", "methods_digits", *words])
+    script.main()
+    assert asked == [("cd", 0), ("cd", 2)]
+    first, second = capsys.readouterr().out.splitlines()[-2:]
+    assert first.startswith("cd, 0: ")
+    assert second.startswith("cd, 2: ")
+    assert (BENCHMARKS / "results" / "methods_digits.json").read_bytes() == before
+
+
+def test_a_record_of_an_earlier_form_is_not_overwritten(script, tmp_path: Path) -> None:
+    path = tmp_path / "old.json"
+    path.write_text('{"runs": {"ect": 1}}')
+    with pytest.raises(ValueError, match="earlier form"):
+        script.record(path, {"seed": 0})
+    assert path.read_text() == '{"runs": {"ect": 1}}'
 
 
 def test_a_study_records_each_run_once_and_every_average(script, tmp_path: Path) -> None:
@@ -78,9 +137,10 @@ def test_a_study_records_each_run_once_and_every_average(script, tmp_path: Path)
     study = levers.model_copy(update={"scale": scale, "start": (place, 1)})
     harness = Study(tmp_path, "digits", "cpu", Screen(quiet=True), settings=scale, overrides=TINY)
     harness.judge.suite = suite()
-    only = {"budget": "short", "lever": "none"}
+    only = {"budget": ["short"], "lever": ["none"]}
+    rows = script.chosen(script.rows_of(study, [0]), only)
     path = tmp_path / "levers.json"
-    script.make(study, harness, path, [0], only)
+    script.make(study, harness, path, rows)
     first = path.read_text()
     assert json.loads(first)["start"] == harness.judge(start, default_sampler(start, 1))
     runs = json.loads(first)["runs"]
@@ -91,7 +151,7 @@ def test_a_study_records_each_run_once_and_every_average(script, tmp_path: Path)
         assert [[point["images"] for point in curve] for curve in curves] == [[256, 512]] * 2
         assert curves[0][-1]["steps_1"] != curves[1][-1]["steps_1"]
         assert run["seconds"] > 0
-    script.make(study, harness, path, [0], only)
+    script.make(study, harness, path, rows)
     assert path.read_text() == first
 
 
@@ -106,7 +166,8 @@ def test_what_another_program_records_meanwhile_stays(script, tmp_path: Path, mo
             script.record(path, row)
 
     monkeypatch.setattr(script, "result_of", lambda *_: {"curve": [{}]})
-    script.make(study, Harness(), path, [0], {"budget": "short", "lever": "none", "estimator": "class"})
+    only = {"budget": ["short"], "lever": ["none"], "estimator": ["class"]}
+    script.make(study, Harness(), path, script.chosen(script.rows_of(study, [0]), only))
     assert [run["seed"] for run in json.loads(path.read_text())["runs"]] == [1, 0]
 
 
@@ -120,7 +181,7 @@ def test_guidance_is_measured_by_the_runs_own_snapshots_and_those_of_its_start(
     harness = Study(tmp_path, "digits", "cpu", Screen(quiet=True), settings=scale, overrides=TINY)
     harness.judge.suite = suite()
     path = tmp_path / "guided.json"
-    script.make(study, harness, path, [0], {})
+    script.make(study, harness, path, script.rows_of(study, [0]))
     (run,) = json.loads(path.read_text())["runs"]
     rows = {(row["worse"], row["omega"], row["steps"]): row["frechet_train"] for row in run["guided"]}
     for worse, steps in itertools.product(("25%", "start's 25%", "start's 50%"), (1, 2)):
@@ -188,7 +249,7 @@ def test_runs_that_are_measured_at_the_end_fill_their_table_and_picture(
     harness = Study(tmp_path, "digits", "cpu", Screen(quiet=True), settings=scale, overrides=TINY)
     harness.judge.suite = suite()
     monkeypatch.setattr(script, "DOCS", tmp_path)
-    script.make(study, harness, tmp_path / "result.json", [0], {})
+    script.make(study, harness, tmp_path / "result.json", script.rows_of(study, [0]))
     result = json.loads((tmp_path / "result.json").read_text())
     ends = {run["run"]: run["ends"] for run in result["runs"]}
     assert {name: list(steps) for name, steps in ends.items()} == {
