@@ -14,7 +14,7 @@ from consistune.recipe.words import Recipe, Section
 
 RUN_WHOLE = {
     *(f"digits-{method}" for method in ("edm", "ect", "sct", "sct-phased", "cd", "cm", "ict")),
-    *(f"digits-{method}" for method in ("cmt", "cmt-ect", "best", "tcm", "sct-continuous")),
+    *(f"digits-{method}" for method in ("cmt", "cmt-ect", "best", "tcm", "sct-continuous", "scd")),
     *(f"emoji64-latent-{method}" for method in ("edm", "ect", "sct")),
     *(f"cifar10-jpeg-{method}" for method in ("edm", "ect", "sct")),
 }
@@ -22,7 +22,7 @@ RUN_WHOLE = {
 RUN_SHORT = {
     *(f"mnist10k-{method}" for method in ("edm", "ect", "sct", "best", "cmt", "cmt-ect")),
     *(f"mnist10k-{method}" for method in ("meanflow", "sct-continuous")),
-    *(f"digits-{method}" for method in ("meanflow", "imf")),
+    *(f"digits-{method}" for method in ("meanflow", "imf", "unlabelled-best")),
 }
 """Those that were run with fewer images (docs/recipes.md)."""
 
