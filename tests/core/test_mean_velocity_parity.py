@@ -18,17 +18,15 @@ from consistune.core.objectives import AdaptivePower, MeanVelocity, Mixture, Sca
 from consistune.core.rng import SharedDropout
 from consistune.core.sampling import PhasedSteps
 from consistune.core.types import Batch, Times
+from tests.support.noise import Stored
 from tests.support.toy import ToyVelocity, close, compare, gradients, of_variant, settings
 
 FLOW = RectifiedFlow()
 NO_LIMIT = 1 - 1e-15
-SHAPE = (3, 4, 4)
 OFF = {"scale": 1.0, "mixture_ratio": 0.0}
 """FastGen's guidance scales that do nothing."""
-JAX_SCALES = 4e-8
-"""JAX computes 1 − ω − κ in float32 too."""
-FLOAT32 = 1e-7
-"""Between the published step in float32 and in float64."""
+FLOAT32 = 1e-6
+"""Between two steps in float32: of 80 other draws the worst had 4.6e-7."""
 
 
 def single(value: float) -> float:
@@ -118,34 +116,27 @@ class Step:
         stored = of_variant(self.arrays, variant)
         if "jvp" in stored:  # only its product with t − r is there
             stored["jvp"] = (self.times.t - self.times.r).view(-1, 1, 1, 1) * stored["jvp"]
-        compare(stored, found, relative, given)
+        gap = (self.times.t - self.times.r) / self.times.t
+        nearest = float(torch.where(gap > 0, gap, 1.0).min())  # u is a quotient by it
+        compare(stored, found, max(relative, 1e-15 / nearest), given)
 
 
-@pytest.mark.parametrize(("variant", "p", "c"), [("cifar", 0.75, 1e-3), ("p1", 1.0, 1e-2), ("p0", 0.0, 1e-3)])
-def test_py_meanflow(parity, variant, p, c) -> None:
+@pytest.mark.parametrize("variant", ["cifar", "p1", "p0"])
+def test_py_meanflow(parity, variant) -> None:
     arrays = parity("meanflow/py_meanflow")
-    assert (float(arrays[f"{variant}.norm_p"]), float(arrays[f"{variant}.norm_eps"])) == (p, c)
+    p, c = (float(arrays[f"{variant}.{name}"]) for name in ("norm_p", "norm_eps"))
     step = Step(arrays, AdaptivePower(p, c), labelled=False)
     weight = 1 / (step.parts()["squared_error"] + c) ** p
     step.compare(variant, {"weight": weight}, given=["norm_p", "norm_eps"])
     start = Stored(arrays["noise"])
     if variant == "cifar":
-        close(PhasedSteps(t_max=1.0)(step.net, FLOW, start, SHAPE), arrays["one_step"])
+        close(PhasedSteps(t_max=1.0)(step.net, FLOW, start, arrays["noise"].shape[1:]), arrays["one_step"])
     half = {name: a.float() if a.dtype == torch.float64 else a for name, a in arrays.items()}
     step = Step(half, AdaptivePower(p, c), labelled=False)
     loss = step.loss()
-    close(loss, arrays[f"{variant}.loss_f32"], 2 * FLOAT32)
-    close(gradients(step.net, loss.mean())["grad_W2"], arrays[f"{variant}.grad_W2_f32"], 2 * FLOAT32)
-
-
-class Stored:
-    """The prior's noise, given."""
-
-    def __init__(self, noise: Tensor) -> None:
-        self.noise = noise
-
-    def __call__(self, *shape: int) -> Tensor:
-        return self.noise
+    found = {"loss": loss, "grad_W2": gradients(step.net, loss.mean())["grad_W2"]}
+    for name, value in found.items():
+        close(value, arrays[f"{variant}.{name}_f32"], FLOAT32, name)
 
 
 ZHUYU = ("uncond", "uncond_p05", "uncond_uniform", "cfg", "cond")
@@ -183,8 +174,9 @@ def test_zhuyus_samples(parity, steps, omega) -> None:
     net = ToyVelocity(arrays, null=len(arrays["net_Wl"]) - 1)
     edges = tuple(k / steps for k in range(1, steps))
     name = f"sample_{steps}" + ("_cfg2.5" if omega > 1 else "")
+    noise = arrays["noise"]
     found = PhasedSteps(edges, t_max=1.0)(
-        Guided(net, None, omega), FLOW, Stored(arrays["noise"]), SHAPE, arrays["label"]
+        Guided(net, None, omega), FLOW, Stored(noise), noise.shape[1:], arrays["label"]
     )
     close(found, arrays[name])
 
@@ -204,20 +196,20 @@ def test_the_jax_original(parity, variant) -> None:
     given = settings(arrays, variant)
     scale = AdaptivePower(given["norm_p"], given["norm_eps"])
     names = {"omega": "omega", "kappa": "kappa", "low": "t_start", "high": "t_end"}
-    guidance = Mixture(**{name: single(given[key]) for name, key in names.items() if key in given})
+    guidance = Mixture(**{name: given[key] for name, key in names.items() if key in given})
     hidden = first_dropped(arrays, given.get("class_dropout_prob", 0.1))
     step = Step(arrays, scale, guidance, hidden)
     weight = 1 / (step.parts()["squared_error"] + scale.c) ** scale.p
     used = step.net.labels(step.batch.network_condition, len(hidden))
-    step.compare(variant, {"weight": weight, "label_used": used}, relative=JAX_SCALES)
+    step.compare(variant, {"weight": weight, "label_used": used})
 
 
 def test_the_jax_originals_samples(parity) -> None:
     arrays = parity("meanflow/jax_original")
-    net = ToyVelocity(arrays)
+    net, noise = ToyVelocity(arrays), arrays["noise"]
     for steps in (1, 2):
         edges = tuple(k / steps for k in range(1, steps))
-        found = PhasedSteps(edges, t_max=1.0)(net, FLOW, Stored(arrays["noise"]), SHAPE, arrays["label"])
+        found = PhasedSteps(edges, t_max=1.0)(net, FLOW, Stored(noise), noise.shape[1:], arrays["label"])
         close(found, arrays[f"sample_{steps}"])
 
 
@@ -262,7 +254,7 @@ def test_fastgen(parity, variant) -> None:
         weight, tangent = scale.weight(error), (parts["target"] - parts["u"]) / root
     else:
         weight, tangent = 1 / (error + c) ** p, parts["target"]
-    also = {"weight": weight, "tangent": tangent, "warmup": torch.tensor(warmed)}
+    also = {"weight": weight, "tangent": tangent, "warmup": torch.tensor(warmed, dtype=torch.float64)}
     also["label_used"] = step.net.labels(step.batch.network_condition, len(hidden))
     step.compare(variant, also, given=["iteration"])
 
@@ -297,7 +289,7 @@ def test_the_laws_of_the_times(parity) -> None:
     law = LogitNormal(mean, std, mean, std, share, "swap", exact=True, highest=NO_LIMIT)
     normals = arrays["law.normal_t"], arrays["law.normal_r"]
     for found, name in zip(law.times(*normals, torch.zeros(len(normals[0]))), "tr", strict=True):
-        close(found, arrays[f"law.{name}"], 1e-7)
+        close(found, arrays[f"law.{name}"])
     arrays = parity("meanflow/fastgen")
     law = LogitNormal(-0.6, 1.6, -4.0, 1.6, 0.0, "swap", highest=0.999)
     normals = arrays["law.normal_t"], arrays["law.normal_r"]

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from consistune.bench.workload import redraw_weights
 from consistune.core.noise import EDM
-from consistune.core.sampling import Multistep
+from consistune.core.sampling import ODE, Multistep
 from consistune.errors import UserError
 from consistune.interop.export import export_model
 from consistune.models import load
@@ -20,6 +20,7 @@ from consistune.nn import store
 from consistune.nn.baselines import DDPMPrecond
 from consistune.nn.module import wrap
 from consistune.nn.precond import Preconditioned
+from tests.support.noise import Stored
 
 diffusers = pytest.importorskip("diffusers", reason="the extra diffusers is not installed")
 
@@ -65,11 +66,25 @@ def test_a_ddpm_pipeline_denoises_as_its_scheduler_does(parity_folder: Path, par
     """x̂_0 at the schedule's own times: the fixture's x_n = x/√(σ² + 1)."""
     model, given = load(parity_folder / "diffusers/ddpm_pipeline"), parity("diffusers/ddpm_pipeline")
     assert isinstance(model, DDPMPrecond)
-    close(model.levels, given["sigma"], 1e-5)
-    for n, expected in zip(given["denoise_t"].tolist(), given["denoised"], strict=True):
+    torch.testing.assert_close(model.levels, given["sigma"].to(model.levels), rtol=1e-6, atol=0)
+    for i, n in enumerate(given["denoise_t"].tolist()):
         signal = given["alphas_cumprod"][n].double().sqrt()
         noisy = signal * 0.5 * given["x"].flip(0) + (1 - signal**2).sqrt() * given["x"]
-        close(model(noisy / signal, given["sigma"][n]), expected, 2e-5)
+        denoised = model(noisy / signal, given["sigma"][n])
+        close(denoised, given["denoised"][i], 2e-5)
+        size = float(given["denoised"][i].abs().max())
+        close(denoised.clamp(-1, 1), given["denoised_clipped"][i], 2e-5 * size)
+
+
+@pytest.mark.parametrize("name", ["ddpm_pipeline", "consistency_pipeline"])
+@torch.no_grad()
+def test_the_network_of_a_pipeline_is_diffusers_own(parity_folder: Path, parity: Any, name: str) -> None:
+    given = parity(f"diffusers/{name.replace('ddpm_pipeline', 'unet_ddpm')}")
+    network = load(parity_folder / "diffusers" / name).network.module
+    labels = {"class_labels": given["class_labels"]} if "class_labels" in given else {}
+    for i, t in enumerate(given["timesteps"]):
+        close(network(given["x"], t, **labels).sample, given[f"out_{i}"])
+    close(network(given["x"], given["per_sample_t"], **labels).sample, given["out_per_sample_t"])
 
 
 @torch.no_grad()
@@ -77,17 +92,28 @@ def test_an_edm_pipeline_denoises_as_its_scheduler_does(parity_folder: Path, par
     model, given = load(parity_folder / "diffusers/edm_pipeline"), parity("diffusers/edm_pipeline")
     for sigma, expected in zip(given["sigma"], given["denoised"], strict=True):
         close(model(given["x"] * float(sigma), sigma), expected)
+    sigmas, steps = given["sigma"].double(), len(given["euler8_timesteps"])
+    close(model.scalings(sigmas).c_noise, given["c_noise"].double(), 1e-6)
+    start = Stored(given["x"] * given["euler8_init_sigma"] / given["euler8_sigmas"][0])
+    sampled = ODE(steps, order=1)(model, EDM(), start, model.image_shape)
+    close(sampled, given["euler8_states"][-1].double(), 1e-5)
 
 
 @torch.no_grad()
 def test_a_consistency_pipeline_samples_as_diffusers_does(parity_folder: Path, parity: Any) -> None:
     folder = parity_folder / "diffusers/consistency_pipeline"
     model, given = load(folder), parity("diffusers/consistency_pipeline")
-    assert (model.num_classes, model.card.is_diffusion) == (10, False)
+    classes = json.loads((folder / "unet/config.json").read_text())["num_class_embeds"]
+    assert (model.num_classes, model.card.is_diffusion) == (classes, False)
     for sigma, expected in zip(given["consistency_sigma"], given["consistency_f"], strict=True):
         close(model(given["x"] * float(sigma), sigma, given["class_labels"]), expected)
-    one = Multistep()(model, EDM(), lambda *shape: given["x"], model.image_shape, given["class_labels"])
-    close((one.clamp(-1, 1) + 1) / 2, given["pipeline_one"].double())
+    clipped = lambda x, t, condition=None: model(x, t, condition).clamp(-1, 1)  # as the scheduler does
+    for name in ("one", "two_default", "two_22_0", "four"):
+        mid = tuple(given[f"pipeline_{name}_sigmas"][1:-1].tolist())
+        sampler = Multistep(mid, boundary=0.002 if mid else 0.0)
+        noise = Stored(given["x"], *given.get(f"pipeline_{name}_noise", []))
+        images = sampler(clipped, EDM(), noise, model.image_shape, given["class_labels"])
+        close((images + 1) / 2, given[f"pipeline_{name}"].double(), 1e-5)
 
 
 @pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])

@@ -101,7 +101,15 @@ def close(found: Tensor, expected: Tensor, relative: float = 1e-12, name: str = 
 def settings(arrays: Mapping[str, Any], variant: str) -> dict[str, Any]:
     """A variant's "name=value" → the values, as numbers where they are."""
     pairs = (str(word).split("=") for word in arrays[f"{variant}.settings"])
-    return {name: float(value) if value[:1].isdigit() else value for name, value in pairs}
+    return {name: number(value) for name, value in pairs}
+
+
+def number(word: str) -> float | str:
+    """The number that a word spells; the word itself where it is none."""
+    try:
+        return float(word)
+    except ValueError:
+        return word
 
 
 def of_variant(arrays: Mapping[str, Any], variant: str) -> dict[str, Tensor]:
