@@ -20,8 +20,8 @@ RUN_WHOLE = {
 }
 """The recipes that were run to their end (docs/recipes.md says where)."""
 RUN_SHORT = {
-    *(f"mnist10k-{method}" for method in ("edm", "ect", "sct", "best", "cmt", "cmt-ect")),
-    *(f"mnist10k-{method}" for method in ("meanflow", "sct-continuous")),
+    *(f"mnist10k-{method}" for method in ("edm", "ect", "sct", "sct-adaptive", "best")),
+    *(f"mnist10k-{method}" for method in ("cmt", "cmt-ect", "tcm", "meanflow", "imf", "sct-continuous")),
     *(f"digits-{method}" for method in ("meanflow", "imf", "unlabelled-best")),
 }
 """Those that were run with fewer images (docs/recipes.md)."""
