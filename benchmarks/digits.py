@@ -292,6 +292,8 @@ def main() -> None:
         check_word(study, factor, word)
         only.setdefault(factor, []).append(word)
     if arguments.again:
+        if arguments.again.resolve() == path:
+            parser.error("--again: give a file of its own, beside the record")
         rows = list(recorded_rows(study, read_record(path), arguments.seeds))
     else:
         rows = list(rows_of(study, arguments.seeds or list(range(study.scale.seeds))))

@@ -1,6 +1,8 @@
-"""The curves of the docs on the digits, with error bars over seeds, from the JSON in benchmarks/results.
+"""The curves of the docs on the digits, from the JSON in benchmarks/results.
 
-python benchmarks/figures.py
+    python benchmarks/figures.py
+
+Error bars are one standard deviation over the seeds.
 """
 
 from statistics import mean, stdev

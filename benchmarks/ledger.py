@@ -27,8 +27,6 @@ FIELDS = ("result", "what", "command", "recipes", "code", "hardware", "seeds", "
           "minutes", "figures", "curve")  # fmt: skip
 EARLIER_LABELS = {"digits_seeds": ("set", "estimator", "keys")}
 """Of a record whose runs lack the factors of its study's file."""
-
-
 OPTIONS = {
     "box": " pack runs/box --teachers runs/first runs/teacher --results results/*",
     "expected": ' tried digits-edm "rate × 30=RUN"',

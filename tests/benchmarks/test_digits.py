@@ -108,7 +108,8 @@ def test_the_command_makes_recorded_runs_again_beside_their_record(
         runs = [run for run in recorded("methods_digits")["runs"] if (run["method"], run["seed"]) in asked]
         path.write_text(json.dumps({"runs": runs}))
 
-    before = (BENCHMARKS / "results" / "methods_digits.json").read_bytes()
+    own = BENCHMARKS / "results" / "methods_digits.json"
+    before = own.read_bytes()
     monkeypatch.setattr(script, "make", make)
     again = tmp_path / "again.json"
     words = ["--again", str(again), "--seeds", "0", "2", "--only", "method=cd", "--work", str(tmp_path)]
@@ -118,7 +119,11 @@ def test_the_command_makes_recorded_runs_again_beside_their_record(
     first, second = capsys.readouterr().out.splitlines()[-2:]
     assert first.startswith("cd, 0: ")
     assert second.startswith("cd, 2: ")
-    assert (BENCHMARKS / "results" / "methods_digits.json").read_bytes() == before
+    assert own.read_bytes() == before
+    monkeypatch.setattr("sys.argv", ["digits.py", "methods_digits", "--again", str(own)])
+    with pytest.raises(SystemExit):
+        script.main()
+    assert "file of its own" in capsys.readouterr().err
 
 
 def test_a_record_of_an_earlier_form_is_not_overwritten(script, tmp_path: Path) -> None:
