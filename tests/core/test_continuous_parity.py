@@ -126,7 +126,7 @@ def norm(objective: ContinuousConsistency, g: Tensor) -> Tensor:
 
 @pytest.mark.parametrize("variant", ["sct_r0", "sct_r05", "sct", "scd", "scd_cfg", "sct_plain"])
 def test_in_float32(parity, variant) -> None:
-    """Two steps in float32, each as far from the one in float64 as the published one is."""
+    """Two steps in float32: their rounding."""
     step = Step(parity("scm/scm"), variant)
     step.net.float(), step.teacher.float()
     step.batch = Batch(step.batch.x_0.float(), step.batch.condition)

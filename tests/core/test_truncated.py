@@ -89,7 +89,7 @@ class Step:
 def test_it_is_tcms_step(parity, variant: str) -> None:
     """Losses, their total over the batch and every gradient, at the stored times and noise.
 
-    At r/t = 0.999 the gradient is a difference that cancels three digits: 5e-12 there. FastGen's total is
+    Losses and gradients are of the difference between t and r, by which rounding grows. FastGen's total is
     of an r that is not below 0.002.
     """
     step = Step(parity("tcm/tcm"), variant)
@@ -117,7 +117,7 @@ def test_it_is_tcms_step(parity, variant: str) -> None:
 
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_it_is_tcms_step_in_float32(parity, variant: str) -> None:
-    """Two steps in float32, each as far from the one in float64 as the published one is (its README)."""
+    """Two steps in float32: their rounding, over the part of t between t and r."""
     published = parity("tcm/tcm")
     half = {k: v.float() if getattr(v, "dtype", None) == torch.float64 else v for k, v in published.items()}
     step, boundary = Step(half, variant), published[f"{variant}.boundary"]

@@ -100,8 +100,9 @@ def check_derivative(model: Preconditioned, objective: Objective) -> None:
     exact = objective.differentiates and getattr(objective, "difference", None) is None
     if not exact or not isinstance(model.network, ModuleNetwork):
         return
-    x, sigma = torch.ones(2, *model.image_shape), torch.ones(2)
-    labels = torch.zeros(2, dtype=torch.long) if model.num_classes else None
+    device = next(model.parameters()).device
+    x, sigma = torch.ones(2, *model.image_shape, device=device), torch.ones(2, device=device)
+    labels = torch.zeros(2, dtype=torch.long, device=device) if model.num_classes else None
     training = model.training
     try:
         with torch.random.fork_rng(devices=[]):
