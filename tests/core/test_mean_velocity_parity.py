@@ -19,7 +19,7 @@ from consistune.core.rng import SharedDropout
 from consistune.core.sampling import PhasedSteps
 from consistune.core.types import Batch, Times
 from tests.support.noise import Stored
-from tests.support.toy import ToyVelocity, close, compare, gradients, of_variant, settings
+from tests.support.toy import ToyVelocity, close, compare, gradients, in_float32, of_variant, settings
 
 FLOW = RectifiedFlow()
 NO_LIMIT = 1 - 1e-15
@@ -131,8 +131,7 @@ def test_py_meanflow(parity, variant) -> None:
     start = Stored(arrays["noise"])
     if variant == "cifar":
         close(PhasedSteps(t_max=1.0)(step.net, FLOW, start, arrays["noise"].shape[1:]), arrays["one_step"])
-    half = {name: a.float() if a.dtype == torch.float64 else a for name, a in arrays.items()}
-    step = Step(half, AdaptivePower(p, c), labelled=False)
+    step = Step(in_float32(arrays), AdaptivePower(p, c), labelled=False)
     loss = step.loss()
     found = {"loss": loss, "grad_W2": gradients(step.net, loss.mean())["grad_W2"]}
     for name, value in found.items():

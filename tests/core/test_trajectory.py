@@ -21,7 +21,7 @@ from consistune.recipe import read_recipe
 from consistune.recipe.plan import make_plan
 from tests.core.test_objectives import Net, gaussian_data, images
 from tests.support.gaussian import SCHEDULES, Anisotropic
-from tests.support.toy import ToyDenoiser, close, compare, gradients, of_variant
+from tests.support.toy import ToyDenoiser, close, compare, gradients, in_float32, of_variant
 
 STD = torch.tensor([[[0.2, 0.5], [0.9, 1.4]]], dtype=torch.float64)
 every_schedule = pytest.mark.parametrize("schedule", SCHEDULES, ids=lambda s: type(s).__name__)
@@ -79,8 +79,7 @@ def test_it_is_cmts_step(parity, variant: str) -> None:
 def test_it_is_cmts_step_in_float32(parity, variant: str) -> None:
     """Two steps in float32. Of 80 other draws the worst gradient was 2.4e-6 off."""
     fixture = parity("cmt/cmt")
-    half = {k: v.float() if getattr(v, "dtype", None) == torch.float64 else v for k, v in fixture.items()}
-    step = Step(half, variant)
+    step = Step(in_float32(fixture), variant)
     losses = step.losses()
     of = lambda name: fixture[f"{variant}.{name}"]
     close(losses, of("loss_f32"), 6e-5)

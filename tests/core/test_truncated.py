@@ -27,7 +27,7 @@ from consistune.recipe import read_recipe
 from consistune.recipe.plan import make_plan
 from tests.core.test_objectives import Net, gaussian_data, images
 from tests.support.gaussian import SCHEDULES, Anisotropic
-from tests.support.toy import ToyDenoiser, close, compare, gradients, of_variant, settings
+from tests.support.toy import ToyDenoiser, close, compare, gradients, in_float32, of_variant, settings
 
 every_schedule = pytest.mark.parametrize("schedule", SCHEDULES, ids=lambda s: type(s).__name__)
 PAIRS = TruncatedPairs(SigmoidGap())
@@ -89,7 +89,7 @@ class Step:
 def test_it_is_tcms_step(parity, variant: str) -> None:
     """Losses, their total over the batch and every gradient, at the stored times and noise.
 
-    Losses and gradients are of the difference between t and r, by which rounding grows. FastGen's total is
+    At r/t = 0.999 the gradient is a difference that cancels three digits: 5e-12 there. FastGen's total is
     of an r that is not below 0.002.
     """
     step = Step(parity("tcm/tcm"), variant)
@@ -112,15 +112,16 @@ def test_it_is_tcms_step(parity, variant: str) -> None:
         "total": total,
         "total_fastgen": step.total(step.losses(least_r=0.002)),
     }
-    compare(stored, found | grads, max(1e-12, 5e-15 / (1 - step.ratio)), ["t", "noise", "boundary"])
+    compare(stored, found, given=["t", "noise", "boundary", *grads])
+    named = {name: value for name, value in stored.items() if name in grads}
+    compare(named, grads, 5e-12 if step.ratio >= 0.999 else 1e-12)
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_it_is_tcms_step_in_float32(parity, variant: str) -> None:
     """Two steps in float32: their rounding, over the part of t between t and r."""
     published = parity("tcm/tcm")
-    half = {k: v.float() if getattr(v, "dtype", None) == torch.float64 else v for k, v in published.items()}
-    step, boundary = Step(half, variant), published[f"{variant}.boundary"]
+    step, boundary = Step(in_float32(published), variant), published[f"{variant}.boundary"]
     losses = step.losses()
     total = step.total(losses)
     gradient = gradients(step.student, total)["grad_W2"]

@@ -118,6 +118,11 @@ def of_variant(arrays: Mapping[str, Any], variant: str) -> dict[str, Tensor]:
     return {k: v for k, v in arrays.items() if k != "settings" and not k.endswith("_f32")}
 
 
+def in_float32(arrays: Mapping[str, Any]) -> dict[str, Any]:
+    """The arrays, those in float64 rounded."""
+    return {k: v.float() if getattr(v, "dtype", None) == torch.float64 else v for k, v in arrays.items()}
+
+
 def compare(
     stored: Mapping[str, Tensor],
     found: Mapping[str, Tensor],
