@@ -303,7 +303,7 @@ def main() -> None:
     if arguments.again is not None:
         print(*beside(study, read_record(path), read_record(arguments.again)), sep="\n")
     elif study.page is not None:
-        fill(study.page, arguments.study, table_of(study, json.loads(path.read_text("utf-8"))))
+        fill(study.page, arguments.study, table_of(study, read_record(path)))
 
 
 if __name__ == "__main__":

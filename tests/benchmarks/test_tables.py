@@ -34,6 +34,12 @@ def test_memorisation_has_the_tables_and_the_plot_of_the_records() -> None:
     assert numbers((ROOT / "docs" / "memorisation.svg").read_text("utf-8")) == numbers(memorisation.plot())
 
 
+def test_the_smoother_schedule_has_the_table_of_its_record() -> None:
+    import smoother
+
+    assert place(smoother.PAGE, "smoother") == smoother.table()
+
+
 def test_at_equal_distance_a_run_on_the_bases_line_has_no_more() -> None:
     import memorisation
 

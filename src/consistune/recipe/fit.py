@@ -9,6 +9,7 @@ import torch
 from consistune.core.derivative import derivative
 from consistune.core.estimators import Blend
 from consistune.core.intervals import LogitNormal
+from consistune.core.noise import RectifiedFlow
 from consistune.core.objectives import ContinuousConsistency, MeanVelocity, Objective, Trajectory, learned
 from consistune.core.times import TruncatedPairs
 from consistune.errors import UserError
@@ -81,7 +82,7 @@ def _check_times(objective: Objective) -> None:
     elif isinstance(objective, MeanVelocity) and isinstance(objective.intervals, LogitNormal):
         ends = torch.special.ndtri(torch.tensor([RARE, 1 - RARE], dtype=torch.float64))
         share, _ = replace(objective.intervals, order="clamp").times(ends, ends, torch.ones_like(ends))
-        key, ratios = "intervals", share / (1 - share)
+        key, ratios = "intervals", RectifiedFlow().noise_to_signal(share)
     elif isinstance(objective, Trajectory):
         key, ratios = "low, high", torch.tensor([objective.low, objective.high])
     else:
