@@ -210,18 +210,31 @@ def make(study: StudyFile, harness: Study, path: Path, rows: Iterable[tuple[Row,
     if study.start is not None and "start" not in results:
         model = load(study.start[0])
         results = record(path, start=harness.judge(model, default_sampler(model, study.start[1])))
-    for row, line in rows:
-        if identity(study, row) in {identity(study, one) for one in results["runs"]}:
-            continue
-        spec, label = spec_of(study, row, results), ", ".join(map(str, list(row.values())[:-1]))
-        run = harness.run(label, spec, row["seed"])
-        row |= result_of(harness, spec, run, line)
-        if study.equal_cost is not None:
-            row["loss"] = [[each["images"], each["loss"]] for each in run.log]
-        results = record(path, row)
-        harness.screen.say(f"{label}: {row.get('ends') or row['curve'][-1]}")
+    harness.share(
+        {identity(study, row): partial(make_row, study, harness, path, row, line) for row, line in rows}
+    )
     if study.picture is not None:
         record(path, held_out=draw(study, harness))
+
+
+def make_row(study: StudyFile, harness: Study, path: Path, row: Row, line: Line) -> None:
+    """Make a run that is not recorded at `path`, and record it there. Raises Busy: another program does."""
+    results = read_record(path)
+    if is_known(study, row, results):
+        return
+    spec, label = spec_of(study, row, results), ", ".join(map(str, list(row.values())[:-1]))
+    run = harness.run(label, spec, row["seed"])
+    made = row | result_of(harness, spec, run, line)
+    if study.equal_cost is not None:
+        made["loss"] = [[each["images"], each["loss"]] for each in run.log]
+    if not is_known(study, row, read_record(path)):  # another program may have measured it meanwhile
+        record(path, made)
+    harness.screen.say(f"{label}: {made.get('ends') or made['curve'][-1]}")
+
+
+def is_known(study: StudyFile, row: Row, results: Row) -> bool:
+    """Whether a run is recorded."""
+    return identity(study, row) in {identity(study, one) for one in results["runs"]}
 
 
 def read_record(path: Path) -> Row:

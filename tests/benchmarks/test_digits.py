@@ -18,6 +18,7 @@ from consistune.nn.precond import EDMPrecond
 from consistune.nn.small import ResidualMLP
 from consistune.reproduce.spec import ScaleSettings
 from consistune.reproduce.study import Study
+from consistune.training.lock import Busy
 
 BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
 STUDIES = sorted(path.stem for path in (BENCHMARKS / "studies").glob("*.yaml"))
@@ -160,19 +161,24 @@ def test_a_study_records_each_run_once_and_every_average(script, tmp_path: Path)
     assert path.read_text() == first
 
 
-def test_what_another_program_records_meanwhile_stays(script, tmp_path: Path, monkeypatch) -> None:
+def test_what_another_program_trains_or_records_meanwhile_stays(script, tmp_path: Path, monkeypatch) -> None:
+    """It trains the first run's teacher until waited for, and has recorded another seed by then."""
     study = script.read_study("digits_levers").model_copy(update={"start": None})
-    path, (row, _) = tmp_path / "levers.json", next(iter(script.rows_of(study, [1])))
+    path, (other, _) = tmp_path / "levers.json", next(iter(script.rows_of(study, [1])))
+    asked: list[str] = []
 
-    class Harness:
-        screen = Screen(quiet=True)
+    class Harness(Study):
+        def run(self, name: str, *_) -> None:
+            asked.append(name)
+            if len(asked) == 1:
+                raise Busy(tmp_path)
 
-        def run(self, *_) -> None:
-            script.record(path, row)
-
+    monkeypatch.setattr(Busy, "wait", lambda busy: script.record(path, other))
     monkeypatch.setattr(script, "result_of", lambda *_: {"curve": [{}]})
     only = {"budget": ["short"], "lever": ["none"], "estimator": ["class"]}
-    script.make(study, Harness(), path, script.chosen(script.rows_of(study, [0]), only))
+    harness = Harness(tmp_path, "digits", "cpu", Screen(quiet=True), settings=study.scale)
+    script.make(study, harness, path, script.chosen(script.rows_of(study, [0]), only))
+    assert asked == ["short, class, none, 0"] * 2
     assert [run["seed"] for run in json.loads(path.read_text())["runs"]] == [1, 0]
 
 
