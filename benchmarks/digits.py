@@ -10,7 +10,6 @@ are added to benchmarks/results/STUDY.json after each run; a run that is recorde
 
 import argparse
 import itertools
-import json
 import time
 from collections.abc import Iterable, Iterator
 from functools import partial
@@ -34,9 +33,10 @@ from consistune.reproduce.study import Study, with_teacher
 from consistune.system.files import write_atomically
 from consistune.system.host import machine, peak_bytes
 from harness import FREED_AT_ONCE
+from records import RESULTS, Row, read_record, record
 from study_file import Line, StudyFile, check_word, read_study
 from study_tables import table_of
-from tables import DOCS, HERE, KEYS, Row, fill
+from tables import DOCS, HERE, KEYS, fill
 
 WORK = Path("runs/benchmarks")
 
@@ -237,25 +237,6 @@ def is_known(study: StudyFile, row: Row, results: Row) -> bool:
     return identity(study, row) in {identity(study, one) for one in results["runs"]}
 
 
-def read_record(path: Path) -> Row:
-    """A study's results so far. Raises ValueError for those of an earlier form."""
-    results: Row = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {"runs": []}
-    if not isinstance(results.get("runs"), list):
-        raise ValueError(f"{path} has an earlier form, in which no run is known: move it away first")
-    return results
-
-
-def record(path: Path, *runs: Row, **entries: Any) -> Row:
-    """Add runs to a study's results, and set entries; returns all of them, as they are now.
-
-    Raises ValueError for a record of an earlier form, which would be lost.
-    """
-    results = read_record(path)
-    results |= entries | {"runs": [*results["runs"], *runs]}
-    write_atomically(path, json.dumps(results, indent=1) + "\n")
-    return results
-
-
 def spec_of(study: StudyFile, row: Row, results: Row) -> RunSpec:
     """A row's training; with `equal_cost`, as many images as its measured cost of a step allows."""
     keys = list(row["keys"])
@@ -299,7 +280,7 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=WORK)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
-    study, path = read_study(arguments.study), HERE / "results" / f"{arguments.study}.json"
+    study, path = read_study(arguments.study), RESULTS / f"{arguments.study}.json"
     only: dict[str, list[str]] = {}
     for factor, _, word in (each.partition("=") for each in arguments.only):
         check_word(study, factor, word)

@@ -9,7 +9,8 @@ from statistics import mean, stdev
 
 from consistune.pages.plots import Axis, Plot
 from consistune.system.files import write_atomically
-from tables import DOCS, Groups, Row, digits_groups, distances, grouped, read
+from records import Row, read
+from tables import DOCS, Groups, digits_groups, distances, grouped
 
 
 def curves(groups: dict[str, list[Row]], steps: int, title: str) -> str:

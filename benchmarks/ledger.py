@@ -18,7 +18,8 @@ from consistune.recipe import read_recipe
 from consistune.reproduce.study import digest_of
 from consistune.system.files import write_atomically
 from digits import read_study, recipe_of
-from tables import DOCS, HERE, KEYS, Row, distances, fill, grouped, markdown, override, ratio, read
+from records import Row, read
+from tables import DOCS, HERE, KEYS, distances, fill, grouped, markdown, override, ratio
 
 ROOT = HERE.parent
 ATTACKS = ROOT / "tests" / "attack"
@@ -60,7 +61,7 @@ def at_the_end(summary: list[Row]) -> list[Row]:
 
 
 def benchmark(path: Path) -> Row:
-    data = json.loads(path.read_text(encoding="utf-8"))
+    data = read(path.stem)
     what, command = made_by(path.stem)
     place = path.relative_to(ROOT).as_posix()
     row = {

@@ -15,7 +15,8 @@ from statistics import mean, stdev
 
 from consistune.pages.plots import Axis, Plot
 from consistune.system.files import write_atomically
-from tables import DOCS, KEYS, Row, distances, each, fill, grouped, markdown, read
+from records import Row, read
+from tables import DOCS, KEYS, distances, each, fill, grouped, markdown
 
 Measure = Callable[[list[Row], int], list[float]]
 PAGE = "results/memorisation.md"

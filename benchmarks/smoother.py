@@ -8,7 +8,8 @@ From the record digits_levers; nothing is trained.
 from operator import itemgetter
 from statistics import mean
 
-from tables import Row, distances, fill, grouped, markdown, read
+from records import Row, read
+from tables import distances, fill, grouped, markdown
 
 PAGE, LEVER = "results/smoother-schedule.md", "8 stages a halving"
 POINTS = {"half-way": 3, "end": -1}

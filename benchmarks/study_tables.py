@@ -2,8 +2,9 @@
 
 from statistics import mean, median
 
+from records import Row
 from study_file import StudyFile
-from tables import KEYS, Row, each, grouped, least_to_greatest, markdown, of_groups
+from tables import KEYS, each, grouped, least_to_greatest, markdown, of_groups
 
 
 def equal_cost_table(study: StudyFile, results: Row) -> str:

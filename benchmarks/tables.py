@@ -6,7 +6,6 @@
 Each table stands between `<!-- begin NAME -->` and `<!-- end NAME -->` of a page and is replaced whole.
 """
 
-import json
 import sys
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
@@ -18,6 +17,7 @@ from typing import Any
 import yaml
 
 from consistune.system.files import write_atomically
+from records import Row, read
 
 HERE = Path(__file__).resolve().parent
 DOCS = HERE.parent / "docs"
@@ -26,12 +26,7 @@ GIB, SHARE = 2**30, "share of the plain loop's"
 KEYS = ("frechet_train", "frechet_held_out")
 ENDS = ((3, 1), (-1, 1), (-1, 2))
 """(point, steps): one step half-way, one step at the end, two steps at the end."""
-Row = dict[str, Any]
 Groups = dict[tuple[str, str], list[Row]]
-
-
-def read(name: str) -> Any:
-    return json.loads((HERE / "results" / f"{name}.json").read_text(encoding="utf-8"))
 
 
 def fill(page: str, name: str, text: str) -> None:

@@ -141,7 +141,14 @@ def test_a_study_records_each_run_once_and_every_average(script, tmp_path: Path)
     start = EDMPrecond(ResidualMLP((1, 8, 8), 10, width=8, blocks=1))
     place = str(store.save(start, tmp_path / "start"))
     study = levers.model_copy(update={"scale": scale, "start": (place, 1)})
-    harness = Study(tmp_path, "digits", "cpu", Screen(quiet=True), settings=scale, overrides=TINY)
+    harness = Study(
+        tmp_path,
+        "digits",
+        "cpu",
+        Screen(quiet=True),
+        settings=scale,
+        overrides=(*TINY, "train.ema=[0.5, 0.999]"),
+    )
     harness.judge.suite = suite()
     only = {"budget": ["short"], "lever": ["none"]}
     rows = script.chosen(script.rows_of(study, [0]), only)
@@ -149,10 +156,10 @@ def test_a_study_records_each_run_once_and_every_average(script, tmp_path: Path)
     script.make(study, harness, path, rows)
     first = path.read_text()
     assert json.loads(first)["start"] == harness.judge(start, default_sampler(start, 1))
-    runs = json.loads(first)["runs"]
+    runs = script.read_record(path)["runs"]
     assert [run["estimator"] for run in runs] == ["class", "one-sample"]
     for run in runs:
-        assert (run["average"], list(run["slower"])) == ("0.998", ["0.999"])
+        assert (run["average"], list(run["slower"])) == ("0.5", ["0.999"])
         curves = [run["curve"], run["slower"]["0.999"]]
         assert [[point["images"] for point in curve] for curve in curves] == [[256, 512]] * 2
         assert curves[0][-1]["steps_1"] != curves[1][-1]["steps_1"]
@@ -173,8 +180,8 @@ def test_what_another_program_trains_or_records_meanwhile_stays(script, tmp_path
             if len(asked) == 1:
                 raise Busy(tmp_path)
 
-    monkeypatch.setattr(Busy, "wait", lambda busy: script.record(path, other))
-    monkeypatch.setattr(script, "result_of", lambda *_: {"curve": [{}]})
+    monkeypatch.setattr(Busy, "wait", lambda busy: script.record(path, other | {"curve": []}))
+    monkeypatch.setattr(script, "result_of", lambda *_: {"curve": [{"images": 1}]})
     only = {"budget": ["short"], "lever": ["none"], "estimator": ["class"]}
     harness = Harness(tmp_path, "digits", "cpu", Screen(quiet=True), settings=study.scale)
     script.make(study, harness, path, script.chosen(script.rows_of(study, [0]), only))
@@ -193,7 +200,7 @@ def test_guidance_is_measured_by_the_runs_own_snapshots_and_those_of_its_start(
     harness.judge.suite = suite()
     path = tmp_path / "guided.json"
     script.make(study, harness, path, script.rows_of(study, [0]))
-    (run,) = json.loads(path.read_text())["runs"]
+    (run,) = script.read_record(path)["runs"]
     rows = {(row["worse"], row["omega"], row["steps"]): row["frechet_train"] for row in run["guided"]}
     for worse, steps in itertools.product(("25%", "start's 25%", "start's 50%"), (1, 2)):
         assert rows[worse, 1.0, steps] == run["curve"][-1][f"steps_{steps}"]["frechet_train"]
