@@ -2,11 +2,12 @@
 
     python benchmarks/memorisation.py
 
-From the records of other studies; nothing is trained. The ratio is the mean distance of samples to the
-nearest training image over that of held-out images: below 1 they are nearer than new images are. The gap is
-the distance to held-out images less that to training images.
+From the records of other studies and experiments; nothing is trained. The ratio is the mean distance of
+samples to the nearest training image over that of held-out images: below 1 they are nearer than new images
+are. The gap is the distance to held-out images less that to training images.
 """
 
+import csv
 import math
 from collections.abc import Callable
 from itertools import pairwise
@@ -26,6 +27,13 @@ RUNS = {
     "SCT, adaptive norm, posterior's scatter": ("score-identity", "posterior, κ 1"),
 }
 """Lines of the plot: estimator and norm in the study adaptive_norm_unlabelled, of eight points a run."""
+CURVES = {
+    "digits without labels, 1,500 steps": "digits-unconditional",
+    "digits without labels, 3,000 steps": "digits-unconditional-long",
+    "digits with labels, 1,500 steps": "digits",
+    "mnist10k without labels": "mnist10k-unconditional",
+}
+"""Title → folder in docs/results of an experiment `convergence`, with ECT and plain SCT."""
 PLAIN = {"ECT": ("ect", "c 0"), "SCT": ("sct", "c 0")}
 
 
@@ -91,17 +99,33 @@ def at_equal_distance(run: Row, base: Row, measure: Measure) -> float:
     return mean(differences)
 
 
+def curves(folder: str) -> dict[str, list[Row]]:
+    """The runs of an experiment `convergence` by name, each with its one-step curve."""
+    path = DOCS / "results" / folder / "convergence" / "data.csv"
+    with path.open(newline="", encoding="utf-8") as file:
+        lines = [line for line in csv.DictReader(file) if line["sampler"] == "steps=1"]
+    runs = grouped(lines, itemgetter("run", "seed"))
+    found: dict[str, list[Row]] = {}
+    for (name, _), points in sorted(runs.items()):
+        measured = [{key: float(point[key]) for key in (*KEYS, "memorisation")} for point in points]
+        found.setdefault(name, []).append({"curve": [{"steps_1": each} for each in measured]})
+    return found
+
+
 def compared() -> str:
     """SCT's ratio and gap less ECT's where both have the same distance: the mean over each run, by seed."""
     (_, base), *others = lines().items()
+    plain = {title: curves(folder) for title, folder in CURVES.items()}
+    sets = [(title, "SCT", runs["SCT"], runs["ECT"]) for title, runs in plain.items()]
+    sets += [("digits without labels, 3,000 steps", name, runs, base) for name, runs in others]
     rows = []
-    for name, runs in others:
+    for title, name, runs, ect in sets:
         cells = [
-            [at_equal_distance(*pair, measure) for pair in zip(runs, base, strict=True)]
+            [at_equal_distance(*pair, measure) for pair in zip(runs, ect, strict=True)]
             for measure in (nearest, gaps)
         ]
-        rows.append([name, signed(cells[0], 3), signed(cells[1], 2)])
-    return markdown(["over ECT at equal distance", "ratio", "gap, %"], rows)
+        rows.append([title, name, signed(cells[0], 3), signed(cells[1], 2)])
+    return markdown(["set", "over ECT at equal distance", "ratio", "gap, %"], rows)
 
 
 def signed(values: list[float], digits: int) -> str:
