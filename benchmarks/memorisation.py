@@ -7,7 +7,6 @@ samples to the nearest training image over that of held-out images: below 1 they
 are. The gap is the distance to held-out images less that to training images.
 """
 
-import csv
 import math
 from collections.abc import Callable
 from itertools import pairwise
@@ -16,7 +15,7 @@ from statistics import mean, stdev
 
 from consistune.pages.plots import Axis, Plot
 from consistune.system.files import write_atomically
-from records import Row, read
+from records import Row, read, read_curves
 from tables import DOCS, KEYS, distances, each, fill, grouped, markdown
 
 Measure = Callable[[list[Row], int], list[float]]
@@ -99,23 +98,10 @@ def at_equal_distance(run: Row, base: Row, measure: Measure) -> float:
     return mean(differences)
 
 
-def curves(folder: str) -> dict[str, list[Row]]:
-    """The runs of an experiment `convergence` by name, each with its one-step curve."""
-    path = DOCS / "results" / folder / "convergence" / "data.csv"
-    with path.open(newline="", encoding="utf-8") as file:
-        lines = [line for line in csv.DictReader(file) if line["sampler"] == "steps=1"]
-    runs = grouped(lines, itemgetter("run", "seed"))
-    found: dict[str, list[Row]] = {}
-    for (name, _), points in sorted(runs.items()):
-        measured = [{key: float(point[key]) for key in (*KEYS, "memorisation")} for point in points]
-        found.setdefault(name, []).append({"curve": [{"steps_1": each} for each in measured]})
-    return found
-
-
 def compared() -> str:
     """SCT's ratio and gap less ECT's where both have the same distance: the mean over each run, by seed."""
     (_, base), *others = lines().items()
-    plain = {title: curves(folder) for title, folder in CURVES.items()}
+    plain = {title: read_curves(folder) for title, folder in CURVES.items()}
     sets = [(title, "SCT", runs["SCT"], runs["ECT"]) for title, runs in plain.items()]
     sets += [("digits without labels, 3,000 steps", name, runs, base) for name, runs in others]
     rows = []

@@ -5,6 +5,7 @@ digits: a distance of 5,000 samples has an error of about one percent. The curve
 the first one's images.
 """
 
+import csv
 import json
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,24 @@ Row = dict[str, Any]
 def read(name: str) -> Any:
     """A record by its name; curves are lists of points."""
     return _expanded(json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8")))
+
+
+def read_curves(folder: str) -> dict[str, list[Row]]:
+    """Run → its curve on each seed, of the experiment `convergence` in a folder of docs/results."""
+    path = RESULTS.parents[1] / "docs" / "results" / folder / "convergence" / "data.csv"
+    found: dict[str, dict[str, dict[str, Row]]] = {}
+    with path.open(newline="", encoding="utf-8") as file:
+        for line in csv.DictReader(file):
+            curve = found.setdefault(line["run"], {}).setdefault(line["seed"], {})
+            measures = {
+                key: float(line[key]) for key in ("frechet_train", "frechet_held_out", "memorisation")
+            }
+            point = curve.setdefault(line["images"], {"images": int(line["images"])})
+            point[line["sampler"].replace("=", "_")] = measures
+    return {
+        name: [{"seed": int(seed), "curve": list(seeds[seed].values())} for seed in sorted(seeds)]
+        for name, seeds in found.items()
+    }
 
 
 def read_record(path: Path) -> Row:

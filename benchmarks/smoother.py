@@ -6,10 +6,9 @@ From the record digits_levers; nothing is trained.
 """
 
 from operator import itemgetter
-from statistics import mean
 
-from records import Row, read
-from tables import distances, fill, grouped, markdown
+from records import read
+from tables import fill, grouped, markdown, over
 
 PAGE, LEVER = "results/smoother-schedule.md", "8 stages a halving"
 POINTS = {"half-way": 3, "end": -1}
@@ -25,12 +24,6 @@ def table() -> str:
         pair = known["long", estimator, LEVER], known["long", estimator, "none"]
         rows.append([method, *(over(*pair, point, n) for n in (1, 2) for point in POINTS.values())])
     return markdown(["", *(f"{n}, {point}" for n in ("1 step", "2 steps") for point in POINTS)], rows)
-
-
-def over(runs: list[Row], base: list[Row], point: int, steps: int) -> str:
-    ours, theirs = (distances(each, point, steps) for each in (runs, base))
-    by_seed = ", ".join(f"{a / b:.2f}" for a, b in zip(ours, theirs, strict=True))
-    return f"{mean(ours) / mean(theirs):.2f} ({by_seed})"
 
 
 if __name__ == "__main__":

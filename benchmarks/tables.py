@@ -86,6 +86,13 @@ def ratio(runs: list[Row], base: list[Row], point: int, steps: int) -> str:
     return f"{train:.2f} ({held_out:.2f})"
 
 
+def over(runs: list[Row], base: list[Row], point: int, steps: int) -> str:
+    """The mean distance over that of `base` (and of each pair, which share a seed)."""
+    ours, theirs = (distances(each, point, steps) for each in (runs, base))
+    by_seed = ", ".join(f"{a / b:.2f}" for a, b in zip(ours, theirs, strict=True))
+    return f"{mean(ours) / mean(theirs):.2f} ({by_seed})"
+
+
 def of_groups(labels: Sequence[str], groups: Sequence[tuple[Any, list[Row]]]) -> str:
     """A line for each group of runs: distances half-way, at the end, and to held-out images."""
     half = max(len(runs[0]["curve"]) for _, runs in groups) // 2 - 1

@@ -34,6 +34,26 @@ def test_memorisation_has_the_tables_and_the_plot_of_the_records() -> None:
     assert numbers((ROOT / "docs" / "memorisation.svg").read_text("utf-8")) == numbers(memorisation.plot())
 
 
+def test_goals_are_held_against_the_records() -> None:
+    import goals
+
+    for name, table in goals.TABLES.items():
+        assert place(goals.PAGE, name) == table()
+
+
+def test_a_goal_is_missed_by_the_mean_alone() -> None:
+    import goals
+
+    def runs(*ends: float) -> list[dict]:
+        points = [{"steps_1": {"frechet_train": end}, "steps_2": {"frechet_train": 1.0}} for end in ends]
+        return [{"seed": seed, "curve": [point, point]} for seed, point in enumerate(points)]
+
+    ect = runs(1.0, 1.0)
+    assert goals.verdict(goals.LABELLED, runs(0.7, 1.0), ect, 0) == "reached"
+    assert goals.verdict(goals.UNLABELLED, runs(0.7, 0.8), ect, 0) == "missed: half-way ≤ 0.7"
+    assert goals.verdict(goals.BEST, runs(0.7, 0.6), ect, 0) == "missed: 1 step ≤ 0.6"
+
+
 def test_the_smoother_schedule_has_the_table_of_its_record() -> None:
     import smoother
 
