@@ -1,5 +1,6 @@
 """Sampling: an image belongs to its seed."""
 
+import math
 from pathlib import Path
 
 import pytest
@@ -86,6 +87,33 @@ def test_the_sampler_fits_the_model(model: EDMPrecond) -> None:
     assert default_sampler(model, 2, eta=0.7) == PhasedSteps((1.0,), 0.7)
     assert default_sampler(model, 1) == PhasedSteps((1.0,), 0.0)
     model.card = model.card.updated(objective="diffusion")
+    assert default_sampler(model, None) == ODE(steps=18)
+
+
+def test_times_between_the_steps_are_looked_at(model: EDMPrecond) -> None:
+    for wrong in ((math.nan,), (100.0,), (0.0,)):
+        with pytest.raises(UserError, match="must fall between 80 and 0"):
+            sample(model, range(1), steps=2, mid_t=wrong)
+    with pytest.raises(UserError, match="must fall"):
+        sample(model, range(1), steps=3, mid_t=(1.0, 5.0))
+    for steps in (None, 1):
+        with pytest.raises(UserError, match="1 times between belong to 2 steps, not to 1"):
+            sample(model, range(1), steps=steps, mid_t=(1.0,))
+    model.card = model.card.updated(lowest=1.0)
+    assert default_sampler(model, 2, (1.0,)) == Multistep((1.0,))
+    with pytest.raises(UserError, match="no noise level below 1"):
+        sample(model, range(1), steps=2, mid_t=(0.9,))
+
+
+def test_two_times_alone_are_no_jumps() -> None:
+    """What was learned decides: a two-time network may be a consistency model, or a diffusion model."""
+    network = ResidualMLP((1, 8, 8), 10, width=8, blocks=1, second_time=True)
+    model = EDMPrecond(network)
+    samplers = {"mean-velocity": PhasedSteps((0.5, 2.0)), "consistency": Multistep((2.0, 0.5))}
+    for objective, sampler in (samplers | {"trajectory": Multistep((2.0, 0.5))}).items():
+        model.card = ModelCard().updated(objective=objective)
+        assert default_sampler(model, 3, (2.0, 0.5)) == sampler
+    model.card = ModelCard().updated(objective="diffusion")
     assert default_sampler(model, None) == ODE(steps=18)
 
 

@@ -7,6 +7,7 @@ import math
 import operator
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from itertools import pairwise
 from pathlib import Path
 
 import torch
@@ -122,11 +123,11 @@ def default_sampler(
     """The sampler that fits a model's card, in a number of steps (None: the model's own number).
 
     A diffusion model is sampled by Heun's method, from its highest noise level, 80 at most. A phased model
-    jumps from edge to edge, with the share η of edge-skipping. A two-time model jumps to each noise level of
-    `mid_t`. Any other model takes one step, and for each further step returns to a noise level of `mid_t`
-    (None: the card's).
+    jumps from edge to edge, with the share η of edge-skipping. A model that learned jumps between any times
+    jumps to each noise level of `mid_t`. Any other model takes one step, and for each further step returns to
+    a noise level of `mid_t` (None: the card's).
 
-    Raises StepsDoNotFit, also for steps=None where the card names no objective.
+    Raises StepsDoNotFit, also for steps=None where the card names no objective; ValueError for other times.
     """
     card = model.card
     if card.is_diffusion:
@@ -142,13 +143,20 @@ def default_sampler(
         raise StepsDoNotFit("the model's card does not say how it is sampled: give steps or a sampler")
     middle = card.mid_t if mid_t is None else tuple(mid_t)
     needed = (steps or 1) - 1
-    if len(middle) < needed:
+    if len(middle) < needed or (mid_t is not None and len(middle) > needed):
         raise StepsDoNotFit(
             f"{needed + 1} steps need {needed} times between; {len(middle)} known: give mid_t"
+            if len(middle) < needed
+            else f"{len(middle)} times between belong to {len(middle) + 1} steps, not to {needed + 1}"
         )
-    if model.two_times:
-        return PhasedSteps(tuple(sorted(middle[:needed])))
-    return Multistep(middle[:needed])
+    middle = middle[:needed]
+    if any(not 0 < t < EDM().t_max for t in middle) or any(b >= a for a, b in pairwise(middle)):
+        raise ValueError(f"mid_t must fall between {EDM().t_max:g} and 0, got {list(middle)}")
+    if card.lowest is not None and min(middle, default=math.inf) < card.lowest:
+        raise StepsDoNotFit(f"the model learned no noise level below {card.lowest:g}: give a higher mid_t")
+    if card.jumps or (model.two_times and card.objective is None):
+        return PhasedSteps(middle[::-1])
+    return Multistep(middle)
 
 
 @torch.no_grad()

@@ -2,6 +2,8 @@
 by continuous conditions."""
 
 import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
@@ -10,7 +12,7 @@ from torch import Tensor, nn
 
 from consistune.core.estimators import OneSample, ScoreIdentity
 from consistune.core.noise import EDM, RectifiedFlow
-from consistune.core.objectives import Mixture
+from consistune.core.objectives import ContinuousConsistency, Mixture
 from consistune.core.posterior.mean import Reference
 from consistune.core.types import Batch, Condition, Times
 from consistune.nn import lean, store
@@ -41,6 +43,30 @@ class Velocity(nn.Module):
         if given.hidden is not None:
             label = torch.where(given.hidden, 3, label)
         return x - t.view(-1, 1, 1, 1) * self.u(x, t, t if s is None else s, label)
+
+
+@pytest.mark.parametrize("difference", [None, 1e-3])
+def test_derivatives_and_differences_are_taken_exactly(difference) -> None:
+    """Within the model's `exactly`, where the training loop's models compute in fp32."""
+    inside: list[bool] = []
+
+    class Rough(nn.Module):
+        exact = False
+
+        @contextmanager
+        def exactly(self) -> Iterator[None]:
+            self.exact = True
+            yield
+            self.exact = False
+
+        def forward(self, x: Tensor, t: Tensor, condition: Any = None) -> Tensor:
+            inside.append(self.exact)
+            return x * 0.5 + t.view(-1, 1, 1, 1).to(x)
+
+    objective = ContinuousConsistency(EDM(), OneSample(), difference=difference, warmup_images=0)
+    batch = Batch(normal(4, *SHAPE))
+    objective.at(Rough(), batch, torch.full((4,), 1.0), 0, normal(4, *SHAPE, seed=3))
+    assert inside == [False, True] + [True] * (difference is not None)
 
 
 @pytest.mark.parametrize("kind", ["mean-velocity", "improved"])

@@ -8,17 +8,24 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from consistune.core.estimators import OneSample, ScoreIdentity, Teacher
-from consistune.core.noise import EDM, Rescheduled
+from consistune.core.estimators import Blend, OneSample, ScoreIdentity, Teacher
+from consistune.core.intervals import LogitNormal
+from consistune.core.noise import EDM, VP, RectifiedFlow, Rescheduled, Trigonometric
 from consistune.core.objectives import (
     L1,
+    AdaptiveHuber,
+    AdaptivePower,
     Consistency,
+    ContinuousConsistency,
     Denoising,
     Huber,
     InverseCOut,
     InverseGap,
+    MeanVelocity,
+    Mixture,
     SNRPlus,
     SquaredL2,
+    Trajectory,
     Uniform,
 )
 from consistune.core.posterior.mean import Reference, dequantise
@@ -376,6 +383,39 @@ def at(t=1.0, r=0.5, s=0.0, x_0=None, noise=None, estimator=OneSample()) -> Tens
 def test_impossible_transitions_and_data_are_refused(call, message) -> None:
     with pytest.raises(ValueError, match=message):
         call()
+
+
+REFERENCE = ScoreIdentity(EDM(), Reference.ungrouped(torch.zeros(3, 1, 4, 4)))
+
+
+@pytest.mark.parametrize(
+    ("build", "message"),
+    [
+        (lambda: Consistency(RectifiedFlow(), PAIRS, REFERENCE), "ScoreIdentity has the schedule EDM"),
+        (lambda: ContinuousConsistency(Trigonometric(), REFERENCE), "ScoreIdentity has the schedule EDM"),
+        (lambda: MeanVelocity(RectifiedFlow(), Blend(RectifiedFlow(), REFERENCE)), "give both the same"),
+        (lambda: Trajectory(VP(), REFERENCE), "ScoreIdentity has the schedule EDM"),
+        (lambda: Trajectory(EDM(), REFERENCE, AdaptiveHuber("own")), "adaptive radius"),
+        (lambda: Consistency(EDM(), PAIRS, OneSample(), steps=4), "one Euler step"),
+        (lambda: Consistency(EDM(), PAIRS, OneSample(), AdaptiveHuber("own")), "always 0"),
+        (lambda: Consistency(EDM(), PAIRS, Teacher(Net()), AdaptiveHuber("posterior")), "knows no posterior"),
+        (lambda: Huber(math.nan), "must not be negative"),
+        (lambda: AdaptiveHuber("bogus"), "own, posterior or measured"),
+        (lambda: AdaptivePower(math.nan), "p must"),
+        (lambda: Mixture(math.inf), "omega must be finite"),
+        (lambda: LogitNormal(mean=math.nan), "must be finite"),
+        (lambda: LogitNormal(order="sort"), "swap or clamp"),
+    ],
+)
+def test_parts_that_do_not_go_together_are_refused_when_they_are_put_together(build, message) -> None:
+    with pytest.raises(ValueError, match=message):
+        build()
+
+
+def test_pairs_of_another_schedule_are_refused_when_times_are_drawn() -> None:
+    objective = Consistency(RectifiedFlow(), PAIRS, OneSample())
+    with pytest.raises(ValueError, match="has the schedule EDM, the objective RectifiedFlow"):
+        objective.draw(Batch(images(4)), 0, torch.Generator().manual_seed(0))
 
 
 def test_a_reference_on_another_device_is_refused_by_name() -> None:

@@ -104,6 +104,22 @@ def test_every_kind_of_model_serves_a_sampler_by_its_jump(schedule) -> None:
 
 
 @every_schedule
+def test_an_ode_asks_a_two_time_model_for_its_posterior_mean(schedule) -> None:
+    asked = []
+
+    class Denoiser:
+        two_times = True
+
+        def __call__(self, x_t, t, condition=None, s=None):
+            asked.append(s)
+            return x_t / 2
+
+    found = ODE(4)(Denoiser(), schedule, ImageNoise([0]), SHAPE)
+    assert asked == [None] * 7
+    assert torch.equal(found, ODE(4)(lambda x, t, c=None: x / 2, schedule, ImageNoise([0]), SHAPE))
+
+
+@every_schedule
 def test_no_edges_is_one_step_to_the_bit(schedule) -> None:
     gaussian = Gaussian(schedule)
     a = Multistep()(gaussian.consistency, schedule, ImageNoise(range(8)), SHAPE)

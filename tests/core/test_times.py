@@ -15,6 +15,7 @@ from consistune.core.times import (
     GrowingGrid,
     LogNormal,
     LogNormalPairs,
+    LogStudent,
     Phased,
     SigmoidGap,
     karras_edges,
@@ -171,12 +172,38 @@ def test_phases_clip_r_at_the_edge_below_t(edges: list[float], seed: int) -> Non
         lambda: SigmoidGap(max_ratio=1.5),
         lambda: LogNormal(std=0.0),
         lambda: LogNormal(low=2.0, high=1.0),
+        lambda: LogNormal(mean=math.nan),
+        lambda: LogStudent(df=1e16),
         lambda: Phased(LogNormalPairs(SigmoidGap()), (1.0, 0.5)),
         lambda: Phased(LogNormalPairs(SigmoidGap()), (0.0, 0.5)),
     ],
 )
 def test_impossible_settings_are_refused(build) -> None:
     with pytest.raises(ValueError, match=r"must|need"):
+        build()
+
+
+@pytest.mark.parametrize(
+    ("mean", "std", "low", "high"),
+    [(-1.1, 0.2, 2.0, 80.0), (6.0, 0.1, 0.002, 80.0), (-1.1, 0.05, 2.0, None), (3.0, 0.1, None, 2.0)],
+)
+def test_a_cut_far_out_keeps_the_shape_of_the_tail(mean, std, low, high) -> None:
+    """Mills' ratio: beyond z the excess of ln σ/α over the bound is exponential with mean about std/|z|."""
+    law = LogNormal(mean, std, low, high)
+    above = low is not None and math.log(low) > mean
+    bound = low if above else high
+    z = abs(math.log(bound) - mean) / std
+    share = torch.tensor([0.9, 0.5, 0.1], dtype=torch.float64)
+    tail = share if above else 1 - share
+    excess = (law.quantile(share).log() - math.log(bound)).abs()
+    torch.testing.assert_close(excess, -torch.log1p(-tail) * std / z, rtol=5 / z**2, atol=0)
+
+
+@pytest.mark.parametrize(
+    "build", [lambda: LogNormal(-1.1, 0.01, 2.0, 80.0), lambda: LogStudent(10.0, 1e-6, df=1000.0)]
+)
+def test_a_law_without_mass_in_its_range_is_refused(build) -> None:
+    with pytest.raises(ValueError, match="no mass from low to high"):
         build()
 
 

@@ -300,6 +300,14 @@ def test_lpips_weights_come_from_a_file(tmp_path: Path, monkeypatch: pytest.Monk
     assert next(plan.trainer().steps()).finite
     with pytest.raises(UserError, match=r"distance\.weights: there is no"):
         make_plan(read_recipe("cifar10-cmt", [*keys, "distance.weights=nowhere"]))
+    for name, value in (("lin0.weight", -1.0), ("lin1.weight", torch.nan), ("features.0.bias", torch.inf)):
+        wrong = narrow()
+        wrong[name] = torch.full_like(wrong[name], value)
+        save_file(wrong, tmp_path / "wrong.safetensors")
+        with pytest.raises(UserError, match=rf"distance\.weights: {name} in .*wrong"):
+            make_plan(
+                read_recipe("cifar10-cmt", [*keys, f"distance.weights={tmp_path / 'wrong.safetensors'}"])
+            )
     save_file({"features.0.weight": torch.ones(2)}, tmp_path / "odd.safetensors")
     with pytest.raises(UserError, match=r"distance"):
         make_plan(read_recipe("cifar10-cmt", [*keys, f"distance.weights={tmp_path / 'odd.safetensors'}"]))

@@ -180,6 +180,29 @@ def test_the_search_is_confirmed_on_all_samples(tmp_path: Path, model_folder: Pa
     assert (tmp_path / "out" / "curve.png").read_bytes()[:4] == b"\x89PNG"
 
 
+def jumping(folder: Path) -> Path:
+    torch.manual_seed(0)
+    network = ResidualMLP((1, 8, 8), num_classes=10, width=32, blocks=1, second_time=True)
+    model = EDMPrecond(network)
+    model.card = ModelCard(objective="mean-velocity", mid_t=(0.8,), lowest=0.5)
+    return store.save(model, folder / "jumping")
+
+
+def test_the_search_takes_the_models_own_sampler_within_what_it_learned(tmp_path: Path) -> None:
+    wanted = {"samples": 20, "search": "mid-t", "search_samples": 20, "search_evaluations": 7}
+    results = evaluate(tmp_path, jumping(tmp_path), **wanted)
+    default, found = (row["sampler"] for row in results["rows"][:2])
+    assert (default["kind"], default["edges"]) == ("PhasedSteps", [0.8])
+    assert (found["kind"], found["edges"]) == ("PhasedSteps", [results["search"]["best"]])
+    assert min(point["value"] for point in results["search"]["curve"]) == 0.5
+
+
+def test_the_search_of_guidance_compares_the_same_number_of_steps(tmp_path: Path, model_folder: Path) -> None:
+    wanted = {"samples": 20, "search": "omega", "search_samples": 20, "search_evaluations": 7, "steps": (2,)}
+    results = evaluate(tmp_path, model_folder, **wanted)
+    assert [row["sampler"]["evaluations"] for row in results["rows"][:2]] == [2, 2]
+
+
 def test_labels_follow_the_rule_and_the_seed_alone(model_folder: Path) -> None:
     labels = torch.tensor([3] * 90 + [5] * 10)
     drawing = ModelSource(store.load(model_folder), Multistep(), labels)

@@ -1,5 +1,6 @@
 """What an objective does not go with is refused before the run, with the key's name."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -7,8 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from consistune.core.estimators import OneSample
-from consistune.core.noise import RectifiedFlow
-from consistune.core.objectives import MeanVelocity
+from consistune.core.noise import EDM, RectifiedFlow
+from consistune.core.objectives import Consistency, MeanVelocity
+from consistune.core.times import LogNormalPairs, SigmoidGap
 from consistune.errors import UserError
 from consistune.front import steps, tune
 from consistune.nn import store
@@ -28,9 +30,9 @@ FROM_NOTHING = ("start_from=null", MLP)
 WIDE = ("law.mean=10.0", "law.std=10.0", "law.low=null", "law.high=null")
 
 
-def saved(folder: Path, name: str, classes: int = 10, **card: object) -> Path:
+def saved(folder: Path, name: str, classes: int = 10, second_time: bool = False, **card: object) -> Path:
     torch.manual_seed(0)
-    model = EDMPrecond(ResidualMLP((1, 8, 8), classes, width=8, blocks=1))
+    model = EDMPrecond(ResidualMLP((1, 8, 8), classes, width=8, blocks=1, second_time=second_time))
     model.card = ModelCard().updated(**card)
     return store.save(model, folder / name)
 
@@ -44,6 +46,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         "BARE": saved(folder, "bare", classes=0, objective="diffusion", label_dropout=0.0),
         "ECT": saved(folder, "ect", objective="consistency"),
         "TCM": saved(folder, "tcm", objective="truncated"),
+        "TWO": saved(folder, "two", second_time=True, objective="consistency"),
     }
 
 
@@ -67,6 +70,40 @@ REFUSED = {
         "digits-cd",
         ("start_from=TEACHER", "estimator.model=ECT"),
         "estimator.model: .*few-step",
+    ),
+    "a two-time consistency model as teacher": (
+        "digits-cd",
+        ("start_from=TEACHER", "estimator.model=TWO"),
+        "estimator.model: .*few-step",
+    ),
+    "a rounded noise level": (
+        "digits-sct-continuous",
+        (*FROM_NOTHING, "precond={kind: iddpm}", "uncertainty=false"),
+        "precond: 'iddpm' rounds",
+    ),
+    "guidance beyond the schedule": (
+        "digits-meanflow",
+        (TWO_TIMES, "guidance={omega: 4, low: 2.0}", "train.label_dropout=0.1"),
+        "guidance above t = 2 has no effect",
+    ),
+    "an edge beyond the schedule": (
+        "digits-sct-phased",
+        (
+            *FROM_NOTHING,
+            "schedule={kind: rectified-flow}",
+            "pairs={kind: phased, edges: [0.5, 5.0], pairs: {kind: lognormal, gap: {kind: sigmoid}}}",
+        ),
+        "pairs.edges.*outside the schedule",
+    ),
+    "a law without mass": (
+        "digits-sct-continuous",
+        (*FROM_NOTHING, "law={kind: lognormal, mean: -1.1, std: 0.01, low: 2, high: 80}"),
+        "law: .*no mass",
+    ),
+    "a law of too many degrees": (
+        "digits-tcm",
+        ("start_from=ECT", "below=ECT", "pairs.law.df=1e16"),
+        "pairs.law.*df",
     ),
     "guidance without a branch": (
         "digits-cd",
@@ -189,6 +226,31 @@ def test_a_network_without_forward_derivative_is_refused_and_trains_by_differenc
         continuous(network)
     assert int(network.norm.num_batches_tracked) == 0
     assert all(report.finite for report in continuous(network, difference=1e-3))
+
+
+class Timed(Own):
+    """A user's network that is told a function of the noise level."""
+
+    def __init__(self, told: Callable[[Tensor], Tensor]) -> None:
+        super().__init__(normalised=False)
+        self.told = told
+
+    def forward(self, x: Tensor, c_noise: Tensor) -> Tensor:
+        return super().forward(x, self.told(c_noise))
+
+
+@pytest.mark.parametrize("told", [torch.round, torch.detach], ids=["rounds", "detaches"])
+def test_a_network_that_does_not_follow_the_noise_level_is_refused(told) -> None:
+    with pytest.raises(UserError, match=r"network rounds or detaches the noise level"):
+        continuous(Timed(told))
+    assert all(report.finite for report in continuous(Timed(torch.sin)))
+    assert all(report.finite for report in continuous(Timed(torch.zeros_like)))  # it ignores the level
+
+
+def test_a_model_of_tcm_says_its_lowest_level(models: dict[str, Path]) -> None:
+    tcm = plan(models, "digits-tcm", "start_from=ECT", "below=ECT").model.card
+    assert tcm.lowest == pytest.approx(1.0)
+    assert tcm.learning(Consistency(EDM(), LogNormalPairs(SigmoidGap()), OneSample())).lowest is None
 
 
 def test_a_users_network_of_one_time_learns_no_jumps() -> None:

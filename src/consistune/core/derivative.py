@@ -10,6 +10,15 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from consistune.core.types import Denoiser
 
 
+def exactly(model: Denoiser) -> AbstractContextManager[None]:
+    """The context in which a model's derivative or difference is taken: its method `exactly`, if any.
+
+    The training loop's models compute in fp32 there, whatever the run's precision.
+    """
+    scope: Callable[[], AbstractContextManager[None]] = getattr(model, "exactly", nullcontext)
+    return scope()
+
+
 @torch.no_grad()
 def derivative(
     model: Denoiser,
@@ -19,12 +28,10 @@ def derivative(
 ) -> tuple[Tensor, Tensor]:
     """function(*point), and its derivative along `direction`, both without gradient (`torch.func.jvp`).
 
-    `function` calls the model. A model may have a method `exactly` that returns the context in which its
-    derivative is taken; the training loop's computes in fp32 whatever the run's precision. Attention computes
-    plainly there, because its fused kernels have no forward derivative.
+    `function` calls the model, within `exactly`. Attention computes plainly there, because its fused kernels
+    have no forward derivative.
     """
-    scope: Callable[[], AbstractContextManager[None]] = getattr(model, "exactly", nullcontext)
-    with scope(), sdpa_kernel(SDPBackend.MATH):
+    with exactly(model), sdpa_kernel(SDPBackend.MATH):
         point, direction = (tuple(x.contiguous() for x in each) for each in (point, direction))
         value, slope, *_ = torch.func.jvp(function, point, direction)
     return value, slope

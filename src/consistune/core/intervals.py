@@ -44,6 +44,10 @@ class LogitNormal:
     highest: float = 0.999
 
     def __post_init__(self) -> None:
+        if not (math.isfinite(self.mean) and math.isfinite(self.r_mean)):
+            raise ValueError(f"mean and r_mean must be finite, got {self.mean} and {self.r_mean}")
+        if self.order not in ("swap", "clamp"):
+            raise ValueError(f"order must be swap or clamp, got {self.order!r}")
         if not (self.std > 0 and self.r_std > 0):
             raise ValueError(f"std and r_std must be positive, got {self.std} and {self.r_std}")
         if not 0 <= self.equal <= 1:

@@ -10,6 +10,8 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -17,7 +19,7 @@ from torch import Tensor
 from consistune.core.flow import FlowMap, flow_map
 from consistune.core.noise import NoiseSchedule
 from consistune.core.times import karras_grid
-from consistune.core.types import Denoiser, widest
+from consistune.core.types import Denoiser, predict, widest
 
 Noise = Callable[..., Tensor]
 Jump = Callable[[Tensor, Tensor, float], Tensor]
@@ -157,7 +159,7 @@ class ODE(Sampler):
     y = x/α, s = σ/α, where dy/ds = (y − D)/s for every schedule. Evaluations: 2·steps − 1 for Heun.
     `churn` > 0 is algorithm 2 (from Python: `sample(…, sampler=ODE(churn=…))`): s is raised by
     γ = min(churn/steps, √2 − 1) with fresh noise of scale `churn_noise` before each step in
-    [churn_low, churn_high].
+    [churn_low, churn_high]. A two-time model is asked for its posterior mean, s = t.
     """
 
     steps: int = 18
@@ -177,6 +179,18 @@ class ODE(Sampler):
     @property
     def evaluations(self) -> int:
         return 2 * self.steps - 1 if self.order == 2 else self.steps
+
+    def __call__(
+        self,
+        model: Denoiser | FlowMap,
+        schedule: NoiseSchedule,
+        noise: Noise,
+        shape: Sequence[int],
+        condition: Tensor | None = None,
+    ) -> Tensor:
+        if getattr(model, "two_times", False):
+            model = partial(predict, cast(Denoiser, model))
+        return super().__call__(model, schedule, noise, shape, condition)
 
     def draw(self, jump: Jump, schedule: NoiseSchedule, normals: Callable[[], Tensor]) -> Tensor:
         grid = self._grid()

@@ -46,10 +46,13 @@ class LogNormal:
     high: float | None = None
 
     def __post_init__(self) -> None:
-        if self.std <= 0:
-            raise ValueError(f"std must be positive, got {self.std}")
+        if not self.std > 0 or not math.isfinite(self.mean):
+            raise ValueError(f"std must be positive and mean finite, got {self.std} and {self.mean}")
         if self.low is not None and self.high is not None and not 0 < self.low < self.high:
             raise ValueError(f"need 0 < low < high, got {self.low} and {self.high}")
+        floor, ceiling, _ = self._masses()
+        if not ceiling > floor:
+            raise ValueError(f"a law of mean {self.mean} and std {self.std} has no mass from low to high")
 
     def sample(self, n: int, generator: Generator) -> Tensor:
         """n noise-to-signal ratios, fp32 [n]."""
@@ -62,15 +65,28 @@ class LogNormal:
 
     def quantile(self, uniform: Tensor) -> Tensor:
         """The ratio below which the law has this mass: its inverse distribution function, float64 [n]."""
-        floor, ceiling = self._mass_below(self.low, 0.0), self._mass_below(self.high, 1.0)
-        normal = torch.special.ndtri(floor + (ceiling - floor) * uniform)
+        floor, ceiling, sign = self._masses()
+        share = uniform if sign > 0 else 1 - uniform
+        normal = sign * torch.special.ndtri(floor + (ceiling - floor) * share)
         ratio = torch.exp(self.mean + self.std * normal)
         return ratio if self.low is self.high is None else ratio.clamp(self.low, self.high)
 
-    def _mass_below(self, bound: float | None, otherwise: float) -> float:
-        if bound is None:
-            return otherwise
-        return 0.5 * (1 + math.erf((math.log(bound) - self.mean) / (self.std * math.sqrt(2))))
+    def _masses(self) -> tuple[float, float, int]:
+        """The mass below both bounds, and 1; or, where they lie above the mean, that above both, and −1.
+
+        Far from the mean 1 less a tail would have nothing left of it in float64.
+        """
+        low, high = (
+            (None if u is None else (math.log(u) - self.mean) / self.std) for u in (self.low, self.high)
+        )
+        if low is not None and low > 0:
+            return 0.0 if high is None else _tail(high), _tail(low), -1
+        return 0.0 if low is None else _tail(-low), 1.0 if high is None else _tail(-high), 1
+
+
+def _tail(z: float) -> float:
+    """The mass of the standard normal law above z."""
+    return 0.5 * math.erfc(z / math.sqrt(2))
 
 
 class TimeLaw(Protocol):
@@ -83,6 +99,12 @@ class TimeLaw(Protocol):
     def high(self) -> float | None: ...
 
     def sample(self, n: int, generator: Generator) -> Tensor: ...
+
+
+NORMAL = 1e6
+"""Degrees of freedom beyond which Student's law differs from the normal one by less than 1e-6."""
+LEAST_MASS = 600.0
+"""−ln of the least density that float64 integrates."""
 
 
 @dataclass(frozen=True)
@@ -102,8 +124,19 @@ class LogStudent:
     def __post_init__(self) -> None:
         if not (self.std > 0 and self.df > 0):
             raise ValueError(f"std and df must be positive, got {self.std} and {self.df}")
+        if not self.df <= NORMAL:
+            raise ValueError(f"df must not be above {NORMAL:g}, where the law is normal, got {self.df}")
         if not 0 < self.low < self.high < math.inf:
             raise ValueError(f"need 0 < low < high, got {self.low} and {self.high}")
+        start, stop = self._range()
+        if self.df * math.log(math.cosh(min(max(start, 0.0), stop))) > LEAST_MASS:
+            raise ValueError(f"a law of mean {self.mean} and std {self.std} has no mass from low to high")
+
+    def _range(self) -> tuple[float, float]:
+        """w at the bounds."""
+        scale = self.std * math.sqrt(self.df)
+        start, stop = (math.asinh((math.log(u) - self.mean) / scale) for u in (self.low, self.high))
+        return start, stop
 
     def sample(self, n: int, generator: Generator) -> Tensor:
         """n noise-to-signal ratios, fp32 [n]."""
@@ -118,7 +151,7 @@ class LogStudent:
         panels; Newton's steps from linear interpolation then find w.
         """
         scale = self.std * math.sqrt(self.df)
-        start, stop = (math.asinh((math.log(u) - self.mean) / scale) for u in (self.low, self.high))
+        start, stop = self._range()
         panels = math.ceil((stop - start) * max(1.0, self.df))
         device = share.device
         edges = torch.linspace(start, stop, panels + 1, dtype=widest(device), device=device)

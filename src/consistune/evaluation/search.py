@@ -7,7 +7,6 @@ from dataclasses import dataclass, replace
 from importlib.metadata import entry_points
 from typing import Any
 
-from consistune.core.sampling import Multistep
 from consistune.errors import UserError, load_entry_point
 from consistune.evaluation.request import Request
 from consistune.evaluation.sources import ModelSource
@@ -36,7 +35,8 @@ class SamplerSetting:
         apply: the samples of a model with a value of the setting.
         check: raises UserError where a model does not have the setting; None: every model has it.
         steps: the number of steps that the search begins from; None: the first of `--steps`.
-        default_steps: the number of steps of the model's own setting, with which the best one is compared.
+        default_steps: the number of steps of the model's own setting, with which the best one is compared;
+            None: the first of `--steps`.
     """
 
     values: Range
@@ -47,7 +47,7 @@ class SamplerSetting:
 
 
 def _with_mid_t(model: ModelSource, t: float) -> ModelSource:
-    return replace(model, sampler=Multistep((t,)))
+    return replace(model, sampler=default_sampler(model.model, 2, (t,)))
 
 
 def _with_eta(model: ModelSource, eta: float) -> ModelSource:
@@ -162,6 +162,9 @@ def search_setting(
     quick = Suite(replace(suite.setup, extrapolate=False), ("fd",), suite.batch)
     metric = suite.setup.extractor.name
     seeds = range(request.first_seed, request.first_seed + request.search_samples)
+    values = setting.values
+    if name == "mid-t" and model.model.card.lowest is not None:
+        values = replace(values, low=max(values.low, model.model.card.lowest))
     with screen.bar(f"search {name}", request.search_evaluations) as bar:
 
         def loss(value: float) -> float:
@@ -169,10 +172,10 @@ def search_setting(
             bar.advance(1, f"{name} {value:.3g}: {distance:.4g}")
             return distance
 
-        best, curve = golden_section(loss, setting.values, request.search_evaluations)
+        best, curve = golden_section(loss, values, request.search_evaluations)
     sources = {f"{name} {best:.4g} (found)": setting.apply(base, best)}
     with suppress(UserError):  # where the model has no value of its own
-        default = model.in_steps(setting.default_steps, request)
+        default = model.in_steps(setting.default_steps or request.steps[0], request)
         sources = {f"{name} as the model says": default} | sources
     record = {
         "setting": name,

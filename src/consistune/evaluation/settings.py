@@ -44,6 +44,9 @@ def _check_middle_times(model: Preconditioned, steps: int | None, mid_t: Sequenc
     if any(not 0 < t < LATEST for t in mid_t) or any(b >= a for a, b in itertools.pairwise(mid_t)):
         given = ",".join(f"{t:g}" for t in mid_t)
         raise UserError(f"{given} is not allowed", where, f"write falling times between 0 and {LATEST:g}")
+    if card.lowest is not None and min(mid_t, default=LATEST) < card.lowest:
+        what = f"the model learned no noise level below {card.lowest:g}"
+        raise UserError(what, where, f"give times of {card.lowest:g} and more")
     if (steps or 1) != len(mid_t) + 1:
         what = f"{len(mid_t)} times belong to {len(mid_t) + 1} steps, not to {steps or 1}"
         raise UserError(what, where, f"add --steps {len(mid_t) + 1}, or leave it out")

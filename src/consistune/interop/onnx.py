@@ -74,7 +74,7 @@ def metadata(model: Preconditioned) -> dict[str, str]:
         "data": card.data,
         "licence": (card.provenance or {}).get("licence"),
     }
-    last = [LOWEST] if card.is_diffusion else [] if card.edges or model.two_times else list(card.mid_t)
+    last = [LOWEST] if card.is_diffusion else [] if card.edges or card.jumps else list(card.mid_t)
     classes = card.class_names or [str(label) for label in range(model.num_classes)]
     return {
         "producer": f"consistune {package_version()}",
@@ -94,7 +94,8 @@ class _Graph(nn.Module):
         self.autoencoder = None if space is None else space.autoencoder
 
     def forward(self, x: Tensor, sigma: Tensor, condition: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        end = torch.zeros_like(sigma) if self.model.two_times else None
+        ends = self.model.two_times and not self.model.card.is_diffusion  # else s = sigma
+        end = torch.zeros_like(sigma) if ends else None
         x0_hat = self.model(x, sigma, condition, end)
         return x0_hat, pictures(self.space, x0_hat)
 

@@ -38,12 +38,13 @@ class ModelCard(BaseModel):
         start_from: the weights that its training started from.
         objective: "diffusion" for a denoiser, which is sampled by integrating the probability-flow ODE; any
             other word, such as "consistency", for a model of few steps.
-        learns: "denoiser" or "flow-map", where `objective` alone would be read otherwise.
+        learns: "denoiser", "flow-map" or "jumps", where `objective` alone would be read otherwise.
         data: the recipe's name of the training images.
         data_sha256: their fingerprint (`data.images`).
         class_names: the names of the classes, in the order of their labels.
         edges: the inner edges of a phased model, as noise levels σ of EDM's process.
         mid_t: the noise levels to which multistep sampling returns by default.
+        lowest: the lowest noise level that was learned (TCM's t′), as σ of EDM's process; None: all were.
         label_dropout: the share of its training images without their label; 0: the unlabelled branch is not
             trained, and cannot guide.
         assumed: what an imported file does not say and was taken as published.
@@ -62,6 +63,7 @@ class ModelCard(BaseModel):
     class_names: tuple[str, ...] = ()
     edges: tuple[float, ...] = ()
     mid_t: tuple[float, ...] = ()
+    lowest: float | None = None
     label_dropout: float | None = None
     assumed: tuple[str, ...] = ()
     provenance: JSON | None = None
@@ -72,6 +74,11 @@ class ModelCard(BaseModel):
     def is_diffusion(self) -> bool:
         """Whether the model is sampled by integrating the probability-flow ODE."""
         return learned(self.to_json()) == "denoiser"
+
+    @property
+    def jumps(self) -> bool:
+        """Whether the model has learned jumps between any two times."""
+        return learned(self.to_json()) == "jumps"
 
     def to_json(self) -> JSON:
         """The value of `meta` in config.json: the keys that were given, in the order above."""
@@ -92,18 +99,21 @@ class ModelCard(BaseModel):
         return self.from_json({**self.to_json(), **facts})
 
     def learning(self, objective: Objective) -> "ModelCard":
-        """The card of a model that learns by an objective: how it is sampled, and its phases' edges.
+        """The card of a model that learns by an objective: how it is sampled, its edges, its lowest time.
 
         The word in `objective` stays where it says the same; `learns` is given where that word alone would be
-        read otherwise. Edges are converted to noise levels of EDM's process.
+        read otherwise. Times are converted to noise levels of EDM's process.
         """
-        ratios = objective.schedule.noise_to_signal(torch.tensor(objective.edges, dtype=torch.float64))
-        facts: JSON = {"edges": ratios.tolist()}
+        times = torch.tensor([*objective.edges, objective.lowest_time], dtype=torch.float64)
+        *edges, lowest = objective.schedule.noise_to_signal(times).tolist()
+        facts: JSON = {"edges": edges}
+        if lowest > 0:
+            facts["lowest"] = lowest
         if self.objective is None:
             facts["objective"] = "diffusion" if objective.learns == "denoiser" else "consistency"
         if learned({**self.to_json(), **facts}) != objective.learns:
             facts["learns"] = objective.learns
-        return self.updated(**facts)
+        return (self if lowest > 0 else self.without("lowest")).updated(**facts)
 
     def trained(self, objective: Objective, data: object, conditional: bool) -> "ModelCard":
         """The card of a model that is trained with an objective on a data set, with its labels or without.

@@ -1,10 +1,12 @@
 """What an objective does not go with: keys of the training, and models that stand for a teacher."""
 
 import math
+from collections.abc import Callable
 from dataclasses import replace
 from itertools import pairwise
 
 import torch
+from torch import Tensor
 
 from consistune.core.derivative import derivative
 from consistune.core.estimators import Blend
@@ -96,26 +98,48 @@ def _check_times(objective: Objective) -> None:
 
 
 def check_derivative(model: Preconditioned, objective: Objective) -> None:
-    """Raises UserError where the objective differentiates a network that is not ours, and that network does
-    not allow it: found by one derivative of a pass over two images."""
-    exact = objective.differentiates and getattr(objective, "difference", None) is None
-    if not exact or not isinstance(model.network, ModuleNetwork):
+    """Raises UserError where the objective differentiates a model that does not allow it.
+
+    That is one whose preconditioning rounds the noise level, and a network that is not ours without a forward
+    derivative, or that follows the noise level with none: found by passes over two images.
+    """
+    if not objective.differentiates:
         return
     device = next(model.parameters()).device
     x, sigma = torch.ones(2, *model.image_shape, device=device), torch.ones(2, device=device)
+    without = "use an objective without derivatives, such as consistency"
+    if not _follows(model, lambda level: model.scalings(level).c_noise, sigma):
+        what = f"{model.kind!r} rounds the noise level, along which the objective takes a derivative"
+        raise UserError(what, "precond", f"{without}, or another preconditioning")
+    if getattr(objective, "difference", None) is not None or not isinstance(model.network, ModuleNetwork):
+        return
+    finite = "set difference=1e-3, which takes finite differences"
+    remedy = finite if hasattr(objective, "difference") else without
     labels = torch.zeros(2, dtype=torch.long, device=device) if model.num_classes else None
+    one_hot = model.one_hot(labels, 2, sigma)
     training = model.training
     try:
         with torch.random.fork_rng(devices=[]):
             derivative(model.train(), lambda *at: model(*at, labels), (x, sigma), (x, sigma))
+        smooth = _follows(
+            model.eval(), lambda level: model.network(x, level, one_hot), model.scalings(sigma).c_noise
+        )
     except RuntimeError as error:
-        remedy = "use an objective without derivatives, such as consistency"
-        if hasattr(objective, "difference"):
-            remedy = "set difference=1e-3, which takes finite differences"
         what = f"the network has no forward derivative ({str(error).splitlines()[0]})"
         raise UserError(what, "network", remedy) from error
     finally:
         model.train(training)
+    if not smooth:
+        what = "the network rounds or detaches the noise level, along which the objective takes a derivative"
+        raise UserError(what, "network", f"{without}, or a network that follows it")
+
+
+def _follows(model: Preconditioned, function: Callable[[Tensor], Tensor], level: Tensor) -> bool:
+    """Whether a function that changes with the level [2], by 1 or more, has a derivative along it."""
+    value, slope = derivative(model, function, (level,), (torch.ones_like(level),))
+    with torch.no_grad():
+        changes = any(bool((function(level + step) != value).any()) for step in (1.0, 10.0))
+    return bool((slope != 0).any()) or not changes
 
 
 def check_flow_map(model: Preconditioned, path: str, key: str) -> None:
@@ -130,10 +154,10 @@ def check_flow_map(model: Preconditioned, path: str, key: str) -> None:
 
 
 def check_teacher(model: Preconditioned, path: str, key: str, guidance: float) -> None:
-    """Raises UserError for a teacher that gives no velocity: a one-time model that was tuned to jump; and for
-    a guided one without labels, or whose unlabelled branch nothing trained."""
+    """Raises UserError for a teacher that gives no velocity, because it learned where trajectories end; and
+    for a guided one without labels, or whose unlabelled branch nothing trained."""
     card = model.card
-    if card.objective is not None and learned(card.to_json()) == "flow-map" and not model.two_times:
+    if card.objective is not None and learned(card.to_json()) == "flow-map":
         what = f"{path} is a few-step model, which says where a trajectory ends and not its direction"
         raise UserError(what, key, "give the diffusion model that it was tuned from")
     if guidance == 1:

@@ -60,7 +60,7 @@ def further_keys(make: Any) -> dict[str, tuple[Any, Any]]:
     """Those of FLOW_MAP_KEYS that an objective has."""
     built = objective_class(make)
     has = {"target": built.uses_target, "mid_t": True}
-    return {name: key for name, key in FLOW_MAP_KEYS.items() if built.learns == "flow-map" and has[name]}
+    return {name: key for name, key in FLOW_MAP_KEYS.items() if built.learns != "denoiser" and has[name]}
 
 
 def diffusion(

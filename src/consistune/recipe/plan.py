@@ -183,8 +183,13 @@ def _check_augmentation(recipe: Recipe, data: DataSplit) -> None:
         raise UserError("these transforms are of pictures, and the data are latents", "augment", remedy)
 
 
-def _edges(word: tuple[float, ...] | int, *, schedule: NoiseSchedule, **_: Any) -> tuple[float, ...]:
-    """Inner edges as given, or the number of phases, spaced on EDM's grid."""
+def _edges(
+    word: tuple[float, ...] | int, *, key: str, schedule: NoiseSchedule, **_: Any
+) -> tuple[float, ...]:
+    """Inner edges as given, or the number of phases, on EDM's grid. Raises UserError for other times."""
+    if not isinstance(word, int) and any(not 0 < edge < schedule.t_max for edge in word):
+        what = f"an edge lies outside the schedule, whose times reach {schedule.t_max:.3g}"
+        raise UserError(what, f"{key}={list(word)}", "give times within it")
     return karras_edges(word, schedule) if isinstance(word, int) else word
 
 
@@ -236,7 +241,12 @@ def _lpips(
         raise UserError(
             f"there is no {path}", key, "give VGG16's and LPIPS's weights in one safetensors file"
         )
-    return {name: value.to(device) for name, value in load_tensors(path).items()}
+    weights = {name: value.to(device) for name, value in load_tensors(path).items()}
+    for name, value in weights.items():
+        if not bool(torch.isfinite(value).all()) or (name.startswith("lin") and bool((value < 0).any())):
+            what = f"{name} in {path} holds NaN, infinity or a negative weight of a distance"
+            raise UserError(what, key, "give the published weights")
+    return weights
 
 
 def _teacher(path: str, **context: Any) -> Any:

@@ -212,6 +212,24 @@ def test_what_cannot_be_answered_is_refused(call, message: str) -> None:
         call()
 
 
+@pytest.mark.parametrize("level", [0, 127, 128, 255])
+def test_equal_images_are_the_mean_however_small_t_is(level: int) -> None:
+    same = torch.full((5, *SHAPE), level, dtype=torch.uint8)
+    for t in (1e-30, 1e-16, 1e-3, 1e30):
+        noise = torch.randn(2, *SHAPE, generator=torch.Generator().manual_seed(0))
+        x_t = dequantise(same[:2]) + t * noise
+        found = posterior(x_t, torch.full((2,), t), EDM(), Reference.ungrouped(same)).mean
+        torch.testing.assert_close(found, dequantise(same[:2]), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("t", [1e-160, 1e-130, 1e120])
+def test_ratios_whose_squares_float64_does_not_hold_are_refused(t: float) -> None:
+    x_t = t * torch.ones(2, *SHAPE, dtype=torch.float64)
+    for images in (pixels(8), dequantise(pixels(8))):
+        with pytest.raises(ValueError, match="sigma/alpha"):
+            posterior(x_t, torch.full((2,), t, dtype=torch.float64), EDM(), Reference.ungrouped(images))
+
+
 def test_a_class_with_one_image_is_that_image() -> None:
     x_t = torch.randn(2, *SHAPE, generator=torch.Generator().manual_seed(0)) * 3
     group = torch.tensor([3, 3])

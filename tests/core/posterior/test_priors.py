@@ -11,7 +11,7 @@ from torch import Tensor
 from consistune.core.estimators import Blend, OneSample, ScoreIdentity, Teacher
 from consistune.core.noise import EDM
 from consistune.core.posterior.mean import Reference, dequantise
-from consistune.core.posterior.priors import random_subset
+from consistune.core.posterior.priors import kernel_prior, random_subset
 from consistune.core.types import Batch, Times
 from tests.core.posterior.test_mean import pixels
 from tests.support.exact import posterior_exact
@@ -140,6 +140,16 @@ def test_a_narrow_kernel_leaves_the_own_image_and_a_wide_one_ignores_the_conditi
     torch.testing.assert_close(wide.double(), every, rtol=0, atol=1e-5)
 
 
+@pytest.mark.parametrize("bandwidth", [1e-200, 1e-20, 1e200])
+def test_however_wide_a_kernel_some_reference_counts(bandwidth) -> None:
+    """A condition that none of the bank's equals has the nearest ones' mean, or all references' mean."""
+    bank = torch.tensor([[0.0], [1.0], [3.0]], dtype=torch.float64)
+    prior = kernel_prior(bank, torch.tensor([[1.2]], dtype=torch.float64), bandwidth)
+    weights = torch.softmax(prior(torch.tensor([0]), 0, 3), 1)
+    expected = [[0.0, 1.0, 0.0]] if bandwidth < 1 else [[1 / 3] * 3]
+    torch.testing.assert_close(weights, torch.tensor(expected, dtype=torch.float64))
+
+
 def test_a_kernels_bias_falls_with_the_square_of_its_bandwidth() -> None:
     """x_0 = sin(c)/2, at the prior: the kernel's mean is e^{−h²/2}·sin(c)/2, so off by h²/2 of it."""
     g = torch.Generator().manual_seed(0)
@@ -213,6 +223,7 @@ def test_a_guided_teacher_is_classifier_free_guidance() -> None:
         ),
         (lambda: ScoreIdentity(EDM(), CONTINUOUS, nearest=3).clean(*batch_of([0])[:3]), "floating point"),
         (lambda: ScoreIdentity(EDM()).clean(*continuous()), "bandwidth"),
+        (lambda: kernel_prior(torch.zeros(3, 2), torch.full((1, 2), torch.nan), 1.0), "NaN"),
     ],
 )
 def test_what_does_not_go_together_is_refused(call, message) -> None:

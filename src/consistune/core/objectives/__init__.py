@@ -53,10 +53,12 @@ __all__ = [
 ]
 
 
+BY_OBJECTIVE: dict[object, Learns] = {"diffusion": "denoiser", "mean-velocity": "jumps"}
+
+
 def learned(meta: Mapping[str, object]) -> Learns:
     """What the model with this meta learned: its key `learns`; without one, what `objective` says.
 
-    A word other than "diffusion" stands for a flow map.
+    A word that is not in `BY_OBJECTIVE` stands for a flow map.
     """
-    by_objective = "denoiser" if meta.get("objective") == "diffusion" else "flow-map"
-    return cast(Learns, meta.get("learns", by_objective))
+    return cast(Learns, meta.get("learns", BY_OBJECTIVE.get(meta.get("objective"), "flow-map")))

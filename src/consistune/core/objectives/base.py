@@ -14,9 +14,10 @@ from consistune.core.estimators import NoiseEstimator, OneSample
 from consistune.core.noise import NoiseSchedule
 from consistune.core.types import Batch, Denoiser, Progress, Times
 
-Learns: TypeAlias = Literal["denoiser", "flow-map"]
+Learns: TypeAlias = Literal["denoiser", "flow-map", "jumps"]
 """denoiser: x̂_0 is the posterior mean E[x_0 | x_t], which an ODE solver samples. flow-map: x̂_0 is the end of
-the trajectory through x_t, or of its phase, which one step or a few samples."""
+the trajectory through x_t, or of its phase, which one step or a few samples. jumps: x̂_0 of a two-time
+model leads to every s ≤ t, and is the posterior mean at s = t."""
 
 
 @dataclass(frozen=True)
@@ -100,6 +101,19 @@ class Objective(Protocol):
         self, model: Denoiser, target: Denoiser, batch: Batch, progress: Progress, generator: Generator
     ) -> Tensor:
         return self.losses(model, target, self.draw(batch, progress, generator))
+
+
+def check_schedule(schedule: NoiseSchedule, *parts: object) -> None:
+    """Raises ValueError where a part of an objective, or a blend's estimator, has another noise schedule."""
+    for part in parts:
+        other = getattr(part, "schedule", None)
+        if other is not None and other != schedule:
+            raise ValueError(
+                f"{type(part).__name__} has the schedule {type(other).__name__}, the objective "
+                f"{type(schedule).__name__}: give both the same"
+            )
+        if (inner := getattr(part, "estimator", None)) is not None:
+            check_schedule(schedule, inner)
 
 
 def check_draws(batch: Batch, times: Times, noise: Tensor, apart: bool = False) -> bool:

@@ -5,10 +5,10 @@ from dataclasses import dataclass
 import torch
 from torch import Generator, Tensor
 
-from consistune.core.estimators import NoiseEstimator
+from consistune.core.estimators import NoiseEstimator, OneSample
 from consistune.core.flow import Steps
 from consistune.core.noise import NoiseSchedule
-from consistune.core.objectives.base import Draws, Objective, check_draws, gaussian_like
+from consistune.core.objectives.base import Draws, Objective, check_draws, check_schedule, gaussian_like
 from consistune.core.objectives.distances import AdaptiveHuber, Distance, Huber, length
 from consistune.core.objectives.weights import InverseGap, Weight
 from consistune.core.rng import SharedDropout
@@ -34,6 +34,18 @@ class Consistency(Objective):
     steps: int = 1
     method: Method = "euler"
 
+    def __post_init__(self) -> None:
+        check_schedule(self.schedule, self.estimator)
+        if self.estimator.local and (self.steps > 1 or self.method == "heun"):
+            raise ValueError(
+                "a one-sample estimate, alone or in a blend, is valid only at x_t: take one Euler step"
+            )
+        scatter = self.distance.scatter if isinstance(self.distance, AdaptiveHuber) else None
+        if scatter == "posterior" and not self.estimator.knows_posterior:
+            raise ValueError(f"{type(self.estimator).__name__} knows no posterior, so no scatter of it")
+        if scatter is not None and isinstance(self.estimator, OneSample):
+            raise ValueError("the radius is always 0 where the estimate is the sample: use Huber")
+
     @property
     def edges(self) -> tuple[float, ...]:
         return tuple(getattr(self.pairs, "edges", ()))
@@ -42,6 +54,7 @@ class Consistency(Objective):
         return self.estimator.reference_bytes()
 
     def draw(self, batch: Batch, progress: Progress, generator: Generator) -> Draws:
+        check_schedule(self.schedule, self.pairs, getattr(self.pairs, "pairs", None))
         times = self.pairs.sample(len(batch), progress, generator)
         times = Times(*(u.to(batch.x_0.device) for u in (times.t, times.r, times.s)))
         return self._bound(batch, times, gaussian_like(batch.x_0, generator), generator)

@@ -8,10 +8,10 @@ from typing import ClassVar
 import torch
 from torch import Generator, Tensor
 
-from consistune.core.derivative import derivative
+from consistune.core.derivative import derivative, exactly
 from consistune.core.estimators import NoiseEstimator
 from consistune.core.noise import NoiseSchedule, TrigFlow
-from consistune.core.objectives.base import Draws, Objective, check_draws, gaussian_like
+from consistune.core.objectives.base import Draws, Objective, check_draws, check_schedule, gaussian_like
 from consistune.core.objectives.weights import InverseGap, Weight
 from consistune.core.rng import SharedDropout
 from consistune.core.times import LogNormal
@@ -63,6 +63,7 @@ class ContinuousConsistency(Objective):
     differentiates: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
+        check_schedule(self.schedule, self.estimator)
         if self.warmup_images < 0:
             raise ValueError(f"warmup_images must not be negative, got {self.warmup_images}")
         if not self.c > 0 or not self.sigma_data > 0:
@@ -155,7 +156,8 @@ class ContinuousConsistency(Objective):
         trig = TrigFlow(self.sigma_data)
         below = angle * (1 - self.difference)
         above = torch.clamp(angle * (1 + self.difference), max=torch.pi / 2 - EDGE)
-        ends = [raw(trig.step(x, x0_hat, angle, at), at) for at in (below, above)]
+        with exactly(model):
+            ends = [raw(trig.step(x, x0_hat, angle, at), at) for at in (below, above)]
         return expand(rate / (above - below), x) * (ends[1] - ends[0])
 
     def tangent(

@@ -32,7 +32,7 @@ class Huber:
     per_root_dim: float = 0.0
 
     def __post_init__(self) -> None:
-        if self.c < 0 or self.per_root_dim < 0:
+        if not (0 <= self.c < math.inf and 0 <= self.per_root_dim < math.inf):
             raise ValueError(f"c and per_root_dim must not be negative, got {self.c}, {self.per_root_dim}")
 
     def __call__(self, a: Tensor, b: Tensor) -> Tensor:
@@ -79,6 +79,8 @@ class AdaptiveHuber:
     sigma_data: float = 0.5
 
     def __post_init__(self) -> None:
+        if self.scatter not in ("own", "posterior", "measured"):
+            raise ValueError(f"scatter must be own, posterior or measured, got {self.scatter!r}")
         if not (self.scale > 0 and math.isfinite(self.scale)):
             raise ValueError(f"scale must be positive, got {self.scale}")
         if not self.sigma_data > 0:

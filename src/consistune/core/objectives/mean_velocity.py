@@ -14,7 +14,14 @@ from consistune.core.estimators import NoiseEstimator
 from consistune.core.flow import Steps, mean_velocity
 from consistune.core.intervals import Intervals, LogitNormal
 from consistune.core.noise import NoiseSchedule
-from consistune.core.objectives.base import Draws, Objective, check_draws, gaussian_like
+from consistune.core.objectives.base import (
+    Draws,
+    Learns,
+    Objective,
+    check_draws,
+    check_schedule,
+    gaussian_like,
+)
 from consistune.core.rng import SharedDropout
 from consistune.core.types import Batch, Condition, Conditioning, Denoiser, Progress, Times, expand, predict
 
@@ -46,7 +53,7 @@ class AdaptivePower:
     scatter: Literal["none", "own"] = "none"
 
     def __post_init__(self) -> None:
-        if self.p < 0 or not self.c > 0:
+        if not (0 <= self.p < math.inf and self.c > 0):
             raise ValueError(f"p must not be negative and c must be positive, got {self.p} and {self.c}")
         if self.p == 0 and self.scatter == "own":
             raise ValueError("scatter: own has no effect with p = 0, which divides by nothing")
@@ -72,6 +79,8 @@ class Mixture:
     def __post_init__(self) -> None:
         if not 0 <= self.kappa < 1:
             raise ValueError(f"kappa must lie in [0, 1), got {self.kappa}")
+        if not math.isfinite(self.omega) or not self.low >= 0:
+            raise ValueError(f"omega must be finite and low not negative, got {self.omega} and {self.low}")
         if self.high is not None and not self.low <= self.high:
             raise ValueError(f"low must not be above high, got {self.low} and {self.high}")
 
@@ -129,9 +138,16 @@ class MeanVelocity(Objective):
     scale: Scale = AdaptivePower()
     guidance: Mixture = Mixture()
 
+    learns: ClassVar[Learns] = "jumps"
     needs_two_times: ClassVar[bool] = True
     uses_target: ClassVar[bool] = False
     differentiates: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        check_schedule(self.schedule, self.estimator)
+        if not self.guidance.idle and not self.guidance.low < self.schedule.t_max:
+            what = f"guidance above t = {self.guidance.low:g} has no effect"
+            raise ValueError(f"{what}: the schedule ends at {self.schedule.t_max:.3g}")
 
     @property
     def needs_unlabelled(self) -> bool:

@@ -9,8 +9,8 @@ from torch import Generator, Tensor
 
 from consistune.core.estimators import NoiseEstimator, ScoreIdentity
 from consistune.core.noise import NoiseSchedule
-from consistune.core.objectives.base import Draws, Objective, gaussian_like
-from consistune.core.objectives.distances import Distance, Huber
+from consistune.core.objectives.base import Draws, Objective, check_schedule, gaussian_like
+from consistune.core.objectives.distances import AdaptiveHuber, Distance, Huber
 from consistune.core.solve import dpm_solver
 from consistune.core.types import Batch, Denoiser, Progress, Times, moved, predict
 
@@ -41,6 +41,9 @@ class Trajectory(Objective):
     uses_target: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
+        check_schedule(self.schedule, self.estimator)
+        if isinstance(self.distance, AdaptiveHuber):
+            raise ValueError("an adaptive radius follows a step from t to r, and a trajectory's end has none")
         if self.estimator.local:
             raise ValueError("a one-sample estimate is valid only at x_t, and a trajectory leaves it")
         if isinstance(self.estimator, ScoreIdentity) and self.estimator.size is not None:

@@ -30,6 +30,7 @@ class Truncated(Consistency):
     boundary_weight: float = 0.1
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not self.boundary_weight > 0:
             raise ValueError(f"boundary_weight must be positive, got {self.boundary_weight}")
 

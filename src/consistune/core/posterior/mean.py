@@ -29,6 +29,8 @@ CARD_PAIRS, CARD_VALUES = 1 << 23, 1 << 28
 APART = 4
 """On a card queries read their own groups, one by one, where the set has this many times more rows than that:
 gathered rows are multiplied as floats, the whole set as bytes."""
+LEAST, GREATEST = 1e-120, 1e100
+"""Noise-to-signal ratios σ/α whose squares, and the images' over them, float64 holds."""
 Span: TypeAlias = tuple[int, int]
 """Rows first … last − 1 of a reference."""
 OwnRows: TypeAlias = tuple[Tensor, Tensor]
@@ -179,7 +181,8 @@ class Reference:
         if own is not None:
             sums = own_sums(y, s, self.take, *(value.repeat(len(y) // rows, 1) for value in own))
         elif self.walks:
-            valid = torch.stack([torch.isfinite(x_t).all(), (sigma > 0).all(), (alpha > 0).all()])
+            signal = (alpha > 0).all() & (s <= GREATEST).all()
+            valid = torch.stack([torch.isfinite(x_t).all(), (s >= LEAST).all(), signal])
             segments = list(_segments(self, group, rows, valid))
             if mirrored:
                 segments = [(torch.cat([q, q + rows]), a, b) for q, a, b in segments]
@@ -256,7 +259,7 @@ def _segments(
 ) -> Iterator[tuple[Tensor, int, int]]:
     """(queries, first row, end row) for each group among the queries; waits for the device once.
 
-    valid: whether the images are finite, all sigmas positive, all alphas positive, bool [3].
+    valid: whether the images are finite, all have noise, and all a signal, bool [3].
     """
     if group is None:
         group = torch.zeros(rows, dtype=torch.long, device=valid.device)
@@ -265,9 +268,15 @@ def _segments(
     if not finite:
         raise ValueError("the noisy images contain NaN or infinity")
     if not noisy:
-        raise ValueError("the posterior mean needs sigma(t) > 0; at sigma = 0 it is the image itself")
+        raise ValueError(
+            f"the posterior mean needs sigma(t) > 0, and sigma/alpha of {LEAST:g} at least; "
+            "at sigma = 0 it is the image itself"
+        )
     if not signal:
-        raise ValueError("the posterior mean needs alpha(t) > 0; at alpha = 0 it is the reference mean")
+        raise ValueError(
+            f"the posterior mean needs alpha(t) > 0, and sigma/alpha of {GREATEST:g} at most; "
+            "at alpha = 0 it is the reference mean"
+        )
     begin = 0
     for value, members in groupby(values):
         end = begin + len(list(members))
@@ -296,7 +305,8 @@ def posterior(
     """x̂_0 = Σ_i w_i x⁽ⁱ⁾ over the reference images of each query's group, streamed.
 
     Args:
-        x_t: noisy images [B, C, H, W]; t: their times [B], with α(t) > 0 and σ(t) > 0.
+        x_t: noisy images [B, C, H, W].
+        t: their times [B], with α(t) > 0, σ(t) > 0 and σ/α from LEAST to GREATEST.
         group: each query's group [B] (integers); None where the reference has one group.
         log_prior: added to each logit, which weights references or leaves them out; see `LogPrior`.
         mirrored: every reference counts twice, as it is and flipped left to right.

@@ -17,14 +17,31 @@ def _check(bank: Tensor, conditions: Tensor) -> None:
             f"conditions must be floating point [B, {bank.shape[1]}], "
             f"got {conditions.dtype} {list(conditions.shape)}"
         )
+    on_host = conditions.device.type == "cpu"  # elsewhere the look would wait; NaN then shows in the mean
+    if on_host and not bool(torch.isfinite(conditions).all()):
+        raise ValueError("conditions contain NaN or infinity")
+
+
+def _smallest(bank: Tensor, conditions: Tensor, count: int) -> Tensor:
+    """The `count` smallest distances of each condition, rising, [B, count]."""
+    nearest = torch.empty(len(conditions), 0, dtype=torch.float64, device=bank.device)
+    for block in torch.split(bank, BLOCK):
+        both = torch.cat([nearest, _distances(conditions, block)], dim=1)
+        nearest = both.topk(min(count, both.shape[1]), dim=1, largest=False).values
+    return nearest
 
 
 def kernel_prior(bank: Tensor, conditions: Tensor, bandwidth: float) -> LogPrior:
-    """−‖c − c_i‖²/2h²: a Gaussian kernel on the conditions. bank [n, K], conditions [B, K]."""
+    """−(‖c − c_i‖² − min_j ‖c − c_j‖²)/2h²: a Gaussian kernel on conditions. bank [n, K], conditions [B, K].
+
+    What is subtracted is the same for all references; so the nearest counts however small h is.
+    """
     _check(bank, conditions)
+    nearest = _smallest(bank, conditions, 1)
 
     def log_prior(queries: Tensor, first: int, last: int) -> Tensor:
-        return _distances(conditions[queries], bank[first:last]).square() / (-2 * bandwidth**2)
+        distances, least = _distances(conditions[queries], bank[first:last]), nearest[queries]
+        return -(distances - least) / bandwidth * ((distances + least) / bandwidth) / 2
 
     return log_prior
 
@@ -32,11 +49,7 @@ def kernel_prior(bank: Tensor, conditions: Tensor, bandwidth: float) -> LogPrior
 def nearest_prior(bank: Tensor, conditions: Tensor, count: int) -> LogPrior:
     """0 for the `count` references of nearest condition (and ties), −∞ for the others."""
     _check(bank, conditions)
-    nearest = torch.empty(len(conditions), 0, dtype=torch.float64, device=bank.device)
-    for block in torch.split(bank, BLOCK):
-        both = torch.cat([nearest, _distances(conditions, block)], dim=1)
-        nearest = both.topk(min(count, both.shape[1]), dim=1, largest=False).values
-    radius = nearest.amax(1)
+    radius = _smallest(bank, conditions, count).amax(1)
 
     def log_prior(queries: Tensor, first: int, last: int) -> Tensor:
         far = _distances(conditions[queries], bank[first:last]) > radius[queries, None]

@@ -221,7 +221,7 @@ class LevelQuery(NamedTuple):
         certain = ((a.amin(1) + rounding + self.first_square).clamp(min=0).sqrt() + self.rest).square()
         best = torch.minimum(certain, self.square - double_variance * maximum) + double_variance * NEGLIGIBLE
         limit = (self.rest + (best + 2 * self.rest.square()).sqrt()).square() - self.first_square
-        return a < (limit + rounding + 2**-21 * limit.abs()).float()[:, None]
+        return a <= (limit + rounding + 2**-21 * limit.abs()).float()[:, None]
 
     @staticmethod
     def squares(keys: Tensor) -> Tensor:
