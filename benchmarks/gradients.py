@@ -49,6 +49,8 @@ RATES = {
     "mnist10k_family": dict.fromkeys(["ect", "sct-continuous", "meanflow", "imf"], "recipe's"),
 }
 """Study → recipe → its best rate there."""
+LAWS = {"mnist10k_family": {"sct-continuous": "sCM's", "imf": "iMF's"}}
+"""Study → recipe → the law of its times, where the study has several."""
 PARTS = [f"{study}:{recipe}" for study, recipes in RATES.items() for recipe in recipes]
 ESTIMATES = {
     "one-sample": {"estimator": "one-sample"},
@@ -127,8 +129,10 @@ def noise_by_estimate(
 
 def spec_of(study: digits.StudyFile, name: str, labels: dict[str, str]) -> RunSpec:
     """A run of the study: these labels at the recipe's best rate."""
-    known = next(words for file, words in RATES.items() if study == digits.read_study(file))
-    row = {"recipe": name, "norm": "recipe's", "rate": known[name], **labels}
+    file = next(file for file in RATES if study == digits.read_study(file))
+    laws = LAWS.get(file, {})
+    law = {"law": laws[name]} if name in laws else {}
+    row = {"recipe": name, "norm": "recipe's", "rate": RATES[file][name], **law, **labels}
     return RunSpec(recipe=study.recipe.format(**row), set=digits.overrides_of(study, row))
 
 
