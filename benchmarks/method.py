@@ -34,6 +34,7 @@ from torch import Tensor
 from consistune.analyze import measures
 from consistune.analyze.worlds import Empirical
 from consistune.core.estimators import NoiseEstimator, OneSample, ScoreIdentity, Teacher
+from consistune.core.laws import LogNormal
 from consistune.core.noise import EDM
 from consistune.core.objectives import Consistency, Huber, InverseGap, SquaredL2, Uniform, gaussian_like
 from consistune.core.posterior.mean import Reference
@@ -43,7 +44,6 @@ from consistune.core.times import (
     FixedGrid,
     GridPairs,
     GrowingGrid,
-    LogNormal,
     LogNormalPairs,
     SigmoidGap,
 )

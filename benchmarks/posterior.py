@@ -31,11 +31,11 @@ from torch import Tensor
 
 from consistune.bench import workload
 from consistune.bench.timing import alternate
+from consistune.core.laws import LogNormal
 from consistune.core.noise import EDM
 from consistune.core.posterior import integers, streaming
 from consistune.core.posterior.bank import make_bank
 from consistune.core.posterior.mean import Reference, dequantise, posterior
-from consistune.core.times import LogNormal
 from consistune.system.host import machine, peak_bytes
 from harness import Benchmark, Record, in_pair, shown, spread
 from tables import markdown

@@ -41,6 +41,18 @@ class Net(nn.Module):
         return self.last(torch.relu(self.first(given))).view_as(x)
 
 
+def nn_without_labels() -> nn.Module:
+    class Plain(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = nn.Linear(64, 64)
+
+        def forward(self, x: Tensor, c_noise: Tensor) -> Tensor:
+            return self.inner(x.flatten(1)).view_as(x) * torch.cos(c_noise)[:, None, None, None]
+
+    return Plain()
+
+
 @pytest.fixture(scope="module")
 def teacher() -> Preconditioned:
     torch.manual_seed(0)
@@ -163,6 +175,48 @@ def test_wrong_arguments_are_one_line(change: dict, said: str, teacher: Precondi
     with pytest.raises(UserError, match=said) as caught:
         next(steps(teacher, "digits", **options))
     assert "\n" not in str(caught.value)
+
+
+def test_settings_that_an_argument_has_or_that_change_nothing_are_refused(teacher: Preconditioned) -> None:
+    objective = Consistency(EDM(), LogNormalPairs(SigmoidGap()), OneSample())
+    for options, said in (
+        ({"settings": {"train.images": 64}}, "is the argument images"),
+        ({"settings": {"train": {"batch": 64}}}, "is the argument batch"),
+        ({"settings": {"optimizer.lr": 1e-3}, "lr": 1e-3}, "is the argument lr"),
+        ({"settings": "a=b"}, "no mapping"),
+        ({"settings": {3: 4}}, "no mapping"),
+        ({"settings": {"train.evaluate_images": 64}}, "no effect without a folder"),
+        ({"settings": {"pairs.mean": 3.0}, "method": objective}, "the objective has its own"),
+        ({"settings": {"schedule": {"kind": "vp"}}, "method": objective}, "the objective has its own"),
+    ):
+        with pytest.raises(UserError, match=said):
+            next(steps(teacher, "digits", **({"images": 128, "batch": 64} | options)))
+
+
+def test_a_run_is_not_continued_with_another_objective(teacher: Preconditioned, tmp_path: Path) -> None:
+    first, other = (Consistency(EDM(), LogNormalPairs(SigmoidGap(q=q)), OneSample()) for q in (2.0, 4.0))
+    options = {"images": 192, "batch": 64, "out": tmp_path / "run"}
+    options["settings"] = {"train.checkpoint_images": 64, "train.snapshots": []}
+    states = steps(teacher, "digits", method=first, **options)
+    next(states)
+    states.close()
+    for method in (other, "ect"):
+        with pytest.raises(UserError, match="another objective"):
+            next(steps(teacher, "digits", method=method, **options))
+    again = Consistency(EDM(), LogNormalPairs(SigmoidGap(q=2.0)), OneSample())
+    assert [state.images for state in steps(teacher, "digits", method=again, **options)][-1] == 192
+
+
+def test_a_run_from_python_is_measured_where_it_is_asked(teacher: Preconditioned, tmp_path: Path) -> None:
+    settings = {"train.evaluate_images": 64, "train.log_images": 64, "train.snapshots": []}
+    tune(teacher, "digits", images=64, batch=64, settings=settings, out=tmp_path / "run")
+    assert "evaluate/" in (tmp_path / "run" / "metrics.jsonl").read_text()
+
+
+def test_a_network_without_labels_does_not_learn_classes() -> None:
+    plain = train(nn_without_labels(), "digits", images=64, batch=64, conditional=False)
+    with pytest.raises(UserError, match=r"conditional: .*without labels"):
+        tune(plain, "digits", images=64, batch=64, conditional=True)
 
 
 def test_tuning_needs_a_trained_model() -> None:

@@ -8,7 +8,7 @@ import torch
 
 from consistune import models
 from consistune.core.estimators import OneSample
-from consistune.core.noise import EDM, RectifiedFlow
+from consistune.core.noise import EDM, VP, RectifiedFlow, Trigonometric
 from consistune.core.objectives import Consistency, Denoising
 from consistune.core.sampling import ODE, Multistep, PhasedSteps
 from consistune.core.times import ConstGap, LogNormalPairs, Phased
@@ -103,6 +103,39 @@ def test_times_between_the_steps_are_looked_at(model: EDMPrecond) -> None:
     assert default_sampler(model, 2, (1.0,)) == Multistep((1.0,))
     with pytest.raises(UserError, match="no noise level below 1"):
         sample(model, range(1), steps=2, mid_t=(0.9,))
+
+
+def test_options_without_effect_and_wrong_ones_are_refused(model: EDMPrecond) -> None:
+    for options, words in (
+        ({"batch": -1}, "batch: "),
+        ({"batch": 0}, "batch: "),
+        ({"eta": 0.5}, "no phases"),
+        ({"eta": 0.5, "sampler": Multistep()}, "belong to the default sampler"),
+        ({"guidance_interval": (0.0, 5.0)}, "without guidance"),
+        ({"guidance": 2.0, "guidance_interval": (5.0, 1.0)}, "is no interval"),
+        ({"guidance": 2.0, "guidance_interval": (math.nan, math.nan)}, "is no interval"),
+        ({"steps": "2"}, "sample: "),
+        ({"steps": 2, "mid_t": 0.5}, "sample: "),
+        ({"seeds": [2**70]}, "seeds: .*64 bits"),
+    ):
+        with pytest.raises(UserError, match=words):
+            sample(model, **({"seeds": range(1)} | options))
+    model.card = model.card.updated(label_dropout=0.0)
+    with pytest.raises(UserError, match="unlabelled branch is not trained"):
+        sample(model, range(1), guidance=2.0)
+    model.card = model.card.updated(objective="diffusion")
+    with pytest.raises(UserError, match="leave mid_t out"):
+        sample(model, range(1), mid_t=(0.5,))
+
+
+@pytest.mark.parametrize("schedule", [RectifiedFlow(), VP(), Trigonometric()], ids=lambda s: type(s).__name__)
+def test_times_between_are_noise_levels_under_every_schedule(model: EDMPrecond, schedule) -> None:
+    middle = float(schedule.time_at(torch.tensor(0.8, dtype=torch.float64)))
+    by_hand = sample(model, range(4), sampler=Multistep((middle,)), schedule=schedule)
+    assert torch.equal(sample(model, range(4), steps=2, schedule=schedule), by_hand)
+    model.card = model.card.updated(edges=(0.8,))
+    by_hand = sample(model, range(4), sampler=PhasedSteps((middle,)), schedule=schedule)
+    assert torch.equal(sample(model, range(4), steps=2, schedule=schedule), by_hand)
 
 
 def test_two_times_alone_are_no_jumps() -> None:

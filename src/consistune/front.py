@@ -10,7 +10,9 @@ here. What is not a name may be a torch object of `core`.
 """
 
 import copy
+import re
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +25,7 @@ from consistune.data.images import DataSplit
 from consistune.data.inputs import as_split, check_classes
 from consistune.errors import UserError
 from consistune.evaluation.sources import ModelSource
+from consistune.evaluation.while_training import training_evaluation
 from consistune.metrics.scores import score_suite
 from consistune.metrics.suite import Suite
 from consistune.models import default_sampler, picture_shape
@@ -31,7 +34,7 @@ from consistune.nn.precond import Preconditioned
 from consistune.recipe import Recipe, shipped_recipes, to_yaml
 from consistune.recipe.plan import Given, make_plan
 from consistune.recipe.scaled import scaled_recipe
-from consistune.system.files import check_writable
+from consistune.system.files import check_writable, write_atomically
 from consistune.system.host import pick_device
 from consistune.training.loop import StepReport, Trainer
 from consistune.training.run import RunFolder
@@ -152,7 +155,8 @@ def steps(
         batch: images a step. lr: the learning rate; None: the method's.
         conditional: use the labels; None: if the teacher does, or, for a new network, if there are classes.
         settings: other keys of the recipe, {"loss.distance.c": 0.03, "train.ema": [0.999]}.
-        out: a run's folder: log, checkpoints, model. A run that was stopped there is continued.
+        out: a run's folder: log, checkpoints, model. A run that was stopped there is continued, unless its
+            objective was another. `train.evaluate_images` in `settings` has the model measured there.
         device: "auto": CUDA if there is a device, else the CPU.
 
     Raises UserError for arguments that do not fit; training.loop.TrainingDiverged as a run does.
@@ -169,15 +173,59 @@ def steps(
     chosen: dict[str, Any] = {"train.images": images, "train.batch": batch, "train.seed": seed}
     chosen |= {} if lr is None else {"optimizer.lr": lr}
     chosen |= {"conditional": _conditional(conditional, own, split), "network": network}
+    _check_settings(settings, method, lr, out)
     recipe = method_recipe(method, split.train.name, chosen | dict(settings or {}))
     teacher = model if isinstance(model, Preconditioned) and not _names_frozen(settings or {}) else None
     objective = None if isinstance(method, str) else method
-    trainer = make_plan(recipe, place, Given(split, own, teacher, objective)).trainer(place)
+    plan = make_plan(recipe, place, Given(split, own, teacher, objective))
+    trainer = plan.trainer(place)
     if out is None:
         yield from (State(report, trainer) for report in trainer.steps())
         return
-    run = RunFolder.opened(Path(out), to_yaml(recipe), trainer)
+    measured = plan.options.evaluate_images is not None
+    evaluate = training_evaluation(split.to_look_at, device=place) if measured else None
+    with _same_objective(Path(out), objective):
+        run = RunFolder.opened(Path(out), to_yaml(recipe), trainer, evaluate=evaluate)
     yield from (State(report, trainer) for report in run.steps(trainer))
+
+
+NOT_OBJECTIVES = ("pairs", "estimator", "loss", "schedule")
+"""Keys of which an objective from Python has its own."""
+OBJECTIVE = "objective.txt"
+
+
+def _check_settings(
+    settings: Mapping[str, Any] | None, method: str | Objective, lr: float | None, out: str | Path | None
+) -> None:
+    """Raises UserError for settings that are no keys, that an argument has, or that would have no effect."""
+    if settings is None:
+        return
+    if not isinstance(settings, Mapping) or not all(isinstance(key, str) for key in settings):
+        raise UserError(f"{settings!r:.60} is no mapping of keys", "settings", 'give {"train.ema": [0.999]}')
+    train = settings.get("train")
+    inside = [f"train.{key}" for key in train] if isinstance(train, Mapping) else []
+    arguments = {"train.images": "images", "train.batch": "batch", "train.seed": "seed"}
+    for key in (*settings, *inside):
+        if key in arguments or (key == "optimizer.lr" and lr is not None):
+            name = arguments.get(key, "lr")
+            raise UserError(f"is the argument {name}", f"settings[{key!r}]", f"give {name} alone")
+        if not isinstance(method, str) and key.split(".")[0] in NOT_OBJECTIVES:
+            raise UserError("has no effect: the objective has its own", f"settings[{key!r}]", "leave it out")
+        if key == "train.evaluate_images" and out is None:
+            raise UserError("has no effect without a folder", f"settings[{key!r}]", "give out")
+
+
+@contextmanager
+def _same_objective(folder: Path, objective: Objective | None) -> Iterator[None]:
+    """Note a run's objective in its folder, which the block opens. Raises UserError where it was another."""
+    own = "" if objective is None else re.sub(r" at 0x[0-9a-f]+", "", repr(objective)) + "\n"
+    path = folder / OBJECTIVE
+    if path.exists() and path.read_text(encoding="utf-8") != own:
+        what = "the run there has another objective"
+        raise UserError(what, f"out={str(folder)!r}", "give another folder, or the objective it began with")
+    yield
+    if own:
+        write_atomically(path, own)
 
 
 def _names_frozen(settings: Mapping[str, Any]) -> bool:

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from consistune.core.guidance import Guided
 from consistune.core.noise import EDM, NoiseSchedule, rescheduled
+from consistune.core.objectives import learned
 from consistune.core.posterior.mean import quantise
 from consistune.core.rng import Between, ImageNoise
 from consistune.core.sampling import ODE, Multistep, PhasedSteps, Sampler
@@ -130,6 +131,12 @@ def default_sampler(
     Raises StepsDoNotFit, also for steps=None where the card names no objective; ValueError for other times.
     """
     card = model.card
+    if mid_t is not None and (card.is_diffusion or card.edges):
+        raise StepsDoNotFit("the model takes no times between its steps: leave mid_t out")
+    if eta != 1.0 and (card.is_diffusion or not card.edges):
+        raise StepsDoNotFit("the model has no phases, to which eta belongs: leave it out")
+    if steps is not None:
+        steps = operator.index(steps)
     if card.is_diffusion:
         return ODE(DIFFUSION_STEPS if steps is None else steps, high=min(ODE.high, model.sigma_max))
     if card.edges:
@@ -201,14 +208,14 @@ def sample(
     Raises UserError for arguments that do not fit, for latents of a model of pictures, and, with the seeds,
     for images that are not finite.
     """
-    if sampler is not None and not (steps is None and mid_t is None):
-        raise UserError("steps and mid_t belong to the default sampler: give them or a sampler", "sampler")
-    seeds = _seeds(model, seeds)
+    _check_options(sampler, steps is None and mid_t is None and eta == 1.0, batch)
+    seeds, process = _seeds(model, seeds), schedule or EDM()
     try:
         labels = _labels(model, seeds, condition, next(model.parameters()).device)
-        sampler = sampler or default_sampler(model, steps, mid_t, eta)
-    except ValueError as error:
+        sampler = sampler or default_sampler(model, steps, mid_t, eta).under(process)
+    except (ValueError, TypeError) as error:
         raise UserError(str(error), "sample") from error
+    _check_guided(model, worse, guidance, guidance_interval)
     finish = _finishing(model, latents)
     denoiser = Guided(model, worse, guidance, *guidance_interval) if guidance != 1.0 else model
     images = []
@@ -216,10 +223,64 @@ def sample(
         for start in range(0, len(seeds), batch):
             part = slice(start, start + batch)
             own = None if labels is None else labels[part]
-            images.append(finish(_draw(model, denoiser, sampler, schedule or EDM(), seeds[part], own)))
+            images.append(finish(_draw(model, denoiser, sampler, process, seeds[part], own)))
             if progress is not None:
                 progress(len(seeds[part]))
     return torch.cat(images) if images else finish(torch.empty(0, *model.image_shape))
+
+
+def check_guidance(
+    model: Preconditioned, worse: Preconditioned | None, omega: float, option: str, searched: bool = False
+) -> None:
+    """Raises UserError where there is nothing to guide by, or where a worse model would not be used."""
+    if omega == 1.0 and not searched:
+        if worse is not None:
+            raise UserError(f"has no effect with {option} 1", "--worse", f"give {option}, for example 1.5")
+        return
+    if worse is None:
+        if not model.num_classes:
+            raise UserError("an unconditional model has no unlabelled branch", option, "give --worse FOLDER")
+        if model.card.label_dropout == 0:
+            what = "the model's unlabelled branch is not trained (train.label_dropout was 0)"
+            raise UserError(what, option, "give --worse FOLDER, or train with train.label_dropout=0.1")
+        return
+    for name, own, other in (
+        ("images", list(model.image_shape), list(worse.image_shape)),
+        ("classes", model.num_classes, worse.num_classes),
+        ("data", model.card.data_sha256, worse.card.data_sha256),
+        ("phases", list(model.card.edges), list(worse.card.edges)),
+        ("kind", _kind(model), _kind(worse)),
+    ):
+        if own != other and None not in (own, other):
+            what = f"the worse model has other {name}"
+            if name != "data":
+                what += f": {other}, the model has {own}"
+            raise UserError(what, "--worse", "give a model of the same data")
+
+
+def _kind(model: Preconditioned) -> str | None:
+    """What the model learned; None where its card does not say."""
+    return None if model.card.objective is None else learned(model.card.to_json())
+
+
+def _check_options(sampler: Sampler | None, default: bool, batch: int) -> None:
+    if sampler is not None and not default:
+        what = "steps, mid_t and eta belong to the default sampler: give them or a sampler"
+        raise UserError(what, "sampler")
+    if isinstance(batch, bool) or not isinstance(batch, int) or batch < 1:
+        raise UserError(f"{batch!r} is no number of images", "batch", "give an integer from 1 on")
+
+
+def _check_guided(
+    model: Preconditioned, worse: Denoiser | None, omega: float, interval: tuple[float, float]
+) -> None:
+    """Raises UserError for guidance that the model does not have, and for an interval that is none."""
+    if len(interval) != 2 or not 0 <= interval[0] < interval[1]:
+        raise UserError(f"{interval!r} is no interval", "guidance_interval", "give (low, high)")
+    if omega == 1.0 and interval != (0.0, math.inf):
+        raise UserError("has no effect without guidance", "guidance_interval", "give guidance too")
+    if omega != 1.0 and (worse is None or isinstance(worse, Preconditioned)):
+        check_guidance(model, worse, omega, "guidance")
 
 
 def _seeds(model: object, seeds: Iterable[int | Between]) -> list[int | Between]:
@@ -228,9 +289,13 @@ def _seeds(model: object, seeds: Iterable[int | Between]) -> list[int | Between]
         what = f"{type(model).__name__} is no model"
         raise UserError(what, "model", "give one of consistune.load, train or tune")
     try:
-        return [seed if isinstance(seed, Between) else operator.index(seed) for seed in seeds]
+        found = [seed if isinstance(seed, Between) else operator.index(seed) for seed in seeds]
     except TypeError as error:
         raise UserError(f"{seeds!r:.60} are no integers", "seeds", "give range(16), or [3, 5]") from error
+    beyond = next((seed for seed in found if isinstance(seed, int) and not -(2**63) <= seed < 2**63), None)
+    if beyond is not None:
+        raise UserError(f"{beyond} has more than 64 bits", "seeds", "give smaller integers")
+    return found
 
 
 @contextmanager

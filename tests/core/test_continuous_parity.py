@@ -7,10 +7,10 @@ import torch
 from torch import Tensor
 
 from consistune.core.estimators import NoiseEstimator, OneSample, Teacher
+from consistune.core.laws import LogNormal
 from consistune.core.noise import EDM, NoiseSchedule, TrigFlow, convert
 from consistune.core.objectives import ContinuousConsistency, InverseGap, Uniform
 from consistune.core.rng import SharedDropout
-from consistune.core.times import LogNormal
 from consistune.core.types import Batch, Times
 from tests.support.toy import ToyDenoiser, close, compare, gradients, of_variant
 

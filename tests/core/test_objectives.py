@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from consistune.core.estimators import Blend, OneSample, ScoreIdentity, Teacher
 from consistune.core.intervals import LogitNormal
+from consistune.core.laws import LogNormal
 from consistune.core.noise import EDM, VP, RectifiedFlow, Rescheduled, Trigonometric
 from consistune.core.objectives import (
     L1,
@@ -29,7 +30,7 @@ from consistune.core.objectives import (
     Uniform,
 )
 from consistune.core.posterior.mean import Reference, dequantise
-from consistune.core.times import LogNormal, LogNormalPairs, Phased, SigmoidGap
+from consistune.core.times import LogNormalPairs, Phased, SigmoidGap
 from consistune.core.types import Batch, Times
 from tests.core.posterior.test_mean import pixels
 from tests.support.gaussian import SCHEDULES, Gaussian

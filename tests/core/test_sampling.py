@@ -263,3 +263,4 @@ def test_evaluations_are_the_calls_of_the_model(sampler, evaluations) -> None:
 
     sampler(model, EDM(), ImageNoise([0]), SHAPE)
     assert len(times) == sampler.evaluations == evaluations
+    assert sorted(set(times)) == pytest.approx(sorted(sampler.times(EDM())))

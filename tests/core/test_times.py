@@ -7,15 +7,14 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from consistune.core.laws import LogNormal, LogStudent
 from consistune.core.times import (
     ConstGap,
     DoublingGrid,
     FixedGrid,
     GridPairs,
     GrowingGrid,
-    LogNormal,
     LogNormalPairs,
-    LogStudent,
     Phased,
     SigmoidGap,
     karras_edges,
@@ -174,6 +173,15 @@ def test_phases_clip_r_at_the_edge_below_t(edges: list[float], seed: int) -> Non
         lambda: LogNormal(low=2.0, high=1.0),
         lambda: LogNormal(mean=math.nan),
         lambda: LogStudent(df=1e16),
+        lambda: LogNormal(low=0.0),
+        lambda: LogNormalPairs(SigmoidGap(), low=0.0),
+        lambda: LogNormalPairs(SigmoidGap(), low=5.0, high=1.0),
+        lambda: GridPairs(FixedGrid(), low=5.0, high=1.0),
+        lambda: GridPairs(FixedGrid(), std=0.0),
+        lambda: FixedGrid(1),
+        lambda: GrowingGrid(100, s0=5, s1=2),
+        lambda: DoublingGrid(100, s0=5, s1=2),
+        lambda: DoublingGrid(0),
         lambda: Phased(LogNormalPairs(SigmoidGap()), (1.0, 0.5)),
         lambda: Phased(LogNormalPairs(SigmoidGap()), (0.0, 0.5)),
     ],

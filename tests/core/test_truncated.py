@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from consistune.core.estimators import OneSample, ScoreIdentity, Teacher
+from consistune.core.laws import LogNormal, LogStudent
 from consistune.core.noise import EDM
 from consistune.core.objectives import (
     AdaptiveHuber,
@@ -19,7 +20,7 @@ from consistune.core.objectives import (
     Uniform,
 )
 from consistune.core.rng import SharedDropout
-from consistune.core.times import LogNormal, LogStudent, SigmoidGap, TruncatedPairs
+from consistune.core.times import SigmoidGap, TruncatedPairs
 from consistune.core.types import Batch, Times
 from consistune.errors import UserError
 from consistune.nn import store

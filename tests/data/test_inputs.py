@@ -56,6 +56,32 @@ def test_every_form_gives_the_same_set(form: str, images: Tensor) -> None:
     assert split.held_out is None
 
 
+@pytest.mark.parametrize("mode", ["I;16", "I", "F", "RGBA", "LA", "P"])
+def test_a_picture_of_any_mode_is_as_data_prepare_has_it(mode: str) -> None:
+    """16 bits and floats are scaled to 8; what is transparent is white."""
+    grey = torch.arange(64, dtype=torch.uint8).view(8, 8) * 4
+    if mode in ("I;16", "I"):
+        picture = Image.fromarray(grey.to(torch.int32).mul(257).numpy().astype("uint16")).convert(mode)
+        expected = grey[None]
+    elif mode == "F":
+        picture, expected = Image.fromarray(grey.numpy().astype("float32") / 255, "F"), grey[None]
+    else:
+        picture = Image.fromarray(grey.numpy(), "L").convert("RGBA")
+        picture.putalpha(0)
+        picture, expected = picture.convert(mode), torch.full((3, 8, 8), 255, dtype=torch.uint8)
+    found = as_split(Items([picture] * 3)).train.images
+    assert torch.equal(found, expected.expand(3, *expected.shape))
+
+
+def test_what_would_have_no_effect_on_pictures_is_refused() -> None:
+    with pytest.raises(UserError, match=r"value_range: .*uint8 images"):
+        as_split(Items(list(COLOUR)), value_range=(0, 1))
+    with pytest.raises(UserError, match="value_range"):
+        as_split(COLOUR / 255, value_range=(0, float("inf")))
+    with pytest.raises(UserError, match="class_names: 'cat' is one name"):
+        as_split(COLOUR, class_names="cat")
+
+
 def test_no_labels_are_one_class() -> None:
     split = as_split(Items(list(COLOUR)))
     assert split.train.class_names == ("0",)

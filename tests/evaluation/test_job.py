@@ -154,11 +154,12 @@ def test_fid_is_what_the_official_file_gives(tmp_path: Path, model_folder: Path)
         ({"metrics": ("fd", "beauty")}, "unknown metric 'beauty'"),
         ({"data": None}, "nothing to compare with"),
         ({"search": "eta"}, "no phases"),
+        ({"samples": 15, "extrapolate": True}, "--extrapolate: 15 samples are too few"),
     ],
 )
 def test_what_cannot_be_is_refused(wanted, complaint, tmp_path: Path, model_folder: Path) -> None:
     with pytest.raises(UserError, match=complaint):
-        evaluate(tmp_path, model_folder, samples=20, **wanted)
+        evaluate(tmp_path, model_folder, **({"samples": 20} | wanted))
 
 
 def test_the_search_finds_a_known_valley_and_reports_its_points() -> None:

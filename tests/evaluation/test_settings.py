@@ -64,6 +64,8 @@ def test_what_fits_is_taken() -> None:
         (FLOW, model(side=4), 2.0, "--worse: .* other images"),
         (FLOW, model(0), 2.0, "--worse: .* other classes: 0, the model has 10"),
         (model(data_sha256="a"), model(data_sha256="b"), 2.0, "--worse: .* other data"),
+        (FLOW, model(objective="diffusion"), 2.0, "--worse: .* other kind: denoiser, the model has flow-map"),
+        (FLOW, PHASED, 2.0, "--worse: .* other phases"),
     ],
 )
 def test_guidance_that_cannot_work_is_refused(of, worse, omega, words) -> None:

@@ -239,17 +239,34 @@ class Timed(Own):
         return super().forward(x, self.told(c_noise))
 
 
-@pytest.mark.parametrize("told", [torch.round, torch.detach], ids=["rounds", "detaches"])
+def finely(c_noise: Tensor) -> Tensor:
+    return (c_noise * 250).round() / 250
+
+
+@pytest.mark.parametrize("told", [torch.round, finely, torch.detach], ids=["rounds", "finely", "detaches"])
 def test_a_network_that_does_not_follow_the_noise_level_is_refused(told) -> None:
     with pytest.raises(UserError, match=r"network rounds or detaches the noise level"):
         continuous(Timed(told))
-    assert all(report.finite for report in continuous(Timed(torch.sin)))
-    assert all(report.finite for report in continuous(Timed(torch.zeros_like)))  # it ignores the level
+
+
+@pytest.mark.parametrize(
+    "told", [torch.sin, torch.cos, torch.square, torch.abs, torch.relu, torch.zeros_like]
+)
+def test_a_network_that_follows_the_noise_level_or_ignores_it_is_taken(told) -> None:
+    assert all(report.finite for report in continuous(Timed(told)))
+
+
+def test_differences_pass_a_network_that_detaches_the_noise_level_and_not_one_that_rounds_it() -> None:
+    assert all(report.finite for report in continuous(Timed(torch.detach), difference=1e-3))
+    with pytest.raises(UserError, match=r"network rounds or detaches the noise level"):
+        continuous(Timed(torch.round), difference=1e-3)
 
 
 def test_a_model_of_tcm_says_its_lowest_level(models: dict[str, Path]) -> None:
-    tcm = plan(models, "digits-tcm", "start_from=ECT", "below=ECT").model.card
-    assert tcm.lowest == pytest.approx(1.0)
+    for schedule in ("edm", "vp", "rectified-flow"):
+        keys = ("start_from=ECT", "below=ECT", f"schedule={{kind: {schedule}}}", "mid_t=[2.0]")
+        tcm = plan(models, "digits-tcm", *keys).model.card
+        assert tcm.lowest == 1.0
     assert tcm.learning(Consistency(EDM(), LogNormalPairs(SigmoidGap()), OneSample())).lowest is None
 
 

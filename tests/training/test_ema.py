@@ -173,6 +173,22 @@ def test_snapshots_of_before_there_were_checksums_are_read_and_replaced(
     assert torch.equal(vector(posthoc.reconstruct(tmp_path, 0.05)), expected)
 
 
+def test_a_short_average_keeps_its_snapshots_and_files_of_other_names_stay(
+    tracked: tuple[Path, EMA, list[EMA]], tmp_path: Path
+) -> None:
+    _, _, kept = tracked
+    (tmp_path / "ema").mkdir()
+    mine = tmp_path / "ema" / "mine.safetensors"
+    mine.write_bytes(b"mine")
+    for images in (8_000, 16_000):
+        posthoc.save_snapshot(tmp_path, PowerFunction(5e-5), kept[0].model, images, "fp32")
+    assert mine.read_bytes() == b"mine"
+    assert [(known.images, known.std) for known in posthoc.snapshots(tmp_path)] == [
+        (8_000, 5e-5),
+        (16_000, 5e-5),
+    ]
+
+
 def test_half_precision_snapshots_are_near(tracked: tuple[Path, EMA, list[EMA]], tmp_path: Path) -> None:
     _, _, kept = tracked
     with torch.no_grad():

@@ -1,8 +1,7 @@
 """Write an analysis into a folder: a table and a plot for each measure."""
 
-import csv
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, astuple
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +26,7 @@ from consistune.core.estimators import NoiseEstimator, OneSample, ScoreIdentity
 from consistune.core.noise import EDM
 from consistune.core.posterior.mean import Reference
 from consistune.pages.plots import Axis, Plot
+from consistune.pages.table import write_csv
 
 
 def analyze(
@@ -101,15 +101,11 @@ def _write(
             Axis("(t − r)/t", log=True), Axis("error of one step", log=True), f"{name}: discretisation",
         )),
     }  # fmt: skip
-    out.mkdir(parents=True, exist_ok=True)
     written = []
     for key, (rows, plot) in pages.items():
         written += [out / f"{key}.csv", out / f"{key}.svg"]
-        with written[-2].open("w", newline="", encoding="utf-8") as file:
-            table = csv.writer(file)
-            table.writerow(asdict(rows[0]))
-            table.writerows(astuple(row) for row in rows)
-        written[-1].write_text(plot.svg(), encoding="utf-8")
+        write_csv(written[-2], [asdict(row) for row in rows])
+        plot.write_svg(written[-1])
     return written
 
 

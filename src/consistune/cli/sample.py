@@ -47,7 +47,7 @@ def sample(
 ) -> None:
     """Draw images, one per seed: a seed gives the same image, whatever else is drawn with it."""
     from consistune import models
-    from consistune.evaluation.settings import check_guidance, chosen_sampler
+    from consistune.evaluation.settings import check_guidance, check_interval, chosen_sampler
 
     chosen = options.pick_device(device)
     numbers = images_out.Seeds(options.parse_ranges(seeds, "--seeds"))
@@ -60,12 +60,14 @@ def sample(
     sampler = chosen_sampler(denoiser, steps, options.parse_times(mid_t, "--mid-t"), eta)
     bad = _load(worse, chosen, precision) if worse else None
     check_guidance(denoiser, bad, guidance, "--guidance")
+    interval = _interval(guidance_interval, guidance)
+    check_interval(sampler, interval, "--guidance-interval")
     draw = partial(
         models.sample,
         denoiser,
         sampler=sampler,
         guidance=guidance,
-        guidance_interval=_interval(guidance_interval, guidance),
+        guidance_interval=interval,
         worse=bad,
         batch=batch,
         latents=latents,

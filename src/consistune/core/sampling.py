@@ -9,7 +9,7 @@ import itertools
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import cast
 
@@ -53,6 +53,16 @@ class Sampler(ABC):
     def evaluations(self) -> int:
         """Network evaluations for an image."""
 
+    def times(self, schedule: NoiseSchedule) -> list[float]:
+        """The times at which the model is asked, falling; empty where the sampler does not say."""
+        del schedule
+        return []
+
+    def under(self, schedule: NoiseSchedule) -> "Sampler":
+        """The same sampler with its noise levels as times of a schedule."""
+        del schedule
+        return self
+
     @abstractmethod
     def draw(self, jump: Jump, schedule: NoiseSchedule, normals: Callable[[], Tensor]) -> Tensor:
         """jump(x, t [B], s) gives x_s in float64 where there is one, `normals` the next [B, C, H, W] ones."""
@@ -61,6 +71,10 @@ class Sampler(ABC):
 def prior(schedule: NoiseSchedule, z: Tensor, t_max: float) -> Tensor:
     """x_T = σ(T)·ε for normals z, float64: at T the signal is negligible."""
     return schedule.sigma(torch.tensor(t_max, dtype=widest(z.device), device=z.device)) * z
+
+
+def _under(schedule: NoiseSchedule, levels: tuple[float, ...]) -> tuple[float, ...]:
+    return tuple(schedule.time_at(torch.tensor(levels, dtype=torch.float64)).tolist())
 
 
 def _times(t: float, x: Tensor) -> Tensor:
@@ -92,8 +106,14 @@ class Multistep(Sampler):
     def evaluations(self) -> int:
         return 1 + len(self.mid)
 
+    def times(self, schedule: NoiseSchedule) -> list[float]:
+        return [schedule.t_max if self.t_max is None else self.t_max, *self.mid]
+
+    def under(self, schedule: NoiseSchedule) -> "Multistep":
+        return replace(self, mid=_under(schedule, self.mid))
+
     def draw(self, jump: Jump, schedule: NoiseSchedule, normals: Callable[[], Tensor]) -> Tensor:
-        top = schedule.t_max if self.t_max is None else self.t_max
+        top, *_ = self.times(schedule)
         x = prior(schedule, normals(), top)
         x = jump(x, _times(top, x), 0.0)
         for t in self.mid:
@@ -143,6 +163,12 @@ class PhasedSteps(Sampler):
             stops.append(eta * s)
         return stops
 
+    def times(self, schedule: NoiseSchedule) -> list[float]:
+        return self.stops(schedule.t_max if self.t_max is None else self.t_max)[:-1]
+
+    def under(self, schedule: NoiseSchedule) -> "PhasedSteps":
+        return replace(self, edges=_under(schedule, self.edges))
+
     def draw(self, jump: Jump, schedule: NoiseSchedule, normals: Callable[[], Tensor]) -> Tensor:
         stops = self.stops(schedule.t_max if self.t_max is None else self.t_max)
         x = prior(schedule, normals(), stops[0])
@@ -191,6 +217,10 @@ class ODE(Sampler):
         if getattr(model, "two_times", False):
             model = partial(predict, cast(Denoiser, model))
         return super().__call__(model, schedule, noise, shape, condition)
+
+    def times(self, schedule: NoiseSchedule) -> list[float]:
+        ratios = torch.tensor(self._grid()[:-1], dtype=torch.float64)
+        return [float(time) for time in schedule.time_at(ratios)]
 
     def draw(self, jump: Jump, schedule: NoiseSchedule, normals: Callable[[], Tensor]) -> Tensor:
         grid = self._grid()

@@ -1,5 +1,6 @@
 """Images from Python: a folder's name, tensors, arrays, a Dataset → a `DataSplit`. Nothing is guessed."""
 
+import math
 import operator
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from consistune.core.posterior.mean import quantise
 from consistune.data.images import DataSplit, ImageSet, load_data
+from consistune.data.prepare.transform import BadImage, Transform
 from consistune.errors import UserError
 
 CHANNELS = (1, 3)
@@ -90,6 +92,8 @@ def _image_set(
         data, labels, known = _read_dataset(data, value_range)
         class_names = class_names or known
         value_range = None
+    if isinstance(class_names, str):
+        raise UserError(f"{class_names!r} is one name", "class_names", 'give a list, such as ["cat", "dog"]')
     images = _pixels(data, value_range)
     found = _labels(labels, len(images))
     count = int(found.max()) + 1
@@ -126,7 +130,7 @@ def _pixels(images: Tensor, value_range: Any) -> Tensor:
         bottom, top = map(float, value_range)
     except (TypeError, ValueError) as error:
         raise UserError("is no pair (low, high)", f"value_range={value_range!r}", "give (0, 1)") from error
-    if not (bottom < top and bottom <= low and high <= top):  # also NaN
+    if not (math.isfinite(top - bottom) and bottom < top and bottom <= low and high <= top):  # also NaN
         raise UserError(f"the images have values {low:.4g} … {high:.4g}", f"value_range={value_range}")
     return quantise((images - bottom) * (2 / (top - bottom)) - 1)
 
@@ -169,8 +173,10 @@ def _read_dataset(data: Any, value_range: Any) -> tuple[Tensor, list[int] | None
         raise UserError("there are no images", WHERE)
     images: list[Tensor] = []
     labels: list[Any] = []
+    floating = False
     for index in range(len(data)):
         image, label = _item(data[index], index)
+        floating |= image.is_floating_point()
         pixels = _pixels(image[None], None if image.dtype == torch.uint8 else value_range)[0]
         if images and pixels.shape != images[0].shape:
             raise UserError(
@@ -180,6 +186,8 @@ def _read_dataset(data: Any, value_range: Any) -> tuple[Tensor, list[int] | None
             )
         images.append(pixels)
         labels.append(None if label is None else _label(label, index))
+    if value_range is not None and not floating:
+        raise UserError("uint8 images have the range 0 … 255", "value_range", "leave it out")
     unlabelled = [index for index, label in enumerate(labels) if label is None]
     if unlabelled and len(unlabelled) < len(labels):
         raise UserError(f"item {unlabelled[0]} has no label, others have one", WHERE)
@@ -203,6 +211,15 @@ def _names(data: Any) -> Sequence[str] | None:
     return getattr(data, "classes", None)
 
 
+def _eight_bits(image: Any, index: int) -> Any:
+    """A PIL image of any mode as `data prepare` has it: 8 bits, white behind what is transparent."""
+    grey = image.mode == "F" or image.mode.startswith("I")
+    try:
+        return Transform(mode="grey" if grey else "rgb", size=None).convert(image)
+    except BadImage as error:
+        raise UserError(f"item {index} {error}", WHERE, "give 8-bit images") from error
+
+
 def _item(item: Any, index: int) -> tuple[Tensor, Any]:
     """Image [C, H, W] and label (None: none) of one item of a Dataset."""
     label = None
@@ -219,7 +236,7 @@ def _item(item: Any, index: int) -> tuple[Tensor, Any]:
     if isinstance(item, Tensor):
         return item, label
     if hasattr(item, "convert"):  # a PIL image
-        pixels = np.array(item if item.mode in ("L", "RGB") else item.convert("RGB"))
+        pixels = np.array(item if item.mode in ("L", "RGB") else _eight_bits(item, index))
         return torch.from_numpy(pixels.reshape(*pixels.shape[:2], -1)).permute(2, 0, 1), label
     array = np.asarray(item)
     if array.ndim not in (2, 3) or array.dtype == object:

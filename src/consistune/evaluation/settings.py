@@ -3,9 +3,11 @@
 import itertools
 from collections.abc import Sequence
 
+from consistune.core.noise import EDM
 from consistune.core.sampling import Sampler
 from consistune.errors import UserError
 from consistune.models import StepsDoNotFit, default_sampler
+from consistune.models import check_guidance as check_guidance
 from consistune.nn.precond import Preconditioned
 
 LATEST = 80.0
@@ -52,28 +54,10 @@ def _check_middle_times(model: Preconditioned, steps: int | None, mid_t: Sequenc
         raise UserError(what, where, f"add --steps {len(mid_t) + 1}, or leave it out")
 
 
-def check_guidance(
-    model: Preconditioned, worse: Preconditioned | None, omega: float, option: str, searched: bool = False
-) -> None:
-    """Raises UserError where there is nothing to guide by, or where a worse model would not be used."""
-    if omega == 1.0 and not searched:
-        if worse is not None:
-            raise UserError(f"has no effect with {option} 1", "--worse", f"give {option}, for example 1.5")
-        return
-    if worse is None:
-        if not model.num_classes:
-            raise UserError("an unconditional model has no unlabelled branch", option, "give --worse FOLDER")
-        if model.card.label_dropout == 0:
-            what = "the model's unlabelled branch is not trained (train.label_dropout was 0)"
-            raise UserError(what, option, "give --worse FOLDER, or train with train.label_dropout=0.1")
-        return
-    for name, own, other in (
-        ("images", list(model.image_shape), list(worse.image_shape)),
-        ("classes", model.num_classes, worse.num_classes),
-        ("data", model.card.data_sha256, worse.card.data_sha256),
-    ):
-        if own != other and None not in (own, other):
-            what = f"the worse model has other {name}"
-            if name != "data":
-                what += f": {other}, the model has {own}"
-            raise UserError(what, "--worse", "give a model of the same data")
+def check_interval(sampler: Sampler, interval: tuple[float, float], option: str) -> None:
+    """Raises UserError for an interval of noise levels in which the sampler never asks the model."""
+    levels = sampler.times(EDM())
+    if levels and not any(interval[0] < level <= interval[1] for level in levels):
+        asked = ", ".join(f"{level:.4g}" for level in levels[:6]) + (", …" if len(levels) > 6 else "")
+        what = f"has no effect: the sampler asks the model at noise levels {asked}"
+        raise UserError(what, option, "write an interval LOW,HIGH with LOW < level ≤ HIGH")

@@ -11,6 +11,7 @@ from consistune.evaluation.request import Request
 from consistune.metrics.choose import can_classify, classifier_of, default_features
 from consistune.metrics.classifier import ImageClassifier
 from consistune.metrics.features import Extractor, load_extractor
+from consistune.metrics.frechet import LEAST_TO_EXTRAPOLATE
 from consistune.metrics.metric import Setup
 from consistune.metrics.sheet import WITHOUT_FILE
 from consistune.metrics.statistics import (
@@ -68,6 +69,9 @@ def build_suite(
     if data is not None and tuple(data.train.images.shape[1:]) != image_shape:
         given = list(data.train.images.shape[1:])
         raise UserError(f"the data are {given}, the samples {list(image_shape)}", "--data")
+    if request.extrapolate and request.samples < LEAST_TO_EXTRAPOLATE:
+        what = f"{request.samples} samples are too few: eight subsets of them are compared"
+        raise UserError(what, "--extrapolate", f"draw {LEAST_TO_EXTRAPOLATE} or more, or leave it out")
     for name in request.metrics or ():
         metric_class(name)  # an unknown name is refused before the work begins
     word = _features(request, data)

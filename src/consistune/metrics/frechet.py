@@ -65,6 +65,10 @@ def _pairs(values: Tensor) -> Tensor:
     return torch.where(total > 0, values[:, None] * values / total, 0.0)
 
 
+LEAST_TO_EXTRAPOLATE = 16
+"""Samples of which an eighth has a covariance."""
+
+
 def limit(
     features: Rows, reference: ReferenceStatistics, convention: Convention = "unbiased", seed: int = 0
 ) -> float:

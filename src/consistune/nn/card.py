@@ -102,18 +102,17 @@ class ModelCard(BaseModel):
         """The card of a model that learns by an objective: how it is sampled, its edges, its lowest time.
 
         The word in `objective` stays where it says the same; `learns` is given where that word alone would be
-        read otherwise. Times are converted to noise levels of EDM's process.
+        read otherwise. Edges are converted to noise levels of EDM's process.
         """
-        times = torch.tensor([*objective.edges, objective.lowest_time], dtype=torch.float64)
-        *edges, lowest = objective.schedule.noise_to_signal(times).tolist()
-        facts: JSON = {"edges": edges}
-        if lowest > 0:
-            facts["lowest"] = lowest
+        ratios = objective.schedule.noise_to_signal(torch.tensor(objective.edges, dtype=torch.float64))
+        facts: JSON = {"edges": ratios.tolist()}
+        if objective.lowest_time > 0:
+            facts["lowest"] = objective.lowest_time
         if self.objective is None:
             facts["objective"] = "diffusion" if objective.learns == "denoiser" else "consistency"
         if learned({**self.to_json(), **facts}) != objective.learns:
             facts["learns"] = objective.learns
-        return (self if lowest > 0 else self.without("lowest")).updated(**facts)
+        return self.without("lowest").updated(**facts)
 
     def trained(self, objective: Objective, data: object, conditional: bool) -> "ModelCard":
         """The card of a model that is trained with an objective on a data set, with its labels or without.

@@ -5,11 +5,13 @@ import re
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, ClassVar
 
 from torch import Tensor
 
 from consistune.pages.pictures import grid, to_pil
+from consistune.system.files import write_atomically
 
 Style = tuple[str, Any, str]
 """A line's colour, dash and marker, as matplotlib takes them."""
@@ -53,6 +55,10 @@ class Figure(ABC):
         text = self._file("svg").decode()
         head, body = text[text.index("<svg") :].split(">", 1)
         return re.sub(r' (width|height)="[^"]*"', "", head) + ">" + body
+
+    def write_svg(self, path: Path) -> None:
+        """Write the SVG whole."""
+        write_atomically(path, self.svg())
 
     def png(self) -> bytes:
         """The figure as PNG, 150 dots an inch."""

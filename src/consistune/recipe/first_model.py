@@ -57,6 +57,9 @@ def first_model(
     if teacher.image_shape != data.train.image_shape:
         shapes = list(teacher.image_shape), list(data.train.image_shape)
         raise UserError(f"the model makes images {shapes[0]}, the data are {shapes[1]}", "start_from")
+    if isinstance(teacher.network, ModuleNetwork) and classes and not teacher.num_classes:
+        what = f"the network was wrapped without labels, and the run has {classes} classes"
+        raise UserError(what, "conditional", f"wrap it with num_classes={classes}, or use conditional=False")
     # Without augmentation in training, an embedding of its labels would be weights that nothing uses.
     options |= {"num_classes": classes, "augment_dim": LABELS if getattr(recipe, "augment", 0) else 0}
     if two_times and not teacher.two_times:

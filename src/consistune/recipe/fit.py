@@ -22,6 +22,8 @@ from consistune.recipe.words import Recipe
 from consistune.training.options import TrainOptions
 from consistune.training.precision import UntilRatio
 
+LEVELS = (0.02, 0.3, 1.0, 4.0, 40.0)
+"""Noise levels at which a derivative is tried."""
 RARE = 1e-9
 """The share of a law, at each end, that is too rare for a run to draw."""
 
@@ -101,29 +103,31 @@ def check_derivative(model: Preconditioned, objective: Objective) -> None:
     """Raises UserError where the objective differentiates a model that does not allow it.
 
     That is one whose preconditioning rounds the noise level, and a network that is not ours without a forward
-    derivative, or that follows the noise level with none: found by passes over two images.
+    derivative, or that rounds or detaches the noise level: found by passes over a few images. Finite
+    differences pass networks without a derivative, and those that detach.
     """
     if not objective.differentiates:
         return
     device = next(model.parameters()).device
-    x, sigma = torch.ones(2, *model.image_shape, device=device), torch.ones(2, device=device)
+    sigma = torch.tensor(LEVELS, device=device)
+    x = torch.ones(len(sigma), *model.image_shape, device=device)
     without = "use an objective without derivatives, such as consistency"
     if not _follows(model, lambda level: model.scalings(level).c_noise, sigma):
         what = f"{model.kind!r} rounds the noise level, along which the objective takes a derivative"
         raise UserError(what, "precond", f"{without}, or another preconditioning")
-    if getattr(objective, "difference", None) is not None or not isinstance(model.network, ModuleNetwork):
+    difference = getattr(objective, "difference", None)
+    if not isinstance(model.network, ModuleNetwork):
         return
     finite = "set difference=1e-3, which takes finite differences"
     remedy = finite if hasattr(objective, "difference") else without
-    labels = torch.zeros(2, dtype=torch.long, device=device) if model.num_classes else None
-    one_hot = model.one_hot(labels, 2, sigma)
-    training = model.training
+    labels = torch.zeros(len(sigma), dtype=torch.long, device=device) if model.num_classes else None
+    one_hot, training = model.one_hot(labels, len(sigma), sigma), model.training
+    level = model.scalings(sigma).c_noise
     try:
         with torch.random.fork_rng(devices=[]):
-            derivative(model.train(), lambda *at: model(*at, labels), (x, sigma), (x, sigma))
-        smooth = _follows(
-            model.eval(), lambda level: model.network(x, level, one_hot), model.scalings(sigma).c_noise
-        )
+            if difference is None:
+                derivative(model.train(), lambda *at: model(*at, labels), (x, sigma), (x, sigma))
+            smooth = _follows(model.eval(), lambda at: model.network(x, at, one_hot), level, difference)
     except RuntimeError as error:
         what = f"the network has no forward derivative ({str(error).splitlines()[0]})"
         raise UserError(what, "network", remedy) from error
@@ -134,11 +138,19 @@ def check_derivative(model: Preconditioned, objective: Objective) -> None:
         raise UserError(what, "network", f"{without}, or a network that follows it")
 
 
-def _follows(model: Preconditioned, function: Callable[[Tensor], Tensor], level: Tensor) -> bool:
-    """Whether a function that changes with the level [2], by 1 or more, has a derivative along it."""
-    value, slope = derivative(model, function, (level,), (torch.ones_like(level),))
-    with torch.no_grad():
-        changes = any(bool((function(level + step) != value).any()) for step in (1.0, 10.0))
+@torch.no_grad()
+def _follows(
+    model: Preconditioned,
+    function: Callable[[Tensor], Tensor],
+    level: Tensor,
+    difference: float | None = None,
+) -> bool:
+    """Whether a function that changes along the levels has a derivative there, or a small difference."""
+    value = function(level)
+    changes = bool((function(level.roll(1)) != value).any())
+    if difference is not None:
+        return bool((function(level + difference / 4) != value).any()) or not changes
+    _, slope = derivative(model, function, (level,), (torch.ones_like(level),))
     return bool((slope != 0).any()) or not changes
 
 

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from consistune.core.estimators import Blend, NoiseEstimator, OneSample, ScoreIdentity
 from consistune.core.intervals import Intervals, LogitNormal
+from consistune.core.laws import LogNormal
 from consistune.core.noise import NoiseSchedule
 from consistune.core.objectives import (
     AdaptiveHuber,
@@ -35,7 +36,7 @@ from consistune.core.objectives import (
     Weight,
 )
 from consistune.core.solve import Method
-from consistune.core.times import LogNormal, TimePairs, TruncatedPairs
+from consistune.core.times import TimePairs, TruncatedPairs
 from consistune.core.types import Denoiser
 from consistune.errors import UserError
 from consistune.nn.edm2 import EDM2Precond

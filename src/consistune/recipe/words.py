@@ -25,7 +25,7 @@ from typing import (
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, create_model
 
-from consistune.core import estimators, intervals, noise, objectives, times
+from consistune.core import estimators, intervals, laws, noise, objectives, times
 from consistune.core.posterior.bank import BankKind
 from consistune.errors import UserError, load_entry_point
 from consistune.nn import store
@@ -53,8 +53,8 @@ PARTS: dict[Any, dict[str, Any]] = {
         "growing": times.GrowingGrid,
         "doubling": times.DoublingGrid,
     },
-    times.LogNormal: {"lognormal": times.LogNormal},
-    times.TimeLaw: {"lognormal": times.LogNormal, "log-student": times.LogStudent},
+    laws.LogNormal: {"lognormal": laws.LogNormal},
+    laws.TimeLaw: {"lognormal": laws.LogNormal, "log-student": laws.LogStudent},
     intervals.Intervals: {"logit-normal": intervals.LogitNormal},
     estimators.NoiseEstimator: {
         "one-sample": estimators.OneSample,
@@ -108,8 +108,8 @@ NAMES = {
     "pairs": times.TimePairs,
     "gap": times.Gap,
     "grid-size": times.GridSize,
-    "law": times.LogNormal,
-    "time-law": times.TimeLaw,
+    "law": laws.LogNormal,
+    "time-law": laws.TimeLaw,
     "intervals": intervals.Intervals,
     "estimator": estimators.NoiseEstimator,
     "distance": objectives.Distance,

@@ -1,8 +1,6 @@
 """What an experiment gives, and how it is written: CSV, JSON, plots, a page."""
 
-import csv
 import hashlib
-import io
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -15,6 +13,7 @@ from torch import Tensor
 from consistune.pages.experiment import experiment_page
 from consistune.pages.pictures import grid_png
 from consistune.pages.plots import Figure
+from consistune.pages.table import as_csv
 from consistune.reproduce.runs import Run
 from consistune.reproduce.spec import Description
 from consistune.system.files import write_atomically
@@ -126,16 +125,6 @@ def write(
     page = folder / "report.html"
     write_atomically(page, experiment_page(record, experiment.about, outcome.plots, pictures))
     return page
-
-
-def as_csv(rows: Sequence[Row]) -> str:
-    """A CSV table with the columns of all rows, and numbers in full precision."""
-    columns = list(dict.fromkeys(key for row in rows for key in row))
-    text = io.StringIO()
-    table = csv.DictWriter(text, columns, lineterminator="\n")
-    table.writeheader()
-    table.writerows(rows)
-    return text.getvalue()
 
 
 def code_version() -> str:

@@ -79,7 +79,7 @@ def save_snapshot(
     folder = run / FOLDER
     write_atomically(folder / store.CONFIG, _config(model))
     weights = {name: _stored(value, precision) for name, value in model.state_dict().items()}
-    stem = f"{images:012d}-{average.std:g}"
+    stem = f"{images:012d}-{np.format_float_positional(float(f'{average.std:g}'), trim='-')}"
     partial = folder / f".{stem}.{os.getpid()}.partial"
     try:
         store.write_weights(weights, partial)
@@ -87,7 +87,7 @@ def save_snapshot(
     finally:
         partial.unlink(missing_ok=True)
     for old in folder.glob("*.safetensors"):  # of before a return to a checkpoint
-        if old != path and _profile(old) == _profile(path):
+        if old != path and _profile(old) == _profile(path) is not None:
             old.unlink()
 
 

@@ -86,7 +86,7 @@ class Objective(Protocol):
 
     @property
     def lowest_time(self) -> float:
-        """No t below this is learned."""
+        """No noise-to-signal ratio below this is learned."""
         return 0.0
 
     def reference_bytes(self) -> int:

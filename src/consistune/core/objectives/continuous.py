@@ -10,11 +10,11 @@ from torch import Generator, Tensor
 
 from consistune.core.derivative import derivative, exactly
 from consistune.core.estimators import NoiseEstimator
+from consistune.core.laws import LogNormal
 from consistune.core.noise import NoiseSchedule, TrigFlow
 from consistune.core.objectives.base import Draws, Objective, check_draws, check_schedule, gaussian_like
 from consistune.core.objectives.weights import InverseGap, Weight
 from consistune.core.rng import SharedDropout
-from consistune.core.times import LogNormal
 from consistune.core.types import Batch, Conditioning, Denoiser, Progress, Times, expand, predict
 
 LEAST_DIFFERENCE = 1e-5

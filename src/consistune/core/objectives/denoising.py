@@ -7,10 +7,10 @@ from typing import ClassVar
 import torch
 from torch import Generator, Tensor
 
+from consistune.core.laws import LogNormal
 from consistune.core.noise import NoiseSchedule
 from consistune.core.objectives.base import Draws, Learns, Objective, gaussian_like
 from consistune.core.objectives.weights import SNRPlus, Weight
-from consistune.core.times import LogNormal
 from consistune.core.types import Batch, Denoiser, Progress, Times
 
 

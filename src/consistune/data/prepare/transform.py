@@ -98,7 +98,7 @@ class Transform:
         if self.strict_grey and not is_grey(image):
             raise BadImage(f"is in colour ({image.mode}) in a set found to be grey")
         try:
-            pixels = np.asarray(self._resize(self._convert(image)))
+            pixels = np.asarray(self._resize(self.convert(image)))
         except Exception as error:  # Pillow's decoders raise many kinds of errors for a broken file
             raise BadImage(reason(error)) from error
         return (pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)).astype(np.uint8, copy=False)
@@ -111,7 +111,7 @@ class Transform:
             raise BadImage(f"is {width}×{height}, the set {shape[2]}×{shape[1]}")
         return pixels
 
-    def _convert(self, image: Image.Image) -> Image.Image:
+    def convert(self, image: Image.Image) -> Image.Image:
         """Upright, opaque, and in the mode "RGB" or "L"."""
         with strictly():
             image.load()
