@@ -367,6 +367,7 @@ TABLES: dict[str, dict[str, Callable[[], str]]] = {
         "family": lambda: of_study("mnist10k_family"),
         "tcm": lambda: of_study("mnist10k_tcm"),
     },
+    "results/time-law.md": {"law": lambda: of_study("time_law")},
     "results/levers-tables.md": {
         "levers": levers,
         "seeds": lever_seeds,
