@@ -153,6 +153,19 @@ def test_a_stopped_run_is_continued_in_its_folder(teacher: Preconditioned, tmp_p
     assert torch.equal(weights(load(tmp_path / "cut")), weights(whole))
 
 
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"samples": 2.5}, "2.5 samples"),
+        ({"samples": 64, "steps": 1.5}, "steps: "),
+        ({"model": "x"}, "str is no model"),
+    ],
+)
+def test_wrong_arguments_of_evaluate_are_one_line(teacher: Preconditioned, options: dict, said: str) -> None:
+    with pytest.raises(UserError, match=said):
+        evaluate(**({"model": teacher, "data": "digits"} | options))
+
+
 def test_evaluation_measures_what_it_is_asked(teacher: Preconditioned) -> None:
     values = evaluate(teacher, "digits", samples=64, steps=3, metrics=("accuracy",))
     assert set(values) == {"accuracy"}

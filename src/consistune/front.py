@@ -299,8 +299,11 @@ def evaluate(
     Raises UserError for arguments that do not fit, and for data of other images than the model's.
     """
     split = as_split(data)
-    if samples < 2:
-        raise UserError(f"{samples} samples cannot be measured", "samples", "give 2 or more, better 2,000")
+    if not isinstance(model, Preconditioned):
+        what = f"{type(model).__name__} is no model"
+        raise UserError(what, "model", "give one of consistune.load, train or tune")
+    if not isinstance(samples, int) or samples < 2:
+        raise UserError(f"{samples!r} samples cannot be measured", "samples", "give 2 or more, better 2,000")
     if picture_shape(model) != split.to_look_at.train.image_shape:
         shapes = list(picture_shape(model)), list(split.to_look_at.train.image_shape)
         raise UserError(f"the model makes images {shapes[0]}, the data are {shapes[1]}", "data")
@@ -309,6 +312,6 @@ def evaluate(
         suite = Suite(suite.setup, metrics)
     try:
         source = ModelSource(model, default_sampler(model, steps), split.train.labels)
-    except ValueError as error:
+    except (ValueError, TypeError) as error:
         raise UserError(str(error), "steps") from error
     return suite.measure(*source(range(samples))).values

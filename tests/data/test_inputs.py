@@ -82,6 +82,15 @@ def test_what_would_have_no_effect_on_pictures_is_refused() -> None:
         as_split(COLOUR, class_names="cat")
 
 
+def test_held_out_images_need_not_have_every_class() -> None:
+    split = as_split(COLOUR, LABELS, held_out=(COLOUR[:2], [1, 1]))
+    assert split.held_out.labels.tolist() == [1, 1]
+    assert split.held_out.class_names == split.train.class_names
+    for wrong, said in (([-1, 1], "without a gap"), ([1, 99], "labels go to 99")):
+        with pytest.raises(UserError, match=said):
+            as_split(COLOUR, LABELS, held_out=(COLOUR[:2], wrong))
+
+
 def test_no_labels_are_one_class() -> None:
     split = as_split(Items(list(COLOUR)))
     assert split.train.class_names == ("0",)

@@ -61,7 +61,7 @@ def as_split(
     if held_out is None:
         return DataSplit(train, None)
     images, own = held_out if isinstance(held_out, tuple) else (held_out, None)
-    other = _image_set(images, own, value_range, train.class_names, f"{name} held-out")
+    other = _image_set(images, own, value_range, train.class_names, f"{name} held-out", held_out=True)
     if other.image_shape != train.image_shape:
         raise UserError(
             f"images {list(other.image_shape)}, those to train on are {list(train.image_shape)}", "held_out"
@@ -80,8 +80,14 @@ def check_classes(images: ImageSet, conditional: bool) -> None:
 
 
 def _image_set(
-    data: Any, labels: Any, value_range: Any, class_names: Sequence[str] | None, name: str
+    data: Any,
+    labels: Any,
+    value_range: Any,
+    class_names: Sequence[str] | None,
+    name: str,
+    held_out: bool = False,
 ) -> ImageSet:
+    """held_out: `class_names` are those of the images to train on, and some may be missing here."""
     if isinstance(data, ImageSet):
         return data
     if isinstance(data, np.ndarray):
@@ -95,7 +101,7 @@ def _image_set(
     if isinstance(class_names, str):
         raise UserError(f"{class_names!r} is one name", "class_names", 'give a list, such as ["cat", "dog"]')
     images = _pixels(data, value_range)
-    found = _labels(labels, len(images))
+    found = _labels(labels, len(images), gaps=held_out)
     count = int(found.max()) + 1
     names = tuple(class_names) if class_names else tuple(str(k) for k in range(count))
     if count > len(names):
@@ -144,8 +150,8 @@ def _tensor(values: Any, needed: str, where: str) -> Tensor:
         raise UserError(f"{needed} are needed, {seen} is given", where) from error
 
 
-def _labels(labels: Any, count: int) -> Tensor:
-    """int64 labels [count]; None: all 0. Raises UserError where they do not fit."""
+def _labels(labels: Any, count: int, gaps: bool = False) -> Tensor:
+    """int64 labels [count]; None: all 0. gaps: some classes may be missing. Raises UserError else."""
     if labels is None:
         return torch.zeros(count, dtype=torch.long)
     found = _tensor(labels, f"integers [{count}]", "labels").detach().cpu()
@@ -154,7 +160,7 @@ def _labels(labels: Any, count: int) -> Tensor:
     if found.is_floating_point() or found.dtype == torch.bool:
         raise UserError(f"labels must be integers, {found.dtype} is given", "labels")
     present = sorted(set(found.tolist()))
-    if present != list(range(len(present))):
+    if present[0] < 0 if gaps else present != list(range(len(present))):
         shown = ", ".join(map(str, present[:5])) + (", …" if len(present) > 5 else "")
         raise UserError(f"labels must be 0 … K − 1 without a gap; there are {shown}", "labels")
     return found.long()
