@@ -32,7 +32,7 @@ SECONDS = 60
 NETWORK = "network={kind: mlp, width: 8, blocks: 1}"
 VALID = [
     "sample model --seeds 0-3 --steps 2 --out s.npz",
-    "sample model --seeds 0,2 --classes 3 --guidance 1.5 --guidance-interval 0.1,5 --out s.png",
+    "sample model --steps 2 --seeds 0,2 --classes 3 --guidance 1.5 --guidance-interval 0.1,5 --out s.png",
     "sample diffusion --steps 2 --seeds 0-1 --worse diffusion --guidance 2 --batch 2 --out pictures",
     "sample phased --eta 0.3 --seeds 0-1 --precision fp32 --device cpu --out s.npz",
     "evaluate model --data digits --samples 8 --metrics relative --features own:pixels --out e --batch 4",
