@@ -232,17 +232,22 @@ def sample(
 def check_guidance(
     model: Preconditioned, worse: Preconditioned | None, omega: float, option: str, searched: bool = False
 ) -> None:
-    """Raises UserError where there is nothing to guide by, or where a worse model would not be used."""
+    """Raises UserError where there is nothing to guide by, or where a worse model would not be used.
+
+    option: what ω is called, of a command ("--guidance") or in Python.
+    """
+    other_option = "--worse" if option.startswith("--") else "worse"
+    give = f"give {other_option}{' FOLDER' if option.startswith('--') else ''}"
     if omega == 1.0 and not searched:
         if worse is not None:
-            raise UserError(f"has no effect with {option} 1", "--worse", f"give {option}, for example 1.5")
+            raise UserError(f"has no effect with {option} 1", other_option, f"give {option}, for example 1.5")
         return
     if worse is None:
         if not model.num_classes:
-            raise UserError("an unconditional model has no unlabelled branch", option, "give --worse FOLDER")
+            raise UserError("an unconditional model has no unlabelled branch", option, give)
         if model.card.label_dropout == 0:
             what = "the model's unlabelled branch is not trained (train.label_dropout was 0)"
-            raise UserError(what, option, "give --worse FOLDER, or train with train.label_dropout=0.1")
+            raise UserError(what, option, f"{give}, or train with train.label_dropout=0.1")
         return
     for name, own, other in (
         ("images", list(model.image_shape), list(worse.image_shape)),
@@ -255,7 +260,7 @@ def check_guidance(
             what = f"the worse model has other {name}"
             if name != "data":
                 what += f": {other}, the model has {own}"
-            raise UserError(what, "--worse", "give a model of the same data")
+            raise UserError(what, other_option, "give a model of the same data and kind")
 
 
 def _kind(model: Preconditioned) -> str | None:
