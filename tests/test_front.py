@@ -232,6 +232,11 @@ def test_a_network_without_labels_does_not_learn_classes() -> None:
         tune(plain, "digits", images=64, batch=64, conditional=True)
 
 
+def test_the_given_model_is_named_where_it_cannot_stand_for_the_frozen_one(teacher: Preconditioned) -> None:
+    with pytest.raises(UserError, match="below: the given model is a diffusion model"):
+        tune(teacher, "digits", images=64, batch=64, method="tcm")
+
+
 def test_tuning_needs_a_trained_model() -> None:
     with pytest.raises(UserError, match="needs a trained diffusion model, Net is given"):
         tune(Net(), "digits", images=128)

@@ -272,7 +272,10 @@ def _frozen(
     **_: Any,
 ) -> Any:
     """A trained model under the recipe's schedule; with `flow_map`, one that reaches the trajectory's end."""
-    teacher = load_weights(path, key) if teacher is None else deepcopy(teacher)
+    if teacher is None:
+        teacher = load_weights(path, key)
+    else:
+        teacher, path = deepcopy(teacher), "the given model"
     check_finite(teacher, key, "give a model whose training did not diverge")
     teacher = teacher.to(device).eval().requires_grad_(False)
     check_space(teacher, data, key)
