@@ -109,7 +109,6 @@ def test_options_without_effect_and_wrong_ones_are_refused(model: EDMPrecond) ->
     for options, words in (
         ({"batch": -1}, "batch: "),
         ({"batch": 0}, "batch: "),
-        ({"eta": 0.5}, "no phases"),
         ({"eta": 0.5, "sampler": Multistep()}, "belong to the default sampler"),
         ({"guidance_interval": (0.0, 5.0)}, "without guidance"),
         ({"guidance": 2.0, "guidance_interval": (5.0, 1.0)}, "is no interval"),

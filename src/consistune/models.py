@@ -133,8 +133,6 @@ def default_sampler(
     card = model.card
     if mid_t is not None and (card.is_diffusion or card.edges):
         raise StepsDoNotFit("the model takes no times between its steps: leave mid_t out")
-    if eta != 1.0 and (card.is_diffusion or not card.edges):
-        raise StepsDoNotFit("the model has no phases, to which eta belongs: leave it out")
     if steps is not None:
         steps = operator.index(steps)
     if card.is_diffusion:
