@@ -18,8 +18,8 @@ def load_latest(run: Path) -> Preconditioned:
     """
     state, damaged = checkpoint.load_newest(run / "checkpoints")
     if state is None:
-        found = f"{len(damaged)} checkpoint(s), all damaged" if damaged else "no checkpoint"
-        raise UserError(f"there is {found}", str(run), "give the folder of a run that has a sound one")
+        found = f", but {len(damaged)} damaged one(s)" if damaged else ""
+        raise UserError(f"there is no sound checkpoint{found}", str(run), "give a run's folder")
     if CONFIG not in state:
         raise UserError(
             "its checkpoints do not say what to build", str(run), "continue the run, which writes new ones"
