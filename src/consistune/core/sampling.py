@@ -37,7 +37,7 @@ class Sampler(ABC):
         condition: Tensor | None = None,
     ) -> Tensor:
         """Images in about [−1, 1], float64 [B, C, H, W]. shape: (C, H, W)."""
-        flow = flow_map(model, schedule)
+        flow = self.flow(model, schedule)
 
         def jump(x: Tensor, t: Tensor, s: float) -> Tensor:
             return flow.jump(x, t, _times(s, x), condition).to(widest(x.device))
@@ -47,6 +47,10 @@ class Sampler(ABC):
             return block.to(widest(block.device))
 
         return self.draw(jump, schedule, normals)
+
+    def flow(self, model: Denoiser | FlowMap, schedule: NoiseSchedule) -> FlowMap:
+        """The model as the flow map that `draw` asks."""
+        return flow_map(model, schedule)
 
     @property
     @abstractmethod
@@ -170,7 +174,7 @@ class PhasedSteps(Sampler):
         return replace(self, edges=_under(schedule, self.edges))
 
     def draw(self, jump: Jump, schedule: NoiseSchedule, normals: Callable[[], Tensor]) -> Tensor:
-        stops = self.stops(schedule.t_max if self.t_max is None else self.t_max)
+        stops = [*self.times(schedule), 0.0]
         x = prior(schedule, normals(), stops[0])
         for t, s in itertools.pairwise(stops):
             x = jump(x, _times(t, x), s)
@@ -206,17 +210,9 @@ class ODE(Sampler):
     def evaluations(self) -> int:
         return 2 * self.steps - 1 if self.order == 2 else self.steps
 
-    def __call__(
-        self,
-        model: Denoiser | FlowMap,
-        schedule: NoiseSchedule,
-        noise: Noise,
-        shape: Sequence[int],
-        condition: Tensor | None = None,
-    ) -> Tensor:
-        if getattr(model, "two_times", False):
-            model = partial(predict, cast(Denoiser, model))
-        return super().__call__(model, schedule, noise, shape, condition)
+    def flow(self, model: Denoiser | FlowMap, schedule: NoiseSchedule) -> FlowMap:
+        two_times = getattr(model, "two_times", False)
+        return super().flow(partial(predict, cast(Denoiser, model)) if two_times else model, schedule)
 
     def times(self, schedule: NoiseSchedule) -> list[float]:
         ratios = torch.tensor(self._grid()[:-1], dtype=torch.float64)

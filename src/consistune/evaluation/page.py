@@ -32,7 +32,7 @@ def write_page(
     write_atomically(path, evaluation_page(results, pictures, _curves(run)))
     if results["search"] is not None:
         plot = search_plot(results["search"])
-        write_atomically(path.with_name("curve.svg"), plot.svg())
+        plot.write_svg(path.with_name("curve.svg"))
         write_atomically(path.with_name("curve.png"), plot.png())
 
 

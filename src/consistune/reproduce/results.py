@@ -116,7 +116,7 @@ def write(
     }
     write_atomically(folder / "data.json", json.dumps(record, indent=1, ensure_ascii=False) + "\n")
     for key, plot in outcome.plots.items():
-        write_atomically(folder / f"{key}.svg", plot.svg())
+        plot.write_svg(folder / f"{key}.svg")
         write_atomically(folder / f"{key}.png", plot.png())
     pictures = {}
     for number, (title, images) in enumerate(outcome.pictures.items()):

@@ -54,6 +54,7 @@ __all__ = [
 
 
 BY_OBJECTIVE: dict[object, Learns] = {"diffusion": "denoiser", "mean-velocity": "jumps"}
+"""What the words of a card's `objective` stand for."""
 
 
 def learned(meta: Mapping[str, object]) -> Learns:

@@ -33,7 +33,9 @@ class Huber:
 
     def __post_init__(self) -> None:
         if not (0 <= self.c < math.inf and 0 <= self.per_root_dim < math.inf):
-            raise ValueError(f"c and per_root_dim must not be negative, got {self.c}, {self.per_root_dim}")
+            raise ValueError(
+                f"c and per_root_dim must not be negative or infinite, got {self.c}, {self.per_root_dim}"
+            )
 
     def __call__(self, a: Tensor, b: Tensor) -> Tensor:
         norm = length(a - b)

@@ -54,7 +54,9 @@ class AdaptivePower:
 
     def __post_init__(self) -> None:
         if not (0 <= self.p < math.inf and self.c > 0):
-            raise ValueError(f"p must not be negative and c must be positive, got {self.p} and {self.c}")
+            raise ValueError(
+                f"p must not be negative or infinite and c must be positive, got {self.p} and {self.c}"
+            )
         if self.p == 0 and self.scatter == "own":
             raise ValueError("scatter: own has no effect with p = 0, which divides by nothing")
 
