@@ -32,7 +32,7 @@ OPTIONS = {
     "box": " pack runs/box --teachers runs/first runs/teacher --results results/*",
     "expected": ' tried digits-edm "rate × 30=RUN"',
     "reconstruction": " --sets FOLDER",
-    "target_variance": " target-variance --sets emoji32=emoji32.zip mnist10k=mnist10k.zip",
+    "target_variance": " --sets FOLDER",
 }
 """What a benchmark needs to write a result, as its own help says."""
 

@@ -1,8 +1,7 @@
-"""Properties of the methods against exact references: on a 2-D mixture, on the digits' flow, by noise level.
+"""Properties of the methods against exact references: on a 2-D mixture, and on the digits' flow.
 
     python benchmarks/method.py mixture-2d [--steps 3000] [--seeds 3]
     python benchmarks/method.py bootstrap-error [--seed 0]       minutes on one core; continues after a stop
-    python benchmarks/method.py target-variance [--sets NAME=ZIP …]
 
 mixture-2d: every method trained on eight Gaussians on a ring, with a bank of 2048 samples as training set.
   Each seed has one small network, pretrained as a diffusion model; every method starts from it with equal
@@ -16,22 +15,16 @@ bootstrap-error: the parts of the TD error f(x_t, t) − f(x_r, r) of ECT's and 
     euler   f(x_r, r) at the exact x_r − at one Euler step's: the discretisation
     noise   f(x_r, r) at the score identity's x_r − at one-sample's: the scatter that SCT removes
   and end is f(x_t, t) − the exact end of the trajectory.
-target-variance: the score identity's error over one-sample's by noise level, on the digits and on image sets
-  in EDM's layout. Also writes docs/target-variance-NAME.svg.
 """
 
 import copy
-import time
 from argparse import Namespace
 from collections.abc import Iterator
-from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from consistune.analyze import measures
 from consistune.analyze.worlds import Empirical
 from consistune.core.estimators import NoiseEstimator, OneSample, ScoreIdentity, Teacher
 from consistune.core.laws import LogNormal
@@ -47,10 +40,9 @@ from consistune.core.times import (
     LogNormalPairs,
     SigmoidGap,
 )
-from consistune.data.images import digits, read_unprepared
+from consistune.data.images import digits
 from consistune.nn import store
 from consistune.nn.precond import Preconditioned
-from consistune.pages.plots import Axis, Plot
 from consistune.recipe import read_recipe
 from consistune.recipe.plan import make_plan
 from consistune.reproduce.toy import (
@@ -65,7 +57,7 @@ from consistune.reproduce.toy import (
     train,
 )
 from consistune.system.host import machine
-from harness import RESULTS, Benchmark, Record
+from harness import Benchmark, Record
 
 benchmark = Benchmark(__doc__)
 add = benchmark.parser.add_argument
@@ -73,8 +65,6 @@ add("--steps", type=int, default=3000, help="of mixture-2d")
 add("--seeds", type=int, default=3, help="of mixture-2d")
 add("--seed", type=int, default=0, help="of bootstrap-error")
 add("--work", type=Path, default=Path("runs/benchmarks/digits_seeds"), help="the models of bootstrap-error")
-add("--sets", nargs="*", default=[], metavar="NAME=ZIP", help="of target-variance")
-add("--queries", type=int, default=256, help="of target-variance")
 
 # --- the mixture
 
@@ -247,40 +237,6 @@ def bootstrap_error(given: Namespace, part: str) -> Record:
             rows = td_error(store.load(folder / f"stage-{stage}"))
         models.append({"run": part, "stage": stage, "rows": rows})
     return {"queries": TD_QUERIES, "seed": given.seed, "machine": machine(), "models": models}
-
-
-# --- the target's variance
-
-NOISE_LEVELS = (0.1, 0.3, 0.5, 0.8, 1.2, 2.0, 3.0, 5.0, 8.0, 12.0, 20.0, 80.0)
-
-
-@benchmark.section("target_variance.json")
-def target_variance(given: Namespace) -> Record:
-    data, record = {"digits": digits().train}, {}
-    data |= {
-        name: read_unprepared(Path(path)) for name, _, path in (word.partition("=") for word in given.sets)
-    }
-    for name, images in data.items():
-        start = time.perf_counter()
-        levels = NOISE_LEVELS[::6] if given.quick else NOISE_LEVELS
-        world = Empirical(images.images, images.labels, EDM())
-        estimators = measures.named_estimators(images.images, images.labels, EDM())
-        rows = measures.target_variance(world, estimators, levels, queries=given.queries)
-        seconds = time.perf_counter() - start
-        record[name] = {"images": len(images), "seconds": seconds, "rows": [asdict(row) for row in rows]}
-        if given.out == RESULTS:
-            plot(name, measures.measurable(rows))
-    return record
-
-
-def plot(name: str, rows: Any) -> None:
-    series = {
-        label: tuple(zip(*((r.t, r.relative) for r in rows if r.estimator == label), strict=True))
-        for label in dict.fromkeys(row.estimator for row in rows)
-    }
-    title = f"{name}: error of the target, over one-sample's"
-    svg = Plot(series, Axis("t", log=True), Axis("relative to one-sample"), title).svg()
-    (RESULTS.parents[1] / "docs" / f"target-variance-{name}.svg").write_text(svg, encoding="utf-8")
 
 
 if __name__ == "__main__":

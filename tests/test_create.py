@@ -1,7 +1,10 @@
 """`consistune create`: one command from images to a page, continued after a stop; and what is refused."""
 
 import json
+import os
 import re
+import shutil
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -24,6 +27,7 @@ from consistune.nn.autoencoder.space import LatentSpace
 from consistune.pages.create import verdict
 from consistune.recipe import read_recipe
 from tests.support import latents
+from tests.support.command import run_main
 from tests.support.makers import class_folders, pixels
 from tests.support.small_jobs import small_create
 
@@ -260,3 +264,79 @@ def test_the_verdict_follows_the_distances(
     teacher: float | None, forced: float | None, tuned: float | None, said: str
 ) -> None:
     assert re.search(said, verdict(teacher, forced, tuned))
+
+
+def test_images_that_changed_before_the_training_are_prepared_anew(photos: Path, tmp_path: Path) -> None:
+    source, out = tmp_path / "mine", ("--out", str(tmp_path / "job"), "--size", "8", "--device", "cpu")
+    shutil.copytree(photos, source)
+    (source / "lonely").mkdir()
+    shutil.copy(photos / "dark" / "0.png", source / "lonely")
+    (source / "lonely" / "1.png").write_bytes(b"no picture")
+    status, line = run(str(source), *out, "--time", "40s", "--yes")
+    assert (status, line) == (
+        2,
+        f"{source}: the class 'lonely' has 0 images; add images, or give --no-labels",
+    )
+    for k in range(6):
+        shutil.copy(photos / "dark" / f"{k}.png", source / "lonely")
+    refused = CliRunner().invoke(app, ["create", str(source), *out, "--time", "40s"], input="n\n")
+    assert "have changed: they are prepared anew" in refused.output
+    assert len(load_data(str(tmp_path / "job" / "data")).train.class_names) == 3
+    again = CliRunner().invoke(app, ["create", str(source), *out, "--time", "40s"], input="n\n")
+    assert "prepared anew" not in again.output
+    assert again.exit_code == 0
+
+
+def test_a_folder_goes_before_the_built_in_set_of_its_name(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(photos, "digits")
+    words = ("--out", "job", "--size", "8", "--time", "40s", "--device", "cpu")
+    assert CliRunner().invoke(app, ["create", "digits", *words], input="n\n").exit_code == 0
+    assert load_data("job/data").train.class_names == ("dark", "light")
+    shutil.rmtree("digits")
+    shutil.move("job/data", "digits")
+    words = ("--out", "other", "--time", "40s", "--device", "cpu")
+    assert "2 classes" not in CliRunner().invoke(app, ["create", "digits", *words], input="n\n").output
+    assert run("digits", *words, "--yes")[0] == 0
+    assert read_recipe("other/teacher.yaml").data == "./digits"
+    with pytest.raises(UserError, match="both the built-in set and a prepared folder"):
+        load_data("digits")
+
+
+@pytest.mark.parametrize("name", ["teacher.yaml", "results.json", "data/0.png"])
+def test_files_of_another_in_the_folder_are_refused_and_stay(name: str, photos: Path, tmp_path: Path) -> None:
+    (tmp_path / "job" / name).parent.mkdir(parents=True)
+    (tmp_path / "job" / name).write_text("mine")
+    status, line = run(str(photos), "--out", str(tmp_path / "job"), "--size", "8", "--yes")
+    assert status == 2
+    assert "is already there, and was not written by this command; choose another folder" in line
+    assert [p.read_text() for p in (tmp_path / "job").rglob("*") if p.is_file()] == ["mine"]
+
+
+def test_a_job_goes_on_from_another_working_folder(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    words = ("--size", "8", "--time", "40s", "--yes", "--device", "cpu")
+    shown = CliRunner().invoke(app, ["create", str(photos), "--out", "job", *words])
+    assert shown.exit_code == 0, shown.output
+    (tmp_path / "job" / "results.json").unlink()
+    (tmp_path / "sub").mkdir()
+    monkeypatch.chdir(tmp_path / "sub")
+    assert run(str(photos), "--out", "../job", *words)[0] == 0
+    assert read_recipe("../job/tuned/recipe.yaml").start_from == "../job/teacher/model"
+    assert (tmp_path / "job" / "results.json").exists()
+
+
+def test_without_a_terminal_the_question_is_refused_at_once(photos: Path, tmp_path: Path) -> None:
+    words = ("create", photos, "--out", tmp_path / "job", "--size", "8", "--time", "40s")
+    with open(os.devnull) as nothing, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "stdin", nothing)
+        done = run_main(*words)
+    assert (done.returncode, "there is no terminal to ask on" in done.stderr) == (2, True)
+    assert not (tmp_path / "job").exists()
+    assert run(*map(str, words[1:])) == (2, "Begin?: no answer came; give --yes")  # an empty pipe
+    undecodable = run(str(photos), "--out", str(tmp_path / "caf\udce9"), "--yes")
+    assert (undecodable[0], "is no name in UTF-8" in undecodable[1]) == (2, True)

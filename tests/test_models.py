@@ -14,7 +14,7 @@ from consistune.core.sampling import ODE, Multistep, PhasedSteps
 from consistune.core.times import ConstGap, LogNormalPairs, Phased
 from consistune.data.images import digits
 from consistune.errors import UserError
-from consistune.models import default_sampler, sample
+from consistune.models import BOX, default_sampler, find, sample
 from consistune.nn import store
 from consistune.nn.card import ModelCard
 from consistune.nn.precond import EDMPrecond
@@ -201,3 +201,14 @@ def test_a_built_in_model_is_found_by_its_name_unless_a_path_has_it(tmp_path: Pa
         models.load("large")
     store.save(networks[1], here / "small")
     assert models.load("small").network.options["width"] == 16
+
+
+def test_a_folder_without_a_model_does_not_hide_the_built_in_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "emoji64").mkdir()
+    (tmp_path / "emoji64" / "000000.png").write_text("a sample")
+    assert find("emoji64") == BOX / "emoji64"
+    (tmp_path / "emoji64" / "model").mkdir()
+    assert find("emoji64") == Path("emoji64")

@@ -3,15 +3,19 @@
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from consistune.data.prepare.run import PrepareOptions, prepare
 from consistune.errors import UserError
 from consistune.nn import store
 from consistune.nn.precond import EDMPrecond
 from consistune.nn.small import ResidualMLP
+from consistune.pages.pictures import save_png
 from consistune.system.files import previous
+from consistune.system.own import is_own
 from consistune.training import folder
 from tests.support.command import run_main
 from tests.support.makers import edm_zip, pixels
@@ -106,3 +110,90 @@ def test_another_folder_is_not_taken_for_an_unfinished_preparation(tmp_path: Pat
     with pytest.raises(UserError, match="no unfinished preparation"):
         prepare(source, tmp_path / "set", PrepareOptions())
     assert (tmp_path / "set.part" / "thesis.txt").read_text() == "years of work"
+
+
+@pytest.mark.parametrize("name", ["environment.json", "log.txt", "metrics.jsonl", "checkpoints/mine.txt"])
+def test_a_run_does_not_begin_over_the_files_of_another(tmp_path: Path, name: str) -> None:
+    file = tmp_path / "run" / name
+    file.parent.mkdir(parents=True)
+    file.write_text("mine")
+    with pytest.raises(UserError, match="is already there, and belongs to no run"):
+        folder.create(tmp_path / "run", "objective: diffusion\n")
+    assert everything(tmp_path / "run")[name] == b"mine"
+    file.unlink()
+
+
+def test_a_run_that_was_killed_before_its_recipe_was_written_begins_again(tmp_path: Path) -> None:
+    folder.create(tmp_path, "objective: diffusion\n")
+    (tmp_path / "recipe.yaml").unlink()
+    folder.create(tmp_path, "objective: diffusion\n")
+    assert (tmp_path / "recipe.yaml").exists()
+
+
+PICTURE = torch.zeros(3, 8, 8, dtype=torch.uint8)
+
+
+def a_photograph(path: Path) -> None:
+    Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(path)
+
+
+def a_data_set(path: Path) -> None:
+    np.savez(path, arr_0=np.zeros((4, 8, 8, 1), np.uint8), arr_1=np.zeros(4, np.int64))
+
+
+@pytest.mark.parametrize(("name", "make"), [("a.png", a_photograph), ("a.npz", a_data_set)])
+def test_samples_replace_samples_and_nothing_else(
+    tmp_path: Path, name: str, make: Callable[[Path], None]
+) -> None:
+    store.save(model(), tmp_path / "model")
+    make(tmp_path / name)
+    before = everything(tmp_path)
+    words = ("sample", tmp_path / "model", "--seeds", "0-1", "--steps", "1")
+    words = (*words, "--out", tmp_path / name, "--device", "cpu")
+    done = run_main(*words)
+    assert (done.returncode, "was not written by this command" in done.stderr) == (2, True)
+    assert everything(tmp_path) == before
+    (tmp_path / name).unlink()
+    assert [run_main(*words).returncode for _ in range(2)] == [0, 0]
+    save_png(tmp_path / "b.png", PICTURE)
+    assert is_own(tmp_path / "b.png")
+
+
+@pytest.mark.parametrize("option", ["--keep", "--save-reference"])
+def test_an_evaluation_does_not_write_over_what_it_reads(tmp_path: Path, option: str) -> None:
+    store.save(model(), tmp_path / "model")
+    a_data_set(tmp_path / "data.npz")
+    np.savez(tmp_path / "ours.npz", arr_0=np.zeros((4, 4, 4, 1), np.uint8), consistune=np.array("samples"))
+    before = everything(tmp_path)
+    for data in ("data.npz", "ours.npz"):
+        words = ("--data", tmp_path / data, option, tmp_path / data, "--out", tmp_path / "out")
+        done = run_main("evaluate", tmp_path / "model", *words, "--samples", "4", "--device", "cpu")
+        assert done.returncode == 2
+        assert "was not written by this command" in done.stderr or "is read too" in done.stderr
+    assert everything(tmp_path) == before
+
+
+@pytest.mark.parametrize(
+    ("name", "command"),
+    [
+        ("results.json", ("evaluate", "model", "--data", "digits", "--out")),
+        ("report.html", ("evaluate", "model", "--data", "digits", "--out")),
+        ("variance.csv", ("analyze", "digits", "--out")),
+        ("results.json", ("demo", "--out")),
+    ],
+)
+def test_results_replace_results_and_nothing_else(
+    tmp_path: Path, name: str, command: tuple[str, ...]
+) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / name).write_text("{}")
+    done = run_main(*command, tmp_path / "out")
+    assert (done.returncode, "was not written by this command" in done.stderr) == (2, True), done.stderr
+    assert everything(tmp_path / "out") == {name: b"{}"}
+
+
+def test_a_figure_of_the_paper_replaces_a_figure_and_nothing_else(tmp_path: Path) -> None:
+    (tmp_path / "digits-smoke" / "unify").mkdir(parents=True)
+    (tmp_path / "digits-smoke" / "unify" / "data.json").write_text("{}")
+    done = run_main("reproduce", "unify", "--out", tmp_path)
+    assert (done.returncode, "was not written by this command" in done.stderr) == (2, True), done.stderr

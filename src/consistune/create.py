@@ -115,17 +115,21 @@ def check_sizes(sizes: Mapping[str, int], conditional: bool, where: str) -> None
         raise UserError(what, where, "add images, or give --no-labels")
 
 
-def check_images(data: DataSplit, conditional: bool) -> None:
-    """Raises UserError for images that cannot be learned from: too few, or of sides that no network takes."""
+def check_images(data: DataSplit, conditional: bool, where: str | None = None) -> None:
+    """Raises UserError for images that cannot be learned from: too few, or of sides that no network takes.
+
+    where: what the message names; None: the prepared set.
+    """
     pictures, latents = data.to_look_at.train, data.train.latents
     multiple = 8 if latents is None else 2 * latents.factor
     _, height, width = pictures.image_shape
     sizes = torch.bincount(pictures.labels, minlength=len(pictures.class_names)).tolist()
-    check_sizes(dict(zip(pictures.class_names, sizes, strict=True)), conditional, pictures.name)
+    where = where or pictures.name
+    check_sizes(dict(zip(pictures.class_names, sizes, strict=True)), conditional, where)
     if height != width or height % multiple:
         raise UserError(
             f"images of {height}×{width} do not fit the networks here",
-            pictures.name,
+            where,
             f"give --size {max(multiple, min(height, width) // multiple * multiple)}",
         )
 
@@ -207,8 +211,13 @@ class Job:
         screen: Screen,
         device: torch.device,
         x_flip: bool = False,
+        source: str | None = None,
     ) -> None:
-        """x_flip: pixels are mirrored at random; latents of mirrored pictures are in the data."""
+        """x_flip: pixels are mirrored at random; latents of mirrored pictures are in the data.
+
+        source: what the user gave, for messages about the images.
+        """
+        self.source = source
         self.out, self.data, self.data_name, self.x_flip = out, data, data_name, x_flip
         self.screen, self.device = screen, device
         self.space = PIXELS if data.train.latents is None else LATENTS
@@ -224,7 +233,7 @@ class Job:
 
         Raises UserError, with the time that would do, where it is too short.
         """
-        check_images(self.data, conditional)
+        check_images(self.data, conditional, self.source)
         space = self.space
         teacher = self._recipe(space.teacher, conditional, space.fewest[0])
         fresh = make_plan(teacher, self.device, Given(self.data)).model
@@ -237,7 +246,7 @@ class Job:
         enough = 2 * longest / sum(space.shares)  # each gets half of the time in the shortest job
         if seconds - spent < enough:
             raise UserError(
-                f"{seconds / 60:.0f} minutes are too short for these images on this machine",
+                f"{seconds / 60:.3g} minutes are too short for these images on this machine",
                 "--time",
                 f"give {math.ceil((enough + spent) / 60)}m or more, or a smaller --size",
             )
@@ -255,6 +264,7 @@ class Job:
     def run(self) -> Path:
         """Train, tune, measure; returns the page. Raises training.run.Interrupted after a signal."""
         models: dict[str, Preconditioned] = {}
+        self._update_paths()
         for name in ("teacher", "tuned"):
             recipe = read_recipe(str(self._recipe_file(name)))
             if name == "tuned" and self.ends is not None:
@@ -269,6 +279,20 @@ class Job:
         pictures = [*drawn, real[torch.linspace(0, len(real) - 1, SHOWN).long()]]
         write_atomically(page, create_page(results, pictures))
         return page
+
+    def _update_paths(self) -> None:
+        """Write the present paths into the recipes and those of the runs, where the folder was moved."""
+        for name in ("teacher", "tuned"):
+            for file in (self._recipe_file(name), self.out / name / "recipe.yaml"):
+                if file.is_file():
+                    before = file.read_text(encoding="utf-8")
+                    recipe = read_recipe(str(file))
+                    paths = {"data": self.data_name}
+                    if name == "tuned":
+                        paths["start_from"] = str(self.out / "teacher" / "model")
+                    after = to_yaml(recipe.model_copy(update=paths))
+                    if before == to_yaml(recipe) != after:
+                        write_atomically(file, after)
 
     def _fitted(self, recipe: Recipe, teacher: Preconditioned, seconds: float) -> Recipe:
         """The tuning's recipe, made and written anew for the time that the teacher has left.

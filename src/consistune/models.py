@@ -29,6 +29,8 @@ from consistune.nn.precond import Preconditioned
 from consistune.pages.pictures import save_grid
 
 BOX = Path(__file__).parent / "box"
+MODEL_NAMES = (store.CONFIG, "model", "checkpoints", "model_index.json")
+"""Of these a folder with a model, a run or a pipeline has one."""
 """The models that come with the package, a folder each."""
 
 
@@ -48,8 +50,7 @@ def load(
     verify: as in `nn.store.load`.
     In evaluation mode. Nothing in the file is executed. Raises UserError for anything else.
     """
-    if str(path).startswith(hub.PREFIX):
-        path = hub.download(str(path))
+    path = hub.resolved(path)
     if Path(path).is_file() or is_pipeline(Path(path)):
         from consistune.interop.checkpoints import load_checkpoint
 
@@ -76,8 +77,11 @@ def _placed(model: Preconditioned, device: torch.device | str) -> Preconditioned
 
 
 def find(path: str | Path) -> Path:
-    """The path, or where there is nothing the folder of the built-in model of that name."""
-    return Path(path) if Path(path).exists() or str(path) not in built_in() else BOX / path
+    """The path, or where no model is there the folder of the built-in model of that name."""
+    place = Path(path)
+    if str(path) not in built_in() or place.is_file() or any((place / name).exists() for name in MODEL_NAMES):
+        return place
+    return BOX / path
 
 
 def built_in() -> list[str]:

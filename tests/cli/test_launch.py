@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from consistune.training import checkpoint
+from tests.support.command import run_main
 
 KEYS = (
     "network={kind: mlp, width: 16, blocks: 1}",
@@ -55,3 +56,14 @@ def test_two_processes_are_stopped_and_one_goes_on(tmp_path: Path) -> None:
     ]
     assert len(losses[0]) == 100
     assert losses[1] == pytest.approx(losses[0], rel=1e-3)
+
+
+@pytest.mark.parametrize("count", ["abc", "0", "-1", "2.5"])
+def test_a_number_of_processes_that_is_none_is_a_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, count: str
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", count)
+    done = run_main("train", "digits-edm", "--out", tmp_path / "run", "train.images=128", "--device", "cpu")
+    assert done.returncode == 2
+    assert f"WORLD_SIZE: '{count}' is no number of processes" in done.stderr
+    assert not (tmp_path / "run").exists()

@@ -68,3 +68,11 @@ def test_no_seeds_are_refused_in_one_line_and_leave_nothing(tmp_path: Path) -> N
     done = run_main("reproduce", "target", "--seeds", 0, "--out", tmp_path)
     assert (done.returncode, done.stderr.count("\n"), "--seeds" in done.stderr) == (2, 1, True)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("option", "value"), [("data", "mine"), ("unconditional", True), ("device", "cuda:0")]
+)
+def test_what_changes_nothing_on_gaussians_is_refused(tmp_path: Path, option: str, value: object) -> None:
+    with pytest.raises(UserError, match=f"--{option}: has no effect: unify needs no images"):
+        reproduce("unify", out=tmp_path, **{option: value})  # type: ignore[arg-type]

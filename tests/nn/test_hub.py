@@ -50,7 +50,11 @@ def test_a_model_comes_back_from_the_hub(model: Preconditioned, server: LocalHub
     assert (read.license, read.library_name) == ("mit", "consistune")
     assert [result.metric_value for result in read.eval_results] == [12.34]
     x, labels = torch.ones(2, 1, 4, 4), torch.tensor([0, 1])
-    again = (load("hf://me/mine"), load("hf://me/mine@main"), EDMPrecond.from_pretrained("me/mine", "main"))
+    again = (
+        load("hf://me/mine"),
+        load(Path("hf://me/mine@main")),
+        EDMPrecond.from_pretrained("me/mine", "main"),
+    )
     for found in again:
         assert torch.equal(found(x, 1.0, labels), model.eval()(x, 1.0, labels))
 

@@ -1,6 +1,7 @@
 """Is a run normal? Laws of the bands, what leaves them, and what is refused."""
 
 import json
+import math
 import statistics
 import sys
 from pathlib import Path
@@ -235,6 +236,32 @@ def test_the_command_says_normal_or_what_left_its_band(
         check(broken, as_json=True)
     said = json.loads(capsys.readouterr().out)
     assert (said["normal"], said["left"][0]["figure"], said["compared_with"]) == (False, "loss", "digits-sct")
+
+
+def test_a_run_whose_first_part_is_not_over_is_not_compared_yet(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = write_run(tmp_path / "young", 7)
+    log = run / "metrics.jsonl"
+    log.write_text(log.read_text().splitlines()[0] + "\n")
+    check(run)
+    assert "too early to compare its losses" in capsys.readouterr().out
+    check(run, as_json=True)
+    assert json.loads(capsys.readouterr().out)["normal"]
+
+
+def test_the_json_of_a_loss_that_is_not_finite_is_json(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = write_run(tmp_path / "bad", 7, change=lambda name, share, value: math.nan if share > 0.5 else value)
+    with pytest.raises(typer.Exit):
+        check(run, as_json=True)
+
+    def refuse(word: str) -> None:
+        raise AssertionError(word)
+
+    left = json.loads(capsys.readouterr().out, parse_constant=refuse)["left"]
+    assert None in [one["value"] for one in left]
 
 
 def test_training_says_once_and_soon_that_a_figure_left_its_band(tmp_path: Path) -> None:

@@ -533,3 +533,27 @@ def test_a_tracker_that_is_not_installed_is_named_before_anything_is_trained(
     with pytest.raises(UserError, match=r'wandb is not installed; pip install "consistune\[wandb\]"'):
         next(run.steps(trainer))
     assert trainer.step == 0
+
+
+@pytest.mark.parametrize("name", ["model", "best", "snapshots/50%"])
+def test_a_model_that_would_replace_another_file_is_refused_at_the_start(tmp_path: Path, name: str) -> None:
+    run, trainer = start(tmp_path / "run", keys=["train.evaluate_images=128"])
+    run.evaluate = lambda _: {"distance": 1.0}
+    (tmp_path / "run" / name).mkdir(parents=True)
+    (tmp_path / "run" / name / "notes.txt").write_text("mine")
+    with pytest.raises(UserError, match="is already there"):
+        next(run.steps(trainer))
+    assert not list((tmp_path / "run").glob("checkpoints/*"))
+
+
+def test_what_comes_into_the_best_models_folder_does_not_end_the_training(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run, trainer = start(tmp_path / "run", keys=["train.evaluate_images=128"])
+    run.evaluate = lambda _: {"distance": float(-trainer.images)}
+    for report in run.steps(trainer):
+        if report.images == 192:
+            (tmp_path / "run" / "best" / "notes.txt").write_text("mine")
+    assert (tmp_path / "run" / "model").is_dir()
+    assert "the best model is not kept" in capsys.readouterr().err
+    assert (tmp_path / "run" / "best" / "notes.txt").read_text() == "mine"

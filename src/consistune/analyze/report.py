@@ -1,7 +1,7 @@
 """Write an analysis into a folder: a table and a plot for each measure."""
 
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from consistune.analyze.measures import (
     QUARTILES,
     ROUNDING,
     TIMES,
+    VarianceRow,
     discretisation,
     effective_sizes,
     measurable,
@@ -27,6 +28,12 @@ from consistune.core.noise import EDM
 from consistune.core.posterior.mean import Reference
 from consistune.pages.plots import Axis, Plot
 from consistune.pages.table import write_csv
+
+TABLES = ("variance", "moments", "sizes", "steps")
+NAMES = tuple(f"{table}.{ending}" for table in TABLES for ending in ("csv", "svg"))
+"""The files of an analysis."""
+RECORD = ("variance.csv", tuple(field.name for field in fields(VarianceRow)))
+"""The one by which a folder is known to hold an analysis, and its columns."""
 
 
 def analyze(

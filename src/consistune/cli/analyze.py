@@ -9,6 +9,8 @@ from consistune.cli.options import parse_times
 from consistune.cli.screen import console
 from consistune.errors import UserError
 
+MEASURING = "measuring; this takes some minutes for a large data set"
+
 
 def analyze(
     data: Annotated[str, Argument(help="digits, mixture (8 Gaussians), a prepared folder, or a ZIP.")],
@@ -25,26 +27,27 @@ def analyze(
 ) -> None:
     """Measure the score-identity target on a data set: variance, bias and number of references against t."""
     from consistune.analyze.measures import TIMES
+    from consistune.analyze.report import NAMES, RECORD, analyze_mixture
     from consistune.analyze.report import analyze as analyze_images
-    from consistune.analyze.report import analyze_mixture
     from consistune.data.images import load_data, read_unprepared
-    from consistune.system.files import check_writable
+    from consistune.system.own import check_folder
 
     levels = parse_times(times, "--times") or TIMES
     if any(not 0 < t < 1e6 for t in levels):
         raise UserError(f"{times} has a time that is not positive, or above a million", "--times")
     if batch is not None and batch < 2:
         raise UserError(f"{batch} is too small", "--batch", "use at least 2")
-    check_writable(out, "--out", folder=True)
+    check_folder(out, "--out", NAMES, *RECORD)
     if data == "mixture":
         for option, value in {"--batch": batch, "--conditional": conditional}.items():
             if value is not None:
                 raise UserError("has no effect on the mixture", option, "leave it out")
-    console.print("measuring; this takes some minutes for a large data set", highlight=False)
     if data == "mixture":
+        console.print(MEASURING, highlight=False)
         paths = analyze_mixture(out, times=levels, queries=queries, seed=seed)
     else:
         images = read_unprepared(Path(data)) if data.lower().endswith(".zip") else load_data(data).train
+        console.print(MEASURING, highlight=False)
         paths = analyze_images(
             images.images if images.latents is None else images.values(),
             None if conditional is False else images.labels,

@@ -1,6 +1,7 @@
 """`consistune check`: is a run normal?"""
 
 import json
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -29,7 +30,7 @@ def check(
 
     verdict = check_run(run, against)
     if as_json:
-        print(json.dumps(as_dict(verdict), indent=1))
+        print(json.dumps(as_dict(verdict), indent=1, allow_nan=False))
     else:
         _print(verdict)
     if not verdict.normal:
@@ -37,7 +38,7 @@ def check(
 
 
 def as_dict(verdict: "Verdict") -> dict[str, Any]:
-    """A verdict as plain data."""
+    """A verdict as plain data; a value that is not finite is None."""
     expected = verdict.compared.expected
     return {
         "run": verdict.run,
@@ -49,7 +50,8 @@ def as_dict(verdict: "Verdict") -> dict[str, Any]:
         "differences": [str(difference) for difference in verdict.compared.differences],
         "left": [
             {
-                **{name: getattr(one, name) for name in ("figure", "step", "images", "value")},
+                **{name: getattr(one, name) for name in ("figure", "step", "images")},
+                "value": one.value if math.isfinite(one.value) else None,
                 "expected": [one.band.low, one.band.high],
             }
             for one in verdict.left
@@ -74,7 +76,8 @@ def _print(verdict: "Verdict") -> None:
         say(f"{seen}, compared with {len(expected.runs)} runs of {expected.name}")
         for difference in verdict.compared.differences:
             say(f"  its recipe differs: {difference}")
-        console.print(_table(verdict))
+        if verdict.curves:
+            console.print(_table(verdict))
     for one in verdict.left:
         say(f"  {one}")
     for problem in verdict.problems:
@@ -86,12 +89,18 @@ def _print(verdict: "Verdict") -> None:
 
 def _word(verdict: "Verdict") -> str:
     """The verdict in a line."""
+    from consistune.training.expected import PARTS
+
     if not verdict.normal:
         return (
             f"not normal: {len(verdict.left)} figures left their band, {len(verdict.problems)} other faults"
         )
     if verdict.compared.expected is None:
         return "no fault found; there are no expected curves to say whether its losses are normal"
+    if not verdict.curves:
+        return (
+            f"no fault found; too early to compare its losses: that begins at {100 // PARTS} % of its images"
+        )
     return "normal"
 
 
@@ -103,11 +112,12 @@ def _table(verdict: "Verdict") -> Any:
     from rich.table import Column, Table
     from rich.text import Text
 
+    from consistune.training.expected import PARTS
     from consistune.training.metrics_file import EVALUATION
 
     expected = verdict.compared.expected
     assert expected is not None
-    parts = [share * len(next(iter(verdict.curves.values()))) // 100 - 1 for share in SHARES]
+    parts = [share * PARTS // 100 - 1 for share in SHARES]
     figures = Column(overflow="fold", min_width=24)
     table = Table(figures, *(f"{share} %" for share in SHARES), box=None, pad_edge=False, header_style="")
     left = {one.figure for one in verdict.left}

@@ -1,7 +1,12 @@
 """`consistune create`: from a folder of images to a model of one step and a page."""
 
+import hashlib
 import json
+import os
 import re
+import shutil
+import stat
+import sys
 import time as clock
 from contextlib import suppress
 from dataclasses import replace
@@ -9,7 +14,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-from typer import Argument, Option, confirm
+from typer import Abort, Argument, Option, confirm
 
 from consistune.cli.options import Device, pick_device
 from consistune.cli.screen import Screen
@@ -25,6 +30,8 @@ if TYPE_CHECKING:
 UNITS = {"": 60, "m": 60, "h": 3600, "s": 1}
 HELD_OUT = 0.1
 SETTINGS = "create.json"
+NAMES = ("data", "teacher.yaml", "tuned.yaml", "teacher", "tuned", "results.json", "report.html")
+"""What a job writes beside SETTINGS."""
 
 
 def create(
@@ -57,13 +64,17 @@ def create(
 
     began, seconds, place = clock.monotonic(), parse_duration(time, "--time"), pick_device(device)
     folder = out or Path("runs") / (data.name.split(".")[0] or "images")
-    check_outside(folder, data)
+    check_places(folder, data)
     given = {"DATA": str(data.resolve()), "--size": size, "--latents": latents, "--flip": flip}
     length = {"--time": time, "--labels": labels}
     with Screen() as screen, screen.exit_when_interrupted("give the same command to continue"):
         before = _recorded(folder, given | length)
+        begun = "--time" in before
+        if not (yes or begun):
+            _check_terminal()
         images = _Images(data, folder, size, flip, labels, screen)
-        chosen: dict[str, Any] = before or given | {"autoencoder": images.choose(latents, seconds, place)}
+        before = before if begun else images.of_these(before)
+        chosen: dict[str, Any] = before or given | images.choose(latents, seconds, place)
         check_size(size, 8 if chosen["autoencoder"] is None else 16)
         _record(folder, chosen)
         try:
@@ -74,12 +85,11 @@ def create(
                 with suppress(OSError):  # it is not empty
                     folder.rmdir()
             raise
-        job = Job(folder, split, path, screen, place, flip and split.train.latents is None)
-        if not job.planned:
+        job = Job(folder, split, path, screen, place, flip and split.train.latents is None, str(data))
+        if not (begun and job.planned):
             conditional = len(split.train.class_names) > 1 if labels is None else labels
             plan = job.plan(seconds, conditional, clock.monotonic() - began)
-            _show_plan(job, plan, screen)
-            _ask(screen, yes)
+            _show_plan(job, plan, screen, yes)
             _record(folder, chosen | length)
             job.begin(plan)
         page = job.run()
@@ -89,9 +99,24 @@ def create(
 def _ask(screen: Screen, yes: bool) -> None:
     """Ask whether to begin, unless `yes`; a no ends the program."""
     screen.stop()
-    if not yes and not confirm("Begin?", default=True):
-        raise SystemExit(0)
+    try:
+        if not yes and not confirm("Begin?", default=True):
+            raise SystemExit(0)
+    except Abort as error:
+        if not isinstance(error.__context__, EOFError):  # Ctrl-C
+            raise
+        raise UserError("no answer came", "Begin?", "give --yes") from error
     screen.start()
+
+
+def _check_terminal() -> None:
+    """Raises UserError where no question can be asked: standard input is closed, or is /dev/null."""
+    try:
+        silent = not sys.stdin.isatty() and stat.S_ISCHR(os.fstat(sys.stdin.fileno()).st_mode)
+    except (AttributeError, OSError, ValueError):  # closed, or no file
+        silent = sys.stdin is None or sys.stdin.closed
+    if silent:
+        raise UserError("there is no terminal to ask on before the training begins", "--yes", "give it")
 
 
 def parse_duration(text: str, option: str) -> float:
@@ -110,6 +135,16 @@ def check_outside(folder: Path, data: Path) -> None:
         raise UserError(f"{str(folder)!a} lies in the images' folder", "--out", f"give --out {source}-model")
 
 
+def check_places(folder: Path, data: Path) -> None:
+    """Raises UserError for names that are no text, which a recipe cannot hold, and as `check_outside`."""
+    for path, option in ((data, "DATA"), (folder, "--out")):
+        try:
+            str(path).encode()
+        except UnicodeEncodeError as error:
+            raise UserError(f"{str(path)!a} is no name in UTF-8", option, "give another name") from error
+    check_outside(folder, data)
+
+
 def check_size(size: int | None, multiple: int) -> None:
     """Raises UserError for a side that the networks here do not take."""
     if size is not None and (size < multiple or size % multiple):
@@ -122,10 +157,10 @@ def _recorded(folder: Path, given: dict[str, Any]) -> dict[str, Any]:
 
     Raises UserError where it was given something else, and where nothing can be written.
     """
-    from consistune.system.files import check_writable
+    from consistune.system.own import check_folder
 
-    check_writable(folder, "--out", folder=True)
     path = folder / SETTINGS
+    check_folder(folder, "--out", () if path.exists() else NAMES, SETTINGS, ())
     before: Any = {}
     if path.exists():
         try:
@@ -147,6 +182,18 @@ def _record(folder: Path, settings: dict[str, Any]) -> None:
     write_atomically(folder / SETTINGS, json.dumps(settings, indent=1))
 
 
+def state_of(source: Path) -> str:
+    """A hash of the names, sizes and times of a source's files: another one where the images have changed."""
+    found = sorted(path for path in source.rglob("*") if path.is_file()) if source.is_dir() else [source]
+    total = hashlib.sha256()
+    for path in found:
+        with suppress(OSError):  # what cannot be read is named later
+            known = path.stat()
+            name = path.relative_to(source).as_posix()
+            total.update(f"{known.st_size} {known.st_mtime_ns} {name}\n".encode("utf-8", "surrogateescape"))
+    return total.hexdigest()
+
+
 class _Images:
     """The images of a job: prepared in its folder, as pixels or latents; or a prepared set as it is."""
 
@@ -164,7 +211,10 @@ class _Images:
 
         self.source, self.dest, self.size, self.flip = source, folder / "data", size, flip
         self.labels, self.screen = labels, screen
-        self.ready = str(source) in SETS or is_prepared(source)
+        self.ready = is_prepared(source) or (str(source) in SETS and not source.exists())
+        self.word = f"./{source}" if self.ready and str(source) in SETS and source.exists() else str(source)
+        """By which `load_data` finds a prepared set: a folder goes before a built-in set of its name."""
+        self.state = None if self.ready else state_of(source)
 
     @cached_property
     def seen(self) -> "Survey":
@@ -172,8 +222,11 @@ class _Images:
 
         return survey(self.source)
 
-    def choose(self, word: str, seconds: float, device: "torch.device") -> str | None:
-        """The autoencoder to encode with; None: the images are learned as they are."""
+    def choose(self, word: str, seconds: float, device: "torch.device") -> dict[str, Any]:
+        """Settings: the autoencoder to encode with, None for images as they are; and the images' state."""
+        return {"autoencoder": self._autoencoder(word, seconds, device), "images": self.state}
+
+    def _autoencoder(self, word: str, seconds: float, device: "torch.device") -> str | None:
         from consistune.create import check_sizes, choose_autoencoder
         from consistune.data.images import load_data
         from consistune.data.prepare.survey import Survey
@@ -182,7 +235,7 @@ class _Images:
             sizes = self.seen.sizes
             check_sizes(sizes, len(sizes) > 1 if self.labels is None else self.labels, str(self.source))
             return choose_autoencoder(word, self.seen, self.size, seconds, device)
-        train, name = load_data(str(self.source)).train, str(self.source)
+        train, name = load_data(self.word).train, str(self.source)
         if self.size is not None:
             raise UserError("is prepared already", name, "leave --size out, or give its source")
         if train.latents is not None and (word != "auto" or self.flip):
@@ -203,12 +256,23 @@ class _Images:
         from consistune.data.prepared import is_prepared, read_meta
 
         if self.ready and autoencoder is None:
-            return load_data(str(self.source)), str(self.source)
+            return load_data(self.word), self.word
         if is_prepared(self.dest):
             self.screen.say(counts(read_meta(self.dest)))
         else:
             self._prepare(autoencoder, device)
         return load_data(str(self.dest)), str(self.dest)
+
+    def of_these(self, before: dict[str, Any]) -> dict[str, Any]:
+        """The settings of an earlier call; {} where the images have changed: its images are removed."""
+        from consistune.data.prepared import is_prepared
+
+        if before.get("images", self.state) == self.state:
+            return before
+        self.screen.say(f"the images in {self.source} have changed: they are prepared anew")
+        if is_prepared(self.dest):
+            shutil.rmtree(self.dest)
+        return {}
 
     def _prepare(self, autoencoder: str | None, device: "torch.device") -> None:
         from contextlib import ExitStack
@@ -237,7 +301,8 @@ class _Images:
         print_outcome(meta, self.dest)
 
 
-def _show_plan(job: "Job", plan: "Plan", screen: Screen) -> None:
+def _show_plan(job: "Job", plan: "Plan", screen: Screen, yes: bool) -> None:
+    """Say what would be done, and ask whether to begin, unless `yes`."""
     from consistune.create import Look
 
     look, latents = Look.at(job.data.to_look_at.train), job.data.train.latents
@@ -249,6 +314,7 @@ def _show_plan(job: "Job", plan: "Plan", screen: Screen) -> None:
         f"a teacher on {plan.teacher.train.images:,} training images, {plan.rates[0]:,.0f} a second; "
         f"tuned on {plan.tuned.train.images:,}, {plan.rates[1]:,.0f} a second; "
         f"{'with' if plan.teacher.conditional else 'without'} labels; "
-        f"on {job.device}; about {plan.minutes:.0f} minutes in all"
+        f"on {job.device}; about {plan.minutes:.3g} minutes in all"
     )
     screen.say(f"the recipes will be {job.out}/teacher.yaml and tuned.yaml")
+    _ask(screen, yes)

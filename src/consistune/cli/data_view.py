@@ -18,7 +18,8 @@ from consistune.data.sources.base import Source, SourceOptions
 from consistune.data.sources.detect import open_source
 from consistune.errors import UserError, printable
 from consistune.nn.autoencoder.record import Latents
-from consistune.system.files import check_writable, write_atomically
+from consistune.system.files import write_atomically
+from consistune.system.own import check_file
 
 if TYPE_CHECKING:
     from consistune.data.prepare.latents import LatentOptions
@@ -101,7 +102,7 @@ def check_picture(path: Path) -> None:
     """Raises UserError where no PNG file could be written there."""
     if path.suffix.lower() != ".png":
         raise UserError(f"{path.name!a} is no name of a PNG file", "--show", "write NAME.png")
-    check_writable(path, "--show")
+    check_file(path, "--show")
 
 
 def show_decoded(path: Path, out: Path) -> None:

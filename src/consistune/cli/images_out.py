@@ -68,8 +68,12 @@ def format_of(out: Path, format: str | None) -> str:
 def check_out(out: Path, format: str, count: int) -> None:
     """Raises UserError where so many images could not be written there in the end."""
     from consistune.system.files import check_writable
+    from consistune.system.own import check_file
 
-    check_writable(out, "--out", folder=format == "folder")
+    if format == "folder":
+        check_writable(out, "--out", folder=True)
+    else:
+        check_file(out, "--out")
     if format == "png" and count > MOST_IN_A_GRID:
         what = f"a grid of {count:,} images is more than {MOST_IN_A_GRID:,}"
         raise UserError(what, "--out", "use --format folder, or NAME.npz")

@@ -50,11 +50,12 @@ def bench(
     import torch
 
     from consistune.bench.report import in_columns, lines
-    from consistune.system.files import check_writable, write_atomically
+    from consistune.system.files import write_atomically
     from consistune.system.host import machine
+    from consistune.system.own import check_file
 
     if json_file is not None:
-        check_writable(json_file, "--json")
+        check_file(json_file, "--json", ("machine", "lines"))
     if threads is not None:
         torch.set_num_threads(threads)
     measured = []

@@ -147,7 +147,7 @@ def take_signals() -> list[int]:
         raise KeyboardInterrupt
 
     signal.signal(signal.SIGINT, stop)
-    if os.environ.get("WORLD_SIZE", "1") == "1":
+    if os.environ.get("WORLD_SIZE", "1") in ("", "1"):
         signal.signal(signal.SIGTERM, stop)
     return came
 
@@ -168,7 +168,7 @@ def explain(error: Exception) -> tuple[int, str]:
         return 2, printable(
             " ".join(error.format_message().split())
         ) or "no command given; see consistune --help"
-    if os.environ.get("WORLD_SIZE", "1") != "1":  # only then, as torch is imported for it
+    if os.environ.get("WORLD_SIZE", "1") not in ("", "1"):  # only then, as torch is imported for it
         from consistune.system.processes import lost_process
 
         if lost_process(error):

@@ -1,5 +1,6 @@
 """`consistune demo` and `consistune reproduce`: trainings from scratch, measured and shown on a page."""
 
+import shlex
 from pathlib import Path
 from typing import Annotated, cast, get_args
 
@@ -52,6 +53,8 @@ def reproduce(
     check_choice(scale, get_args(Scale), "--scale")
     if every and keys:
         raise UserError("not every experiment tunes a model", "--set", "give it with one experiment")
+    if name is not None:
+        _check_effect(name, data, unconditional, device)
     check_writable(out, "--out", folder=True)
     chosen = pick_device(device)
     if chosen.type == "cpu":
@@ -71,6 +74,21 @@ def reproduce(
             screen.say(str(make(each, study)))
 
 
+def _check_effect(name: str, data: str, unconditional: bool, device: str) -> None:
+    """Raises UserError for an option that changes nothing in an experiment without images."""
+    from consistune.reproduce.run import read_experiment
+
+    given = {
+        "--data": data != "digits",
+        "--unconditional": unconditional,
+        "--device": device not in ("auto", "cpu"),
+    }
+    if not read_experiment(name).on_data:
+        for option in filter(given.get, given):
+            what = f"has no effect: {name} needs no images, and takes the CPU"
+            raise UserError(what, option, "leave it out")
+
+
 def demo(
     colour: Annotated[
         bool, Option("--colour", help="Emoji of 64×64 in colour, through latents, in place of digits.")
@@ -84,14 +102,14 @@ def demo(
 
     After an interruption, the same command continues.
     """
-    from consistune.reproduce.demo import DIGITS, EMOJI, Demo
-    from consistune.system.files import check_writable
+    from consistune.reproduce.demo import DIGITS, EMOJI, RECORD, RESULTS, Demo
+    from consistune.system.own import check_folder
 
     if not colour:
         _use_one_thread()
     folder = out or Path("runs/demo-colour" if colour else "runs/demo")
-    check_writable(folder, "--out", folder=True)
-    command = f"consistune demo{' --colour' * colour} --out {folder} --seed {seed}"
+    check_folder(folder, "--out", RESULTS, *RECORD)
+    command = f"consistune demo{' --colour' * colour} --out {shlex.quote(str(folder))} --seed {seed}"
     with Screen() as screen, screen.exit_when_interrupted(f"continue with: {command}"):
         page = Demo(folder, seed, screen, subject=EMOJI if colour else DIGITS).run()
     print(page)

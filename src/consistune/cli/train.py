@@ -1,5 +1,6 @@
 """`consistune train`: run a recipe, or with --dry-run show what the run would cost."""
 
+import shlex
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -123,7 +124,7 @@ def _run(recipe: "Recipe", folder: Path, resume: bool, device: str, *, fit: bool
     on = f"{processes.count} × {trainer.device.type}" if processes.count > 1 else str(trainer.device)
     with (
         Screen(quiet=not processes.main) as screen,
-        screen.exit_when_interrupted(f"continue with: consistune train {folder} --resume"),
+        screen.exit_when_interrupted(f"continue with: consistune train {shlex.quote(str(folder))} --resume"),
     ):
         for note in plan.notes:
             screen.say(note)

@@ -168,9 +168,12 @@ def load_data(name: str) -> DataSplit:
 
     Raises UserError for an unknown name, for data that are not prepared, and for a damaged folder.
     """
-    if name in SETS:
-        return SETS[name]()
     path = Path(name)
+    if name in SETS:
+        if is_prepared(path):
+            what = f"{name!r} is both the built-in set and a prepared folder here"
+            raise UserError(what, "data", f"give ./{name} for the folder, or rename it")
+        return SETS[name]()
     if is_prepared(path):
         return open_prepared(path)
     if path.exists():

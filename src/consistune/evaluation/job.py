@@ -31,6 +31,7 @@ from consistune.metrics.suite import SampleSource
 from consistune.pages.evaluation import verdict
 from consistune.pages.page import counted
 from consistune.system.files import atomic_file, write_atomically
+from consistune.system.own import MARK
 from consistune.system.processes import rank_and_count
 from consistune.system.progress import Screen
 from consistune.training.metrics_file import MetricsFile
@@ -159,4 +160,5 @@ def _kept(path: Path | None) -> Iterator[Callable[[Tensor], None] | None]:
     parts: list[Tensor] = []
     yield lambda images: parts.append(images.permute(0, 2, 3, 1).contiguous())
     with atomic_file(path) as file:
-        np.savez_compressed(file, arr_0=torch.cat(parts).numpy())
+        arrays: dict[str, Any] = {"arr_0": torch.cat(parts).numpy(), MARK: np.array("samples")}
+        np.savez_compressed(file, **arrays)

@@ -23,7 +23,7 @@ from consistune.metrics.statistics import (
 )
 from consistune.metrics.suite import Suite, default_metrics
 from consistune.metrics.table import metric_class
-from consistune.system.files import check_writable
+from consistune.system.own import check_file, check_folder
 from consistune.system.progress import Screen
 
 NO_FEATURES_NEEDED = {"fd", "fid", "is", "accuracy"}
@@ -32,10 +32,13 @@ NO_FEATURES_NEEDED = {"fd", "fid", "is", "accuracy"}
 
 def check_destinations(request: Request) -> None:
     """Raises UserError where what an evaluation writes at its end could not be written."""
-    check_writable(request.out, "--out", folder=True)
+    check_folder(request.out, "--out", ("results.json", "report.html"), "results.json", ("rows", "anchors"))
     for path, option in ((request.keep, "--keep"), (request.save_reference, "--save-reference")):
         if path is not None:
-            check_writable(path, option)
+            check_file(path, option)
+            read = (request.model, request.worse, request.reference, request.data)
+            if path.exists() and any(Path(other).resolve() == path.resolve() for other in read if other):
+                raise UserError(f"{str(path)!a} is read too", option, "choose another name")
 
 
 def images_in(reference: Path | None) -> str | None:

@@ -68,6 +68,13 @@ def push(
         return f"{api.endpoint}/{repo_id}"
 
 
+def resolved(path: str | Path) -> str | Path:
+    """The folder of the model that "hf://user/name" names, downloaded; any other path as it is."""
+    text = path.as_posix() if isinstance(path, Path) else path
+    start = PREFIX[:-1]  # a Path has one stroke only
+    return download(PREFIX + text[len(start) :].lstrip("/")) if text.startswith(start) else path
+
+
 def download(name: str) -> Path:
     """The local copy of a model's folder, ours or diffusers', "hf://user/name" or "hf://user/name@revision".
 

@@ -6,9 +6,11 @@ from pathlib import Path
 
 import torch
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
 from consistune.system.files import write_atomically
+from consistune.system.own import MARK
 
 SMALLEST_SIDE = 48
 """Images of a grid are enlarged to about this many pixels, so that small ones can be seen."""
@@ -57,8 +59,9 @@ def in_pairs(above: Tensor, below: Tensor, columns: int) -> Tensor:
 
 def png_bytes(image: Tensor, scale: int = 1) -> bytes:
     """A uint8 picture [C, H, W] as PNG."""
-    buffer = io.BytesIO()
-    to_pil(image, scale).save(buffer, format="PNG")
+    buffer, text = io.BytesIO(), PngInfo()
+    text.add_text("Software", MARK)
+    to_pil(image, scale).save(buffer, format="PNG", pnginfo=text)
     return buffer.getvalue()
 
 

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from consistune.pages.pictures import grid, to_pil
 from consistune.system.files import write_atomically
+from consistune.system.own import MARK
 
 Style = tuple[str, Any, str]
 """A line's colour, dash and marker, as matplotlib takes them."""
@@ -73,7 +74,7 @@ class Figure(ABC):
         buffer = io.BytesIO()
         with plt.rc_context(SETTINGS | {"font.size": self.font_size}):
             figure = self.draw(plt)
-            metadata = {"Date": None} if format == "svg" else None
+            metadata = {"Date": None} if format == "svg" else {"Software": MARK}
             figure.savefig(buffer, format=format, metadata=metadata, dpi=150)
             plt.close(figure)
         return buffer.getvalue()

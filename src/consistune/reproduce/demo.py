@@ -69,6 +69,10 @@ EMOJI = Subject(
 """Pictures in colour, in fewer training images than the recipes', for two CPU cores."""
 PICTURES, HELD_OUT = BOX / "emoji.zip", 0.05
 
+RESULTS = ("results.json", "overview.png", "report.html")
+RECORD = ("results.json", ("subject", "seed", "folder"))
+"""The file by which a folder is known to hold a demo's results, and some of its keys."""
+
 
 class Demo:
     """The stages of the demo in one folder: the runs teacher/, ect/ and sct/, then results and the page."""

@@ -95,11 +95,14 @@ def series(
     return lines
 
 
+OUTPUT = (("data.json", "data.csv", "report.html"), "data.json", ("experiment", "summary"))
+"""Files of an experiment; the one by which its folder is known, which is the first, and some of its keys."""
+
+
 def write(
     folder: Path, name: str, experiment: Description, outcome: Outcome, facts: Mapping[str, Any]
 ) -> Path:
-    """Write data.csv, data.json, plots (SVG and PNG), pictures (PNG) and the page, whose path is returned."""
-    write_atomically(folder / "data.csv", as_csv(outcome.rows))
+    """Write data.json, data.csv, plots (SVG and PNG), pictures (PNG) and the page, whose path is returned."""
     record = {
         "experiment": name,
         "title": experiment.title,
@@ -115,6 +118,7 @@ def write(
         "notes": outcome.notes,
     }
     write_atomically(folder / "data.json", json.dumps(record, indent=1, ensure_ascii=False) + "\n")
+    write_atomically(folder / "data.csv", as_csv(outcome.rows))
     for key, plot in outcome.plots.items():
         plot.write_svg(folder / f"{key}.svg")
         write_atomically(folder / f"{key}.png", plot.png())

@@ -10,11 +10,12 @@ from consistune.errors import UserError
 from consistune.reproduce.experiment import Experiment
 from consistune.reproduce.mdp import Mdp
 from consistune.reproduce.plane import Phases, Unify
-from consistune.reproduce.results import write
+from consistune.reproduce.results import OUTPUT, write
 from consistune.reproduce.spec import checked
 from consistune.reproduce.study import Study
 from consistune.reproduce.table import Table
 from consistune.reproduce.trained import Curves, EdgeSkipping, Guidance, Samples
+from consistune.system.own import check_folder
 
 SHIPPED = Path(__file__).parents[1] / "experiments"
 Kinds = Curves | EdgeSkipping | Guidance | Samples | Mdp | Unify | Phases | Table
@@ -39,12 +40,13 @@ def read_experiment(name: str) -> Experiment:
 def reproduce(name: str, study: Study) -> Path:
     """Make one experiment; returns the path of its page. Finished runs are taken, stopped runs continued.
 
-    Raises UserError for an unknown name, for what the data do not have, and for --set where no model is
-    tuned; training.run.Interrupted after a signal.
+    Raises UserError for an unknown name, for what the data do not have, for --set where no model is tuned,
+    and where the results would replace another's files; training.run.Interrupted after a signal.
     """
     experiment = read_experiment(name)
     if study.student and not experiment.tunes:
         raise UserError(f"{name} tunes no model on data", "--set", "leave it out")
+    check_folder(study.results(name), "--out", *OUTPUT)
     study.screen.say(f"{name}: {experiment.title}")
     began = time.perf_counter()
     outcome = experiment.make(study)

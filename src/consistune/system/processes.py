@@ -14,6 +14,8 @@ import torch
 from torch import Tensor, distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from consistune.errors import UserError
+
 OPTIONAL_HEADS = ("logvar", "map_augment")
 """Parameters that an objective need not use: for a model that has some, DDP looks for unused parameters."""
 BACKENDS = {"cuda": "cuda:nccl,cpu:gloo"}
@@ -23,8 +25,12 @@ TIMEOUT = timedelta(hours=2)
 
 
 def launched_processes() -> int:
-    """The number of processes that the launcher started, before they have joined."""
-    return int(os.environ.get("WORLD_SIZE", "1"))
+    """The number of processes that the launcher started, before they have joined. Raises UserError."""
+    count = os.environ.get("WORLD_SIZE") or "1"
+    if not count.isascii() or not count.isdecimal() or int(count) < 1:
+        what = f"{count[:80]!a} is no number of processes"
+        raise UserError(what, "WORLD_SIZE", "unset it, or start with torchrun or accelerate launch")
+    return int(count)
 
 
 def rank_and_count() -> tuple[int, int]:
@@ -36,7 +42,7 @@ def rank_and_count() -> tuple[int, int]:
 
 def lost_process(error: BaseException) -> bool:
     """Whether an error says that another process of the run is gone: gloo and NCCL have no type for it."""
-    if launched_processes() == 1:
+    if os.environ.get("WORLD_SIZE", "1") in ("", "1"):
         return False
     known = isinstance(error, distributed.DistError) or (
         isinstance(error, RuntimeError) and any(word in str(error) for word in ("gloo", "NCCL"))

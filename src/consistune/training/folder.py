@@ -24,22 +24,30 @@ from consistune.errors import UserError
 from consistune.nn import store
 from consistune.system.files import write_atomically
 from consistune.system.host import machine, package_version
+from consistune.system.own import is_own
 from consistune.system.processes import launched_processes
 from consistune.training.metrics_file import MetricsFile
 
 RECIPE = "recipe.yaml"
 OWN_FOLDERS = ("checkpoints", "snapshots", "ema", "samples")
 """The folders in which a run writes file by file, or folder by folder."""
+NAMES = ("environment.json", "metrics.jsonl", "log.txt", "tensorboard", "best", "model", *OWN_FOLDERS)
 MACHINE_KEYS = ("microbatch", "shard", "compile", "channels_last", "checkpointing", "trackers", "keep")
 """Keys of `train` that may change when a run is continued, for example on another machine."""
 
 
 def create(folder: Path, recipe_text: str) -> None:
-    """Begin a run's folder. Raises UserError where there is a run already."""
+    """Begin a run's folder. Raises UserError where there is a run, or another's file of its names."""
     if (folder / RECIPE).exists():
         raise UserError(
             "a run is there already", str(folder), "add --resume to continue it, or choose another --out"
         )
+    environment_file = folder / "environment.json"
+    if not is_own(environment_file, ("consistune", "command")):  # a kill may have left it without a recipe
+        found = [name for name in NAMES if (folder / name).exists()]
+        if found:
+            what = f"{found[0]} is already there, and belongs to no run"
+            raise UserError(what, str(folder), "choose another --out, or move it away")
     folder.mkdir(parents=True, exist_ok=True)
     environment = {
         "consistune": package_version(),
@@ -47,7 +55,7 @@ def create(folder: Path, recipe_text: str) -> None:
         "processes": launched_processes(),
         **machine(),
     }
-    write_atomically(folder / "environment.json", json.dumps(environment, indent=2) + "\n")
+    write_atomically(environment_file, json.dumps(environment, indent=2) + "\n")
     write_atomically(folder / RECIPE, recipe_text)
 
 

@@ -143,6 +143,8 @@ class RunFolder:
         self.soundness = trainer.soundness()
         if self.main:
             self._lock()
+            with self._released_on_error():
+                self._check_destinations(trainer)
         held, self._held = self._held, None
         with (
             held or nullcontext(),
@@ -183,6 +185,16 @@ class RunFolder:
                 self._held.close()
                 self._held = None
             raise
+
+    def _check_destinations(self, trainer: Trainer) -> None:
+        """Raises UserError where a model that is still to come would replace what is no model of ours."""
+        options = trainer.options
+        coming = [share for share in options.snapshots if share * options.images > trainer.images]
+        store.check_destination(self.path / "model")
+        if self.evaluate is not None:
+            store.check_destination(self.path / "best")
+        for share in coming:
+            store.check_destination(self.path / "snapshots" / share_name(share))
 
     def _append_metrics(self, record: dict[str, float]) -> None:
         if self.main:
@@ -331,7 +343,10 @@ class RunFolder:
         ]
         telemetry.record(trainer, values)
         if values[first] < min(earlier, default=math.inf):
-            store.save(model, self.path / "best")
+            try:
+                store.save(model, self.path / "best")
+            except UserError as error:  # something came into the folder; it must not end the training
+                self.warn(f"the best model is not kept: {error}")
 
 
 def _crosses(before: int, after: int, every: int | None) -> bool:

@@ -1,7 +1,9 @@
 """Preparing latents: their normalisation, mirror images, continuing, and what is refused."""
 
+import contextlib
 import hashlib
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -283,3 +285,35 @@ def test_a_set_with_other_channels_or_other_pictures_is_refused(tmp_path: Path) 
         load_data(str(whole))
     done = run_main("data", "info", whole)
     assert (done.returncode, "are not the pictures of the latents" in done.stderr) == (2, True)
+
+
+def test_a_kill_between_any_two_steps_of_the_end_loses_nothing(tmp_path: Path, monkeypatch) -> None:
+    """Every removal, and the renames: of a new state's folder and of the finished set."""
+    whole, _ = latent_set(tmp_path / "whole")
+    work = (source(tmp_path), tmp_path / "latents", PrepareOptions(split=Split(0.25)), LatentOptions("tiny"))
+    for name in ("unlink", "rename"):
+        done, stopped = getattr(Path, name), 0
+        while not work[1].exists():
+            calls = stopped
+
+            def fail(path: Path, *given: object, done=done, **named: object) -> object:
+                nonlocal calls
+                if "latents.part" in str(path) and "pictures.part" not in str(path):
+                    if calls == 0:
+                        raise Stop
+                    calls -= 1
+                return done(path, *given, **named)
+
+            with monkeypatch.context() as patch:
+                patch.setattr(Path, name, fail)
+                with contextlib.suppress(Stop):
+                    prepare_latents(*work)
+            stopped += 1
+        assert stopped > 1
+        ours, theirs = contents(work[1]), contents(whole)
+        assert {n for n in ours | theirs if ours.get(n) != theirs.get(n)} <= {
+            "meta.json",
+            "pictures/meta.json",
+        }
+        assert not list(tmp_path.glob("*.part"))
+        shutil.rmtree(work[1])

@@ -3,6 +3,7 @@
 import contextlib
 import hashlib
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -194,3 +195,32 @@ def test_two_runs_at_once_are_refused(tmp_path: Path) -> None:
     prepare(source, tmp_path / "dest", OPTIONS)
     with pytest.raises(UserError, match="already there"):
         prepare(source, tmp_path / "dest", OPTIONS)
+
+
+def test_a_kill_before_the_journal_or_after_the_last_rename_is_no_obstacle(tmp_path: Path) -> None:
+    source, part = mixed_folder(tmp_path / "set"), tmp_path / "out.part"
+    whole = tmp_path / "whole"
+    prepare(source, whole, OPTIONS)
+    (part / "work").mkdir(parents=True)
+    (part / "work" / "lock").touch()
+    prepare(source, tmp_path / "out", OPTIONS)
+    with pytest.MonkeyPatch.context() as patch, contextlib.suppress(Stop):
+        patch.setattr(module.shutil, "rmtree", lambda *_: (_ for _ in ()).throw(Stop))
+        prepare(source, tmp_path / "other", OPTIONS)
+    assert (tmp_path / "other.part").exists()
+    shutil.rmtree(tmp_path / "other")  # as the message advises, or a user wishes
+    prepare(source, tmp_path / "other", OPTIONS)
+    assert contents(tmp_path / "out") == contents(tmp_path / "other") == contents(whole)
+
+
+def test_a_file_that_changed_since_the_stop_is_seen_though_its_size_is_the_same(
+    tmp_path: Path, small_pieces: None
+) -> None:
+    source = class_folders(tmp_path / "set", pixels(8, 8, 8), ["a", "b"] * 4)
+    options = PrepareOptions(workers=1)
+    with pytest.raises(Stop):
+        prepare(source, tmp_path / "out", options, StopAfter(1))
+    first = min(source.rglob("*.png"))
+    os.utime(first, ns=(0, first.stat().st_mtime_ns + 10**9))
+    with pytest.raises(UserError, match="or the source has changed since"):
+        prepare(source, tmp_path / "out", options)

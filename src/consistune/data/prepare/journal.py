@@ -67,7 +67,8 @@ class Journal:
                 raise UserError(what, str(self.path), remedy) from error
             if begun_otherwise:
                 raise UserError(
-                    "holds a preparation that was begun from another source or with other options",
+                    "holds a preparation that was begun from another source or with other options, "
+                    "or the source has changed since",
                     str(self.path.parent.parent),
                     "remove the folder, or give the same options",
                 )

@@ -7,6 +7,7 @@ Every stage continues where an earlier run was stopped.
 """
 
 import json
+import os
 import shutil
 import time
 from collections.abc import Callable
@@ -113,19 +114,27 @@ def prepare_latents(
     state = _begin(path, part, options, latents, autoencoder)
     lock = locked(part)
     try:
+        if is_prepared(part):  # a kill came after all was written
+            return _named(part, dest)
         _pictures(path, part, options, progress, _shape_check(autoencoder, latents.like))
         work = _Work(part, read_meta(part / PICTURES), autoencoder.to(latents.device), latents)
         try:
             _encode(work, state, encoding)
-            meta = _finish(work)
+            _finish(work)
         except UnfitAutoencoder:
             shutil.rmtree(part)
             raise
-        for needless in (*map(work.raw, meta.parts), part / STATE, part / LOCK):
-            needless.unlink()
-        part.rename(dest)
+        return _named(part, dest)
     finally:
         lock.release()
+
+
+def _named(part: Path, dest: Path) -> Meta:
+    """The finished set, under its name; what only the work needed is removed. STATE is the last to go."""
+    meta = read_meta(part)
+    for needless in (*(part / f"{side}.raw" for side in meta.parts), part / LOCK, part / STATE):
+        needless.unlink(missing_ok=True)
+    part.rename(dest)
     files.sync(dest.parent)
     return meta
 
@@ -191,12 +200,16 @@ def _begin(
         "flip": latents.flip,
     }
     settings = json.loads(json.dumps(settings))
+    if is_prepared(part) and not (part / STATE).exists():  # killed between the last removal and the new name
+        return {"settings": settings, "done": {}}
     if not part.exists():
-        part.mkdir(parents=True)
+        new = part.with_name(f".{part.name}.{os.getpid()}.partial")  # never without its state
+        new.mkdir(parents=True)
         try:
-            write_state(part, {"settings": settings, "done": {}})
-        except BaseException:  # a full disk: an empty folder would be in the way of the next run
-            part.rmdir()
+            write_state(new, {"settings": settings, "done": {}})
+            new.rename(part)
+        except BaseException:  # a full disk
+            shutil.rmtree(new)
             raise
     try:
         state = json.loads((part / STATE).read_text(encoding="utf-8"))
@@ -253,7 +266,7 @@ def _rows(work: _Work, pictures: Tensor, copies: int) -> Tensor:
     return raw
 
 
-def _finish(work: _Work) -> Meta:
+def _finish(work: _Work) -> None:
     """Normalise, write both sides and meta.json. Done again after a kill, it gives the same result."""
     record = _record(work)
     space = LatentSpace(record, work.autoencoder)
@@ -262,7 +275,6 @@ def _finish(work: _Work) -> Meta:
     record = replace(record, psnr=_psnr(work, space, meta))
     meta = replace(meta, latents=record)
     write_meta(work.part / META, meta)
-    return meta
 
 
 def _mapped(work: _Work, side: str) -> np.ndarray[Any, Any]:

@@ -62,8 +62,8 @@ class Preparation:
         """What must be the same in a run that continues another; a value that JSON returns unchanged."""
         source = self.source
         digest = hashlib.sha256(source.labels.tobytes())
-        for name, size in source.item_files():
-            digest.update(f"{size} {name}\n".encode("utf-8", "surrogateescape"))
+        for (name, size), changed in zip(source.item_files(), source.item_times(), strict=True):
+            digest.update(f"{size} {changed} {name}\n".encode("utf-8", "surrogateescape"))
         stats = [path.stat() for path in source.containers]
         fingerprint = {
             "source": str(source.path.resolve()),

@@ -16,7 +16,7 @@ import numpy as np
 
 from consistune.data.prepare import npy, pool
 from consistune.data.prepare.accounts import check_allowed
-from consistune.data.prepare.journal import Journal
+from consistune.data.prepare.journal import LOCK, Journal
 from consistune.data.prepare.preparation import Preparation, finish
 from consistune.data.prepare.split import Rows, Split, held_out
 from consistune.data.prepare.survey import ImageOptions, choose_transform
@@ -116,7 +116,11 @@ def _check_unfinished(part: Path) -> None:
     if not part.exists():
         return
     own = part.is_dir() and not part.is_symlink() and {p.name for p in part.iterdir()} <= {"work", "data"}
-    if not own or not (part / "work" / "journal").is_file():
+    work = part / "work"
+    bare = (
+        own and not (part / "data").exists() and work.is_dir() and {p.name for p in work.iterdir()} <= {LOCK}
+    )
+    if not own or not (bare or (work / "journal").is_file()):  # bare: a kill came before the journal
         raise UserError(
             "is already there, and is no unfinished preparation",
             str(part),
@@ -138,7 +142,7 @@ def _rows(source: Source, split: Split) -> Rows:
 
 def _begin(preparation: Preparation, journal: Journal) -> None:
     """Continue from the journal, or create the image files at their full size."""
-    if journal.begun:
+    if journal.begun and preparation.data.exists():  # else the set was finished, and has been taken away
         journal.resume(preparation.fingerprint())
         return
     size = len(preparation.source) * int(np.prod(preparation.shape))

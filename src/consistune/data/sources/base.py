@@ -153,6 +153,10 @@ class Source(ABC):
         """(relative name, bytes) of each image, where `items_are_files`."""
         return iter(())
 
+    def item_times(self) -> Iterator[int]:
+        """When each image was changed last, in nanoseconds, where `items_are_files`."""
+        return iter(())
+
 
 @dataclass(kw_only=True)
 class BlockSource(Source):

@@ -43,12 +43,12 @@ def read_files(task: tuple[str, list[str], bool]) -> Iterator[Raw]:
 
 @dataclass(kw_only=True)
 class ImageFiles(Source):
-    """Images that are files below the folder `path`: their relative names and sizes in bytes."""
+    """Images that are files below the folder `path`: their relative names, and `Listing.images` of each."""
 
     items_are_files: ClassVar[bool] = True
     read = staticmethod(read_files)
     names: list[str]
-    sizes: list[int]
+    stats: list[tuple[int, int]]
     links: bool = False
 
     def name(self, item: int) -> str:
@@ -58,7 +58,10 @@ class ImageFiles(Source):
         return str(self.path), self.names[first:last], self.links
 
     def item_files(self) -> Iterator[tuple[str, int]]:
-        return zip(self.names, self.sizes, strict=True)
+        return ((name, size) for name, (size, _) in zip(self.names, self.stats, strict=True))
+
+    def item_times(self) -> Iterator[int]:
+        return (changed for _, changed in self.stats)
 
 
 @dataclass
@@ -66,13 +69,13 @@ class Listing:
     """What lies below a folder.
 
     Attributes:
-        sizes: image → bytes.
+        images: image → (bytes, the time of its last change in nanoseconds).
         others: the other files.
         skipped: (name, reason) of entries that are left out.
         passed: hidden folders and files, and those that a system or this program made.
     """
 
-    sizes: dict[str, int]
+    images: dict[str, tuple[int, int]]
     others: list[str]
     skipped: list[tuple[str, str]]
     passed: list[str]
@@ -103,7 +106,7 @@ class Listing:
                             pending.append(name)
                     else:
                         listing._add(root, name, entry)
-        listing.sizes = dict(sorted(listing.sizes.items()))
+        listing.images = dict(sorted(listing.images.items()))
         listing.skipped.sort()
         return listing
 
@@ -115,7 +118,8 @@ class Listing:
             self.skipped.append((name, "is not a plain file"))
         elif entry.is_file():
             if suffix in SUFFIXES or (suffix not in TEXTS and starts_like_image(_start(root / name))):
-                self.sizes[name] = entry.stat().st_size
+                stat = entry.stat()
+                self.images[name] = stat.st_size, stat.st_mtime_ns
             else:
                 self.others.append(name)
 
@@ -143,7 +147,11 @@ def open_folder(path: Path, options: SourceOptions, _work: Path) -> ImageFiles:
     """A folder of images; see `Files.tree`."""
     listing = Listing.of(path, options.links)
     tree = Files(
-        list(listing.sizes), listing.others, lambda name: label_bytes(path / name), str(path), listing.skipped
+        list(listing.images),
+        listing.others,
+        lambda name: label_bytes(path / name),
+        str(path),
+        listing.skipped,
     ).tree(options)
     tree.notes += passed_over(listing.passed)
     synsets = tree.labelled and all(
@@ -161,7 +169,7 @@ def open_folder(path: Path, options: SourceOptions, _work: Path) -> ImageFiles:
         path=path,
         containers=[path / name if name != options.labels else Path(name) for name in tree.tables],
         names=tree.names,
-        sizes=[listing.sizes[name] for name in tree.names],
+        stats=[listing.images[name] for name in tree.names],
         links=options.links,
         **tree.attributes(),
     )
