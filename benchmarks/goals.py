@@ -70,10 +70,11 @@ def adaptive(study: str, name: str, goal: Goal, ect: list[Row]) -> Iterator[Line
         yield Line(name, NORMS[norm], goal, runs, ect)
 
 
-def pictures(study: str, norms: dict[str, str], name: str, goal: Goal) -> Iterator[Line]:
-    """SCT with some norms (by the study's words), of a study of pictures in colour."""
-    for word, norm in norms.items():
-        yield Line(name, NORMS[norm], goal, of(study, run="sct", norm=word), of(study, run="ect", norm="c 0"))
+def pictures(study: str, name: str, goal: Goal, **words: str) -> Iterator[Line]:
+    """SCT with both norms over ECT, of a study of pictures in colour; `words` of its other factors."""
+    ect = of(study, run="ect", norm="c 0", **words)
+    for word, norm in {"c 0": PLAIN, "own, κ 1": "own"}.items():
+        yield Line(name, NORMS[norm], goal, of(study, run="sct", norm=word, **words), ect)
 
 
 def sct() -> Iterator[Line]:
@@ -94,9 +95,8 @@ def sct() -> Iterator[Line]:
     name, runs = "mnist10k without labels, 180,000 images", read_curves("mnist10k-unconditional")
     yield Line(name, NORMS[PLAIN], UNLABELLED, runs["SCT"], runs["ECT"])
     yield from family("mnist10k_family", both, "mnist10k with labels, 120,000 images", LABELLED, PLAIN)
-    norms = {"c 0": PLAIN, "own, κ 1": "own"}
-    yield from pictures("emoji64_latents", norms, "emoji in latents, 35,000 images", LABELLED)
-    yield from pictures("cifar10_jpeg", {"c 0": PLAIN}, "CIFAR-10 as JPEG, 64,000 images", PICTURES)
+    yield from pictures("emoji64_latents", "emoji in latents, 35,000 images", LABELLED)
+    yield from pictures("cifar10_jpeg", "CIFAR-10 as JPEG, 64,000 images", PICTURES, rate="recipe's")
 
 
 def best() -> Iterator[Line]:

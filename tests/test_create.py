@@ -311,7 +311,7 @@ def test_files_of_another_in_the_folder_are_refused_and_stay(name: str, photos: 
     (tmp_path / "job" / name).write_text("mine")
     status, line = run(str(photos), "--out", str(tmp_path / "job"), "--size", "8", "--yes")
     assert status == 2
-    assert "is already there, and was not written by this command; choose another folder" in line
+    assert "is already there, and nothing in it says that this command wrote it; choose another" in line
     assert [p.read_text() for p in (tmp_path / "job").rglob("*") if p.is_file()] == ["mine"]
 
 
@@ -340,3 +340,41 @@ def test_without_a_terminal_the_question_is_refused_at_once(photos: Path, tmp_pa
     assert run(*map(str, words[1:])) == (2, "Begin?: no answer came; give --yes")  # an empty pipe
     undecodable = run(str(photos), "--out", str(tmp_path / "caf\udce9"), "--yes")
     assert (undecodable[0], "is no name in UTF-8" in undecodable[1]) == (2, True)
+
+
+def test_an_unfinished_preparation_of_earlier_images_is_removed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source, out = latents.source(tmp_path, 40), tmp_path / "job"
+    words = (str(source), "--latents", "tiny", "--size", "16", "--out", str(out), "--yes", "--time", "20s")
+
+    def stopped(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(prepared_latents, "_rows", stopped)
+        assert run(*words)[0] == 130
+    assert (out / "data.latents.part").exists()
+    latents.source(tmp_path, 44)
+    planned = CliRunner().invoke(app, ["create", *[w for w in words if w != "--yes"]], input="n\n")
+    assert "have changed: they are prepared anew" in planned.output, planned.output
+    data = load_data(str(out / "data"))
+    assert len(data.train) + len(data.need_held_out("")) == 44
+
+
+def test_what_is_not_of_the_preparation_is_not_removed(photos: Path, tmp_path: Path) -> None:
+    source, data = tmp_path / "mine", tmp_path / "job" / "data"
+    shutil.copytree(photos, source)
+    words = ("create", str(source), "--out", str(tmp_path / "job"), "--size", "8", "--time", "40s")
+    assert CliRunner().invoke(app, words, input="n\n").exit_code == 0
+    (source / ".DS_Store").write_text("of the system")
+    assert "prepared anew" not in CliRunner().invoke(app, words, input="n\n").output
+    shutil.copy(photos / "dark" / "0.png", source / "dark" / "new.png")
+    (data / "notes.txt").write_text("mine")
+    assert "would be prepared anew, and holds 'notes.txt'" in run(*words[1:])[1]
+    assert (data / "notes.txt").read_text() == "mine"
+    (data / "notes.txt").unlink()
+    data.rename(tmp_path / "elsewhere")
+    data.symlink_to(tmp_path / "elsewhere")
+    assert "would be prepared anew, and is a link" in run(*words[1:])[1]
+    assert (tmp_path / "elsewhere" / "meta.json").exists()

@@ -354,3 +354,18 @@ def test_the_notebook_with_a_unet_of_diffusers_runs(tmp_path: Path, monkeypatch:
     exec(compile(code, "docs/python.md", "exec"), scope)
     assert scope["picture"].size == (16, 16)
     assert type(scope["pipe"]).__name__ == "ConsistencyModelPipeline"
+
+
+def test_an_error_in_a_callback_gives_the_runs_folder_free(tmp_path: Path) -> None:
+    """A notebook keeps the error, and with it the frames of its traceback."""
+
+    def wrong(_: object) -> None:
+        raise ZeroDivisionError
+
+    kept = None
+    try:
+        train("mlp", "digits", images=256, batch=64, out=tmp_path / "run", on_step=wrong)
+    except ZeroDivisionError as error:
+        kept = error
+    train("mlp", "digits", images=256, batch=64, out=tmp_path / "run")
+    assert kept is not None

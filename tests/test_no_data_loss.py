@@ -151,7 +151,7 @@ def test_samples_replace_samples_and_nothing_else(
     words = ("sample", tmp_path / "model", "--seeds", "0-1", "--steps", "1")
     words = (*words, "--out", tmp_path / name, "--device", "cpu")
     done = run_main(*words)
-    assert (done.returncode, "was not written by this command" in done.stderr) == (2, True)
+    assert (done.returncode, "nothing in it says that this" in done.stderr) == (2, True)
     assert everything(tmp_path) == before
     (tmp_path / name).unlink()
     assert [run_main(*words).returncode for _ in range(2)] == [0, 0]
@@ -169,7 +169,7 @@ def test_an_evaluation_does_not_write_over_what_it_reads(tmp_path: Path, option:
         words = ("--data", tmp_path / data, option, tmp_path / data, "--out", tmp_path / "out")
         done = run_main("evaluate", tmp_path / "model", *words, "--samples", "4", "--device", "cpu")
         assert done.returncode == 2
-        assert "was not written by this command" in done.stderr or "is read too" in done.stderr
+        assert "nothing in it says that this" in done.stderr or "is read too" in done.stderr
     assert everything(tmp_path) == before
 
 
@@ -188,7 +188,7 @@ def test_results_replace_results_and_nothing_else(
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / name).write_text("{}")
     done = run_main(*command, tmp_path / "out")
-    assert (done.returncode, "was not written by this command" in done.stderr) == (2, True), done.stderr
+    assert (done.returncode, "nothing in it says that this" in done.stderr) == (2, True), done.stderr
     assert everything(tmp_path / "out") == {name: b"{}"}
 
 
@@ -196,4 +196,48 @@ def test_a_figure_of_the_paper_replaces_a_figure_and_nothing_else(tmp_path: Path
     (tmp_path / "digits-smoke" / "unify").mkdir(parents=True)
     (tmp_path / "digits-smoke" / "unify" / "data.json").write_text("{}")
     done = run_main("reproduce", "unify", "--out", tmp_path)
-    assert (done.returncode, "was not written by this command" in done.stderr) == (2, True), done.stderr
+    assert (done.returncode, "nothing in it says that this" in done.stderr) == (2, True), done.stderr
+
+
+def test_a_folder_of_samples_keeps_pictures_of_the_same_names(tmp_path: Path) -> None:
+    store.save(model(), tmp_path / "model")
+    (tmp_path / "photos").mkdir()
+    a_photograph(tmp_path / "photos" / "000003.png")
+    words = ("sample", tmp_path / "model", "--steps", "1", "--device", "cpu", "--out", tmp_path / "photos")
+    done = run_main(*words, "--seeds", "0-3")
+    assert (done.returncode, "photos/000003.png" in done.stderr) == (2, True)
+    assert len(everything(tmp_path / "photos")) == 1
+    assert [run_main(*words, "--seeds", "0-2").returncode for _ in range(2)] == [0, 0]
+
+
+def test_an_archive_with_an_array_named_seeds_is_not_taken_for_samples(tmp_path: Path) -> None:
+    np.savez(tmp_path / "a.npz", seeds=np.arange(3), notes=np.zeros(2))
+    assert not is_own(tmp_path / "a.npz")
+    np.savez(tmp_path / "b.npz", arr_0=np.zeros((3, 4, 4, 1), np.uint8), seeds=np.arange(3))
+    assert is_own(tmp_path / "b.npz")
+
+
+@pytest.mark.parametrize(
+    ("file", "words"),
+    [
+        ("out/results.json", ("--out", "out")),
+        ("out/curve.svg", ("--out", "out")),
+        ("kept_block0.npz", ("--seeds", "2", "--keep", "kept.npz", "--out", "new")),
+        ("b.npz", ("--save-reference", "b.npz", "--out", "new")),
+    ],
+)
+def test_an_evaluation_of_several_models_or_blocks_replaces_nothing_of_another(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, file: str, words: tuple[str, ...]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    store.save(model(), tmp_path / "a")
+    np.savez("b.npz", arr_0=np.zeros((16, 8, 8, 1), np.uint8), seeds=np.arange(16))
+    Path(file).parent.mkdir(exist_ok=True)
+    if file != "b.npz":
+        Path(file).write_text("mine")
+    before = everything(tmp_path)
+    models = ("a",) if "--keep" in words else ("a", "b.npz")
+    done = run_main("evaluate", *models, "--data", "digits", "--samples", "16", "--device", "cpu", *words)
+    assert done.returncode == 2, done.stderr
+    assert "is already there" in done.stderr or "is read too" in done.stderr, done.stderr
+    assert everything(tmp_path) == before

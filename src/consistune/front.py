@@ -11,11 +11,11 @@ here. What is not a name may be a torch object of `core`.
 
 import copy
 import re
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Generator, Iterator, Mapping
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -36,6 +36,7 @@ from consistune.recipe.plan import Given, make_plan
 from consistune.recipe.scaled import scaled_recipe
 from consistune.system.files import check_writable, write_atomically
 from consistune.system.host import pick_device
+from consistune.training.folder import RECIPE
 from consistune.training.loop import StepReport, Trainer
 from consistune.training.run import RunFolder
 
@@ -125,9 +126,10 @@ def _last(states: Iterator[State], on_step: OnStep | None) -> Preconditioned:
     if not (on_step is None or callable(on_step)):
         raise UserError(f"{on_step!r:.60} is no function", "on_step", "give f(state)")
     state = None
-    for state in states:
-        if on_step is not None and on_step(state) is True:
-            break
+    with closing(cast(Generator[State], states)):  # else a traceback that a notebook keeps holds the lock
+        for state in states:
+            if on_step is not None and on_step(state) is True:
+                break
     if state is None:
         raise UserError("the training is finished already", "out", "consistune.load reads its model")
     return state.model.eval()
@@ -220,7 +222,7 @@ def _same_objective(folder: Path, objective: Objective | None) -> Iterator[None]
     """Note a run's objective in its folder, which the block opens. Raises UserError where it was another."""
     own = "" if objective is None else re.sub(r" at 0x[0-9a-f]+", "", repr(objective)) + "\n"
     path = folder / OBJECTIVE
-    if path.exists() and path.read_text(encoding="utf-8") != own:
+    if (folder / RECIPE).exists() and path.exists() and path.read_text(encoding="utf-8") != own:
         what = "the run there has another objective"
         raise UserError(what, f"out={str(folder)!r}", "give another folder, or the objective it began with")
     yield

@@ -97,7 +97,8 @@ def export(model: Preconditioned | str | Path, dest: str | Path, format: str | N
     """
     from consistune.interop.export import export_model
 
-    return export_model(model if isinstance(model, Preconditioned) else find(model), dest, format)
+    source = model if isinstance(model, Preconditioned) else find(hub.resolved(model))
+    return export_model(source, dest, format)
 
 
 def picture_shape(model: Preconditioned) -> tuple[int, int, int]:

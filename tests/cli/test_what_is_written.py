@@ -59,6 +59,7 @@ def test_the_format_of_samples(name: str, format: str | None, expected: str | No
 
 def test_an_export_is_what_its_name_says() -> None:
     assert format_of(Path("a.ONNX"), None) == "onnx"
+    assert format_of(Path("out/edm.v1"), "diffusers") == "diffusers"
     assert format_of(Path("a.safetensors"), "safetensors") == "safetensors"
     for name, format in (("a.onnx", "safetensors"), ("a.pt", None), ("a", None), ("a.onnx", "gguf")):
         with pytest.raises(UserError):

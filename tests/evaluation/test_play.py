@@ -1,5 +1,6 @@
 """The playground: what it draws is what the command that it shows draws, and wrong wishes are one line."""
 
+import copy
 import io
 import itertools
 import shlex
@@ -74,6 +75,12 @@ def test_the_command_draws_the_same_pictures(
     width = columns * 9 - 1
     assert torch.equal(pixels(drawn.own.png, width), pixels((tmp_path / drawn.name).read_bytes(), width))
     assert f"{wish.steps} evaluation" in drawn.own.words
+
+
+def test_the_command_of_one_step_of_a_phased_model_says_so(game: Playground) -> None:
+    phased = copy.deepcopy(game.model)
+    phased.card = ModelCard(objective="consistency", edges=(0.8,))
+    assert "--steps 1" in Playground("runs/phased", phased).command(Wish(steps=1))
 
 
 def test_the_lines_of_python_draw_the_same_pictures(game: Playground) -> None:

@@ -1,10 +1,8 @@
 """`consistune create`: from a folder of images to a model of one step and a page."""
 
-import hashlib
 import json
 import os
 import re
-import shutil
 import stat
 import sys
 import time as clock
@@ -182,18 +180,6 @@ def _record(folder: Path, settings: dict[str, Any]) -> None:
     write_atomically(folder / SETTINGS, json.dumps(settings, indent=1))
 
 
-def state_of(source: Path) -> str:
-    """A hash of the names, sizes and times of a source's files: another one where the images have changed."""
-    found = sorted(path for path in source.rglob("*") if path.is_file()) if source.is_dir() else [source]
-    total = hashlib.sha256()
-    for path in found:
-        with suppress(OSError):  # what cannot be read is named later
-            known = path.stat()
-            name = path.relative_to(source).as_posix()
-            total.update(f"{known.st_size} {known.st_mtime_ns} {name}\n".encode("utf-8", "surrogateescape"))
-    return total.hexdigest()
-
-
 class _Images:
     """The images of a job: prepared in its folder, as pixels or latents; or a prepared set as it is."""
 
@@ -207,6 +193,7 @@ class _Images:
         screen: Screen,
     ) -> None:
         from consistune.data.images import SETS
+        from consistune.data.prepare.survey import state_of
         from consistune.data.prepared import is_prepared
 
         self.source, self.dest, self.size, self.flip = source, folder / "data", size, flip
@@ -264,14 +251,13 @@ class _Images:
         return load_data(str(self.dest)), str(self.dest)
 
     def of_these(self, before: dict[str, Any]) -> dict[str, Any]:
-        """The settings of an earlier call; {} where the images have changed: its images are removed."""
-        from consistune.data.prepared import is_prepared
+        """The settings of an earlier call; {} where the images have changed: what it prepared is removed."""
+        from consistune.data.prepare.run import remove_prepared
 
         if before.get("images", self.state) == self.state:
             return before
+        remove_prepared(self.dest)
         self.screen.say(f"the images in {self.source} have changed: they are prepared anew")
-        if is_prepared(self.dest):
-            shutil.rmtree(self.dest)
         return {}
 
     def _prepare(self, autoencoder: str | None, device: "torch.device") -> None:

@@ -36,6 +36,9 @@ class Seeds:
     def __iter__(self) -> Iterator[int]:
         return (seed for part in self.ranges for seed in part)
 
+    def __contains__(self, seed: int) -> bool:
+        return any(seed in part for part in self.ranges)
+
     def batches(self, size: int) -> Iterator[list[int]]:
         """Lists of `size` seeds, the last one perhaps shorter."""
         part: list[int] = []
@@ -65,17 +68,20 @@ def format_of(out: Path, format: str | None) -> str:
     return ending
 
 
-def check_out(out: Path, format: str, count: int) -> None:
-    """Raises UserError where so many images could not be written there in the end."""
+def check_out(out: Path, format: str, seeds: Seeds) -> None:
+    """Raises UserError where the images of these seeds could not be written there, or replace other files."""
     from consistune.system.files import check_writable
     from consistune.system.own import check_file
 
     if format == "folder":
         check_writable(out, "--out", folder=True)
+        for path in sorted(out.glob("*.png")):
+            if path.stem.isdecimal() and path.name == name_of(int(path.stem)) and int(path.stem) in seeds:
+                check_file(path, "--out")
     else:
         check_file(out, "--out")
-    if format == "png" and count > MOST_IN_A_GRID:
-        what = f"a grid of {count:,} images is more than {MOST_IN_A_GRID:,}"
+    if format == "png" and len(seeds) > MOST_IN_A_GRID:
+        what = f"a grid of {len(seeds):,} images is more than {MOST_IN_A_GRID:,}"
         raise UserError(what, "--out", "use --format folder, or NAME.npz")
 
 
@@ -108,6 +114,11 @@ def opened(
                 archive.archive.fp = None  # or zipfile, half-way, would write to the closed file later
 
 
+def name_of(seed: int) -> str:
+    """The file of a seed's image in a folder."""
+    return f"{seed:06d}.png"
+
+
 class Folder:
     """A PNG file an image."""
 
@@ -119,7 +130,7 @@ class Folder:
 
         del labels
         for seed, image in zip(seeds, images, strict=True):
-            save_png(self.path / f"{seed:06d}.png", image)
+            save_png(self.path / name_of(seed), image)
 
 
 class Sheet:

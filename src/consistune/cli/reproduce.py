@@ -2,13 +2,16 @@
 
 import shlex
 from pathlib import Path
-from typing import Annotated, cast, get_args
+from typing import TYPE_CHECKING, Annotated, cast, get_args
 
 from typer import Argument, Option
 
 from consistune.cli.options import Device, check_choice, pick_device
 from consistune.cli.screen import Screen
 from consistune.errors import UserError
+
+if TYPE_CHECKING:
+    from consistune.reproduce.study import Study
 
 LAST = ("table-cifar10", "table-imagenet64")
 """Made last, because they quote the results of the other experiments."""
@@ -38,7 +41,6 @@ def reproduce(
     After an interruption, the same command continues; several at once share the trainings.
     """
     from consistune.reproduce.run import names
-    from consistune.reproduce.run import reproduce as make
     from consistune.reproduce.spec import Scale
     from consistune.reproduce.study import Study
     from consistune.system.files import check_writable
@@ -70,8 +72,18 @@ def reproduce(
             unconditional=unconditional,
             student=tuple(keys or ()),
         )
-        for each in sorted(names(), key=LAST.__contains__) if name is None else [name]:
-            screen.say(str(make(each, study)))
+        _make(sorted(names(), key=LAST.__contains__) if name is None else [name], study)
+
+
+def _make(experiments: list[str], study: "Study") -> None:
+    """Make experiments; where one of their folders is another's, none is begun."""
+    from consistune.reproduce.run import check_results
+    from consistune.reproduce.run import reproduce as make
+
+    for name in experiments:
+        check_results(study.results(name))
+    for name in experiments:
+        study.screen.say(str(make(name, study)))
 
 
 def _check_effect(name: str, data: str, unconditional: bool, device: str) -> None:

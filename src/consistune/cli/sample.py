@@ -23,7 +23,8 @@ def sample(
     model: options.ModelFolder,
     seeds: Annotated[str, Option(help="Seeds, one image each: 0-63, or 1,5,8-11.")] = "0-63",
     steps: Annotated[
-        int | None, Option(help="Steps; default: 1, or 18 Heun steps for a diffusion model.")
+        int | None,
+        Option(help="Steps; default: 1, all phases of a phased model, 18 Heun steps of a diffusion model."),
     ] = None,
     classes: Annotated[
         str | None, Option(help="Class labels, assigned in turn by seed: 0-9, or 3; default: all.")
@@ -52,7 +53,7 @@ def sample(
     chosen = options.pick_device(device)
     numbers = images_out.Seeds(options.parse_ranges(seeds, "--seeds"))
     form = images_out.format_of(out, format)
-    images_out.check_out(out, form, len(numbers))
+    images_out.check_out(out, form, numbers)
     if latents and form != "npz":
         raise UserError(f"latents are no picture ({out})", "--latents", "write them with --out NAME.npz")
     denoiser = _load(model, chosen, precision, at)

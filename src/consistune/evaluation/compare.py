@@ -12,6 +12,7 @@ from consistune.errors import UserError
 from consistune.evaluation.job import Job
 from consistune.evaluation.page import SHOWN
 from consistune.evaluation.request import Request
+from consistune.evaluation.setup import check_destinations
 from consistune.pages.evaluation import comparison_page, verdict
 from consistune.system.files import write_atomically
 from consistune.system.processes import rank_and_count
@@ -25,6 +26,7 @@ def compare(request: Request, models: Sequence[Path], screen: Screen) -> Path:
     """
     if request.keep is not None:
         raise UserError("one file for several models", "--keep", "evaluate them one by one")
+    check_destinations(request, models)
     jobs: dict[str, Job] = {}
     for name, path in zip(names(models), models, strict=True):
         own = replace(request, model=path, out=request.out / name, anchors=request.anchors and not jobs)

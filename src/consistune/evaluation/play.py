@@ -204,7 +204,8 @@ class Playground:
     def _command(self, wish: Wish) -> str:
         middle = self.middle_t(wish.steps)
         words = ["consistune", "sample", shlex.quote(self.path), f"--seeds {wish.seed}-{_last(wish)}"]
-        words += [f"--steps {wish.steps}"] if wish.steps != self.usual_steps else []
+        said = wish.steps != self.usual_steps or self.model.card.edges  # phases: `sample` takes all by itself
+        words += [f"--steps {wish.steps}"] if said else []
         words += [f"--mid-t {','.join(f'{t:g}' for t in middle)}"] if middle else []
         words += [f"--classes {wish.label}"] if wish.label is not None else []
         words += [f"--guidance {wish.guidance:g}"] if wish.guidance != 1 else []

@@ -1,5 +1,7 @@
 """The suite of an evaluation: its data, extractor, classifier, reference and metrics, from the options."""
 
+import glob
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -24,21 +26,37 @@ from consistune.metrics.statistics import (
 from consistune.metrics.suite import Suite, default_metrics
 from consistune.metrics.table import metric_class
 from consistune.system.own import check_file, check_folder
+from consistune.system.processes import launched_processes
 from consistune.system.progress import Screen
 
 NO_FEATURES_NEEDED = {"fd", "fid", "is", "accuracy"}
 """Metrics for which moments suffice, so that no features of images are computed beside them."""
 
 
-def check_destinations(request: Request) -> None:
-    """Raises UserError where what an evaluation writes at its end could not be written."""
-    check_folder(request.out, "--out", ("results.json", "report.html"), "results.json", ("rows", "anchors"))
-    for path, option in ((request.keep, "--keep"), (request.save_reference, "--save-reference")):
-        if path is not None:
-            check_file(path, option)
-            read = (request.model, request.worse, request.reference, request.data)
-            if path.exists() and any(Path(other).resolve() == path.resolve() for other in read if other):
-                raise UserError(f"{str(path)!a} is read too", option, "choose another name")
+def check_destinations(request: Request, also_read: Sequence[Path] = ()) -> None:
+    """Raises UserError where what an evaluation writes could not be written, or would replace other files.
+
+    also_read: samples and models that the same command reads.
+    """
+    names = ("results.json", "report.html", "curve.svg", "curve.png")
+    check_folder(request.out, "--out", names, "results.json", ("rows", "anchors"))
+    written = [(path, "--keep") for path in _kept_files(request)]
+    written += [(request.save_reference, "--save-reference")] if request.save_reference else []
+    for path, option in written:
+        check_file(path, option)
+        read = (request.model, request.worse, request.reference, request.data, *also_read)
+        if path.exists() and any(Path(other).resolve() == path.resolve() for other in read if other):
+            raise UserError(f"{str(path)!a} is read too", option, "choose another name")
+
+
+def _kept_files(request: Request) -> list[Path]:
+    """The files that `Request.keep_file` names, as far as they are there; at least one, there or not."""
+    if request.keep is None:
+        return []
+    if request.keep_file("", 0, 0, launched_processes()) == request.keep:
+        return [request.keep]
+    beside = sorted(request.keep.parent.glob(f"{glob.escape(request.keep.stem)}_*.npz"))
+    return beside or [request.keep.with_name(f"{request.keep.stem}_.npz")]
 
 
 def images_in(reference: Path | None) -> str | None:

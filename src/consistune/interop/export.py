@@ -15,7 +15,9 @@ FORMATS = ("safetensors", "onnx", "diffusers")
 
 def format_of(dest: Path, format: str | None) -> str:
     """The format by the file's ending; "diffusers" must be named. Raises UserError where both differ."""
-    ending = dest.suffix[1:].lower() or ("diffusers" if format == "diffusers" else "")
+    ending = dest.suffix[1:].lower()
+    if format == "diffusers" and ending not in FORMATS:  # a folder's name may have a dot
+        ending = format
     if format not in (None, *FORMATS):
         raise UserError(f"unknown format {format!r}", "--format", f"known are: {', '.join(FORMATS)}")
     if ending not in FORMATS or format not in (None, ending):

@@ -95,8 +95,8 @@ def series(
     return lines
 
 
-OUTPUT = (("data.json", "data.csv", "report.html"), "data.json", ("experiment", "summary"))
-"""Files of an experiment; the one by which its folder is known, which is the first, and some of its keys."""
+RECORD = ("data.json", ("experiment", "summary"))
+"""The file by which an experiment's folder is known, which is written first, and some of its keys."""
 
 
 def write(

@@ -10,7 +10,7 @@ from consistune.errors import UserError
 from consistune.reproduce.experiment import Experiment
 from consistune.reproduce.mdp import Mdp
 from consistune.reproduce.plane import Phases, Unify
-from consistune.reproduce.results import OUTPUT, write
+from consistune.reproduce.results import RECORD, write
 from consistune.reproduce.spec import checked
 from consistune.reproduce.study import Study
 from consistune.reproduce.table import Table
@@ -37,6 +37,12 @@ def read_experiment(name: str) -> Experiment:
     return experiment
 
 
+def check_results(folder: Path) -> None:
+    """Raises UserError where an experiment's results would lie among files that are not an experiment's."""
+    there = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
+    check_folder(folder, "--out", there, *RECORD)
+
+
 def reproduce(name: str, study: Study) -> Path:
     """Make one experiment; returns the path of its page. Finished runs are taken, stopped runs continued.
 
@@ -46,7 +52,7 @@ def reproduce(name: str, study: Study) -> Path:
     experiment = read_experiment(name)
     if study.student and not experiment.tunes:
         raise UserError(f"{name} tunes no model on data", "--set", "leave it out")
-    check_folder(study.results(name), "--out", *OUTPUT)
+    check_results(study.results(name))
     study.screen.say(f"{name}: {experiment.title}")
     began = time.perf_counter()
     outcome = experiment.make(study)

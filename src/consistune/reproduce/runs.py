@@ -86,7 +86,7 @@ def train_run(
     """
     text = to_yaml(recipe)
     saved = folder / "recipe.yaml"
-    if (folder / "model").is_dir() and saved.read_text(encoding="utf-8") == text:
+    if (folder / "model").is_dir() and saved.is_file() and saved.read_text(encoding="utf-8") == text:
         _check_images(folder, recipe)
         screen.say(f"{folder.name}: found finished in {folder}")
         return folder

@@ -11,8 +11,9 @@ from consistune.system.files import check_writable
 MARK = "consistune"
 """In what this program writes: `Software` of a PNG file, the name of an array of an .npz file."""
 PNG_MARK = b"tEXtSoftware\0" + MARK.encode()
-ARRAYS = {"seeds.npy", f"{MARK}.npy"}
-"""Of which an .npz file of this program has one."""
+ARRAYS = ({f"{MARK}.npy"}, {"arr_0.npy", "seeds.npy"})
+"""One of these sets is in every .npz file of this program."""
+UNKNOWN = "is already there, and nothing in it says that this command wrote it"
 HEAD = 1 << 12
 """The first bytes of a PNG file, in which its text lies."""
 
@@ -26,7 +27,7 @@ def is_own(path: Path, keys: Collection[str] = ()) -> bool:
                     return PNG_MARK in file.read(HEAD)
             case ".npz":
                 with zipfile.ZipFile(path) as archive:
-                    return not ARRAYS.isdisjoint(archive.namelist())
+                    return any(arrays <= set(archive.namelist()) for arrays in ARRAYS)
             case ".json":
                 found = json.loads(path.read_text(encoding="utf-8"))
                 return isinstance(found, dict) and bool(keys) and set(keys) <= found.keys()
@@ -45,8 +46,7 @@ def check_file(path: Path, option: str, keys: Collection[str] = ()) -> None:
     """
     check_writable(path, option)
     if path.exists() and not is_own(path, keys):
-        what = f"{str(path)!a} is already there, and was not written by this command"
-        raise UserError(what, option, "choose another name, or move it away")
+        raise UserError(f"{str(path)!a} {UNKNOWN}", option, "choose another name, or move it away")
 
 
 def check_folder(
@@ -59,5 +59,5 @@ def check_folder(
     check_writable(folder, option, folder=True)
     found = [name for name in names if (folder / name).exists()]
     if found and not is_own(folder / record, keys):
-        what = f"{str(folder / found[0])!a} is already there, and was not written by this command"
+        what = f"{str(folder / found[0])!a} {UNKNOWN}"
         raise UserError(what, option, "choose another folder, or move it away")

@@ -3,6 +3,7 @@
 import contextlib
 import hashlib
 import json
+import os
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -311,9 +312,21 @@ def test_a_kill_between_any_two_steps_of_the_end_loses_nothing(tmp_path: Path, m
             stopped += 1
         assert stopped > 1
         ours, theirs = contents(work[1]), contents(whole)
-        assert {n for n in ours | theirs if ours.get(n) != theirs.get(n)} <= {
-            "meta.json",
-            "pictures/meta.json",
-        }
+        different = {name for name in ours | theirs if ours.get(name) != theirs.get(name)}
+        # The state, after the last rename, disturbs nobody.
+        assert different <= {"meta.json", "pictures/meta.json", "latents.json"}
         assert not list(tmp_path.glob("*.part"))
         shutil.rmtree(work[1])
+
+
+def test_images_that_changed_since_the_stop_are_not_encoded(tmp_path: Path) -> None:
+    def stop(_done: int, _total: int) -> None:
+        raise Stop
+
+    pictures, dest = source(tmp_path), tmp_path / "latents"
+    with pytest.raises(Stop):
+        prepare_latents(pictures, dest, PrepareOptions(), LatentOptions("tiny"), encoding=stop)
+    times = pictures.stat()
+    os.utime(pictures, ns=(times.st_atime_ns, times.st_mtime_ns + 1_000_000_000))
+    with pytest.raises(UserError, match="was begun with another images"):
+        prepare_latents(pictures, dest, PrepareOptions(), LatentOptions("tiny"))

@@ -23,7 +23,7 @@ from consistune.core.posterior.mean import restored
 from consistune.data.prepare import npy
 from consistune.data.prepare.journal import LOCK, locked
 from consistune.data.prepare.run import SILENT, SYNC_SECONDS, PrepareOptions, Progress, prepare
-from consistune.data.prepare.survey import ImageOptions
+from consistune.data.prepare.survey import ImageOptions, state_of
 from consistune.data.prepared import (
     IMAGES,
     LABELS,
@@ -132,9 +132,12 @@ def prepare_latents(
 def _named(part: Path, dest: Path) -> Meta:
     """The finished set, under its name; what only the work needed is removed. STATE is the last to go."""
     meta = read_meta(part)
-    for needless in (*(part / f"{side}.raw" for side in meta.parts), part / LOCK, part / STATE):
+    for needless in (*(part / f"{side}.raw" for side in meta.parts), part / LOCK):
         needless.unlink(missing_ok=True)
+    if (part / f"{PICTURES}.part").exists():  # a kill came at the end of the first stage
+        shutil.rmtree(part / f"{PICTURES}.part")
     part.rename(dest)
+    (dest / STATE).unlink()
     files.sync(dest.parent)
     return meta
 
@@ -195,13 +198,12 @@ def _begin(
     """The state of the run that is continued, or of a new one: its settings, and the rows encoded by side."""
     settings = {
         "source": str(path.resolve()),
+        "images": state_of(path, options.source.links),
         "options": {k: v for k, v in asdict(options).items() if k != "workers"},
         "autoencoder": autoencoder.identity,
         "flip": latents.flip,
     }
     settings = json.loads(json.dumps(settings))
-    if is_prepared(part) and not (part / STATE).exists():  # killed between the last removal and the new name
-        return {"settings": settings, "done": {}}
     if not part.exists():
         new = part.with_name(f".{part.name}.{os.getpid()}.partial")  # never without its state
         new.mkdir(parents=True)

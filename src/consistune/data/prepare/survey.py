@@ -1,6 +1,7 @@
 """How a source's images are converted: by what the user asks, and by a look at some of the images."""
 
 import contextlib
+import hashlib
 import tempfile
 from collections.abc import Collection
 from dataclasses import dataclass
@@ -11,10 +12,14 @@ import numpy as np
 from PIL import ImageColor
 
 from consistune.data.prepare.transform import FILTERS, BadImage, Transform, is_grey, open_image, upright_size
+from consistune.data.prepared import META, is_prepared
 from consistune.data.sources.base import Source, SourceOptions
 from consistune.data.sources.detect import open_source
+from consistune.data.sources.files import Listing
 from consistune.errors import UserError
 
+TABLES = (".csv", ".json", ".jsonl", ".txt", ".tsv", ".mat")
+"""Endings of files that may hold labels."""
 SAMPLE = 256
 """Images that are looked at."""
 CROPS = ("center", "dhariwal", "pad", "none")
@@ -94,6 +99,27 @@ def choose_transform(source: Source, options: ImageOptions) -> tuple[Transform, 
     if len(sizes) > 1:
         raise UserError(f"has images of different sizes, {a}×{b} to {c}×{d}", str(source.path), "say --size")
     return transform, (transform.channels, b, a)
+
+
+def state_of(path: Path, links: bool = False) -> str:
+    """A hash that changes with the names, sizes and times of a source's files; for a prepared set its meta's.
+
+    Of a folder the images and the tables of labels count; what is passed over does not.
+    """
+    if is_prepared(path):
+        return hashlib.sha256((path / META).read_bytes()).hexdigest()
+    total = hashlib.sha256()
+    if path.is_dir():
+        listing = Listing.of(path, links)
+        tables = [name for name in listing.others if name.endswith(TABLES)]
+        stats = [(name, *known) for name, known in listing.images.items()]
+        stats += [(name, s.st_size, s.st_mtime_ns) for name in sorted(tables) for s in [(path / name).stat()]]
+    else:
+        known = path.stat()
+        stats = [("", known.st_size, known.st_mtime_ns)]
+    for name, size, changed in stats:
+        total.update(f"{size} {changed} {name}\n".encode("utf-8", "surrogateescape"))
+    return total.hexdigest()
 
 
 @dataclass(frozen=True)
