@@ -378,3 +378,9 @@ def test_what_is_not_of_the_preparation_is_not_removed(photos: Path, tmp_path: P
     data.symlink_to(tmp_path / "elsewhere")
     assert "would be prepared anew, and is a link" in run(*words[1:])[1]
     assert (tmp_path / "elsewhere" / "meta.json").exists()
+
+
+def test_a_source_that_is_not_there_is_a_line(tmp_path: Path) -> None:
+    status, line = run(str(tmp_path / "no"), "--out", str(tmp_path / "job"), "--yes")
+    assert (status, line) == (2, f"{tmp_path / 'no'}: is neither a file nor a folder")
+    assert not (tmp_path / "job").exists()

@@ -330,3 +330,9 @@ def test_images_that_changed_since_the_stop_are_not_encoded(tmp_path: Path) -> N
     os.utime(pictures, ns=(times.st_atime_ns, times.st_mtime_ns + 1_000_000_000))
     with pytest.raises(UserError, match="was begun with another images"):
         prepare_latents(pictures, dest, PrepareOptions(), LatentOptions("tiny"))
+
+
+def test_a_source_that_is_not_there_is_a_line(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="is neither a file nor a folder"):
+        prepare_latents(tmp_path / "no", tmp_path / "out", PrepareOptions(), LatentOptions("tiny"))
+    assert not list(tmp_path.iterdir())

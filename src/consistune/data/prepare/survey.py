@@ -104,22 +104,29 @@ def choose_transform(source: Source, options: ImageOptions) -> tuple[Transform, 
 def state_of(path: Path, links: bool = False) -> str:
     """A hash that changes with the names, sizes and times of a source's files; for a prepared set its meta's.
 
-    Of a folder the images and the tables of labels count; what is passed over does not.
+    Of a folder the images and the tables of labels count; what is passed over does not. "" where the source
+    is not there or cannot be read: to open it then says why.
     """
-    if is_prepared(path):
-        return hashlib.sha256((path / META).read_bytes()).hexdigest()
     total = hashlib.sha256()
-    if path.is_dir():
-        listing = Listing.of(path, links)
-        tables = [name for name in listing.others if name.endswith(TABLES)]
-        stats = [(name, *known) for name, known in listing.images.items()]
-        stats += [(name, s.st_size, s.st_mtime_ns) for name in sorted(tables) for s in [(path / name).stat()]]
-    else:
-        known = path.stat()
-        stats = [("", known.st_size, known.st_mtime_ns)]
-    for name, size, changed in stats:
-        total.update(f"{size} {changed} {name}\n".encode("utf-8", "surrogateescape"))
+    try:
+        if is_prepared(path):
+            return hashlib.sha256((path / META).read_bytes()).hexdigest()
+        for name, size, changed in _stats(path, links):
+            total.update(f"{size} {changed} {name}\n".encode("utf-8", "surrogateescape"))
+    except OSError:
+        return ""
     return total.hexdigest()
+
+
+def _stats(path: Path, links: bool) -> list[tuple[str, int, int]]:
+    """(name, bytes, time of its last change) of a file, or of a folder's images and tables."""
+    if not path.is_dir():
+        known = path.stat()
+        return [("", known.st_size, known.st_mtime_ns)]
+    listing = Listing.of(path, links)
+    tables = {name: (path / name).stat() for name in sorted(listing.others) if name.endswith(TABLES)}
+    images = [(name, *known) for name, known in listing.images.items()]
+    return images + [(name, known.st_size, known.st_mtime_ns) for name, known in tables.items()]
 
 
 @dataclass(frozen=True)
