@@ -96,7 +96,7 @@ def sct() -> Iterator[Line]:
     yield Line(name, NORMS[PLAIN], UNLABELLED, runs["SCT"], runs["ECT"])
     yield from family("mnist10k_family", both, "mnist10k with labels, 120,000 images", LABELLED, PLAIN)
     yield from pictures("emoji64_latents", "emoji in latents, 35,000 images", LABELLED)
-    yield from pictures("cifar10_jpeg", "CIFAR-10 as JPEG, 64,000 images", PICTURES, rate="recipe's")
+    yield from pictures("cifar10_jpeg", "CIFAR-10 as JPEG, 64,000 images", PICTURES, rate=PLAIN, law=PLAIN)
 
 
 def best() -> Iterator[Line]:

@@ -34,7 +34,7 @@ CURVES = {
 }
 """Title → folder in docs/results of an experiment `convergence`, with ECT and plain SCT."""
 PLAIN = {"ECT": ("ect", "c 0"), "SCT": ("sct", "c 0")}
-PLAIN_RATE = {name: (*words, "recipe's") for name, words in PLAIN.items()}
+PLAIN_RECIPE = {name: (*words, "recipe's", "recipe's") for name, words in PLAIN.items()}
 
 
 def both(*rest: str) -> dict[str, tuple[str, ...]]:
@@ -48,7 +48,7 @@ SETS: dict[str, tuple[str, tuple[str, ...], dict[str, tuple[str, ...]]]] = {
     "digits with labels": ("family", LABELS, both(OWN, "5e-4")),
     "mnist10k with labels": ("mnist10k_family", LABELS, both(OWN, OWN)),
     "emoji in latents, split by group": ("emoji64_latents", ("run", "norm"), PLAIN),
-    "CIFAR-10 as JPEG": ("cifar10_jpeg", ("run", "norm", "rate"), PLAIN_RATE),
+    "CIFAR-10 as JPEG": ("cifar10_jpeg", ("run", "norm", "rate", "law"), PLAIN_RECIPE),
 }
 """Title → study, its factors, and the words of ECT and SCT."""
 
