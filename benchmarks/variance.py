@@ -27,7 +27,6 @@ from consistune.core.noise import EDM
 from consistune.data.images import ImageSet, digits, load_data
 from consistune.pages.plots import Axis, Plot
 from consistune.recipe import read_recipe
-from consistune.system.files import write_atomically
 from consistune.system.host import machine
 from harness import RESULTS, Benchmark, Record
 from tables import DOCS, markdown
@@ -156,7 +155,7 @@ def draw_figures(record: Record) -> None:
                 errors.append(stdev(row["left"]))
         title = f"{name}, without labels: error of the target"
         plot = Plot(series, Axis("t", log=True), Axis("over one image's"), title)
-        write_atomically(DOCS / f"target-variance-{name}.svg", plot.svg())
+        plot.write_svg(DOCS / f"target-variance-{name}.svg")
     series = {}
     for name, found in record.items():
         rows = [row for row in one_image(found, labels=False) if scatters(row)]
@@ -164,7 +163,7 @@ def draw_figures(record: Record) -> None:
         series[name] = ([row["t"] for row in rows], list(map(mean, errors)), list(map(stdev, errors)))
     title = "Error of one image as the target, without labels"
     plot = Plot(series, Axis("t", log=True), Axis("over the data's variance"), title)
-    write_atomically(DOCS / "target-variance.svg", plot.svg())
+    plot.write_svg(DOCS / "target-variance.svg")
 
 
 @benchmark.section(

@@ -29,9 +29,9 @@ from consistune.nn.precond import Preconditioned
 from consistune.pages.pictures import save_grid
 
 BOX = Path(__file__).parent / "box"
+"""The models that come with the package, a folder each."""
 MODEL_NAMES = (store.CONFIG, "model", "checkpoints", "model_index.json")
 """Of these a folder with a model, a run or a pipeline has one."""
-"""The models that come with the package, a folder each."""
 
 
 def load(

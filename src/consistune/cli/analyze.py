@@ -9,8 +9,6 @@ from consistune.cli.options import parse_times
 from consistune.cli.screen import console
 from consistune.errors import UserError
 
-MEASURING = "measuring; this takes some minutes for a large data set"
-
 
 def analyze(
     data: Annotated[str, Argument(help="digits, mixture (8 Gaussians), a prepared folder, or a ZIP.")],
@@ -42,12 +40,13 @@ def analyze(
         for option, value in {"--batch": batch, "--conditional": conditional}.items():
             if value is not None:
                 raise UserError("has no effect on the mixture", option, "leave it out")
-    if data == "mixture":
-        console.print(MEASURING, highlight=False)
-        paths = analyze_mixture(out, times=levels, queries=queries, seed=seed)
+        images = None
     else:
         images = read_unprepared(Path(data)) if data.lower().endswith(".zip") else load_data(data).train
-        console.print(MEASURING, highlight=False)
+    console.print("measuring; this takes some minutes for a large data set", highlight=False)
+    if images is None:
+        paths = analyze_mixture(out, times=levels, queries=queries, seed=seed)
+    else:
         paths = analyze_images(
             images.images if images.latents is None else images.values(),
             None if conditional is False else images.labels,

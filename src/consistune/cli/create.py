@@ -252,7 +252,7 @@ class _Images:
 
     def of_these(self, before: dict[str, Any]) -> dict[str, Any]:
         """The settings of an earlier call; {} where the images have changed: what it prepared is removed."""
-        from consistune.data.prepare.run import remove_prepared
+        from consistune.data.prepare.latents import remove_prepared
 
         if before.get("images", self.state) == self.state:
             return before

@@ -147,9 +147,14 @@ def take_signals() -> list[int]:
         raise KeyboardInterrupt
 
     signal.signal(signal.SIGINT, stop)
-    if os.environ.get("WORLD_SIZE", "1") in ("", "1"):
+    if _alone():
         signal.signal(signal.SIGTERM, stop)
     return came
+
+
+def _alone() -> bool:
+    """Whether no launcher started several processes; without PyTorch, which `system.processes` imports."""
+    return os.environ.get("WORLD_SIZE", "1") in ("", "1")
 
 
 def interrupted(error: BaseException) -> bool:
@@ -168,7 +173,7 @@ def explain(error: Exception) -> tuple[int, str]:
         return 2, printable(
             " ".join(error.format_message().split())
         ) or "no command given; see consistune --help"
-    if os.environ.get("WORLD_SIZE", "1") not in ("", "1"):  # only then, as torch is imported for it
+    if not _alone():  # only then, as torch is imported for it
         from consistune.system.processes import lost_process
 
         if lost_process(error):

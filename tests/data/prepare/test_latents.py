@@ -146,13 +146,20 @@ def test_a_prepared_set_is_encoded_as_its_source_would_be(tmp_path: Path) -> Non
         assert not list(tmp_path.glob("new*"))
 
 
-def test_other_options_do_not_continue_a_preparation(tmp_path: Path) -> None:
+def begun(tmp_path: Path) -> tuple[Path, Path]:
+    """A preparation that was stopped while it encoded: its source and its destination."""
+
     def stop(_done: int, _total: int) -> None:
         raise Stop
 
     pictures, dest = source(tmp_path), tmp_path / "latents"
     with pytest.raises(Stop):
         prepare_latents(pictures, dest, PrepareOptions(), LatentOptions("tiny"), encoding=stop)
+    return pictures, dest
+
+
+def test_other_options_do_not_continue_a_preparation(tmp_path: Path) -> None:
+    pictures, dest = begun(tmp_path)
     with pytest.raises(UserError, match="was begun with another flip"):
         prepare_latents(pictures, dest, PrepareOptions(), LatentOptions("tiny", flip=True))
     with pytest.raises(UserError, match="was begun with another options"):
@@ -320,12 +327,7 @@ def test_a_kill_between_any_two_steps_of_the_end_loses_nothing(tmp_path: Path, m
 
 
 def test_images_that_changed_since_the_stop_are_not_encoded(tmp_path: Path) -> None:
-    def stop(_done: int, _total: int) -> None:
-        raise Stop
-
-    pictures, dest = source(tmp_path), tmp_path / "latents"
-    with pytest.raises(Stop):
-        prepare_latents(pictures, dest, PrepareOptions(), LatentOptions("tiny"), encoding=stop)
+    pictures, dest = begun(tmp_path)
     times = pictures.stat()
     os.utime(pictures, ns=(times.st_atime_ns, times.st_mtime_ns + 1_000_000_000))
     with pytest.raises(UserError, match="was begun with another images"):

@@ -29,6 +29,7 @@ from consistune.data.prepared import (
     LABELS,
     META,
     PICTURES,
+    SIDES,
     Meta,
     Part,
     is_prepared,
@@ -140,6 +141,27 @@ def _named(part: Path, dest: Path) -> Meta:
     (dest / STATE).unlink()
     files.sync(dest.parent)
     return meta
+
+
+def remove_prepared(dest: Path) -> None:
+    """Remove a prepared set, of pictures or latents, and an unfinished preparation of it.
+
+    Raises UserError, before anything is removed, where one of the folders is a link or holds another file.
+    """
+    known = {dest: {META, *SIDES, PICTURES, STATE}, dest.with_name(f"{dest.name}.part"): {"work", "data"}}
+    work = {STATE, LOCK, f"{PICTURES}.part", *(f"{side}.raw" for side in SIDES)}
+    known[dest.with_name(f"{dest.name}.latents.part")] = known[dest] | work
+    for folder, names in known.items():
+        inside = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
+        found = {name for name in inside - names if not name.endswith(".partial")}
+        if found or folder.is_symlink():
+            what = f"holds {min(found)!a}" if found else "is a link"
+            raise UserError(f"would be prepared anew, and {what}", str(folder), "move it away yourself")
+    for folder in known:
+        if folder.exists():
+            old = folder.with_name(f".{folder.name}.{os.getpid()}.old")
+            folder.rename(old)  # at once, so that a kill leaves no half of it under its name
+            shutil.rmtree(old)
 
 
 def _pictures(

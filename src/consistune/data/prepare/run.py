@@ -5,7 +5,6 @@ interruptions. Labels are known first, so every image has its row before it is r
 DEST.part: `data/` is renamed to DEST at the end, `work/` holds the journal and unpacked arrays.
 """
 
-import os
 import shutil
 import time
 from collections.abc import Callable, Iterator
@@ -22,7 +21,7 @@ from consistune.data.prepare.preparation import Preparation, finish
 from consistune.data.prepare.split import Rows, Split, held_out
 from consistune.data.prepare.survey import ImageOptions, choose_transform
 from consistune.data.prepare.work import DIGEST_BYTES, Converter, Piece
-from consistune.data.prepared import IMAGES, META, PICTURES, SIDES, Meta
+from consistune.data.prepared import IMAGES, Meta
 from consistune.data.sources.base import Source, SourceOptions
 from consistune.data.sources.detect import open_source
 from consistune.errors import UserError, printable
@@ -110,27 +109,6 @@ def prepare(
         files.sync(dest.parent)
         shutil.rmtree(part)
     return meta
-
-
-def remove_prepared(dest: Path) -> None:
-    """Remove a prepared set, of pictures or latents, and an unfinished preparation of it.
-
-    Raises UserError, before anything is removed, where one of the folders is a link or holds another file.
-    """
-    known = {dest: {META, *SIDES, PICTURES}, dest.with_name(f"{dest.name}.part"): {"work", "data"}}
-    states = {"latents.json", *(f"{side}.raw" for side in SIDES)}
-    known[dest.with_name(f"{dest.name}.latents.part")] = {*known[dest], *states, f"{PICTURES}.part", LOCK}
-    for folder, names in known.items():
-        inside = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
-        found = {name for name in inside - names if not name.endswith(".partial")}
-        if found or folder.is_symlink():
-            what = f"holds {min(found)!a}" if found else "is a link"
-            raise UserError(f"would be prepared anew, and {what}", str(folder), "move it away yourself")
-    for folder in known:
-        if folder.exists():
-            old = folder.with_name(f".{folder.name}.{os.getpid()}.old")
-            folder.rename(old)  # at once, so that a kill leaves no half of it under its name
-            shutil.rmtree(old)
 
 
 def _check_unfinished(part: Path) -> None:
