@@ -108,11 +108,11 @@ def best() -> Iterator[Line]:
     yield Line("digits with labels, 384,000 images", "`digits-best`: CMT, then SCT", BEST, runs, long_ect())
     name, ect = (
         "mnist10k with labels, 120,000 images",
-        of("mnist10k_family", recipe="ect", estimator="one-sample"),
+        of("mnist10k_family", recipe="ect", estimator="one-sample", norm=PLAIN, rate=PLAIN),
     )
     runs = of("mnist10k_tcm", estimator="score-identity")
     yield Line(name, "`mnist10k-best`: ECT, then TCM with the score identity", BEST, runs, ect)
-    runs = of("mnist10k_family", recipe="meanflow", estimator="score-identity")
+    runs = of("mnist10k_family", recipe="meanflow", estimator="score-identity", rate=PLAIN)
     yield Line(name, "MeanFlow with the score identity", BEST, runs, ect)
 
 

@@ -1,8 +1,10 @@
 """Sampling: an image belongs to its seed."""
 
+import copy
 import math
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -10,6 +12,7 @@ from consistune import models
 from consistune.core.estimators import OneSample
 from consistune.core.noise import EDM, VP, RectifiedFlow, Trigonometric
 from consistune.core.objectives import Consistency, Denoising
+from consistune.core.rng import Between
 from consistune.core.sampling import ODE, Multistep, PhasedSteps
 from consistune.core.times import ConstGap, LogNormalPairs, Phased
 from consistune.data.images import digits
@@ -51,6 +54,19 @@ def test_dropout_is_off_and_the_mode_is_given_back(model: EDMPrecond) -> None:
     model.train()
     assert torch.equal(sample(model, range(4)), sample(model, range(4)))
     assert model.training
+
+
+def test_a_worse_model_in_training_mode_does_not_drop_out(model: EDMPrecond) -> None:
+    worse = copy.deepcopy(model).train()
+    first, second = (sample(model, range(2), guidance=1.5, worse=worse) for _ in range(2))
+    assert torch.equal(first, second)
+    assert worse.training
+
+
+def test_labels_of_every_integer_type_are_alike(model: EDMPrecond) -> None:
+    expected = sample(model, range(2), condition=torch.tensor([3, 4]))
+    for given in ([3, 4], np.array([3, 4], np.uint16), torch.tensor([3, 4], dtype=torch.uint8)):
+        assert torch.equal(sample(model, range(2), condition=given), expected)
 
 
 def test_labels_matter_and_must_fit(model: EDMPrecond) -> None:
@@ -116,6 +132,22 @@ def test_options_without_effect_and_wrong_ones_are_refused(model: EDMPrecond) ->
         ({"steps": "2"}, "sample: "),
         ({"steps": 2, "mid_t": 0.5}, "sample: "),
         ({"seeds": [2**70]}, "seeds: .*64 bits"),
+        ({"seeds": [Between(0, 2**70, 0.5)]}, "seeds: .*64 bits"),
+        ({"seeds": [Between(0, 1, 5)]}, "seeds: 5 is no share"),
+        ({"seeds": [Between(0, 1, math.nan)]}, "seeds: nan is no share"),
+        ({"seeds": [Between(0, 1, "a")]}, "seeds: 'a' is no share"),
+        ({"seeds": [Between(0.7, 1, 0.5)]}, "are no integers"),
+        ({"eta": math.nan}, "eta: nan is no share"),
+        ({"eta": 7}, "eta: 7 is no share"),
+        ({"eta": "a"}, "eta: 'a' is no share"),
+        ({"guidance": math.nan}, "guidance: nan is no weight"),
+        ({"guidance": "2"}, "guidance: '2' is no weight"),
+        ({"guidance": 2.0, "worse": "emoji64"}, "worse: 'emoji64' is no model"),
+        ({"guidance": 2.0, "guidance_interval": 5}, "is no interval"),
+        ({"guidance": 2.0, "guidance_interval": None}, "is no interval"),
+        ({"condition": torch.eye(10).long()[:1]}, r"condition has shape \[1, 10\], expected \[1\]"),
+        ({"condition": torch.ones(1) * 1j}, "complex"),
+        ({"condition": {"a": 1}}, "is no label"),
     ):
         with pytest.raises(UserError, match=words):
             sample(model, **({"seeds": range(1)} | options))

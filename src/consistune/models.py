@@ -4,21 +4,18 @@ The image of a seed does not depend on the other seeds that are drawn with it.
 """
 
 import math
-import operator
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from itertools import pairwise
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from consistune.core.guidance import Guided
 from consistune.core.noise import EDM, NoiseSchedule, rescheduled
-from consistune.core.objectives import learned
 from consistune.core.posterior.mean import quantise
 from consistune.core.rng import Between, ImageNoise
-from consistune.core.sampling import ODE, Multistep, PhasedSteps, Sampler
+from consistune.core.sampling import Sampler
 from consistune.core.types import Denoiser
 from consistune.errors import UserError
 from consistune.interop.pipelines import is_pipeline
@@ -26,6 +23,11 @@ from consistune.nn import hub, store
 from consistune.nn.autoencoder.space import from_model, open_space
 from consistune.nn.module import Factory
 from consistune.nn.precond import Preconditioned
+from consistune.nn.sampler import DIFFUSION_STEPS as DIFFUSION_STEPS
+from consistune.nn.sampler import StepsDoNotFit as StepsDoNotFit
+from consistune.nn.sampler import check_guidance as check_guidance
+from consistune.nn.sampler import check_guided, check_options, listed_seeds
+from consistune.nn.sampler import default_sampler as default_sampler
 from consistune.pages.pictures import save_grid
 
 BOX = Path(__file__).parent / "box"
@@ -54,9 +56,7 @@ def load(
     if Path(path).is_file() or is_pipeline(Path(path)):
         from consistune.interop.checkpoints import load_checkpoint
 
-        if network is not None:
-            raise UserError("a checkpoint's network is built from its file", "network", "leave it out")
-        return _placed(load_checkpoint(path), device)
+        return _placed(load_checkpoint(path, network=network), device)
     try:
         return _placed(store.load(find(path), network=network, verify=verify), device)
     except UserError as error:
@@ -115,60 +115,6 @@ def load_tensors(path: str | Path) -> dict[str, torch.Tensor]:
     return {name: to_tensor(record) for name, record in read_checkpoint(path).tensors.items()}
 
 
-DIFFUSION_STEPS = 18
-"""Heun steps of a diffusion model by default: 35 network evaluations, EDM's choice for CIFAR-10."""
-
-
-class StepsDoNotFit(UserError, ValueError):
-    """A model cannot be sampled in so many steps, or does not say in how many."""
-
-
-def default_sampler(
-    model: Preconditioned, steps: int | None, mid_t: Iterable[float] | None = None, eta: float = 1.0
-) -> Sampler:
-    """The sampler that fits a model's card, in a number of steps (None: the model's own number).
-
-    A diffusion model is sampled by Heun's method, from its highest noise level, 80 at most. A phased model
-    jumps from edge to edge, with the share η of edge-skipping. A model that learned jumps between any times
-    jumps to each noise level of `mid_t`. Any other model takes one step, and for each further step returns to
-    a noise level of `mid_t` (None: the card's).
-
-    Raises StepsDoNotFit, also for steps=None where the card names no objective; ValueError for other times.
-    """
-    card = model.card
-    if mid_t is not None and (card.is_diffusion or card.edges):
-        raise StepsDoNotFit("the model takes no times between its steps: leave mid_t out")
-    if steps is not None:
-        steps = operator.index(steps)
-    if card.is_diffusion:
-        return ODE(DIFFUSION_STEPS if steps is None else steps, high=min(ODE.high, model.sigma_max))
-    if card.edges:
-        phases = len(card.edges) + 1
-        if steps not in (None, 1, phases):
-            raise StepsDoNotFit(f"this model has {phases} phases: steps must be 1 or {phases}")
-        return PhasedSteps(card.edges, eta=0.0 if steps == 1 else eta)
-    if steps is not None and steps < 1:
-        raise ValueError(f"steps must be at least 1, got {steps}")
-    if steps is None and card.objective is None:
-        raise StepsDoNotFit("the model's card does not say how it is sampled: give steps or a sampler")
-    middle = card.mid_t if mid_t is None else tuple(mid_t)
-    needed = (steps or 1) - 1
-    if len(middle) < needed or (mid_t is not None and len(middle) > needed):
-        raise StepsDoNotFit(
-            f"{needed + 1} steps need {needed} times between; {len(middle)} known: give mid_t"
-            if len(middle) < needed
-            else f"{len(middle)} times between belong to {len(middle) + 1} steps, not to {needed + 1}"
-        )
-    middle = middle[:needed]
-    if any(not 0 < t < EDM().t_max for t in middle) or any(b >= a for a, b in pairwise(middle)):
-        raise ValueError(f"mid_t must fall between {EDM().t_max:g} and 0, got {list(middle)}")
-    if card.lowest is not None and min(middle, default=math.inf) < card.lowest:
-        raise StepsDoNotFit(f"the model learned no noise level below {card.lowest:g}: give a higher mid_t")
-    if card.jumps or (model.two_times and card.objective is None):
-        return PhasedSteps(middle[::-1])
-    return Multistep(middle)
-
-
 @torch.no_grad()
 def sample(
     model: Preconditioned,
@@ -211,18 +157,18 @@ def sample(
     Raises UserError for arguments that do not fit, for latents of a model of pictures, and, with the seeds,
     for images that are not finite.
     """
-    _check_options(sampler, steps is None and mid_t is None and eta == 1.0, batch)
-    seeds, process = _seeds(model, seeds), schedule or EDM()
+    seeds, process = listed_seeds(model, seeds), schedule or EDM()
+    check_options(sampler, steps is None and mid_t is None and eta == 1.0, eta, batch)
     try:
         labels = _labels(model, seeds, condition, next(model.parameters()).device)
         sampler = sampler or default_sampler(model, steps, mid_t, eta).under(process)
     except (ValueError, TypeError) as error:
         raise UserError(str(error), "sample") from error
-    _check_guided(model, worse, guidance, guidance_interval)
+    check_guided(model, worse, guidance, guidance_interval)
     finish = _finishing(model, latents)
     denoiser = Guided(model, worse, guidance, *guidance_interval) if guidance != 1.0 else model
     images = []
-    with _evaluating(model):
+    with _evaluating(model), _evaluating(worse):
         for start in range(0, len(seeds), batch):
             part = slice(start, start + batch)
             own = None if labels is None else labels[part]
@@ -232,83 +178,12 @@ def sample(
     return torch.cat(images) if images else finish(torch.empty(0, *model.image_shape))
 
 
-def check_guidance(
-    model: Preconditioned, worse: Preconditioned | None, omega: float, option: str, searched: bool = False
-) -> None:
-    """Raises UserError where there is nothing to guide by, or where a worse model would not be used.
-
-    option: what ω is called, of a command ("--guidance") or in Python.
-    """
-    other_option = "--worse" if option.startswith("--") else "worse"
-    give = f"give {other_option}{' FOLDER' if option.startswith('--') else ''}"
-    if omega == 1.0 and not searched:
-        if worse is not None:
-            raise UserError(f"has no effect with {option} 1", other_option, f"give {option}, for example 1.5")
-        return
-    if worse is None:
-        if not model.num_classes:
-            raise UserError("an unconditional model has no unlabelled branch", option, give)
-        if model.card.label_dropout == 0:
-            what = "the model's unlabelled branch is not trained (train.label_dropout was 0)"
-            raise UserError(what, option, f"{give}, or train with train.label_dropout=0.1")
-        return
-    for name, own, other in (
-        ("images", list(model.image_shape), list(worse.image_shape)),
-        ("classes", model.num_classes, worse.num_classes),
-        ("data", model.card.data_sha256, worse.card.data_sha256),
-        ("phases", list(model.card.edges), list(worse.card.edges)),
-        ("kind", _kind(model), _kind(worse)),
-    ):
-        if own != other and None not in (own, other):
-            what = f"the worse model has other {name}"
-            if name != "data":
-                what += f": {other}, the model has {own}"
-            raise UserError(what, other_option, "give a model of the same data and kind")
-
-
-def _kind(model: Preconditioned) -> str | None:
-    """What the model learned; None where its card does not say."""
-    return None if model.card.objective is None else learned(model.card.to_json())
-
-
-def _check_options(sampler: Sampler | None, default: bool, batch: int) -> None:
-    if sampler is not None and not default:
-        what = "steps, mid_t and eta belong to the default sampler: give them or a sampler"
-        raise UserError(what, "sampler")
-    if isinstance(batch, bool) or not isinstance(batch, int) or batch < 1:
-        raise UserError(f"{batch!r} is no number of images", "batch", "give an integer from 1 on")
-
-
-def _check_guided(
-    model: Preconditioned, worse: Denoiser | None, omega: float, interval: tuple[float, float]
-) -> None:
-    """Raises UserError for guidance that the model does not have, and for an interval that is none."""
-    if len(interval) != 2 or not 0 <= interval[0] < interval[1]:
-        raise UserError(f"{interval!r} is no interval", "guidance_interval", "give (low, high)")
-    if omega == 1.0 and interval != (0.0, math.inf):
-        raise UserError("has no effect without guidance", "guidance_interval", "give guidance too")
-    if omega != 1.0 and (worse is None or isinstance(worse, Preconditioned)):
-        check_guidance(model, worse, omega, "guidance")
-
-
-def _seeds(model: object, seeds: Iterable[int | Between]) -> list[int | Between]:
-    """The seeds of a call of `sample`. Raises UserError where they are none, or the model is none."""
-    if not isinstance(model, Preconditioned):
-        what = f"{type(model).__name__} is no model"
-        raise UserError(what, "model", "give one of consistune.load, train or tune")
-    try:
-        found = [seed if isinstance(seed, Between) else operator.index(seed) for seed in seeds]
-    except TypeError as error:
-        raise UserError(f"{seeds!r:.60} are no integers", "seeds", "give range(16), or [3, 5]") from error
-    beyond = next((seed for seed in found if isinstance(seed, int) and not -(2**63) <= seed < 2**63), None)
-    if beyond is not None:
-        raise UserError(f"{beyond} has more than 64 bits", "seeds", "give smaller integers")
-    return found
-
-
 @contextmanager
-def _evaluating(model: Preconditioned) -> Iterator[None]:
-    """The model in evaluation mode, in the block."""
+def _evaluating(model: Denoiser | None) -> Iterator[None]:
+    """The model, if it is a module, in evaluation mode, in the block."""
+    if not isinstance(model, nn.Module):
+        yield
+        return
     training = model.training
     model.eval()
     try:
@@ -385,7 +260,14 @@ def _labels(
             return None
         first = [seed.first if isinstance(seed, Between) else seed for seed in seeds]
         return torch.tensor([seed % model.num_classes for seed in first], device=device)
-    labels = torch.as_tensor(condition, device="cpu")
+    try:
+        labels = torch.as_tensor(condition, device="cpu")
+    except RuntimeError as error:
+        raise ValueError(f"{condition!r:.60} is no label") from error
+    if labels.is_complex():
+        raise ValueError("a condition has no complex numbers")
+    if not labels.is_floating_point():
+        labels = labels.long()
     if labels.ndim == 0:
         labels = labels.expand(len(seeds))
     if len(labels) != len(seeds):

@@ -122,6 +122,10 @@ def test_the_steps_are_those_that_the_model_can_take(game: Playground) -> None:
         assert [evaluations(own, steps) for steps in own.steps] == [1, 2, 3, 4]
         times = own.middle_t(MOST_STEPS)
         assert all(80 > a > b > 0 for a, b in itertools.pairwise(times))
+    high = Playground("x", make(ModelCard(objective="consistency", mid_t=(22.0,))))
+    assert [evaluations(high, steps) for steps in high.steps] == [1, 2, 3]  # a third time would be 137
+    truncated = Playground("x", make(ModelCard(objective="truncated", lowest=1.0)))
+    assert [evaluations(truncated, steps) for steps in truncated.steps] == [1, 2, 3, 4]
     phased = Playground("x", make(ModelCard(objective="consistency", edges=(0.5, 5.0))))
     assert [evaluations(phased, steps) for steps in phased.steps] == [1, 3]
     teacher = Playground("x", make(DIFFUSION))

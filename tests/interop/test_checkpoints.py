@@ -15,6 +15,7 @@ import consistune
 from consistune.errors import UserError
 from consistune.interop.checkpoints import import_checkpoint, load_checkpoint
 from consistune.interop.export import export_model
+from consistune.interop.onnx import metadata
 from consistune.nn import store
 from consistune.nn.card import ModelCard
 from consistune.nn.precond import Preconditioned
@@ -321,3 +322,65 @@ def test_a_configuration_in_safetensors_is_bounded(tmp_path: Path) -> None:
     save_file(weights, tmp_path / "x.safetensors", {"sct": json.dumps(config)})
     with pytest.raises(UserError, match="more than the file"):
         load_checkpoint(tmp_path / "x.safetensors")
+
+
+class Normed(torch.nn.Module):
+    """A network of a user: tied weights, a counter of integers, and its arguments in `config`."""
+
+    def __init__(self, width: int = 8) -> None:
+        super().__init__()
+        self.config = {"width": width}
+        self.a = torch.nn.Conv2d(3, 3, 1)
+        self.b = torch.nn.Conv2d(3, 3, 1)
+        self.b.weight = self.a.weight
+        self.norm = torch.nn.BatchNorm2d(3)
+
+    def forward(self, x: torch.Tensor, times: torch.Tensor) -> torch.Tensor:
+        return self.norm(self.b(self.a(x))) + times[:, None, None, None]
+
+
+@pytest.mark.parametrize("factory", [None, Normed])
+def test_a_network_of_the_users_goes_out_and_comes_in_again(tmp_path: Path, factory: Any) -> None:
+    model = consistune.wrap(Normed(), (3, 8, 8)).eval()
+    x = torch.randn(2, 3, 8, 8)
+    again = consistune.load(model.save(tmp_path / "folder"))
+    assert torch.equal(again(x, 1.0), model(x, 1.0))
+    path = export_model(model, tmp_path / "x.safetensors")
+    loaded = consistune.load(path, network=factory)
+    assert torch.equal(loaded(x, 1.0), model(x, 1.0))
+    with pytest.raises(UserError, match="built from its file"):
+        consistune.load(
+            export_model(store.build(CONFIGS["song"]), tmp_path / "y.safetensors"), network=Normed
+        )
+
+
+def test_integers_are_no_weights(tmp_path: Path) -> None:
+    model = store.build(CONFIGS["song"])
+    weights = {name: value.clone() for name, value in model.state_dict().items()}
+    name = next(iter(weights))
+    save_file(weights | {name: weights[name].long()}, tmp_path / "x.safetensors")
+    with pytest.raises(UserError, match="has integers, the network's has none"):
+        load_checkpoint(tmp_path / "x.safetensors")
+
+
+def test_the_licence_stays_with_what_is_tuned_and_exported(tmp_path: Path) -> None:
+    """Through an export, and through two trainings: the first model's licence is that of all that follow."""
+    model = store.build(CONFIGS["song"])
+    model.card = ModelCard(
+        objective="diffusion", provenance={"file": "edm.pkl", "licence": "CC BY-NC-SA 4.0"}
+    )
+    again = load_checkpoint(export_model(model, tmp_path / "x.safetensors"))
+    assert again.card.provenance["licence"] == "CC BY-NC-SA 4.0"  # type: ignore[index]
+    data = torch.zeros(32, 1, 8, 8, dtype=torch.uint8)
+    for _ in range(2):
+        again = consistune.tune(again, data, images=16, batch=8)
+        assert again.card.provenance is None
+        assert metadata(again)["licence"] == "CC BY-NC-SA 4.0"
+
+
+@pytest.mark.parametrize("source", [None, 123, torch.nn.Linear(1, 1)])
+def test_what_is_no_model_is_one_line(source: Any, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="is no model"):
+        consistune.export(source, tmp_path / "x.onnx")
+    with pytest.raises(UserError, match="is no model"):
+        consistune.load(source)

@@ -3,6 +3,8 @@
 import json
 import math
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,8 @@ from consistune.core.noise import EDM
 from consistune.core.sampling import ODE, Multistep
 from consistune.errors import UserError
 from consistune.interop.export import export_model
-from consistune.models import load
+from consistune.interop.onnx import metadata
+from consistune.models import default_sampler, load
 from consistune.nn import store
 from consistune.nn.baselines import DDPMPrecond
 from consistune.nn.module import wrap
@@ -276,6 +279,80 @@ def test_a_tuned_model_samples_inside_diffusers_as_here(form: str, tmp_path: Pat
     options = {} if labels is None else {"class_labels": labels.tolist()}
     theirs = pipe(2, latents=noise[0].clone(), output_type="pt", **options).images
     close(theirs, (own.clamp(-1, 1) + 1) / 2, 2e-5)
+
+
+def test_a_network_of_ours_loads_in_a_fresh_process(tmp_path: Path) -> None:
+    """diffusers finds the class of the network only where its module has been imported."""
+    out = export_model(tuned(FORMS["ours"]()).save(tmp_path / "model"), tmp_path / "out", "diffusers")
+    code = (
+        "import sys; from diffusers import DiffusionPipeline as P; f = sys.argv[1]\n"
+        "pipe = P.from_pretrained(f, custom_pipeline=f, trust_remote_code=True, local_files_only=True)\n"
+        "print(pipe(2, output_type='pt').images.shape)"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(out)], capture_output=True, text=True)
+    assert done.stdout.strip() == "torch.Size([2, 1, 8, 8])", done.stderr
+
+
+def test_a_learned_variance_is_left_out(tmp_path: Path) -> None:
+    network = {"kind": "adm", "image_shape": (3, 8, 8), "out_channels": 6, "model_channels": 32}
+    section = {"network": {**network, "channel_mult": (1, 2), "num_blocks": 1}, "precond": {"kind": "iddpm"}}
+    model = tuned(store.build(section))
+    noise = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    own = Multistep()(model, EDM(), lambda *shape: noise, model.image_shape)
+    theirs = reopened(model, tmp_path)(2, latents=noise.clone(), output_type="pt").images
+    close(theirs, (own.clamp(-1, 1) + 1) / 2, 2e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("kind", ["mlp", "patch-unet", "dit", "song", "adm", "edm2"])
+def test_our_networks_compute_in_half_precision(kind: str, dtype: torch.dtype) -> None:
+    from consistune.interop.diffusers_network import Network
+
+    sizes = {
+        "mlp": {"width": 32, "blocks": 1},
+        "patch-unet": {"patch": 2, "model_channels": 16},
+        "dit": {"patch": 2, "width": 32, "blocks": 1, "heads": 2},
+        "adm": {"model_channels": 32, "channel_mult": [1, 2], "num_blocks": 1},
+    }
+    small = {"model_channels": 16, "channel_mult": [1, 2], "num_blocks": 1}
+    section = {"kind": kind, "image_shape": [3, 8, 8], "num_classes": 3, **sizes.get(kind, small)}
+    network = Network(network=section).eval()
+    generator = torch.Generator().manual_seed(0)
+    for parameter in network.parameters():
+        parameter.data = 0.2 * torch.randn(parameter.shape, generator=generator)
+    x, times, labels = torch.randn(2, 3, 8, 8, generator=generator), torch.tensor([0.3, 0.7]), torch.arange(2)
+    with torch.no_grad():
+        expected = network(x, times, labels).sample
+        half = network.to(dtype)(x.to(dtype), times, labels).sample
+    assert half.dtype == dtype
+    assert float((half.float() - expected).abs().max()) < 0.05 * float(expected.abs().max())
+
+
+@pytest.mark.parametrize("label", [1.5, "1", [0, 1, 2], 3, True])
+def test_labels_that_are_none_are_refused(label: Any, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="integers in 0 … 2"):
+        reopened(tuned(FORMS["ours"]()), tmp_path)(2, class_labels=label)
+
+
+def test_a_consistency_pipeline_starts_at_its_own_highest_level(tmp_path: Path) -> None:
+    scheduler = diffusers.CMStochasticIterativeScheduler(40, sigma_min=0.002, sigma_max=20.0)
+    network = unet(in_channels=3, out_channels=3)
+    diffusers.ConsistencyModelPipeline(network, scheduler).save_pretrained(tmp_path / "out")
+    model = load(tmp_path / "out")
+    assert default_sampler(model, 1).times(EDM()) == [20.0]
+    assert json.loads(metadata(model)["sigmas"])[0] == 20.0
+    with pytest.raises(ValueError, match="between 20 and 0"):
+        default_sampler(model, 2, [30.0])
+
+
+def test_a_tuned_pipeline_starts_where_its_training_did(tmp_path: Path) -> None:
+    """DDPM's form with scaled betas is for levels up to 15; a training here learns all up to 80."""
+    model = load(written(tmp_path / "ddpm", BETAS["scaled"]))
+    assert model.sigma_max < 20
+    assert default_sampler(model, 4).times(EDM())[0] == pytest.approx(model.sigma_max)
+    model.card = model.card.without("objective").updated(objective="consistency", data="mine")
+    assert default_sampler(model, 1).times(EDM()) == [80.0]
+    assert json.loads(metadata(model)["sigmas"])[0] == 80.0
 
 
 def test_the_second_step_is_the_cards_and_a_generator_repeats_it(tmp_path: Path) -> None:

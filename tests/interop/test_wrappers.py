@@ -69,6 +69,23 @@ def test_words_before_the_names_are_no_hindrance(
     assert_same(load_checkpoint(path), model)
 
 
+@pytest.mark.parametrize("kind", ["pt", "safetensors"])
+@pytest.mark.parametrize("form", ["torch", "ema_pytorch"])
+def test_the_counters_of_averages_are_dropped_and_said(tmp_path: Path, kind: str, form: str) -> None:
+    model = made()
+    path = tmp_path / f"average.{kind}"
+    if form == "torch":
+        weights = torch.optim.swa_utils.AveragedModel(model).state_dict()
+    else:
+        weights = {**under("online_model.", made(seed=1)), **under("ema_model.", model)}
+        weights |= {"initted": torch.tensor(True), "step": torch.tensor(7)}
+    save_file(weights, path) if kind == "safetensors" else torch.save(weights, path)
+    loaded = load_checkpoint(path)
+    assert_same(loaded, model)
+    dropped = loaded.card.provenance["dropped"]  # type: ignore[index]
+    assert sorted(dropped) == (["n_averaged"] if form == "torch" else ["initted", "step"])
+
+
 @pytest.mark.parametrize("config", [SONG, EDM2])
 def test_a_network_without_its_preconditioning(tmp_path: Path, config: dict[str, Any]) -> None:
     model = made(config)

@@ -4,6 +4,8 @@ A number lies in its range, and no option takes the next one as its value.
 """
 
 import math
+import sys
+from pathlib import Path
 from typing import Any
 
 from consistune.errors import UserError
@@ -53,10 +55,11 @@ def check_all_numbers(command: Any) -> None:
 
 def _checked(context: Any, parameter: Any, value: Any) -> Any:
     del context
+    name = parameter.opts[0]
     if is_number(value):
-        check_number(parameter.opts[0], value)
+        check_number(name, value)
+    if value == Path() and any(word in ("", f"{name}=") for word in sys.argv):  # else it was "."
+        raise UserError("is empty", name, 'write a path; "." is the current folder')
     if parameter.param_type_name == "option" and str(value).startswith("--"):
-        raise UserError(
-            f"has no value: {value} is an option itself", parameter.opts[0], f"or write ./{value}"
-        )
+        raise UserError(f"has no value: {value} is an option itself", name, f"or write ./{value}")
     return value

@@ -66,6 +66,8 @@ def parse_ranges(text: str, option: str) -> list[range]:
         if high < low:
             raise UserError(f"the range {part.strip()} is empty", option, "write the smaller number first")
         ranges.append(range(low, high + 1))
+    if sum(part.stop - part.start for part in ranges) >= LARGEST:
+        raise UserError(f"these are {LARGEST:,} numbers or more", option, "write fewer")
     return ranges
 
 

@@ -34,7 +34,7 @@ def play(
 ) -> None:
     """Try a model in the browser: seed, class, steps, guidance, interpolation. Ctrl-C ends it.
 
-    Needs Gradio: pip install "consistune[play]".
+    Needs Gradio: pip install "consistune\\[play]".
     """
     if find_spec("gradio") is None:
         raise UserError("the page needs Gradio", "play", 'pip install "consistune[play]"')

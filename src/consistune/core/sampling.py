@@ -81,6 +81,11 @@ def _under(schedule: NoiseSchedule, levels: tuple[float, ...]) -> tuple[float, .
     return tuple(schedule.time_at(torch.tensor(levels, dtype=torch.float64)).tolist())
 
 
+def _ends_under(schedule: NoiseSchedule, sampler: "Multistep | PhasedSteps") -> dict[str, float]:
+    ends = {"t_max": sampler.t_max, "boundary": getattr(sampler, "boundary", None)}
+    return {name: _under(schedule, (level,))[0] for name, level in ends.items() if level}
+
+
 def _times(t: float, x: Tensor) -> Tensor:
     return torch.full((x.shape[0],), t, dtype=widest(x.device), device=x.device)
 
@@ -114,7 +119,7 @@ class Multistep(Sampler):
         return [schedule.t_max if self.t_max is None else self.t_max, *self.mid]
 
     def under(self, schedule: NoiseSchedule) -> "Multistep":
-        return replace(self, mid=_under(schedule, self.mid))
+        return replace(self, mid=_under(schedule, self.mid), **_ends_under(schedule, self))
 
     def draw(self, jump: Jump, schedule: NoiseSchedule, normals: Callable[[], Tensor]) -> Tensor:
         top, *_ = self.times(schedule)
@@ -171,7 +176,7 @@ class PhasedSteps(Sampler):
         return self.stops(schedule.t_max if self.t_max is None else self.t_max)[:-1]
 
     def under(self, schedule: NoiseSchedule) -> "PhasedSteps":
-        return replace(self, edges=_under(schedule, self.edges))
+        return replace(self, edges=_under(schedule, self.edges), **_ends_under(schedule, self))
 
     def draw(self, jump: Jump, schedule: NoiseSchedule, normals: Callable[[], Tensor]) -> Tensor:
         stops = [*self.times(schedule), 0.0]

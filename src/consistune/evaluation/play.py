@@ -124,7 +124,7 @@ class Playground:
             return list(range(1, MOST_DIFFUSION_STEPS + 1))
         if card.edges:
             return [1, len(card.edges) + 1]
-        return list(range(1, MOST_STEPS + 1))
+        return [steps for steps in range(1, MOST_STEPS + 1) if self._fits(steps)]
 
     @property
     def usual_steps(self) -> int:
@@ -144,10 +144,14 @@ class Playground:
         card = self.model.card
         if card.is_diffusion or card.edges:
             return ()
-        times = list(card.mid_t or (SECOND_T,))[: steps - 1]
+        times = list(card.mid_t or (max(SECOND_T, card.lowest or 0.0),))[: steps - 1]
         while len(times) < steps - 1:
             times.insert(0, round(APART * times[0], 3))
         return tuple(times)
+
+    def _fits(self, steps: int) -> bool:
+        """Whether the noise levels of so many steps lie below the first step's."""
+        return max(self.middle_t(steps), default=0.0) < self.model.start
 
     def sampler(self, steps: int) -> Sampler:
         return default_sampler(self.model, steps, self.middle_t(steps) or None)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from consistune.errors import UserError
-from consistune.evaluation.play import MOST_PICTURES, MOST_SEED, STRONGEST, Playground, Wish
+from consistune.evaluation.play import MOST_PICTURES, STRONGEST, Playground, Wish
 from consistune.pages.page import counted
 
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read when gradio is imported
@@ -72,7 +72,7 @@ class Panel:
 
     def _controls(self) -> None:
         game = self.game
-        self.seed = gradio.Number(0, label="Seed", precision=0, minimum=0, maximum=MOST_SEED)
+        self.seed = gradio.Number(0, label="Seed", precision=0)
         self.count = gradio.Slider(1, MOST_PICTURES, 16, step=1, label="Pictures")
         choices = [("all in turn", IN_TURN), *((name, i) for i, name in enumerate(game.classes))]
         self.label = gradio.Dropdown(choices, value=IN_TURN, label="Class", visible=bool(game.classes))
@@ -84,9 +84,7 @@ class Panel:
             1, STRONGEST, 1, step=0.1, label="Guidance (1: none)", visible=game.guided
         )
         self.between = gradio.Checkbox(False, label="Interpolate to another seed")
-        self.other = gradio.Number(
-            1, label="Other seed", precision=0, minimum=0, maximum=MOST_SEED, visible=False
-        )
+        self.other = gradio.Number(1, label="Other seed", precision=0, visible=False)
         with_teacher = game.teacher is not None
         self.teacher = gradio.Checkbox(with_teacher, label="Teacher beside it", visible=with_teacher)
         with gradio.Row():
@@ -167,6 +165,8 @@ class Panel:
         """The values of the page's pictures, words, command and download for those of its controls."""
         if seed is None or (between and other is None):
             raise gradio.Error("write a number as the seed", print_exception=False)
+        if None in (count, steps, guidance):
+            raise gradio.Error("choose pictures, steps and guidance", print_exception=False)
         wish = Wish(
             int(seed),
             int(count),

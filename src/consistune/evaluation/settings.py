@@ -10,9 +10,6 @@ from consistune.models import StepsDoNotFit, default_sampler
 from consistune.models import check_guidance as check_guidance
 from consistune.nn.precond import Preconditioned
 
-LATEST = 80.0
-"""The time from which samplers start."""
-
 
 def chosen_sampler(
     model: Preconditioned, steps: int | None, mid_t: Sequence[float] | None, eta: float | None
@@ -43,10 +40,11 @@ def _check_middle_times(model: Preconditioned, steps: int | None, mid_t: Sequenc
     if card.is_diffusion or card.edges:
         kind = "is a diffusion model" if card.is_diffusion else "steps from edge to edge"
         raise UserError(f"has no effect: the model {kind}", where, "leave it out")
-    if any(not 0 < t < LATEST for t in mid_t) or any(b >= a for a, b in itertools.pairwise(mid_t)):
+    if any(not 0 < t < model.start for t in mid_t) or any(b >= a for a, b in itertools.pairwise(mid_t)):
         given = ",".join(f"{t:g}" for t in mid_t)
-        raise UserError(f"{given} is not allowed", where, f"write falling times between 0 and {LATEST:g}")
-    if card.lowest is not None and min(mid_t, default=LATEST) < card.lowest:
+        remedy = f"write falling times between 0 and {model.start:g}"
+        raise UserError(f"{given} is not allowed", where, remedy)
+    if card.lowest is not None and min(mid_t, default=model.start) < card.lowest:
         what = f"the model learned no noise level below {card.lowest:g}"
         raise UserError(what, where, f"give times of {card.lowest:g} and more")
     if (steps or 1) != len(mid_t) + 1:

@@ -12,6 +12,8 @@ from consistune.interop.recognise import configuration
 from consistune.system.files import check_writable
 
 if TYPE_CHECKING:  # torch is imported only after a file has been read and accepted
+    from consistune.nn.card import ModelCard
+    from consistune.nn.module import Factory
     from consistune.nn.precond import Preconditioned
 
 LICENCES = {
@@ -21,29 +23,39 @@ LICENCES = {
 }
 
 
-def load_checkpoint(path: str | Path, weights: str | None = None) -> "Preconditioned":
+def load_checkpoint(
+    path: str | Path, weights: str | None = None, network: "Factory | None" = None
+) -> "Preconditioned":
     """The model in a checkpoint file, with `card.provenance`; fp16 and bf16 weights are widened to fp32.
 
     path: a file, or a folder of accelerate, Lightning or diffusers (`interop.pipelines`).
     weights: which of several networks in the file; None: the averaged one, or the only one.
+    network: for an export of a model around a module that is not ours, a function that makes the module.
 
     Nothing in the file is executed. Raises UserError for a file that is not a known checkpoint.
     """
     if is_pipeline(Path(path)):
         if weights is not None:
             raise UserError("a folder of diffusers holds one model", "--weights", "leave --weights out")
+        if network is not None:
+            raise UserError("a pipeline's network is built from its folder", "network", "leave it out")
         return load_pipeline(Path(path))
     checkpoint = read_checkpoint(path, weights)
     config = configuration(checkpoint)
     from consistune.interop.weights import build_model
 
-    model = build_model(config, checkpoint)
-    model.card = model.card.updated(provenance=_provenance(checkpoint, config))
+    if network is not None and config["network"].get("kind") != "module":
+        raise UserError("a checkpoint's network is built from its file", "network", "leave it out")
+    model = build_model(config, checkpoint, network)
+    model.card = model.card.updated(provenance=_provenance(checkpoint, model.card))
     return model
 
 
-def _provenance(checkpoint: Checkpoint, config: dict[str, Any]) -> dict[str, Any]:
-    before = config.get("meta", {}).get("provenance")
+def _provenance(checkpoint: Checkpoint, card: "ModelCard") -> dict[str, Any]:
+    licence = LICENCES[checkpoint.origin]
+    if checkpoint.origin == "unknown":  # the file's own card may say more
+        licence = (card.source or {}).get("licence", licence)
+    before = card.provenance
     provenance = {
         "file": checkpoint.file.path.name,
         "sha256": checkpoint.file.sha256(),
@@ -51,7 +63,7 @@ def _provenance(checkpoint: Checkpoint, config: dict[str, Any]) -> dict[str, Any
         "class": checkpoint.class_name,
         "stored_as": sorted({record.dtype for record in checkpoint.tensors.values()}),
         "dropped": checkpoint.dropped,
-        "licence": LICENCES[checkpoint.origin],
+        "licence": licence,
     }
     if checkpoint.weights:
         provenance["weights"] = checkpoint.weights

@@ -17,6 +17,8 @@ from consistune.nn import store
 class Network(ModelMixin, ConfigMixin):  # type: ignore[misc]
     """F(x [B, C, H, W], c_noise [B], labels [B]), as UNet2DModel is called, around a network of `nn.store`.
 
+    Loaded in half precision it computes as torch.autocast does, since ours expect parameters of fp32.
+
     Args:
         network: its section of a configuration, {"kind": …}.
     """
@@ -33,4 +35,6 @@ class Network(ModelMixin, ConfigMixin):  # type: ignore[misc]
             known = torch.arange(self.classes, device=sample.device)
             labels = torch.full((1,), -1).to(known) if class_labels is None else class_labels
             one_hot = (labels[:, None] == known).to(sample).expand(len(sample), -1)
-        return SimpleNamespace(sample=self.inner(sample, timestep, one_hot))
+        half = self.dtype in (torch.float16, torch.bfloat16)
+        with torch.autocast(sample.device.type, self.dtype if half else None, enabled=half):
+            return SimpleNamespace(sample=self.inner(sample, timestep, one_hot))

@@ -36,6 +36,8 @@ def export_model(source: "str | Path | Preconditioned", dest: str | Path, format
     Raises UserError as `format_of` does, for a destination that exists or cannot be written, and as
     `nn.store.load` does.
     """
+    if not isinstance(dest, str | Path):
+        raise UserError(f"{dest!r:.60} is no path", "dest", "give the name of a file or folder")
     dest = Path(dest)
     format = format_of(dest, format)
     check_writable(dest, "DEST")
@@ -44,11 +46,14 @@ def export_model(source: "str | Path | Preconditioned", dest: str | Path, format
     from safetensors.torch import save
 
     from consistune.interop.onnx import write_onnx
+    from consistune.interop.pipelines import is_pipeline
     from consistune.interop.safetensors import CONFIG_KEY, tensors_digest
     from consistune.nn import store
 
     if dest.exists():
         raise UserError("there is something there already", str(dest), "choose another name, or remove it")
+    if isinstance(source, str | Path) and (Path(source).is_file() or is_pipeline(Path(source))):
+        raise UserError("is no model folder", str(source), f"first: consistune import {source} FOLDER")
     model = store.load(source) if isinstance(source, str | Path) else copy.deepcopy(source)
     name = str(source) if isinstance(source, str | Path) else "the model"
     store.check_finite(model, name, "nothing was written: look whether the model's training diverged")
@@ -60,7 +65,7 @@ def export_model(source: "str | Path | Preconditioned", dest: str | Path, format
 
         write_pipeline(model, dest)
         return dest
-    weights = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+    weights = store.host_weights(model.state_dict())
     config = store.describe(model)
     config["meta"] = {**config["meta"], store.DIGEST: tensors_digest(memoryview(save(weights)))}
     data = save(weights, {"format": "pt", CONFIG_KEY: json.dumps(config)})

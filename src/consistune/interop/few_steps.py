@@ -56,7 +56,8 @@ class FewStepsPipeline(DiffusionPipeline):  # type: ignore[misc]
             x, latents = x + sigma * noise.to(x), None
             times = torch.full((batch_size,), c_noise, device=device)
             more = () if labels is None else (labels,)
-            x = c_skip * x + c_out * self.unet((c_in * x).to(dtype), times, *more).sample.to(x)
+            raw = self.unet((c_in * x).to(dtype), times, *more).sample
+            x = c_skip * x + c_out * raw[:, : x.shape[1]].to(x)  # without a learned variance
         images: Any = (x.clamp(-1, 1) + 1) / 2
         if output_type != "pt":
             images = images.permute(0, 2, 3, 1).cpu().numpy()
@@ -74,7 +75,12 @@ def _labels(classes: int, given: Any, count: int, generator: Any, device: Any) -
         first = generator[0] if isinstance(generator, list) else generator
         place = "cpu" if first is None else first.device
         return torch.randint(classes, (count,), generator=first, device=place).to(device)
-    labels = torch.as_tensor(given, device=device).reshape(-1)
-    if len(labels) not in (1, count) or bool(((labels < 0) | (labels >= classes)).any()):
-        raise ValueError(f"give one or {count} labels in 0 … {classes - 1}")
+    told = f"class_labels={given!r:.60}: give one or {count} integers in 0 … {classes - 1}"
+    try:
+        labels = torch.as_tensor(given, device=device).reshape(-1)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ValueError(told) from error
+    whole = labels.dtype in (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
+    if not whole or len(labels) not in (1, count) or bool(((labels < 0) | (labels >= classes)).any()):
+        raise ValueError(told)
     return labels.expand(count)

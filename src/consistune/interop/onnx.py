@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from consistune.errors import UserError
 from consistune.nn.autoencoder.space import LatentSpace, from_model, open_space, pictures
-from consistune.nn.precond import HIGHEST, LOWEST, Preconditioned
+from consistune.nn.precond import LOWEST, Preconditioned
 from consistune.system.files import atomic_file
 from consistune.system.host import package_version
 
@@ -72,7 +72,7 @@ def metadata(model: Preconditioned) -> dict[str, str]:
     known = {
         "objective": card.objective,
         "data": card.data,
-        "licence": (card.provenance or {}).get("licence"),
+        "licence": (card.source or {}).get("licence"),
     }
     last = [LOWEST] if card.is_diffusion else [] if card.edges or card.jumps else list(card.mid_t)
     classes = card.class_names or [str(label) for label in range(model.num_classes)]
@@ -80,7 +80,7 @@ def metadata(model: Preconditioned) -> dict[str, str]:
         "producer": f"consistune {package_version()}",
         "kind": kind,
         "call": CALL[kind] + (CONDITION.format(model.num_classes) if model.num_classes else ""),
-        "sigmas": json.dumps([min(HIGHEST, model.sigma_max), *last]),
+        "sigmas": json.dumps([model.start, *last]),
         "noise_shape": json.dumps(model.image_shape),
         "classes": json.dumps(classes),
         **{key: str(value) for key, value in known.items() if value is not None},

@@ -65,7 +65,10 @@ def _grouped(checkpoint: Checkpoint, found: list[wrappers.Group], weights: str |
     taken = wrappers.chosen(found, weights, checkpoint.where)
     others = tuple(_printable(group.name) for group in found if group is not taken)
     tensors = _collect(taken.tensors.items(), checkpoint.file)
-    return replace(checkpoint, tensors=tensors, weights=_printable(taken.name), others=others)
+    dropped = list(map(_printable, taken.counters))
+    return replace(
+        checkpoint, tensors=tensors, weights=_printable(taken.name), others=others, dropped=dropped
+    )
 
 
 def _interpret(file: CheckpointFile, top: Any, format: str, weights: str | None) -> Checkpoint:
@@ -82,8 +85,9 @@ def _interpret(file: CheckpointFile, top: Any, format: str, weights: str | None)
     found = wrappers.groups(wrappers.flat(top))
     if found:
         checkpoint = _grouped(Checkpoint(file, format, {}, keys=keys), found, weights)
-        dropped = [] if _is_state_dict(top) else _dropped(top, checkpoint.weights)
-        return replace(checkpoint, dropped=dropped)
+        if _is_state_dict(top):
+            return checkpoint
+        return replace(checkpoint, dropped=_dropped(top, checkpoint.weights))
     if weights is not None:
         raise UserError(f"{weights[:80]!a} is no network in the file", where, "leave --weights out")
     if _is_state_dict(top):

@@ -15,7 +15,11 @@ from consistune.interop.records import MAX_DIMENSIONS, Storage, TensorRecord
 
 MAX_HEADER = 1 << 20
 """Bytes. A published network's header has 60 kB; parsed JSON takes up to thirty times its text."""
-DTYPES = {"F16": ("float16", 2), "BF16": ("bfloat16", 2), "F32": ("float32", 4), "F64": ("float64", 8)}
+DTYPES = {
+    "F16": ("float16", 2), "BF16": ("bfloat16", 2), "F32": ("float32", 4), "F64": ("float64", 8),
+    "I64": ("int64", 8), "I32": ("int32", 4), "I16": ("int16", 2), "I8": ("int8", 1), "U8": ("uint8", 1),
+    "BOOL": ("bool", 1),
+}  # fmt: skip
 DIGEST = "weights_sha256"
 """The card's key in an export, for the bytes of the tensors (`nn.store.DIGEST`, without torch)."""
 CONFIG_KEY, OLD_CONFIG_KEY = "consistune", "sct"
@@ -86,7 +90,7 @@ def _offsets(entry: Any, name: str, where: str) -> tuple[int, int]:
 def _record(entry: dict[str, Any], data: memoryview, name: str, where: str) -> TensorRecord:
     shape, code = entry.get("shape"), entry.get("dtype")
     if type(code) is not str or code not in DTYPES:
-        raise UserError(f"tensor {name[:80]!a} is neither F16, BF16, F32 nor F64", where)
+        raise UserError(f"tensor {name[:80]!a} has none of the types {', '.join(DTYPES)}", where)
     dtype, itemsize = DTYPES[code]
     sizes = shape if type(shape) is list and len(shape) <= MAX_DIMENSIONS else [-1]
     if any(type(n) is not int or n < 0 for n in sizes) or math.prod(sizes) * itemsize != len(data):

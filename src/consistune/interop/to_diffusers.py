@@ -13,10 +13,11 @@ from consistune.errors import UserError
 from consistune.interop.pipelines import NOISE_SCALE
 from consistune.nn import store
 from consistune.nn.module import UNET, DenoiserPrecond
-from consistune.nn.precond import HIGHEST, EDMPrecond, Preconditioned
+from consistune.nn.precond import EDMPrecond, Preconditioned
 from consistune.nn.pretrained import need_diffusers
 
 CODE, CODE_NAME = Path(__file__).with_name("few_steps.py"), "pipeline.py"
+NETWORK = "interop.diffusers_network"
 GRID = 40
 """The times between which a ConsistencyModelPipeline chooses its steps, as published."""
 
@@ -46,10 +47,19 @@ def write_pipeline(model: Preconditioned, dest: Path) -> None:
     try:
         _pipeline(model.float().eval()).save_pretrained(partial)
         if not _has_their_form(model):
-            shutil.copyfile(CODE, partial / CODE_NAME)
+            (partial / CODE_NAME).write_text(_code(model), encoding="utf-8")
         partial.rename(dest)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+def _code(model: Preconditioned) -> str:
+    """The pipeline's code. With a network of ours it imports the class's module: diffusers alone does not."""
+    code = CODE.read_text(encoding="utf-8")
+    if _is_unet(model):
+        return code
+    found, line = "\nimport torch\n", f"import consistune.{NETWORK}  # the network's class"
+    return code.replace(found, f"\n{line}{found}", 1)
 
 
 def _is_unet(model: Preconditioned) -> bool:
@@ -75,7 +85,7 @@ def _pipeline(model: Preconditioned) -> Any:
     if _has_their_form(model):
         form: Any = model
         scheduler = diffusers.CMStochasticIterativeScheduler(
-            GRID, sigma_min=form.boundary, sigma_max=min(HIGHEST, form.sigma_max), sigma_data=form.sigma_data
+            GRID, sigma_min=form.boundary, sigma_max=form.start, sigma_data=form.sigma_data
         )
         return diffusers.ConsistencyModelPipeline(_unet(model), scheduler)
     from consistune.interop.few_steps import FewStepsPipeline
@@ -86,7 +96,7 @@ def _pipeline(model: Preconditioned) -> Any:
 
 def _levels(model: Preconditioned) -> list[list[float]]:
     """(σ, c_skip, c_out, c_in, c_noise) of each step. A phased model makes one step."""
-    sigma = torch.tensor([HIGHEST, *([] if model.card.edges else model.card.mid_t)])
+    sigma = torch.tensor([model.start, *([] if model.card.edges else model.card.mid_t)])
     with torch.no_grad():
         return torch.stack([sigma, *model.scalings(sigma)], 1).tolist()
 

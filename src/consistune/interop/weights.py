@@ -12,6 +12,7 @@ from consistune.interop.files import Checkpoint
 from consistune.interop.openai_cm import HEAD_CHANNELS
 from consistune.interop.records import TensorRecord
 from consistune.nn import store
+from consistune.nn.module import Factory
 from consistune.nn.precond import Preconditioned
 
 CONSTANT_BUFFERS = ("resample_filter",)
@@ -40,20 +41,26 @@ def to_tensor(record: TensorRecord) -> Tensor:
     return elements.as_strided(record.shape, record.stride, record.offset)
 
 
-def build_model(config: dict[str, Any], checkpoint: Checkpoint) -> Preconditioned:
+def build_model(
+    config: dict[str, Any], checkpoint: Checkpoint, network: Factory | None = None
+) -> Preconditioned:
     """The model of that configuration with the checkpoint's weights, in fp32 and evaluation mode.
+
+    network: makes the module of a network that is not ours (`nn.module`).
 
     Names and shapes are first compared on a network without storage, so a file cannot make us allocate more
     than the weights it has. Raises UserError where names or shapes differ.
     """
     where, from_cm = checkpoint.where, checkpoint.origin == "CM"
     optional = CONSTANT_BUFFERS if from_cm else ()
-    _compare(store.shapes(config, where), checkpoint.tensors, where, optional)
-    model = store.build(config, where)
+    _compare(store.shapes(config, where, network), checkpoint.tensors, where, optional)
+    model = store.build(config, where, network)
     own = model.state_dict()
     with torch.no_grad():
         for name, record in checkpoint.tensors.items():
             value = to_tensor(record)
+            if own[name].is_floating_point() and not value.is_floating_point():
+                raise UserError(f"{name[:80]!a} has integers, the network's has none", where)
             own[name].copy_(heads_innermost(value) if from_cm and ".qkv." in name else value)
     return model.eval()
 

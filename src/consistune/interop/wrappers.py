@@ -22,6 +22,8 @@ ANCHOR = re.compile(
     r"|(?P<cm>(?:.*?\.)??)input_blocks\.0\.0\.weight"
 )
 """The first layer of EDM's and EDM2's networks, with or without preconditioning, and of ADM's own."""
+COUNTERS = ("n_averaged", "initted", "step")
+"""What classes of averages (torch's AveragedModel, ema_pytorch) store beside the network."""
 MAX_ENTRIES, MAX_DEPTH, MAX_NETWORKS = 250_000, 4, 100
 """What is looked at: a file may name one dictionary, or one tensor, many times over."""
 WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin", "last.ckpt")
@@ -30,10 +32,11 @@ WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin", "last.ckpt")
 
 @dataclass(frozen=True)
 class Group:
-    """The tensors of one network by their official names, and where in the file they stood."""
+    """The tensors of one network by their official names, where they stood in the file, counters beside."""
 
     name: str
     tensors: dict[str, TensorRecord]
+    counters: list[str]
 
     @property
     def averaged(self) -> bool:
@@ -72,18 +75,19 @@ def groups(tensors: Mapping[str, TensorRecord]) -> list[Group]:
         names[name] = plain
     matches = [match for plain in names.values() if (match := ANCHOR.fullmatch(plain))]
     prefixes = list(dict.fromkeys(match["prefix"] or match["cm"] or "" for match in matches))[:MAX_NETWORKS]
+    counters = [name for name, plain in names.items() if plain in COUNTERS]
     found = []
     for prefix in prefixes:
         longer = tuple(p for p in prefixes if p != prefix and p.startswith(prefix))
         own = {
             plain.removeprefix(prefix): tensors[name]
             for name, plain in names.items()
-            if plain.startswith(prefix) and not (longer and plain.startswith(longer))
+            if plain.startswith(prefix) and not (longer and plain.startswith(longer)) and name not in counters
         }
         if any(name.startswith("enc.") for name in own):  # a network without its preconditioning
             part = "unet." if "out_gain" in own else "model."
             own = {part + name: record for name, record in own.items()}
-        found.append(Group(prefix.rstrip("."), own))
+        found.append(Group(prefix.rstrip("."), own, counters))
     return found
 
 

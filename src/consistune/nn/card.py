@@ -80,6 +80,11 @@ class ModelCard(BaseModel):
         """Whether the model has learned jumps between any two times."""
         return learned(self.to_json()) == "jumps"
 
+    @property
+    def source(self) -> JSON | None:
+        """The provenance of its weights, or of those that its training started from."""
+        return self.provenance or (self.start_from.provenance if self.start_from else None)
+
     def to_json(self) -> JSON:
         """The value of `meta` in config.json: the keys that were given, in the order above."""
         return self.model_dump(mode="json", exclude_unset=True)

@@ -70,6 +70,9 @@ def push(
 
 def resolved(path: str | Path) -> str | Path:
     """The folder of the model that "hf://user/name" names, downloaded; any other path as it is."""
+    if not isinstance(path, str | Path):
+        what = f"{type(path).__name__} is no model"
+        raise UserError(what, "model", "give a folder, a file or a built-in name; wrap a network")
     text = path.as_posix() if isinstance(path, Path) else path
     start = PREFIX[:-1]  # a Path has one stroke only
     return download(PREFIX + text[len(start) :].lstrip("/")) if text.startswith(start) else path

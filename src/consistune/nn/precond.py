@@ -132,6 +132,16 @@ class Preconditioned(nn.Module):
         return getattr(self.network, "second_time", False)
 
     @property
+    def start(self) -> float:
+        """The noise level from which the model is sampled: 80, or `sigma_max` where no more is known.
+
+        A model of few steps that was trained here learned all levels up to 80, whatever its form is for.
+        """
+        card = self.card
+        trained_here = card.start_from is not None or card.data is not None or card.data_sha256 is not None
+        return HIGHEST if trained_here and not card.is_diffusion else min(HIGHEST, self.sigma_max)
+
+    @property
     def num_classes(self) -> int:
         return self.network.num_classes  # type: ignore[return-value]
 
@@ -158,11 +168,11 @@ class Preconditioned(nn.Module):
             return None
         if condition is None:
             return like.new_zeros(batch, self.num_classes)
-        if condition.is_floating_point():
-            if condition.shape != (batch, self.num_classes):
-                raise ValueError(
-                    f"condition has shape {list(condition.shape)}, expected [{batch}, {self.num_classes}]"
-                )
+        weights = condition.is_floating_point()
+        expected = [batch, self.num_classes] if weights else [batch]
+        if list(condition.shape) != expected:
+            raise ValueError(f"condition has shape {list(condition.shape)}, expected {expected}")
+        if weights:
             return condition.to(like)
         # A compiled graph cannot look at values, and a card would have to be waited for: NaN answers there.
         if not torch.compiler.is_compiling() and condition.device.type == "cpu" and condition.numel():

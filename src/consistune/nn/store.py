@@ -11,6 +11,7 @@ import json
 import os
 import re
 import shutil
+from collections.abc import Mapping
 from importlib.metadata import entry_points
 from pathlib import Path
 from types import NoneType
@@ -197,6 +198,19 @@ def check_finite(model: nn.Module, where: str, remedy: str) -> None:
             raise UserError(f"the weights are not finite, beginning with {name!a}", where, remedy)
 
 
+def host_weights(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The weights on the CPU, each in memory of its own: safetensors refuses tied ones."""
+    own: dict[str, Tensor] = {}
+    known = set()
+    for name, tensor in weights.items():
+        value = tensor.detach().cpu().contiguous()
+        if value.untyped_storage().data_ptr() in known:
+            value = value.clone()
+        known.add(value.untyped_storage().data_ptr())
+        own[name] = value
+    return own
+
+
 def write_weights(weights: dict[str, Tensor], path: Path) -> None:
     """Write a safetensors file, on the disk when this returns, with the mode that other new files get.
 
@@ -229,8 +243,7 @@ def save(model: Preconditioned, folder: str | Path) -> Path:
     shutil.rmtree(partial, ignore_errors=True)
     try:
         partial.mkdir()
-        weights = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
-        write_weights(weights, partial / WEIGHTS)
+        write_weights(host_weights(model.state_dict()), partial / WEIGHTS)
         config = describe(model)
         config["meta"] = {**config["meta"], DIGEST: file_digest(partial / WEIGHTS)}
         (partial / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")

@@ -72,8 +72,8 @@ def first_model(
         return adapted.model  # its weights are fresh
     path = recipe.start_from or "a model in memory"
     origin: dict[str, Any] = {"path": path, "new": adapted.new, "dropped": adapted.dropped}
-    if teacher.card.provenance is not None:
-        origin["provenance"] = teacher.card.provenance
+    if teacher.card.source is not None:
+        origin["provenance"] = teacher.card.source
     adapted.model.card = ModelCard(start_from=Origin(**origin))
     return adapted.model
 
