@@ -9,6 +9,7 @@ import pytest
 
 CODE = """
 import builtins, importlib, os, pathlib, pkgutil, tempfile
+import torch
 original = builtins.__import__
 POSIX = {"fcntl", "resource", "pwd", "grp", "termios"}
 def restricted(name, globals=None, *rest, **keys):
@@ -16,7 +17,7 @@ def restricted(name, globals=None, *rest, **keys):
         raise ImportError(name)
     return original(name, globals, *rest, **keys)
 builtins.__import__ = restricted
-for name in ("pwrite", "pread"):
+for name in ("pwrite", "pread", "sysconf"):
     delattr(os, name)
 import consistune
 for module in pkgutil.walk_packages(consistune.__path__, "consistune."):
@@ -28,6 +29,9 @@ for module in pkgutil.walk_packages(consistune.__path__, "consistune."):
                 raise
 from consistune.data.prepare.run import PrepareOptions, prepare
 from tests.support.makers import edm_zip, pixels
+from consistune.core.posterior.bank import make_bank
+from consistune.core.posterior.mean import Reference
+make_bank(Reference.ungrouped(torch.zeros(8, 1, 8, 8, dtype=torch.uint8)), "cpu")
 with tempfile.TemporaryDirectory() as folder:
     source = edm_zip(pathlib.Path(folder) / "images.zip", pixels(8, 8, 8), [0] * 8)
     prepare(source, pathlib.Path(folder) / "set", PrepareOptions())

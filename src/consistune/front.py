@@ -213,6 +213,9 @@ def _check_settings(
             raise UserError(f"is the argument {name}", f"settings[{key!r}]", f"give {name} alone")
         if not isinstance(method, str) and key.split(".")[0] in NOT_OBJECTIVES:
             raise UserError("has no effect: the objective has its own", f"settings[{key!r}]", "leave it out")
+        if not isinstance(method, str) and key.split(".")[0] == "target" and not method.uses_target:
+            what = "has no effect: the objective asks no target network"
+            raise UserError(what, f"settings[{key!r}]", "leave it out")
         if key == "train.evaluate_images" and out is None:
             raise UserError("has no effect without a folder", f"settings[{key!r}]", "give out")
 
@@ -232,9 +235,15 @@ def _same_objective(folder: Path, objective: Objective | None) -> Iterator[None]
 
 def _names_frozen(settings: Mapping[str, Any]) -> bool:
     """Whether the settings name a frozen model, in whose place the given one would stand otherwise."""
-    estimator = settings.get("estimator")
-    inside = isinstance(estimator, Mapping) and "model" in estimator
-    return inside or "below" in settings or "estimator.model" in settings
+    parts = {key: value for key, value in settings.items() if key.split(".")[0] in ("estimator", "below")}
+    return any(_is_frozen(key, value) for key, value in parts.items())
+
+
+def _is_frozen(key: str, value: Any) -> bool:
+    """Whether a key, perhaps dotted, or one inside its value names a frozen model."""
+    if isinstance(value, Mapping):
+        return any(_is_frozen(name, inner) for name, inner in value.items())
+    return key.rpartition(".")[2] in ("model", "below")
 
 
 def _first(

@@ -86,7 +86,7 @@ class LogStudent:
     """(ln(σ/α) − mean)/std follows Student's t with `df` degrees of freedom, cut to [low, high] exactly.
 
     A small df puts much mass into both ends of the range: at the defaults (TCM, 2410.14895, stage 2) the
-    quantiles 0.1, 0.5, 0.9 are 1.01, 1.22, 10.8.
+    quantiles 0.1, 0.5, 0.9 are 1.01, 1.22, 10.4.
     """
 
     mean: float = 0.0

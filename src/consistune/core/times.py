@@ -75,9 +75,17 @@ class SigmoidGap:
 
 @dataclass(frozen=True)
 class ConstGap(SigmoidGap):
-    """r = (1 − q^{−(1 + ⌊m·k/d⌋/m)})·t: the same shrinkage at every t (ECT's "const" map)."""
+    """r = (1 − q^{−(1 + ⌊m·k/d⌋/m)})·t: the same shrinkage at every t (ECT's "const" map).
+
+    k and b keep their values here: another would be the sigmoid map, or have no effect.
+    """
 
     k: float = 0.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.k != 0 or self.b != SigmoidGap.b:
+            raise ValueError("the const gap has neither k nor b: take the sigmoid one")
 
 
 @dataclass(frozen=True)
@@ -229,6 +237,8 @@ class GridPairs:
             raise ValueError(f"need 0 < low < high, got {self.low} and {self.high}")
         if not self.rho > 0 or (self.std is not None and not self.std > 0):
             raise ValueError(f"rho and std must be positive, got {self.rho} and {self.std}")
+        if self.std is None and self.mean != GridPairs.mean:
+            raise ValueError("mean has no effect without std: give both, or neither")
 
     def probabilities(self, grid: Tensor) -> Tensor:
         """The law of i over the cells of a grid [N], float64 [N − 1]."""

@@ -10,7 +10,7 @@ from consistune.metrics.moments import Convention
 
 LabelRule = Literal["data", "uniform", "balanced"]
 LABEL_RULES: tuple[LabelRule, ...] = ("data", "uniform", "balanced")
-"""The sampler's settings whose best value can be searched."""
+"""The labels that samples are drawn for: as the data has them, drawn uniformly, or all in turn."""
 
 
 @dataclass(frozen=True)

@@ -122,7 +122,7 @@ def golden_section(
     best = min(range(POINTS), key=lambda i: at(grid[i]))
     a, b = grid[max(best - 1, 0)], grid[min(best + 1, POINTS - 1)]
     x, y = b - GOLDEN * (b - a), a + GOLDEN * (b - a)
-    while len(seen) < evaluations:
+    while len(seen) < evaluations and a < x < y < b:  # else the bracket is at the numbers' resolution
         if at(x) <= at(y):
             b, y = y, x
             x = b - GOLDEN * (b - a)

@@ -196,7 +196,7 @@ class RelativeFrechet(FrechetDistance):
     def _held_out(self) -> tuple[Tensor, Tensor] | None:
         """Mean [D] and covariance [D, D] of the held-out images' features."""
         data = self.setup.data
-        if data is None or data.held_out is None:
+        if data is None or data.held_out is None or len(data.held_out) < 2:  # one image has no covariance
             return None
         return moments(self.setup.extractor(data.held_out.images))
 

@@ -8,6 +8,7 @@ from torch import Tensor
 from consistune.errors import UserError
 from consistune.metrics.gather import gathered
 from consistune.metrics.metric import Block, Metric, Result, SampleBatch
+from consistune.metrics.neighbours import NEIGHBOURS
 from consistune.metrics.statistics import KEPT_ROWS, random_rows
 
 CANDIDATES = 4
@@ -134,5 +135,7 @@ class Memorisation(Metric):
     def _held_out_feature_distance(self) -> float | None:
         """Mean distance of held-out images' features to the nearest training features."""
         if self._held_out is None or self.setup.reference.features is None:
+            return None
+        if len(self._held_out) <= NEIGHBOURS:  # too few for a neighbourhood
             return None
         return float(self.setup.neighbourhoods(self.setup.extractor(self._held_out)).distances.mean())

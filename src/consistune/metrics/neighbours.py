@@ -33,7 +33,10 @@ class Neighbourhoods:
 
 
 def radii(features: Rows, k: int = NEIGHBOURS, device: torch.device | str = "cpu") -> Tensor:
-    """Distance of each row to its k-th nearest other row of the same set [n], fp32."""
+    """Distance of each row to its k-th nearest other row of the same set [n], fp32.
+
+    Raises ValueError for k rows and fewer.
+    """
     if len(features) <= k:
         raise ValueError(f"{k} neighbours need more than {k} rows, got {len(features)}")
     centre = _centre(features).to(device)

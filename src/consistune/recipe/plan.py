@@ -58,6 +58,12 @@ class Plan:
         if every is not None and every > self.options.images:
             what = f"train.evaluate_images is {every:,}, the run ends at {self.options.images:,}"
             notes.append(f"the model will not be measured: {what}")
+        own: Any = getattr(self.model, "sigma_data", None)
+        parts = (self.objective, *(getattr(self.objective, name, None) for name in ("weight", "distance")))
+        others: set[Any] = {getattr(part, "sigma_data", own) for part in parts} - {own}
+        if own is not None and others:
+            given = ", ".join(f"{each:g}" for each in sorted(others))
+            notes.append(f"sigma_data is {given} in the loss, and {own:g} in the model: give both alike")
         return notes
 
     @cached_property
@@ -289,7 +295,10 @@ def _frozen(
     else:
         check_teacher(teacher, path, key, section.guidance)
     choice: Any = options.precision
-    word = choice.first if isinstance(choice, UntilRatio) else choice
-    precision = Precision(word, teacher, torch.device(device))
+    if isinstance(
+        choice, UntilRatio
+    ):  # a flow map gives the target itself, whose rounding t − r does not shrink
+        choice = choice.then if flow_map else choice.first
+    precision = Precision(choice, teacher, torch.device(device))
     precision.prepare(teacher)
     return rescheduled(precision.around(teacher), schedule)

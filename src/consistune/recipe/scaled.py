@@ -38,7 +38,8 @@ def scaled_recipe(
 def _scaled_average(average: Any, batch: int, scale: float) -> Any:
     """A power function follows the length by itself; a half-life is scaled as a duration."""
     if isinstance(average, dict):
-        return average
+        half_life = average.get("kind") == "half-life"
+        return {**average, "images": max(1, round(average["images"] * scale))} if half_life else average
     return {"kind": "half-life", "images": max(1, round(HalfLife.of_decay(average, batch) * scale))}
 
 

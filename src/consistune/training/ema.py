@@ -179,5 +179,9 @@ class GrowingAverage:
     s1: int = 150
     mu_0: float = 0.9
 
+    def __post_init__(self) -> None:
+        if not 0 < self.mu_0 < 1:
+            raise ValueError(f"mu_0 must lie in (0, 1), got {self.mu_0}")
+
     def decay(self, progress: Progress) -> float | None:
         return GrowingGrid(self.total_images, self.s0, self.s1).target_decay(progress, self.mu_0)

@@ -27,6 +27,7 @@ from consistune.system.host import machine, package_version
 from consistune.system.own import is_own
 from consistune.system.processes import launched_processes
 from consistune.training.metrics_file import MetricsFile
+from consistune.training.options import share_name
 
 RECIPE = "recipe.yaml"
 OWN_FOLDERS = ("checkpoints", "snapshots", "ema", "samples")
@@ -89,6 +90,16 @@ def check_continuation(folder: Path, recipe_text: str, extend: bool = False) -> 
             str(saved),
             f"continue with `consistune train {folder} --resume`, or choose another --out",
         )
+
+
+def rename_snapshots(folder: Path, images: int) -> None:
+    """Name the snapshots of a run that is continued to so many images by their shares of these."""
+    train = read_recipe_of(folder)["train"]
+    for share in sorted(train["snapshots"]):
+        old = folder / "snapshots" / share_name(share)
+        new = folder / "snapshots" / share_name(share * train["images"] / images)
+        if old.is_dir() and not new.exists():  # else a kill came after it
+            old.rename(new)
 
 
 def progress(folder: Path) -> str:

@@ -1,6 +1,7 @@
 """SIGINT and SIGTERM end a run after the current step, with its state saved."""
 
 import signal
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType, TracebackType
@@ -38,7 +39,9 @@ class StopSignal:
         self.say = say
         self.number: int | None = None
         self.doing = STEP
-        self._old: dict[int, Any] = {s: signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)}
+        main = threading.current_thread() is threading.main_thread()  # no other may take signals
+        numbers = (signal.SIGINT, signal.SIGTERM) if main else ()
+        self._old: dict[int, Any] = {number: signal.getsignal(number) for number in numbers}
 
     def received(self) -> bool:
         return self.number is not None

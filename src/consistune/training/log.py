@@ -31,6 +31,15 @@ class Telemetry:
         self.trainer, self.log, self.trackers, self.warn = trainer, log, trackers, warn
         self.last_time, self.last_images = time.perf_counter(), trainer.images
 
+    @contextmanager
+    def apart(self) -> Iterator[None]:
+        """Time in the block is no time of training: measuring, and writing models and checkpoints."""
+        began = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.last_time += time.perf_counter() - began
+
     def write(self, report: StepReport) -> None:
         """Write a record; speed and loss by noise level are those since the last one."""
         now = time.perf_counter()

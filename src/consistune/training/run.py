@@ -130,6 +130,7 @@ class RunFolder:
             )
         if self.main:
             if self.extended is not None:
+                folder.rename_snapshots(self.path, trainer.options.images)
                 write_atomically(self.path / folder.RECIPE, self.extended)
             self.metrics.truncate(trainer.images)
         trainer.processes.wait()
@@ -223,17 +224,18 @@ class RunFolder:
             measure_due = due(options.evaluate_images)
             if due(options.log_images) or shares or averages_due or checkpoint_due or measure_due or finished:
                 self._require_sound(report, finished)
-            for share in shares:
-                self._save_model(trainer, self.path / "snapshots" / share_name(share))
-            if averages_due:
-                self._save_average_snapshots(trainer)
-            if measure_due:
-                with stop.during("this measurement, and the step,"):
-                    self._evaluate(trainer, telemetry)
-            if checkpoint_due and report.finite:  # the state in the middle of a divergence is not saved
-                self._save_checkpoint(trainer, picture=True)
-                self._save_samples(trainer)
-                checkpoint_due = False
+            with telemetry.apart():
+                for share in shares:
+                    self._save_model(trainer, self.path / "snapshots" / share_name(share))
+                if averages_due:
+                    self._save_average_snapshots(trainer)
+                if measure_due:
+                    with stop.during("this measurement, and the step,"):
+                        self._evaluate(trainer, telemetry)
+                if checkpoint_due and report.finite:  # the state in the middle of a divergence is not saved
+                    self._save_checkpoint(trainer, picture=True)
+                    self._save_samples(trainer)
+                    checkpoint_due = False
             yield report
             if report.stopping and not finished:
                 self._require_sound(report)

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -103,6 +104,7 @@ def cases(mapped: Reference) -> dict[str, tuple[Reference, dict]]:
     """name → reference and what is asked of it."""
     images = mapped.images.clone()
     even = Reference(images, (0, 40, 100, 130, 170, 200))  # the cut at 100 is a class's end
+    small = Reference(images, tuple(range(0, 201, 2)))
     return {
         "classes cut between": (even, {}),
         "classes cut between, mirrored": (even, {"mirrored": True}),
@@ -111,13 +113,15 @@ def cases(mapped: Reference) -> dict[str, tuple[Reference, dict]]:
         "one group, mirrored": (Reference.ungrouped(images), {"mirrored": True}),
         "floating point": (Reference(images.double() / 127.5 - 1, even.offsets), {}),
         "another process": (even, {"schedule": VP()}),
+        "small classes of one process": (small, {}),
+        "small classes of both": (small, {"spread": 20, "mirrored": True}),
     }
 
 
 def ask(case: tuple[Reference, dict], reference: Reference, rows: slice) -> Tensor:
     x_t, t, group = queries(case[0], PROCESSES * EACH)
     schedule = case[1].get("schedule", EDM())
-    t = schedule.time_at(t)
+    t, group = schedule.time_at(t), group * case[1].get("spread", 1)
     labels = None if len(reference.offsets) == 2 else group[rows]
     mirrored = "mirrored" in case[1]
     return posterior(x_t[rows], t[rows], schedule, reference, labels, mirrored=mirrored).mean
@@ -134,7 +138,9 @@ def _one_process(rank: int, folder: str) -> None:
         reference = make_bank(case[0], "cpu", "sharded")
         assert isinstance(reference, ShardedReference)
         assert len(reference.images) == 100
-        found[name] = ask(case, reference, slice(rank * EACH, (rank + 1) * EACH))
+        for form, walks in (("", True), (", as on a card", False)):
+            ShardedReference.walks = walks  # type: ignore[misc, assignment]
+            found[name + form] = ask(case, reference, slice(rank * EACH, (rank + 1) * EACH))
     torch.save(found, f"{folder}/found-{rank}.pt")
     torch.distributed.destroy_process_group()
 
@@ -151,17 +157,25 @@ def from_two_processes(tmp_path_factory) -> tuple[Reference, dict[str, Tensor]]:
 
 
 NAMES = ["classes cut between", "classes cut between, mirrored", "one large class cut", "one group",
-         "one group, mirrored", "floating point", "another process"]  # fmt: skip
+         "one group, mirrored", "floating point", "another process", "small classes of one process",
+         "small classes of both"]  # fmt: skip
 
 
+@pytest.mark.parametrize("form", ["", ", as on a card"])
 @pytest.mark.parametrize("name", NAMES)
-def test_two_processes_with_half_each_answer_as_one_with_all(name, from_two_processes) -> None:
+def test_two_processes_with_half_each_answer_as_one_with_all(name, form, from_two_processes) -> None:
     mapped, found = from_two_processes
     case = cases(mapped)[name]
     alone = ask(case, case[0], slice(None))
-    if name.startswith("classes cut between") and fast_bytes(torch.device("cpu")):
+    if name.startswith("classes cut between") and not form and fast_bytes(torch.device("cpu")):
         assert torch.equal(found[name], alone)
-    torch.testing.assert_close(found[name], alone, rtol=1e-5, atol=3e-7)
+    torch.testing.assert_close(found[name + form], alone, rtol=1e-5, atol=3e-7)
+
+
+def test_a_copy_of_a_reference_answers_alike(mapped) -> None:
+    x_t, t, group = queries(mapped)
+    expected = posterior(x_t, t, EDM(), mapped, group).mean
+    assert torch.equal(posterior(x_t, t, EDM(), replace(mapped, scale=1.0), group).mean, expected)
 
 
 def test_a_sharded_bank_refuses_what_it_cannot_do() -> None:

@@ -6,8 +6,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from consistune.core.noise import NoiseSchedule
-from consistune.core.types import Times
+from consistune.core.noise import EDM, NoiseSchedule
+from consistune.core.types import Times, widest
 
 
 class Weight(Protocol):
@@ -24,7 +24,12 @@ class InverseGap:
     """
 
     def __call__(self, times: Times, schedule: NoiseSchedule) -> Tensor:
-        return 1 / (schedule.noise_to_signal(times.t) - schedule.noise_to_signal(times.r))
+        gap = schedule.noise_to_signal(times.t) - schedule.noise_to_signal(times.r)
+        if isinstance(schedule, EDM):  # s = t, and times differ
+            return 1 / gap
+        t, r = (time.to(widest(time.device)) for time in (times.t, times.r))
+        exact = schedule.noise_to_signal(t) - schedule.noise_to_signal(r)
+        return 1 / gap.where(gap > 0, exact.to(gap))  # fp32 may give both the same ratio
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ whose rows all lie on one process, otherwise to the rounding of one more additio
 """
 
 import os
+import sys
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -64,7 +65,10 @@ def free_memory(device: torch.device) -> int:
     """Bytes free on the device; on the CPU all of the machine's, since what is mapped can be dropped."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
-    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    try:
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, ValueError, OSError):  # Windows does not say it
+        return sys.maxsize
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,7 +89,7 @@ class HostReference(Reference):
     def walks(self) -> bool:
         return self.target.type == "cpu" or len(self.offsets) > 2  # else every step would copy the whole set
 
-    def take(self, rows: Tensor) -> Tensor:
+    def here(self, rows: Tensor) -> Tensor:
         return moved(self.images[rows.to(self.images.device)], self.target)
 
     def blocks(self, spans: Sequence[Span]) -> Iterator[tuple[Tensor, Tensor]]:
@@ -206,7 +210,11 @@ class ShardedReference(Reference):
         groups = everyone[2].tolist()
         mine = [i for i, value in enumerate(groups) if self._shares(value, rank)]
         x, times, labels = (value[_index(mine, x_t)] for value in everyone)
-        sums = super().sums(x, times, schedule, labels, None, mirrored, block)
+        if mine:
+            sums = super().sums(x, times, schedule, labels, None, mirrored, block)
+        else:  # no query asks for what this process holds
+            dtype = torch.float32 if self.images.dtype == torch.uint8 else torch.float64
+            sums = Stream.empty(0, x_t[0].numel(), dtype, x_t.device)
         ours = groups[rank * batch : (rank + 1) * batch]
         asked = [[i for i, value in enumerate(ours) if self._shares(value, r)] for r in range(processes)]
         merged = Stream.empty(batch, sums.total.shape[1], sums.total.dtype, x_t.device)

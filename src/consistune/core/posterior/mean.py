@@ -74,7 +74,7 @@ class Reference:
     offsets: tuple[int, ...]
     conditions: Tensor | None = None
     scale: float = 1.0
-    _squared: set[Span] = field(default_factory=set, repr=False, compare=False)
+    _squared: set[Span] = field(default_factory=set, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         if self.images.dtype != torch.uint8 and not self.images.is_floating_point():
@@ -121,7 +121,11 @@ class Reference:
         return self.images.device
 
     def take(self, rows: Tensor) -> Tensor:
-        """The images of these rows [k], where the queries are."""
+        """The images of these rows [k] of the whole set, where the queries are."""
+        return self.here(rows)
+
+    def here(self, rows: Tensor) -> Tensor:
+        """The images of these rows [k] of what this process holds, where the queries are."""
         return self.images[rows]
 
     @property
@@ -210,7 +214,7 @@ class Reference:
         if log_prior is None and APART * len(y) * self.longest <= len(self):
             rows = self.starts[group][:, None] + torch.arange(self.longest, device=y.device)
             counted = known[:, None] & (rows < self.starts[group + 1][:, None])
-            return own_sums(y, s, self.take, rows.where(counted, 0), counted)
+            return own_sums(y, s, self.here, rows.where(counted, 0), counted)
 
         def masked(queries: Tensor, first: int, last: int) -> Tensor:
             mine = (group[queries, None] == self.row_groups[first:last]) & known[queries, None]
