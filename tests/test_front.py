@@ -12,10 +12,10 @@ from torch import Tensor, nn
 
 import consistune as ct
 from consistune.core.estimators import OneSample
-from consistune.core.noise import EDM
-from consistune.core.objectives import Consistency, Huber, InverseGap
+from consistune.core.noise import EDM, RectifiedFlow
+from consistune.core.objectives import Consistency, Huber, InverseGap, MeanVelocity
 from consistune.core.times import LogNormalPairs, SigmoidGap
-from consistune.data.images import digits
+from consistune.data.images import DataSplit, ImageSet, digits
 from consistune.data.inputs import as_split
 from consistune.errors import UserError
 from consistune.front import evaluate, method_recipe, methods, steps, train, tune
@@ -230,6 +230,34 @@ def test_a_network_without_labels_does_not_learn_classes() -> None:
     plain = train(nn_without_labels(), "digits", images=64, batch=64, conditional=False)
     with pytest.raises(UserError, match=r"conditional: .*without labels"):
         tune(plain, "digits", images=64, batch=64, conditional=True)
+
+
+def test_a_teacher_is_named_inside_a_blend_too(teacher: Preconditioned) -> None:
+    inner = {"kind": "teacher", "model": "no-such"}
+    for settings in (
+        {"estimator": inner},
+        {"estimator": {"kind": "blend", "estimator": inner}},
+        {"estimator.kind": "blend", "estimator.estimator": inner},
+    ):
+        with pytest.raises(UserError, match="no-such"):
+            tune(teacher, "digits", images=32, batch=32, method="ect", settings=settings)
+
+
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_few_held_out_images_end_no_evaluation(teacher: Preconditioned, count: int) -> None:
+    split = digits()
+    assert split.held_out is not None
+    own = split.held_out
+    few = DataSplit(split.train, ImageSet.of("few", own.images[:count], own.labels[:count], own.class_names))
+    found = evaluate(teacher, few, samples=16, steps=1)
+    assert all(math.isfinite(value) for value in found.values())
+    assert found
+
+
+def test_a_target_network_that_is_never_asked_is_refused(teacher: Preconditioned) -> None:
+    method = MeanVelocity(RectifiedFlow(), OneSample())
+    with pytest.raises(UserError, match="asks no target network"):
+        tune(teacher, "digits", images=32, method=method, settings={"target": {"kind": "average"}})
 
 
 def test_the_given_model_is_named_where_it_cannot_stand_for_the_frozen_one(teacher: Preconditioned) -> None:

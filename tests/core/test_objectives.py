@@ -122,6 +122,15 @@ def test_a_transition_weighs_the_same_under_every_schedule(schedule, weight) -> 
     torch.testing.assert_close(weight(same, schedule), weight(edm, EDM()), rtol=1e-6, atol=0)
 
 
+@every_schedule
+def test_the_smallest_gap_has_a_finite_weight(schedule, generator) -> None:
+    """After 24 halvings fp32 gives some t and r the same noise-to-signal ratio."""
+    pairs = LogNormalPairs(SigmoidGap(every_images=1), schedule=schedule)
+    times = pairs.sample(20_000, 24, generator)
+    weights = InverseGap()(times, schedule)
+    assert bool((weights.isfinite() & (weights > 0)).all())
+
+
 # The denoising objective ----------------------------------------------------------------------------------
 
 

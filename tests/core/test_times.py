@@ -225,3 +225,16 @@ def test_karras_edges_are_evenly_spaced_in_the_seventh_root(schedule) -> None:
     assert karras_edges(1, schedule) == ()
     with pytest.raises(ValueError, match="phases"):
         karras_edges(0)
+
+
+@pytest.mark.parametrize(
+    ("make", "said"),
+    [
+        (lambda: ConstGap(b=3.0), "neither k nor b"),
+        (lambda: ConstGap(k=8.0), "neither k nor b"),
+        (lambda: GridPairs(FixedGrid(10), mean=-3.0), "mean has no effect without std"),
+    ],
+)
+def test_numbers_without_effect_are_refused(make, said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        make()

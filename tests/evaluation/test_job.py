@@ -168,6 +168,7 @@ def test_the_search_finds_a_known_valley_and_reports_its_points() -> None:
     assert len(curve) == 20
     assert curve == sorted(curve)
     assert golden_section(lambda t: t, Range(0.0, 1.0, False), 9)[0] == 0.0
+    assert len(golden_section(lambda t: t * t, Range(0.5, 1.0, False), 1000)[1]) < 200  # it ends
 
 
 def test_the_search_is_confirmed_on_all_samples(tmp_path: Path, model_folder: Path) -> None:

@@ -185,6 +185,24 @@ def test_what_lies_just_inside_is_taken(models: dict[str, Path]) -> None:
     plan(models, "digits-sct-continuous", *FROM_NOTHING, "law.low=null", "law.high=null")
 
 
+def test_what_gives_tcms_targets_is_not_rounded_coarser_than_they_end(models: dict[str, Path]) -> None:
+    """A teacher's error is multiplied by t − r, that of the model below t′ is not."""
+    keys = ("start_from=ECT", "below=ECT", "train.precision={until_ratio: 0.9, first: bf16, then: fp32}")
+    made = plan(models, "digits-tcm", *keys)
+    assert made.objective.below.precision.word == "fp32"  # type: ignore[attr-defined]
+    teacher = "estimator={kind: teacher, model: TEACHER}"
+    made = plan(models, "digits-tcm", *keys, teacher)
+    assert made.objective.estimator.model.precision.word == "bf16"  # type: ignore[attr-defined]
+
+
+def test_data_of_another_deviation_in_the_loss_is_noted(models: dict[str, Path]) -> None:
+    said = "sigma_data is 0.5 in the loss, and 1 in the model"
+    notes = plan(models, "digits-edm", "precond={kind: edm, sigma_data: 1.0}").notes
+    assert any(said in note for note in notes)
+    both = ("precond={kind: edm, sigma_data: 1.0}", "weight.sigma_data=1.0")
+    assert not any("sigma_data" in note for note in plan(models, "digits-edm", *both).notes)
+
+
 def test_an_objective_from_python_decides_what_the_network_is_told_and_what_the_card_says() -> None:
     torch.manual_seed(0)
     model = EDMPrecond(ResidualMLP((1, 8, 8), 10, width=8, blocks=1))

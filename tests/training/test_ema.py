@@ -16,7 +16,7 @@ from consistune.nn.small import ResidualMLP
 from consistune.recipe import read_recipe, to_yaml
 from consistune.recipe.plan import make_plan
 from consistune.training import posthoc
-from consistune.training.ema import EMA, HalfLife, PerStep, PowerFunction, exponent_of, std_of
+from consistune.training.ema import EMA, GrowingAverage, HalfLife, PerStep, PowerFunction, exponent_of, std_of
 from consistune.training.posthoc import Profile, coefficients, overlaps
 from consistune.training.run import RunFolder
 
@@ -243,3 +243,9 @@ def test_snapshots_are_in_order_of_time(tracked: tuple[Path, EMA, list[EMA]]) ->
     found = list(posthoc.snapshots(tracked[0]))
     assert len(found) == 32
     assert all(a < b for a, b in pairwise(found))
+
+
+@pytest.mark.parametrize("mu_0", [0.0, 1.0, -1.0])
+def test_a_growing_average_needs_a_decay_between_0_and_1(mu_0: float) -> None:
+    with pytest.raises(ValueError, match="mu_0 must lie in"):
+        GrowingAverage(1000, mu_0=mu_0)

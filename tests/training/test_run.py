@@ -6,7 +6,10 @@ import os
 import resource
 import shutil
 import signal
+import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from threading import Thread
 from typing import Any, BinaryIO
@@ -24,6 +27,7 @@ from consistune.recipe import read_recipe, to_yaml
 from consistune.recipe.plan import make_plan
 from consistune.reproduce.runs import train_run
 from consistune.training import checkpoint, log
+from consistune.training.folder import rename_snapshots
 from consistune.training.lock import Busy
 from consistune.training.loop import Trainer, TrainingDiverged
 from consistune.training.run import Interrupted, RunFolder
@@ -57,6 +61,51 @@ def test_a_finished_run_says_everything(tmp_path: Path) -> None:
     assert store.load(tmp_path / "run").card.objective == "diffusion"
     assert store.load(tmp_path / "run" / "snapshots" / "50%").num_classes == 10
     assert len(checkpoint.paths(tmp_path / "run" / "checkpoints")) == 2
+
+
+def test_the_speed_is_that_of_training_alone(tmp_path: Path) -> None:
+    """A measure of half a second in each step, and of none: the log's speed is alike."""
+    speeds = []
+    for pause in (0.0, 0.5):
+        recipe = read_recipe("digits-edm", [*KEYS, "train.evaluate_images=64", "train.images=320"])
+        path = tmp_path / str(pause)
+        evaluate = partial(_slow, pause)
+        run = RunFolder(path, to_yaml(recipe), resume=False, evaluate=evaluate)
+        list(run.steps(make_plan(recipe).trainer()))
+        lines = [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
+        speeds.append([line["images_per_second"] for line in lines if "images_per_second" in line][2:])
+    assert min(speeds[1]) > 64 / 0.5  # what it would be at most, were the pause counted
+    assert len(speeds[0]) == len(speeds[1])
+
+
+def _slow(pause: float, model: Preconditioned) -> dict[str, float]:
+    del model
+    time.sleep(pause)
+    return {"nothing": 0.0}
+
+
+def test_snapshots_of_a_longer_run_are_named_by_their_share_of_it(tmp_path: Path) -> None:
+    run, trainer = start(tmp_path / "run", keys=["train.snapshots=[0.25, 0.5, 0.75]"])
+    list(run.steps(trainer))
+    snapshots = tmp_path / "run" / "snapshots"
+    kept = {name: (snapshots / name / "model.safetensors").read_bytes() for name in ("25%", "50%", "75%")}
+    recipe = read_recipe("digits-edm", [*KEYS, "train.snapshots=[0.25, 0.5, 0.75]", "train.images=1920"])
+    for _ in range(2):  # as after a kill before the recipe was written
+        rename_snapshots(tmp_path / "run", 1920)
+    again = RunFolder(tmp_path / "run", to_yaml(recipe), resume=True, extend=True)
+    trainer = make_plan(recipe).trainer()
+    again.resume(trainer)
+    list(again.steps(trainer))
+    assert {path.name for path in snapshots.iterdir()} == {"8.33333%", "16.6667%", "25%", "50%", "75%"}
+    for new, old in (("8.33333%", "25%"), ("16.6667%", "50%"), ("25%", "75%")):
+        assert (snapshots / new / "model.safetensors").read_bytes() == kept[old]
+    assert (snapshots / "50%" / "model.safetensors").read_bytes() not in kept.values()
+
+
+def test_a_run_in_a_thread_takes_no_signals(tmp_path: Path) -> None:
+    run, trainer = start(tmp_path / "run", keys=["train.images=128"])
+    with ThreadPoolExecutor(1) as pool:
+        assert len(pool.submit(lambda: list(run.steps(trainer))).result()) == 2
 
 
 def test_a_signal_in_a_measurement_says_what_it_waits_for(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from consistune.core.noise import EDM, NoiseSchedule, rescheduled
+from consistune.core.noise import NoiseSchedule, rescheduled
 from consistune.core.objectives import Draws, Objective
 from consistune.core.rng import mix_seed
 from consistune.core.types import Batch, Denoiser
@@ -260,9 +260,7 @@ class Trainer:
     def _reduced(self, losses: Tensor, t: Tensor, stop: bool) -> tuple[Tensor, Tensor, Tensor]:
         """Over all processes, in one exchange: the mean loss, the losses by t, and whether any must stop."""
         parts = self._parts()
-        schedule = getattr(self.objective, "schedule", EDM())  # an own objective may have none
-        ratios = schedule.noise_to_signal(t[parts[0].start : parts[-1].stop])
-        table = loss_by_time(ratios, losses)
+        table = loss_by_time(t[parts[0].start : parts[-1].stop], losses)
         own = torch.stack([losses.sum(), losses.new_full((), float(stop))])
         every = self.processes.sum(torch.cat([own, table.flatten().to(own)]))
         return every[0] / self.options.batch, every[2:].view_as(table), every[1]

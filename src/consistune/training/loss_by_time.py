@@ -1,4 +1,4 @@
-"""The mean loss by noise level (EDM's t), which shows at which t a model is still bad."""
+"""The mean loss by the schedule's time (EDM's is the noise level), which shows where a model is still bad."""
 
 from itertools import pairwise
 
@@ -12,7 +12,7 @@ NAMES = (f"t<{EDGES[0]:g}", *(f"t={low:g}-{high:g}" for low, high in pairwise(ED
 
 
 def loss_by_time(t: Tensor, losses: Tensor) -> Tensor:
-    """Losses [B] and noise-to-signal ratios t [B] → their sums and numbers in each bin of t, [2, bins]."""
+    """Losses [B] and times t [B] → their sums and their numbers in each bin of t, [2, bins]."""
     bins = torch.bucketize(t, moved(torch.tensor(EDGES, dtype=t.dtype), t.device))
     inside = bins[:, None] == torch.arange(len(NAMES), device=t.device)
     sums = torch.where(inside, losses[:, None], 0).sum(0)
