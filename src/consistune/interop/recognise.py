@@ -111,8 +111,9 @@ def _limit(config: dict[str, Any], tensors: int, where: str) -> None:
     precond: Any = config.get("precond")
     if any(type(part) is not dict for part in (network, precond, config.get("meta", {}))):
         raise UserError("the configuration's network, preconditioning or meta is no object", where)
-    own = {"config"} if network.get("kind") == "module" else set()  # its arguments are the class's affair
-    for key, value in [*((key, network[key]) for key in network if key not in own), *precond.items()]:
+    for key, value in [*network.items(), *precond.items()]:
+        if key == "config" and network.get("kind") == "module":
+            continue  # the arguments of the user's own class
         values = value if type(value) is list else [value]
         limit = MAX_NOISE_LEVELS if key == "M" else MAX_INTEGER
         if len(values) > MAX_LIST or not all(_is_plausible(item, limit) for item in values):

@@ -17,7 +17,6 @@ from consistune.nn.precond import EDMPrecond, Preconditioned
 from consistune.nn.pretrained import need_diffusers
 
 CODE, CODE_NAME = Path(__file__).with_name("few_steps.py"), "pipeline.py"
-NETWORK = "interop.diffusers_network"
 GRID = 40
 """The times between which a ConsistencyModelPipeline chooses its steps, as published."""
 
@@ -58,8 +57,8 @@ def _code(model: Preconditioned) -> str:
     code = CODE.read_text(encoding="utf-8")
     if _is_unet(model):
         return code
-    found, line = "\nimport torch\n", f"import consistune.{NETWORK}  # the network's class"
-    return code.replace(found, f"\n{line}{found}", 1)
+    found, line = "\nimport torch\n", "\nimport consistune.interop.diffusers_network  # the network's class"
+    return code.replace(found, line + found, 1)
 
 
 def _is_unet(model: Preconditioned) -> bool:
