@@ -24,6 +24,7 @@ from consistune.core.objectives import Objective
 from consistune.data.images import DataSplit
 from consistune.data.inputs import as_split, check_classes
 from consistune.errors import UserError
+from consistune.evaluation.request import LabelRule
 from consistune.evaluation.sources import ModelSource
 from consistune.evaluation.while_training import training_evaluation
 from consistune.metrics.scores import score_suite
@@ -304,7 +305,8 @@ def evaluate(
 
     Args:
         data: as for `train`. samples: how many are drawn; few of them bias a distance upwards.
-        steps: of the sampler; None: the model's own number.
+        steps: of the sampler; None: the model's own number. Classes come as often as in the data, or, where
+            these have others than the model, in turn.
         metrics, features: names as for the command; None: what the data allow.
 
     Raises UserError for arguments that do not fit, and for data of other images than the model's.
@@ -318,11 +320,14 @@ def evaluate(
     if picture_shape(model) != split.to_look_at.train.image_shape:
         shapes = list(picture_shape(model)), list(split.to_look_at.train.image_shape)
         raise UserError(f"the model makes images {shapes[0]}, the data are {shapes[1]}", "data")
-    suite = score_suite(split, features, next(model.parameters()).device)
+    data = split.to_look_at
+    suite = score_suite(data, features, next(model.parameters()).device)
     if metrics is not None:
         suite = Suite(suite.setup, metrics)
     try:
-        source = ModelSource(model, default_sampler(model, steps), split.train.labels)
+        known = len(data.train.class_names) == model.num_classes
+        rule: LabelRule = "data" if known else "balanced"
+        source = ModelSource(model, default_sampler(model, steps), data.train.labels, rule)
     except (ValueError, TypeError) as error:
         raise UserError(str(error), "steps") from error
     return suite.measure(*source(range(samples))).values

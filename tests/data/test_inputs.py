@@ -1,5 +1,6 @@
 """Images from Python: each form gives the same set, and nothing is taken that was not understood."""
 
+import io
 from typing import Any
 
 import numpy as np
@@ -151,3 +152,27 @@ def test_what_is_not_understood_is_refused(make: Any, said: str) -> None:
     with pytest.raises(UserError, match=said) as caught:
         make()
     assert "\n" not in str(caught.value)
+
+
+def test_a_set_in_memory_takes_held_out_images_alone() -> None:
+    known = as_split(COLOUR, LABELS).train
+    assert as_split(known, held_out=known).held_out is known
+    for extra in ({"labels": LABELS}, {"class_names": ["a", "b"]}, {"value_range": (0, 1)}):
+        with pytest.raises(UserError, match="would have no effect on a prepared set"):
+            as_split(known, **extra)
+    other = as_split(COLOUR, LABELS, class_names=["x", *known.class_names[1:]]).train
+    with pytest.raises(UserError, match="held_out: classes x"):
+        as_split(known, held_out=other)
+
+
+def test_plain_pictures_are_turned_and_put_on_white_too() -> None:
+    grey = torch.arange(64, dtype=torch.uint8).view(8, 8)
+    exif = Image.Exif()
+    exif[0x0112] = 3
+    buffer = io.BytesIO()
+    Image.fromarray(grey.numpy(), "L").save(buffer, "PNG", exif=exif)
+    turned = as_split(Items([Image.open(buffer)] * 2)).train.images
+    assert torch.equal(turned[0, 0], grey.flip(0, 1))
+    black = Image.new("RGB", (8, 8))
+    black.info["transparency"] = (0, 0, 0)
+    assert bool((as_split(Items([black] * 2)).train.images == 255).all())

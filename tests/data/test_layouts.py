@@ -18,7 +18,7 @@ from consistune.data.sources.detect import open_source
 from consistune.data.sources.labels import number_labels
 from consistune.data.sources.tree import Files, split_of, splits_among
 from consistune.errors import UserError
-from tests.support.makers import encoded, pixels
+from tests.support.makers import class_folders, encoded, pixels
 from tests.support.prepared import prepared
 
 PNG = encoded(pixels(1, 4, 4, 3)[0])
@@ -462,3 +462,10 @@ def test_a_damaged_part_of_a_parquet_file_is_listed(tmp_path: Path) -> None:
     raws = list(opened.read(opened.task(3, 9)))
     assert len(raws) == 6
     assert all(isinstance(raw, Unreadable) and "damaged" in raw.reason for raw in raws)
+
+
+@pytest.mark.parametrize("names", [("train_data", "val_data"), ("meta", "train", "test")])
+def test_folders_named_like_batches_are_a_tree_of_images(names: tuple[str, ...], tmp_path: Path) -> None:
+    source = class_folders(tmp_path / "tree", pixels(2 * len(names), 8, 8, 3), list(names) * 2)
+    found = open_source(source, SourceOptions(), tmp_path / "work")
+    assert len(found) == 4  # meta is no split

@@ -8,6 +8,7 @@ import sys
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,13 +17,14 @@ import torch
 from consistune.cli.evaluate import new_folder
 from consistune.core.sampling import Multistep
 from consistune.data.images import digits
+from consistune.data.prepare.run import PrepareOptions, prepare
 from consistune.errors import UserError
-from consistune.evaluation.compare import compare
+from consistune.evaluation.compare import compare, names
 from consistune.evaluation.job import Job
 from consistune.evaluation.record import summarise
 from consistune.evaluation.request import Request
 from consistune.evaluation.search import SETTINGS, Range, golden_section
-from consistune.evaluation.sources import ModelSource
+from consistune.evaluation.sources import FileSource, ModelSource
 from consistune.evaluation.while_training import training_evaluation
 from consistune.metrics.sheet import INCEPTION
 from consistune.nn import store
@@ -32,6 +34,7 @@ from consistune.nn.small import ResidualMLP
 from consistune.pages.evaluation import FORCED, REAL, TEACHER, verdict
 from tests.support.command import run_main
 from tests.support.inception import write_inception
+from tests.support.makers import edm_zip, pixels
 
 
 class Quiet:
@@ -299,7 +302,9 @@ def test_a_tuned_model_is_measured_beside_real_images_and_its_teacher(
     # The tuned model's weights are the teacher's, so that one step of either is the same map from the noise.
     assert means(found[FORCED])["fd-classifier"] == pytest.approx(means(found["rows"][0])["fd-classifier"])
     held_out = digits().held_out
-    file = samples_file(tmp_path / "real.npz", held_out.images)
+    rows = torch.randperm(len(held_out), generator=torch.Generator().manual_seed(0))[:32]
+    assert len(held_out.labels[rows].unique()) > 5  # they are sorted by class
+    file = samples_file(tmp_path / "real.npz", held_out.images[rows])
     real = evaluate(tmp_path / "real", file, samples=32, metrics=("fd",))["rows"][0]
     assert means(found[REAL]) == pytest.approx(means(real))
     assert any(line.startswith(f"{REAL}: fd-classifier ") for line in found["said"])
@@ -358,3 +363,62 @@ def test_models_are_compared_in_one_table_and_each_has_its_own_folder(
         assert (tmp_path / "out" / folder / "report.html").is_file()
     with pytest.raises(UserError, match="one file for several models"):
         compare(replace(request, keep=tmp_path / "k.npz"), [model_folder, other], Quiet())
+
+
+def test_data_of_other_classes_than_the_models_are_refused(tmp_path: Path, model_folder: Path) -> None:
+    prepare(edm_zip(tmp_path / "a.zip", pixels(16, 8, 8), [0, 1] * 8), tmp_path / "two", PrepareOptions())
+    source = tmp_path / "two"
+    with pytest.raises(UserError, match="--data: the model has 10 classes, the data 2"):
+        evaluate(tmp_path, model_folder, data=str(source), samples=8, metrics=("fd",))
+    found = evaluate(
+        tmp_path, model_folder, data=str(source), samples=8, metrics=("fd",), label_rule="uniform"
+    )
+    assert found["rows"]
+
+
+def test_an_anchor_that_cannot_be_measured_is_said_and_the_rest_is_kept(
+    tmp_path: Path, model_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*_: Any) -> Any:
+        raise ValueError("no such thing")
+
+    monkeypatch.setattr(FileSource, "__call__", fails)
+    found = anchored(tmp_path, model_folder, "runs/gone/model", 8)
+    assert set(found) == {"said", "rows"}
+    assert f"{REAL} is not measured: no such thing" in found["said"]
+
+
+def test_a_labelled_teacher_of_an_unlabelled_model_draws_all_classes(
+    tmp_path: Path, model_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "sixth.py").write_text("def raw(x):\n    return x[:, 0].flatten(1)[:, ::6]\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    teacher = store.load(model_folder)
+    teacher.card = ModelCard(objective="diffusion")
+    path = teacher.save(tmp_path / "teacher")
+    torch.manual_seed(0)
+    plain = EDMPrecond(ResidualMLP((1, 8, 8), width=32, blocks=1))
+    plain.card = ModelCard(objective="consistency", mid_t=(0.8,))
+    prepare(edm_zip(tmp_path / "a.zip", pixels(16, 8, 8), [0] * 16), tmp_path / "one", PrepareOptions())
+    source = tmp_path / "one"
+    folder = store.save(plain, tmp_path / "plain")
+    model = store.load(folder)
+    model.card = model.card.updated(start_from={"path": str(path)})
+    model.save(tmp_path / "tuned")
+    options = {
+        "data": str(source),
+        "samples": 8,
+        "metrics": ("fd",),
+        "anchors": True,
+        "features": "sixth:raw",
+    }
+    kinds = [row["kind"] for row in evaluate(tmp_path, tmp_path / "tuned", **options)["anchors"]]
+    assert kinds == [TEACHER, FORCED]
+
+
+@pytest.mark.parametrize("folder", [True, False])
+def test_a_name_keeps_what_follows_its_dot_where_it_is_a_folder(folder: bool, tmp_path: Path) -> None:
+    paths = [tmp_path / "ect-lr0.0001", tmp_path / "ect-lr0.0003"]
+    for path in paths:
+        path.mkdir() if folder else path.touch()
+    assert names(paths) == (["ect-lr0.0001", "ect-lr0.0003"] if folder else ["ect-lr0", "ect-lr0-2"])

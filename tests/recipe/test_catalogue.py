@@ -3,13 +3,14 @@
 from pathlib import Path
 
 import pytest
+import yaml
 from typer.testing import CliRunner
 
 from consistune.cli.main import app
 from consistune.data.prepare.run import PrepareOptions, prepare
 from consistune.errors import UserError
 from consistune.recipe import parse_yaml, read_recipe, shipped_recipes, to_yaml, validate
-from consistune.recipe.catalogue import explained
+from consistune.recipe.catalogue import explained, new_recipes
 from consistune.recipe.keys import explanations, meanings
 from consistune.recipe.words import section
 from tests.support.makers import class_folders, pixels
@@ -84,3 +85,9 @@ def test_init_writes_recipes_that_are_valid(method: str, colour: str) -> None:
 def test_a_name_that_is_a_path_is_refused(name: str, colour: str) -> None:
     with pytest.raises(UserError, match="is no name for a recipe"):
         CliRunner().invoke(app, ["init", name, "--data", colour], catch_exceptions=False)
+
+
+@pytest.mark.parametrize("data", ["photos", "photos #2", "2024", "on", "a: b", "C:\\pictures", "ä ö", "~"])
+def test_the_name_of_the_data_is_read_back_as_it_was(data: str) -> None:
+    made = new_recipes("mine", data, "digits", "sct", {"kind": "mlp"}, True)
+    assert all(yaml.safe_load(text)["data"] == data for text in made.values())

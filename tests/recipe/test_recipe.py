@@ -296,3 +296,31 @@ def test_attention_at_a_side_that_no_level_has_is_refused(sides: str, fits: bool
     else:
         with pytest.raises(UserError, match=r"network\.attn_resolutions: .*levels are \[8, 4\]"):
             make_plan(recipe)
+
+
+def test_the_same_classes_in_another_order_are_refused(tmp_path: Path) -> None:
+    """The class embedding would be taken as it is, and cats would be drawn for dogs."""
+    images, labels = torch.zeros(20, 1, 8, 8, dtype=torch.uint8), torch.arange(20) // 10
+    data = {
+        names: DataSplit(ImageSet.of("pets", images, labels, names), None)
+        for names in (("cat", "dog"), ("dog", "cat"), ("0", "1"))
+    }
+    plan = make_plan(read_recipe("digits-edm", TINY[:1]), given=Given(data=data["cat", "dog"]))
+    plan.model.card = plan.model.card.updated(class_names=("cat", "dog"), objective="diffusion")
+    path = store.save(plan.model, tmp_path / "model")
+    start, teacher = f"start_from={path}", f"estimator={{kind: teacher, model: {path}}}"
+    for recipe, keys in (("digits-ect", [start]), ("digits-cd", [start, teacher])):
+        for names, given in data.items():
+            if names == ("dog", "cat"):
+                with pytest.raises(UserError, match=r"start_from: .* are cat, dog, the data's dog, cat"):
+                    make_plan(read_recipe(recipe, keys), given=Given(data=given))
+            else:
+                make_plan(read_recipe(recipe, keys), given=Given(data=given))
+
+
+def test_integers_are_not_those_of_yaml_1_1() -> None:
+    assert parse_yaml("{a: 010, b: 1:30, c: 0, d: -7, e: 0x1F}", "x") == {
+        "a": "010", "b": "1:30", "c": 0, "d": -7, "e": 31,
+    }  # fmt: skip
+    with pytest.raises(UserError, match=r"train\.images='010'"):
+        read_recipe("digits-edm", ["train.images=010"])

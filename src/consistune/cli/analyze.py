@@ -48,7 +48,7 @@ def analyze(
         paths = analyze_mixture(out, times=levels, queries=queries, seed=seed)
     else:
         paths = analyze_images(
-            images.images if images.latents is None else images.values(),
+            images.exact,
             None if conditional is False else images.labels,
             out,
             name=Path(data).stem,

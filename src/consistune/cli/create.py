@@ -276,7 +276,8 @@ class _Images:
             size = self.size or (PIXEL_SIZE if autoencoder is None else LATENT_SIZE)
             lonely = min(self.seen.sizes.values()) < 2  # with --no-labels
             held_out = 0.0 if self.seen.own_held_out or lonely else HELD_OUT
-            options = replace(options, images=ImageOptions(size=size), split=Split(held_out))
+            split = Split(held_out, by="group" if self.seen.grouped else "image")
+            options = replace(options, images=ImageOptions(size=size), split=split)
         with ExitStack() as stack:
             shown = PreparationProgress(self.screen, stack)
             if autoencoder is None:

@@ -98,6 +98,11 @@ class ImageSet:
         """Images or latents of these rows in memory as fp32 [n, C, H, W], as training sees them."""
         return restored(self.images[rows], self.scale)
 
+    @property
+    def exact(self) -> Tensor:
+        """What `Empirical` takes: uint8 pictures as they are, latents as their values."""
+        return self.images if self.latents is None else self.values()
+
     def reference(self, by_class: bool, device: torch.device | str = "cpu") -> Reference:
         """The set as references for the score identity: one group for each class, or one group."""
         images = self.images.to(device)

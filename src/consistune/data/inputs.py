@@ -13,6 +13,7 @@ from torch import Tensor
 from consistune.core.posterior.mean import quantise
 from consistune.data.images import DataSplit, ImageSet, load_data
 from consistune.data.prepare.transform import BadImage, Transform
+from consistune.data.sources.labels import brief
 from consistune.errors import UserError
 
 CHANNELS = (1, 3)
@@ -50,13 +51,16 @@ def as_split(
         "value_range": value_range,
         "class_names": class_names,
     }
-    if isinstance(data, str | Path | DataSplit):
+    if isinstance(data, str | Path | DataSplit | ImageSet):
         extra = [key for key, value in given.items() if value is not None]
+        if isinstance(data, ImageSet) and "held_out" in extra:
+            extra.remove("held_out")
         if extra:
             raise UserError(
                 f"{', '.join(extra)} would have no effect on a prepared set", WHERE, "leave it out"
             )
-        return data if isinstance(data, DataSplit) else load_data(str(data))
+        if not isinstance(data, ImageSet):
+            return data if isinstance(data, DataSplit) else load_data(str(data))
     train = _image_set(data, labels, value_range, class_names, name)
     if held_out is None:
         return DataSplit(train, None)
@@ -66,6 +70,9 @@ def as_split(
         raise UserError(
             f"images {list(other.image_shape)}, those to train on are {list(train.image_shape)}", "held_out"
         )
+    if other.class_names != train.class_names:
+        what = f"classes {brief(other.class_names)}, those to train on are {brief(train.class_names)}"
+        raise UserError(what, "held_out")
     return DataSplit(train, other)
 
 
@@ -219,7 +226,7 @@ def _names(data: Any) -> Sequence[str] | None:
 
 def _eight_bits(image: Any, index: int) -> Any:
     """A PIL image of any mode as `data prepare` has it: 8 bits, white behind what is transparent."""
-    grey = image.mode == "F" or image.mode.startswith("I")
+    grey = image.mode in ("L", "F") or image.mode.startswith("I")
     try:
         return Transform(mode="grey" if grey else "rgb", size=None).convert(image)
     except BadImage as error:
@@ -242,7 +249,7 @@ def _item(item: Any, index: int) -> tuple[Tensor, Any]:
     if isinstance(item, Tensor):
         return item, label
     if hasattr(item, "convert"):  # a PIL image
-        pixels = np.array(item if item.mode in ("L", "RGB") else _eight_bits(item, index))
+        pixels = np.array(_eight_bits(item, index))
         return torch.from_numpy(pixels.reshape(*pixels.shape[:2], -1)).permute(2, 0, 1), label
     array = np.asarray(item)
     if array.ndim not in (2, 3) or array.dtype == object:

@@ -4,6 +4,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
+import torch
+
 from consistune.data.images import DataSplit
 from consistune.errors import UserError
 from consistune.evaluation.sources import FileSource, ModelSource
@@ -37,14 +39,21 @@ def anchors(
     """The anchors that data and model allow: held-out images; of a tuned model the teacher, if found."""
     held_out = None if data is None else data.held_out
     if held_out is not None and len(held_out) >= FEWEST_SAMPLES:
-        labels = held_out.labels if source.labelled else None
-        real = FileSource(held_out.images, labels, held_out.fingerprint)
-        yield Anchor(REAL, real, {"kind": "held-out images"}, min(samples, SAMPLES, len(held_out)))
+        count = min(samples, SAMPLES, len(held_out))
+        generator = torch.Generator().manual_seed(0)
+        rows = torch.randperm(len(held_out), generator=generator)[:count]  # they are sorted by class
+        labels = held_out.labels[rows] if source.labelled else None
+        real = FileSource(held_out.images[rows], labels, held_out.fingerprint)
+        yield Anchor(REAL, real, {"kind": "held-out images"}, count)
     teacher = _teacher(source, screen) if isinstance(source, ModelSource) else None
     if teacher is None or not isinstance(source, ModelSource):
         return
+    known = source.labels is not None and int(source.labels.max()) < teacher.num_classes
+    needs_labels = source.label_rule == "data" and teacher.num_classes > 0
+    rule = "uniform" if needs_labels and not known else source.label_rule
     for kind, steps in ((TEACHER, None), (FORCED, 1)):
-        own = replace(source, model=teacher, sampler=default_sampler(teacher, steps), worse=None, omega=1.0)
+        sampler = default_sampler(teacher, steps)
+        own = replace(source, model=teacher, sampler=sampler, worse=None, omega=1.0, label_rule=rule)
         yield Anchor(kind, own, own.settings, min(samples, SAMPLES))
 
 

@@ -61,7 +61,8 @@ def names(models: Sequence[Path]) -> list[str]:
     found: list[str] = []
     for path in models:
         resolved = path.resolve()
-        base = resolved.parent.name if resolved.name == "model" else resolved.stem or "model"
+        last = resolved.stem if resolved.is_file() else resolved.name  # a folder's name may have a dot
+        base = resolved.parent.name if last == "model" else last or "model"
         number, name = 1, base
         while name in found:
             number += 1

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from consistune.errors import UserError
 from consistune.evaluation.anchors import anchors
 from consistune.evaluation.page import write_page
 from consistune.evaluation.record import facts, summarise
@@ -22,11 +23,13 @@ from consistune.evaluation.sources import (
     DecodedSource,
     FileSource,
     ModelSource,
+    check_labels,
     decoded_source,
     file_source,
     is_samples,
     model_source,
 )
+from consistune.metrics.frechet import LEAST_TO_EXTRAPOLATE
 from consistune.metrics.suite import SampleSource
 from consistune.pages.evaluation import verdict
 from consistune.pages.page import counted
@@ -61,6 +64,8 @@ class Job:
             train = None if self.data is None else self.data.train
             labels = None if train is None or len(train.class_names) < 2 else train.labels
             self.source = model_source(request, labels)
+            if labels is not None and train is not None:
+                check_labels(self.source, len(train.class_names))
             self.floor = decoded_source(self.source.model, given)
         self.suite = build_suite(request, self.data, self.source.image_shape, self.source.labelled, screen)
         self.sources: dict[str, SampleSource] = {}
@@ -103,10 +108,16 @@ class Job:
             suite = self.suite
             if not anchor.source.labelled:
                 suite = replace(suite, metrics=tuple(n for n in suite.metrics if n != "accuracy"))
-            with self.screen.bar(
-                name, len(range(rank_and_count()[0], anchor.samples, rank_and_count()[1]))
-            ) as bar:
-                outcome = suite.run(anchor.source, range(anchor.samples), None, bar.advance)
+            if anchor.samples < LEAST_TO_EXTRAPOLATE:
+                suite = replace(suite, setup=replace(suite.setup, extrapolate=False))
+            own = len(range(rank_and_count()[0], anchor.samples, rank_and_count()[1]))
+            try:
+                with self.screen.bar(name, own) as bar:
+                    outcome = suite.run(anchor.source, range(anchor.samples), None, bar.advance)
+            except (UserError, ValueError) as error:  # the model's own rows are not lost by it
+                self.screen.say(f"{name} is not measured: {error}")
+                del self.sources[name]
+                continue
             rows.append(
                 {
                     "name": name,

@@ -197,6 +197,14 @@ def model_source(request: Request, labels: Tensor | None) -> ModelSource:
     )
 
 
+def check_labels(source: ModelSource, classes: int) -> None:
+    """Raises UserError where the data's labels are to be drawn, and are of other classes than the model's."""
+    own = source.model.num_classes
+    if own and source.label_rule == "data" and own != classes:
+        what = f"the model has {own} classes, the data {classes}"
+        raise UserError(what, "--data", "give the data that it learned, or --labels uniform")
+
+
 def is_samples(path: Path) -> bool:
     """Whether a path names samples: a .npz file, or a folder with PNG files and no model."""
     if path.suffix.lower() == ".npz":

@@ -4,7 +4,17 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from consistune.nn.layers import Conv2d, GroupNorm, Init, Linear, Resample, Resampler, attend, split_heads
+from consistune.nn.layers import (
+    Conv2d,
+    GroupNorm,
+    Init,
+    Linear,
+    Resample,
+    Resampler,
+    attend,
+    check_heads,
+    split_heads,
+)
 from consistune.nn.lean import Dropout, recomputed
 from consistune.nn.tangents import silu
 from consistune.nn.unet import BlockSpec
@@ -57,6 +67,7 @@ class ResidualBlock(nn.Module):
         super().__init__()
         heads = out_channels // 64 if style.heads is None else style.heads
         self.heads = heads if attention else 0
+        check_heads(out_channels, self.heads)
         self.skip_scale = style.skip_scale
         self.adaptive_scale = style.adaptive_scale
         self.norm0 = GroupNorm(in_channels, style.eps)

@@ -7,7 +7,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from consistune.nn.layers import BOX, attend, filter_2d, resampled, split_heads
+from consistune.nn.layers import BOX, attend, check_heads, filter_2d, resampled, split_heads
 from consistune.nn.lean import Dropout, clipped
 from consistune.nn.magnitude import MPConv, MPFourier, mp_cat, mp_silu, mp_sum, normalize
 from consistune.nn.precond import EDMPrecond, Precision
@@ -40,6 +40,7 @@ class Block(nn.Module):
         self.flavor, self.resample, self.options = flavor, spec.resample, options
         in_channels, out_channels = spec.in_channels, spec.out_channels
         self.heads = out_channels // options.channels_per_head if spec.attention else 0
+        check_heads(out_channels, self.heads)
         inner = out_channels if flavor == "enc" else in_channels
         self.emb_gain = nn.Parameter(torch.zeros([]))
         self.conv_res0 = MPConv(inner, out_channels, (3, 3))

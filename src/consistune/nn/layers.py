@@ -146,6 +146,12 @@ class Conv2d(Resampler):
         return depthwise(conv2d, x, self.resample_filter, 0) + self.bias.to(x.dtype)[:, None, None]
 
 
+def check_heads(channels: int, heads: int) -> None:
+    """Raises ValueError where attention heads do not divide the channels; 0 heads: there is no attention."""
+    if heads and channels % heads:
+        raise ValueError(f"{channels} channels are no multiple of {heads} attention heads")
+
+
 def filter_2d(taps: tuple[int, ...], device: torch.device | None = None) -> Tensor:
     """outer(f, f)/(Σf)², [1, 1, L, L] in fp32. Raises ValueError unless the number of taps is even."""
     if len(taps) == 0 or len(taps) % 2:

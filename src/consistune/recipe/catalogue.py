@@ -85,6 +85,7 @@ def new_recipes(
     reference = "class" if conditional else "all"
     estimator = f"estimator: {{reference: {reference}}}{' ' * 29}# the images that a target averages over\n"
     section = yaml.safe_dump(network, default_flow_style=True, sort_keys=False, width=10**6).strip()
+    data = yaml.safe_dump(data, allow_unicode=True, width=10**6).removesuffix("...\n").strip()
     teacher = f"""# The teacher: a diffusion model (EDM). First: consistune train {name}-teacher.yaml
 extends: {f"{family}-edm":<49}# consistune recipes show {family}-edm
 data: {data}

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 
 from consistune.data.images import DataSplit
+from consistune.data.sources.labels import brief
 from consistune.errors import UserError
 from consistune.models import find, load
 from consistune.nn import store
@@ -57,6 +58,7 @@ def first_model(
     if teacher.image_shape != data.train.image_shape:
         shapes = list(teacher.image_shape), list(data.train.image_shape)
         raise UserError(f"the model makes images {shapes[0]}, the data are {shapes[1]}", "start_from")
+    check_class_order(teacher, data, classes, "start_from")
     if isinstance(teacher.network, ModuleNetwork) and classes and not teacher.num_classes:
         what = f"the network was wrapped without labels, and the run has {classes} classes"
         raise UserError(what, "conditional", f"wrap it with num_classes={classes}, or use conditional=False")
@@ -76,6 +78,14 @@ def first_model(
         origin["provenance"] = teacher.card.source
     adapted.model.card = ModelCard(start_from=Origin(**origin))
     return adapted.model
+
+
+def check_class_order(model: Preconditioned, data: DataSplit, classes: int, key: str) -> None:
+    """Raises UserError where a model knows the same classes in another order, which would mix them up."""
+    known, own = list(model.card.class_names), list(data.train.class_names)
+    if classes and known != own and sorted(known) == sorted(own):
+        what = f"the model's classes are {brief(known)}, the data's {brief(own)}"
+        raise UserError(what, key, "prepare the data with the classes in the model's order")
 
 
 def _fresh(recipe: Recipe, image_shape: tuple[int, int, int], classes: int) -> Preconditioned:

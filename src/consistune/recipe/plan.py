@@ -21,7 +21,7 @@ from consistune.models import load_tensors, sheet_fault
 from consistune.nn.precond import Preconditioned
 from consistune.nn.store import check_finite
 from consistune.recipe import Recipe, build
-from consistune.recipe.first_model import check_space, first_model, load_weights
+from consistune.recipe.first_model import check_class_order, check_space, first_model, load_weights
 from consistune.recipe.fit import check_derivative, check_flow_map, check_objective, check_teacher
 from consistune.recipe.objectives import objective_class
 from consistune.recipe.ranges import check_memory
@@ -290,6 +290,7 @@ def _frozen(
         knows = f"this model knows images {list(teacher.image_shape)} and {teacher.num_classes} classes"
         has = f"the run has {list(data.train.image_shape)} and {classes}"
         raise UserError(f"{knows}, {has}", key)
+    check_class_order(teacher, data, classes, key)
     if flow_map:
         check_flow_map(teacher, path, key)
     else:

@@ -41,6 +41,14 @@ class _Loader(yaml.SafeLoader):
             raise _error(f"{shown!r} is no {kind}", node) from error
 
 
+INT = "tag:yaml.org,2002:int"
+_Loader.yaml_implicit_resolvers = {  # without YAML 1.1's integers, where 010 is 8 and 1:30 is 90
+    first: [(tag, form) for tag, form in forms if tag != INT]
+    for first, forms in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+_Loader.add_implicit_resolver(
+    INT, re.compile(r"^([-+]?(0|[1-9][0-9_]*)|0x[0-9a-fA-F]+)$"), list("-+0123456789")
+)
 _Loader.add_implicit_resolver(
     "tag:yaml.org,2002:float",
     re.compile(r"^[-+]?(\d[\d_]*\.?\d*|\.\d+)([eE][-+]?\d+)$"),

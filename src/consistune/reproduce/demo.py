@@ -103,7 +103,7 @@ class Demo:
         folders = self._train()
         rows, pictures = self._compare({key: store.load(folder) for key, folder in folders.items()})
         train = self.data.train
-        images = train.images if train.latents is None else train.values()
+        images = train.exact
         world = Empirical(images, train.labels, EDM())
         estimators = named_estimators(images, train.labels, EDM())
         variance = target_variance(world, estimators, VARIANCE_TIMES, queries=self.subject.queries)

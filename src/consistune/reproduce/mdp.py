@@ -90,10 +90,10 @@ def _on_mixture(scale: MdpScale, seed: int) -> dict[str, NoiseEstimator]:
 def _on_data(study: Study, conditional: bool, teacher: Run | None) -> tuple[World, dict[str, NoiseEstimator]]:
     train = study.data.train
     labels = train.labels if conditional else None
-    estimators = dict(named_estimators(train.images, labels, SCHEDULE))
+    estimators = dict(named_estimators(train.exact, labels, SCHEDULE))
     if teacher is not None:
         estimators["CD"] = Teacher(teacher.model())
-    return Empirical(train.images, labels, SCHEDULE), estimators
+    return Empirical(train.exact, labels, SCHEDULE), estimators
 
 
 def _draw(outcome: Outcome, name: str) -> None:

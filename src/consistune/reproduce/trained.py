@@ -85,7 +85,7 @@ class Curves(Experiment):
         train = study.data.train
         conditional = all(recipe.conditional for recipe in recipes.values())
         estimators = {name: _estimator(study, recipe) for name, recipe in recipes.items()}
-        world = Empirical(train.images, train.labels if conditional else None, EDM())
+        world = Empirical(train.exact, train.labels if conditional else None, EDM())
         errors = [
             {"run": row.estimator, "t": row.t, "target_error": row.error, "relative": row.relative}
             for row in target_variance(world, estimators, VARIANCE_TIMES)

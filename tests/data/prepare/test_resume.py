@@ -2,18 +2,23 @@
 
 import contextlib
 import hashlib
+import io
+import multiprocessing
 import os
 import shutil
 import signal
 import subprocess
 import sys
+import tarfile
 import time
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 
+from consistune.data.images import load_data
 from consistune.data.prepare import run as module
 from consistune.data.prepare.run import PrepareOptions, Progress, prepare
 from consistune.data.prepare.split import Split
@@ -224,3 +229,29 @@ def test_a_file_that_changed_since_the_stop_is_seen_though_its_size_is_the_same(
     os.utime(first, ns=(0, first.stat().st_mtime_ns + 10**9))
     with pytest.raises(UserError, match="or the source has changed since"):
         prepare(source, tmp_path / "out", options)
+
+
+def test_what_a_killed_run_unpacked_of_another_archive_is_not_used(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed between unpacking and the journal's first line; then the archive is replaced."""
+
+    def archive(value: int) -> Path:
+        with tarfile.open(tmp_path / "set.tar.gz", "w:gz") as file:
+            for k in range(5):
+                data = encoded(np.full((8, 8, 3), value, np.uint8))
+                member = tarfile.TarInfo(f"a/{k}.png")
+                member.size = len(data)
+                file.addfile(member, io.BytesIO(data))
+        return tmp_path / "set.tar.gz"
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "_begin", lambda *_: os._exit(0))
+        process = multiprocessing.get_context("fork").Process(
+            target=prepare, args=(archive(10), tmp_path / "out", PrepareOptions(workers=1))
+        )
+        process.start()
+        process.join()
+    assert (tmp_path / "out.part" / "work" / "unpacked").exists()
+    prepare(archive(200), tmp_path / "out", PrepareOptions(workers=1))
+    assert bool((load_data(str(tmp_path / "out")).train.images == 200).all())

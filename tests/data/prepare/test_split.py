@@ -8,6 +8,7 @@ import pytest
 
 from consistune.data.prepare.run import PrepareOptions, prepare
 from consistune.data.prepare.split import Rows, Split, held_out
+from consistune.data.prepare.survey import Survey, survey
 from consistune.errors import UserError
 from tests.support.makers import edm_zip, imagenet_batches, pixels
 
@@ -82,3 +83,18 @@ def test_rows_are_a_permutation_grouped_by_class_and_stable() -> None:
         order = items[np.argsort(rows.row[items])]
         assert sorted(rows.row[items]) == list(range(len(items)))
         assert order.tolist() == sorted(items.tolist(), key=lambda i: labels[i])
+
+
+def test_a_survey_says_whether_groups_can_be_held_out(tmp_path: Path) -> None:
+    def look(groups: list[str] | None) -> Survey:
+        extra = {} if groups is None else {"group": groups}
+        return survey(edm_zip(tmp_path / "a.zip", pixels(6, 8, 8), [0, 0, 0, 1, 1, 1], **extra))
+
+    assert not look(None).grouped
+    assert look(["a", "a", "b", "c", "d", "d"]).grouped
+    assert not look(["a", "a", "b", "c", "c", "c"]).grouped  # class 1 is one group
+
+
+def test_arrays_with_transparency_are_in_colour(tmp_path: Path) -> None:
+    np.savez(tmp_path / "a.npz", images=pixels(6, 8, 8, 4), labels=np.zeros(6, int))
+    assert survey(tmp_path / "a.npz").channels == 3

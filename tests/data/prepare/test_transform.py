@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from PIL import Image, features
 
 from consistune.data.prepare.survey import ImageOptions
-from consistune.data.prepare.transform import FILTERS, BadImage, Transform, has_frames
+from consistune.data.prepare.transform import FILTERS, BadImage, Transform, has_frames, upright_size
 from consistune.errors import UserError
 from tests.support.makers import Pixels, encoded, pixels
 
@@ -312,3 +312,14 @@ def test_a_damaged_image_is_read_or_bad_and_nothing_else(cut: int, flips: list[t
 def test_invalid_options_are_refused(options: dict[str, Any], words: str) -> None:
     with pytest.raises(UserError, match=words):
         ImageOptions(**options).transform(grey=False)
+
+
+@pytest.mark.parametrize("form", ["JPEG", "PNG", "TIFF", "WEBP"])
+@pytest.mark.parametrize("orientation", [1, 3, 6, 8])
+def test_the_size_before_loading_is_that_of_the_upright_picture(form: str, orientation: int) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    raw = encoded(pixels(1, 40, 20, 3)[0], form, exif=exif)
+    _, height, width = Transform("rgb")(raw).shape
+    with Image.open(io.BytesIO(raw)) as image:
+        assert upright_size(image) == (width, height)

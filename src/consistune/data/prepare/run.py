@@ -86,6 +86,8 @@ def prepare(
     _check_unfinished(part)
     with Journal(work / "journal") as journal:
         try:
+            if not journal.begun and (work / "unpacked").exists():  # of a killed run, perhaps of another file
+                shutil.rmtree(work / "unpacked")
             source = open_source(path, options.source, work / "unpacked")
             if options.strict and source.skipped:
                 name, reason = source.skipped[0]

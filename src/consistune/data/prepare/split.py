@@ -37,8 +37,8 @@ def held_out(
     """bool [n]: `fraction` of each class's images, drawn with a random stream for each class.
 
     By group, whole groups are drawn in random order, as long as they fit in the share of the class of their
-    first image; by image, each image is a group. Each class has at least one group on either side: where
-    none fits, its smallest is held out.
+    first image; by image, each image is a group. Each class that is the first image's of some group has at
+    least one such group on either side: where none fits, its smallest is held out.
     Raises UserError where there are no groups, and for a class (named from `class_names`) of one group.
     """
     if split.by == "group" and groups is None:

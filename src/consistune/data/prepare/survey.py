@@ -138,12 +138,14 @@ class Survey:
         side: the shorter side, the median of those that were looked at.
         own_held_out: the source has a test set of its own.
         sizes: training images of each class, by its name.
+        grouped: the source has groups, and each class two of them or more.
     """
 
     channels: int
     side: int
     own_held_out: bool
     sizes: dict[str, int]
+    grouped: bool = False
 
 
 def survey(path: Path) -> Survey:
@@ -158,10 +160,20 @@ def survey(path: Path) -> Survey:
         sizes = dict(zip(names, np.bincount(labels, minlength=len(names)).tolist(), strict=True))
         own = held_out is not None
         if source.shape is not None:
-            return Survey(source.shape[0], min(source.shape[1:]), own, sizes)
+            channels = 1 if source.shape[0] == 1 else 3
+            return Survey(channels, min(source.shape[1:]), own, sizes, _grouped(source))
         looks = _looks(source)
         channels = 1 if all(grey for grey, _ in looks) else 3
-        return Survey(channels, median_low(min(size) for _, size in looks), own, sizes)
+        return Survey(channels, median_low(min(size) for _, size in looks), own, sizes, _grouped(source))
+
+
+def _grouped(source: Source) -> bool:
+    """Whether no class is a single group, so that groups can be held out."""
+    if source.groups is None:
+        return False
+    first = {group: int(label) for label, group in zip(source.labels[::-1], source.groups[::-1], strict=True)}
+    counts = np.bincount(list(first.values()), minlength=len(source.class_names))
+    return bool((counts[np.unique(source.labels)] > 1).all())
 
 
 def _looks(source: Source) -> list[tuple[bool, tuple[int, int]]]:

@@ -191,7 +191,11 @@ def is_grey(image: Image.Image) -> bool:
 def upright_size(image: Image.Image) -> tuple[int, int]:
     """Width and height after EXIF's orientation; 5 to 8 exchange them."""
     try:
-        turned = image.getexif().get(ExifTags.Base.Orientation) in (5, 6, 7, 8)
+        exif = image.getexif()
+        turned = exif.get(ExifTags.Base.Orientation) in (5, 6, 7, 8)
+        stored = exif.get(ExifTags.Base.ImageWidth), exif.get(ExifTags.Base.ImageLength)
+        if turned and image.format == "TIFF" and image.size == stored[::-1]:
+            return image.size  # Pillow has turned it already
     except Exception as error:  # as Pillow's decoders
         raise BadImage(reason(error)) from error
     return (image.height, image.width) if turned else image.size

@@ -28,7 +28,7 @@ IMAGENET_CLASSES = 1000
 def is_cifar(path: Path) -> bool:
     """Whether a folder has CIFAR's files, or a tar archive begins like CIFAR's."""
     if path.is_dir():
-        names = {entry.name for entry in path.iterdir()}
+        names = {entry.name for entry in path.iterdir() if entry.is_file()}
         return {"batches.meta", "data_batch_1"} <= names or {"meta", "train", "test"} <= names
     try:
         with tarfile.open(path, "r:*") as archive:
@@ -138,7 +138,8 @@ def _rows_of(arrays: list[ImageArray], chosen: list[bool]) -> np.ndarray[Any, An
 
 def is_imagenet_batches(path: Path) -> bool:
     """Whether it is a batch of downsampled ImageNet, or a folder with one, by the files' names."""
-    names = [entry.name for entry in path.iterdir()] if path.is_dir() else [path.name]
+    entries = path.iterdir() if path.is_dir() else [path]
+    names = [entry.name for entry in entries if entry.is_file()]
     return any(IMAGENET_FILES.fullmatch(name) for name in names)
 
 
@@ -148,7 +149,7 @@ def open_imagenet_batches(path: Path, _options: SourceOptions, work: Path) -> Ar
     Labels become 0 … 999 (the files count from 1); `val_data` is the held-out set. The classes are named by
     the files' own numbers: which synset a number stands for is in their map_clsloc.txt, not in these files.
     """
-    entries = [path] if path.is_file() else list(path.iterdir())
+    entries = [path] if path.is_file() else [entry for entry in path.iterdir() if entry.is_file()]
     matches = [(file, match) for file in entries if (match := IMAGENET_FILES.fullmatch(file.name))]
     if not matches:
         raise UserError("holds no train_data_batch_N or val_data", str(path))
