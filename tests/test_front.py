@@ -254,6 +254,22 @@ def test_few_held_out_images_end_no_evaluation(teacher: Preconditioned, count: i
     assert found
 
 
+def test_data_without_the_models_classes_are_measured_by_all_of_them(
+    teacher: Preconditioned, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[int] = []
+    images = digits().train.images
+
+    def watched(model: Preconditioned, seeds: list[int], condition: Tensor, **_: object) -> Tensor:
+        asked.extend(condition.tolist())
+        return images[: len(seeds)]
+
+    monkeypatch.setattr("consistune.evaluation.sources.sample", watched)
+    data = as_split(images, digits().train.labels // 5)
+    evaluate(teacher, data, samples=20, steps=1)
+    assert asked == list(range(10)) * 2
+
+
 def test_a_target_network_that_is_never_asked_is_refused(teacher: Preconditioned) -> None:
     method = MeanVelocity(RectifiedFlow(), OneSample())
     with pytest.raises(UserError, match="asks no target network"):

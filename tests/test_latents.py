@@ -13,7 +13,7 @@ from scipy.linalg import sqrtm
 from torch.nn.functional import avg_pool2d
 from typer.testing import CliRunner
 
-from consistune import models
+from consistune import front, models
 from consistune.cli.main import app, explain
 from consistune.data.images import load_data
 from consistune.errors import UserError
@@ -253,6 +253,11 @@ def test_evaluate_measures_pictures_and_states_the_floor(
     assert floor["summary"]["fd-pooled"]["mean"] == pytest.approx(exact, rel=0.01)
     assert "fd-pooled" in drawn["summary"]
     assert FLOOR in page.read_text()
+
+
+def test_evaluate_from_python_measures_pictures(data: Path, teacher: Path, pooled: Extractor) -> None:
+    values = front.evaluate(models.load(teacher), str(data), samples=16, steps=2, features="pooled")
+    assert values["fd-pooled_percent"] > 0
 
 
 def test_evaluate_refuses_latents_of_another_autoencoder(
