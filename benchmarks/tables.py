@@ -352,10 +352,14 @@ def kill_and_resume() -> str:
 TABLES: dict[str, dict[str, Callable[[], str]]] = {
     "digits.md": {"search": lambda: digits_table("search"), "end": lambda: digits_table("end")},
     "continuous.md": {"own": lambda: of_study("own_scatter")},
-    "results/cifar10-jpeg.md": {"cifar10": lambda: of_study("cifar10_jpeg")},
+    "results/cifar10-jpeg.md": {
+        "cifar10": lambda: of_study("cifar10_jpeg"),
+        "family": lambda: of_study("cifar10_jpeg_family"),
+    },
     "results/emoji64-latents.md": {
         "emoji64": lambda: of_study("emoji64_latents"),
         "longer": lambda: of_study("emoji64_longer"),
+        "family": lambda: of_study("emoji64_family"),
     },
     "results/combinations.md": {
         "combination": lambda: of_study("combination"),
