@@ -81,9 +81,9 @@ def _under(schedule: NoiseSchedule, levels: tuple[float, ...]) -> tuple[float, .
     return tuple(schedule.time_at(torch.tensor(levels, dtype=torch.float64)).tolist())
 
 
-def _ends_under(schedule: NoiseSchedule, sampler: "Multistep | PhasedSteps") -> dict[str, float]:
-    ends = {"t_max": sampler.t_max, "boundary": getattr(sampler, "boundary", None)}
-    return {name: _under(schedule, (level,))[0] for name, level in ends.items() if level}
+def _top_under(schedule: NoiseSchedule, level: float | None) -> float | None:
+    """None stays: the schedule's own end."""
+    return None if level is None else _under(schedule, (level,))[0]
 
 
 def _times(t: float, x: Tensor) -> Tensor:
@@ -119,7 +119,12 @@ class Multistep(Sampler):
         return [schedule.t_max if self.t_max is None else self.t_max, *self.mid]
 
     def under(self, schedule: NoiseSchedule) -> "Multistep":
-        return replace(self, mid=_under(schedule, self.mid), **_ends_under(schedule, self))
+        return replace(
+            self,
+            mid=_under(schedule, self.mid),
+            t_max=_top_under(schedule, self.t_max),
+            boundary=_under(schedule, (self.boundary,))[0],
+        )
 
     def draw(self, jump: Jump, schedule: NoiseSchedule, normals: Callable[[], Tensor]) -> Tensor:
         top, *_ = self.times(schedule)
@@ -176,7 +181,7 @@ class PhasedSteps(Sampler):
         return self.stops(schedule.t_max if self.t_max is None else self.t_max)[:-1]
 
     def under(self, schedule: NoiseSchedule) -> "PhasedSteps":
-        return replace(self, edges=_under(schedule, self.edges), **_ends_under(schedule, self))
+        return replace(self, edges=_under(schedule, self.edges), t_max=_top_under(schedule, self.t_max))
 
     def draw(self, jump: Jump, schedule: NoiseSchedule, normals: Callable[[], Tensor]) -> Tensor:
         stops = [*self.times(schedule), 0.0]

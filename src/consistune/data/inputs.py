@@ -52,15 +52,16 @@ def as_split(
         "class_names": class_names,
     }
     if isinstance(data, str | Path | DataSplit | ImageSet):
-        extra = [key for key, value in given.items() if value is not None]
-        if isinstance(data, ImageSet) and "held_out" in extra:
-            extra.remove("held_out")
+        takes = ("held_out",) if isinstance(data, ImageSet) else ()
+        extra = [key for key, value in given.items() if value is not None and key not in takes]
         if extra:
             raise UserError(
                 f"{', '.join(extra)} would have no effect on a prepared set", WHERE, "leave it out"
             )
-        if not isinstance(data, ImageSet):
-            return data if isinstance(data, DataSplit) else load_data(str(data))
+    if isinstance(data, DataSplit):
+        return data
+    if isinstance(data, str | Path):
+        return load_data(str(data))
     train = _image_set(data, labels, value_range, class_names, name)
     if held_out is None:
         return DataSplit(train, None)

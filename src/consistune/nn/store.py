@@ -211,7 +211,7 @@ def host_weights(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return own
 
 
-def write_weights(weights: dict[str, Tensor], path: Path) -> None:
+def write_weights(weights: Mapping[str, Tensor], path: Path) -> None:
     """Write a safetensors file, on the disk when this returns, with the mode that other new files get.
 
     Raises OSError, with its number, where the disk is full. safetensors itself raises an error of its own
@@ -220,7 +220,7 @@ def write_weights(weights: dict[str, Tensor], path: Path) -> None:
     path.touch()
     mode = path.stat().st_mode & 0o777
     try:
-        save_file(weights, path)
+        save_file(host_weights(weights), path)
     except SafetensorError as error:
         number = re.search(r"os error (\d+)", str(error))
         code = int(number[1]) if number else errno.EIO
@@ -243,7 +243,7 @@ def save(model: Preconditioned, folder: str | Path) -> Path:
     shutil.rmtree(partial, ignore_errors=True)
     try:
         partial.mkdir()
-        write_weights(host_weights(model.state_dict()), partial / WEIGHTS)
+        write_weights(model.state_dict(), partial / WEIGHTS)
         config = describe(model)
         config["meta"] = {**config["meta"], DIGEST: file_digest(partial / WEIGHTS)}
         (partial / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")

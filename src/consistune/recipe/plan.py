@@ -296,9 +296,7 @@ def _frozen(
     else:
         check_teacher(teacher, path, key, section.guidance)
     choice: Any = options.precision
-    if isinstance(
-        choice, UntilRatio
-    ):  # a flow map gives the target itself, whose rounding t − r does not shrink
+    if isinstance(choice, UntilRatio):  # a flow map is the target itself: no t − r shrinks its rounding
         choice = choice.then if flow_map else choice.first
     precision = Precision(choice, teacher, torch.device(device))
     precision.prepare(teacher)

@@ -82,7 +82,7 @@ def save_snapshot(
     stem = f"{images:012d}-{np.format_float_positional(float(f'{average.std:g}'), trim='-')}"
     partial = folder / f".{stem}.{os.getpid()}.partial"
     try:
-        store.write_weights(store.host_weights(weights), partial)
+        store.write_weights(weights, partial)
         path = partial.replace(folder / f"{stem}-{_digest(partial)}.safetensors")
     finally:
         partial.unlink(missing_ok=True)

@@ -171,8 +171,8 @@ def _grouped(source: Source) -> bool:
     """Whether no class is a single group, so that groups can be held out."""
     if source.groups is None:
         return False
-    first = {group: int(label) for label, group in zip(source.labels[::-1], source.groups[::-1], strict=True)}
-    counts = np.bincount(list(first.values()), minlength=len(source.class_names))
+    _, first = np.unique(np.array(source.groups), return_index=True)
+    counts = np.bincount(source.labels[first], minlength=len(source.class_names))
     return bool((counts[np.unique(source.labels)] > 1).all())
 
 
