@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 Device = Annotated[str, Option(help="cpu, cuda, cuda:N, mps, xpu, or auto: CUDA if available, else the CPU.")]
 BatchSize = Annotated[int, Option(help="Number of images per batch.")]
 ModelFolder = Annotated[
-    Path, Argument(help="A model's folder, a run's folder, or a built-in model's name (emoji64).")
+    Path, Argument(help="A model's folder, a run's folder, or a built-in model's name (emoji64, mnist10k).")
 ]
 MiddleTimes = Annotated[
     str | None, Option(help="Noise levels t of the steps after the first, e.g. 2,0.5; default: the model's.")
