@@ -22,6 +22,7 @@ import tarfile
 import tempfile
 import time
 import traceback
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -67,16 +68,19 @@ class Stage:
 
 REHEARSAL_PATIENCE = 4
 """Without a card all limits are so many times as long: the machine may have other work."""
+KEPT_CHARACTERS = 3000
+"""Of what a stage printed: its end."""
 SHORTEST_S = 5.0
 """A stage with less time than this is not begun."""
 STAGES = (
     Stage("ceilings", 30),
     Stage("tests", 75),
     Stage("digits", 90),
-    Stage("compilation", 220, beside=True),
-    Stage("train", 100),
+    Stage("compile-step", 220, beside=True),
+    Stage("train", 150),
     Stage("posterior", 30),
-    Stage("sampling", 50),
+    Stage("compile-sampling", 220, beside=True),
+    Stage("sampling", 60),
     Stage("derivatives", 50),
     Stage("graphs", 45),
     Stage("steps", 60),
@@ -86,18 +90,29 @@ STAGES = (
 """In order of worth. Compilation takes minutes of the processors and little of the card: beside it goes what
 needs no clock."""
 ALONE_FIRST = "ceilings"
-NEEDS = {"run": "prepare"}
-FEW_THREADS = {*PROGRAMS, "compilation"}
+NEEDS = {"run": "prepare", "train": "compile-step", "sampling": "compile-sampling"}
+"""What is done again with a stage: a fresh machine has neither the images nor the compiler's cache."""
+FEW_THREADS = {*PROGRAMS, "compile-step", "compile-sampling"}
 """Stages of several programs, which would stand in each other's way with a thread for every core each."""
 
 
-@dataclass(frozen=True)
+@dataclass
 class Running:
-    """A stage at work: since when, and for how many seconds at most."""
+    """A stage at work: since when, for how many seconds at most, and when it was seen to have ended."""
 
     process: "subprocess.Popen[str]"
     began: float
     limit: float
+    ended: float | None = None
+
+    @property
+    def seconds(self) -> float:
+        return round((self.ended or time.monotonic()) - self.began, 1)
+
+    def at_work(self) -> bool:
+        if self.ended is None and self.process.poll() is not None:
+            self.ended = time.monotonic()
+        return self.ended is None
 
 
 class Kit:
@@ -112,26 +127,27 @@ class Kit:
         self.work = Path(tempfile.mkdtemp(prefix="card-"))
         self.setting = Setting(self.mode, self.work, self.out.resolve(), archive, 0.0, None)
         earlier: Record = json.loads(given.earlier.read_text())["stages"] if given.earlier else {}
-        open_ones = [s.name for s in STAGES if earlier.get(s.name, {}).get("status") != "done"]
-        names = {*(given.only or open_ones)}
+        names = {*(given.only or (s.name for s in STAGES if not complete(earlier.get(s.name))))}
         self.stages = [s for s in STAGES if s.name in names | {NEEDS.get(name) for name in names}]
         self.record: Record = {"mode": self.mode, "when": time.strftime("%Y-%m-%d %H:%M:%S")}
         self.record["stages"] = earlier
+        self.earlier = {name: stage["parts"] for name, stage in earlier.items()}
+        self.started: dict[str, Running] = {}
         self.environment = environment(self.mode, self.carried and unpacked(self.carried, self.work))
 
     def run(self) -> None:
         """All stages, and the page at the end."""
         self._say_what_is_needed()
-        began = time.monotonic()
-        started: dict[str, Running] = {}
+        began, beside = time.monotonic(), False
         try:
             for stage in self.stages:
-                if stage.name != ALONE_FIRST and not started:
-                    started = {s.name: self._running(s) for s in self.stages if s.beside}
-                self._stage(stage, started.get(stage.name))
+                if stage.name != ALONE_FIRST and not beside:
+                    beside = True
+                    self.started = {s.name: self._running(s) for s in self.stages if s.beside}
+                self._stage(stage)
         finally:
-            for running in started.values():
-                self._stop(running.process)
+            for name, running in self.started.items():
+                self._end(name, running, "stopped" if running.at_work() else "done")
             self.record["seconds"] = round(time.monotonic() - began, 1)
             self._write()
             shutil.rmtree(self.work, ignore_errors=True)
@@ -139,41 +155,53 @@ class Kit:
     @property
     def complete(self) -> bool:
         """Every stage came to its end, without a failed part, and the page is made."""
-        parts = [part for stage in self.record["stages"].values() for part in stage["parts"].values()]
-        ended = all(self.record["stages"][stage.name]["status"] == "done" for stage in self.stages)
-        return ended and "page" not in self.record and not any("failed" in part for part in parts)
+        return "page" not in self.record and all(
+            complete(self.record["stages"].get(s.name)) for s in self.stages
+        )
 
-    def _running(self, stage: Stage) -> "Running":
+    def _running(self, stage: Stage) -> Running:
         limit = min(stage.seconds * self.patience, self.ends - time.monotonic())
-        self.record["stages"].pop(stage.name, None)
         rate = median_rate(self.record, "eager", "ECT, bf16")
         setting = replace(self.setting, seconds=limit, rate=rate)
+        self.record["stages"].pop(stage.name, None)
         return Running(self._start(stage.name, setting), time.monotonic(), limit)
 
-    def _stage(self, stage: Stage, running: "Running | None") -> None:
+    def _stage(self, stage: Stage) -> None:
+        running = self.started.pop(stage.name, None)
         if running is None:
             if min(stage.seconds, self.ends - time.monotonic()) < SHORTEST_S:
-                self._collect(stage.name, {"status": "no time left"})
+                if stage.name not in self.record["stages"]:
+                    self._collect(stage.name, {"status": "no time left"})
                 return
             running = self._running(stage)
-        process, began, limit, status = running.process, running.began, running.limit, "done"
-        print(f"{stage.name}: up to {limit - (time.monotonic() - began):.0f} s", flush=True)
+        left = running.limit - (time.monotonic() - running.began)
+        print(f"{stage.name}: up to {left:.0f} s", flush=True)
+        status = "stopped"
         try:
-            while process.poll() is None and status == "done":
+            while running.at_work() and time.monotonic() - running.began <= running.limit:
                 time.sleep(0.1)
-                self._collect(stage.name, {"status": "running"})
-                if time.monotonic() - began > limit:
-                    status = "out of time"
+                for name, each in [(stage.name, running), *self.started.items()]:
+                    each.at_work()
+                    self._collect(name, {"status": "running"})
+            status = "out of time" if running.at_work() else "done"
         finally:
-            self._stop(process)
+            status = self._end(stage.name, running, status)
+        print(f"{stage.name}: {status}, {running.seconds:.0f} s", flush=True)
+
+    def _end(self, name: str, running: Running, status: str) -> str:
+        """Stop a stage and all that it started, and record how it ended and what it said; its status."""
+        process = running.process
+        with suppress(ProcessLookupError, PermissionError):  # nothing of it is left
+            os.killpg(process.pid, signal.SIGKILL)
+        process.kill()
+        process.wait()
         if status == "done" and process.returncode:
             status = "failed"
-        facts: Record = {"status": status, "seconds": round(time.monotonic() - began, 1)}
-        if status != "done":
-            logs = [self.work / f"{stage.name}.log", self.work / call_log(process.pid)]
-            facts["error"] = "\n".join(log.read_text()[-3000:] for log in logs if log.exists())
-        self._collect(stage.name, facts)
-        print(f"{stage.name}: {status}, {time.monotonic() - began:.0f} s", flush=True)
+        logs = [self.work / f"{name}.log", self.work / call_log(process.pid)]
+        said = "\n".join(log.read_text()[-KEPT_CHARACTERS:] for log in logs if log.exists())
+        words = {"log" if status == "done" else "error": said} if said else {}
+        self._collect(name, {"status": status, "seconds": running.seconds, **words})
+        return status
 
     def _start(self, name: str, setting: Setting) -> "subprocess.Popen[str]":
         task = {key: str(v) if isinstance(v, Path) else v for key, v in vars(setting).items()}
@@ -185,24 +213,26 @@ class Kit:
             command, stdout=log, stderr=log, text=True, env=environment, start_new_session=True
         )
 
-    def _stop(self, process: "subprocess.Popen[str]") -> None:
-        """End a stage and what it has started."""
-        if process.poll() is None:
-            os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
-
     def _collect(self, name: str, facts: Record) -> None:
         """Put a stage's parts so far into the record, and write it where something is new."""
         path = self.work / f"{name}.json"
         known = self.record["stages"].get(name, {})
-        now = {**known, **facts, "parts": json.loads(path.read_text()) if path.exists() else {}}
+        found = json.loads(path.read_text()) if path.exists() else {}
+        now = {**known, **facts, "parts": {**self.earlier.get(name, {}), **found}}
         if now != known:
             self.record["stages"][name] = now
             self._write_json()
 
     def _write_json(self) -> None:
         partial = self.out / "card.json.partial"
-        partial.write_text(json.dumps(self.record, indent=1) + "\n")
+        text = json.dumps(self.record, indent=1)
+        for folder in (
+            self.work,
+            ROOT,
+            Path(sys.prefix),
+        ):  # where this machine has things is nobody's business
+            text = text.replace(f"{folder}/", "")
+        partial.write_text(text + "\n")
         partial.replace(self.out / "card.json")
 
     def _write(self) -> None:
@@ -252,6 +282,15 @@ def unpacked(carried: Path, work: Path) -> Path:
             f"{carried}: {other} is for another Python than this {tag}: run card_wheels.sh again"
         )
     return site
+
+
+def complete(stage: Record | None) -> bool:
+    """A stage's record: it came to its end, without a failed part."""
+    return (
+        stage is not None
+        and stage["status"] == "done"
+        and not any("failed" in part for part in stage["parts"].values())
+    )
 
 
 def median_rate(record: Record, part: str, name: str) -> float | None:
@@ -315,7 +354,10 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=8.0, help="for everything")
     parser.add_argument("--only", nargs="+", choices=[s.name for s in STAGES], help="some stages")
     parser.add_argument(
-        "--earlier", type=Path, metavar="JSON", help="keep its stages; without --only, do what it lacks"
+        "--earlier",
+        type=Path,
+        metavar="JSON",
+        help="keep its stages, of the same kind of card; without --only, do what it lacks",
     )
     given = parser.parse_args()
     if given.stage:

@@ -3,7 +3,8 @@
 import gc
 import itertools
 import time
-from collections.abc import Callable, Mapping
+import traceback
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -14,14 +15,27 @@ from consistune.bench.workload import Workload
 from consistune.system.host import peak_bytes
 
 Record = dict[str, Any]
+KEPT_CHARACTERS = 1500
+"""Of a traceback: its end."""
 
 
 def attempt(measure: Callable[..., Record], *arguments: Any, **options: Any) -> Record:
     """The record, or {"failed": why}; the memory is free again after it."""
     try:
         return measure(*arguments, **options)
-    except Exception as error:  # one configuration that fails must not end the stage
-        return {"failed": f"{type(error).__name__}: {str(error)[:300]}"}
+    except Exception:  # one configuration that fails must not end the stage
+        return {"failed": traceback.format_exc()[-KEPT_CHARACTERS:]}
+    finally:
+        free()
+
+
+def attempted(part: str, records: Iterator[Record]) -> Iterator[tuple[str, Record]]:
+    """The records as parts of that name, and {"failed": why} after those that came before an error."""
+    try:
+        for record in records:
+            yield part, record
+    except Exception:
+        yield part, {"failed": traceback.format_exc()[-KEPT_CHARACTERS:]}
     finally:
         free()
 
@@ -34,7 +48,7 @@ def kernels(run: Callable[[], object], rows: int = 25) -> list[str]:
         run()
     kind = "self_device_time_total" if cuda else "self_cpu_time_total"
     found = sorted(profile.key_averages(), key=lambda event: -getattr(event, kind))
-    total = sum(getattr(event, kind) for event in found)
+    total = sum(getattr(event, kind) for event in found) or 1.0  # a driver without counters gives none
     lines = [
         f"{getattr(e, kind) / total:.1%}, {getattr(e, kind) / 1e3:.2f} ms, {e.count}, {e.key[:160]}"
         for e in found[:rows]
@@ -74,16 +88,22 @@ def fitting(
         return None
 
 
-def in_turns(runs: Mapping[str, Callable[[], object]], rounds: int, workload: Workload) -> Record:
-    """Each timed step follows an untimed one: another form's memory was freed, and must be asked for anew."""
+def in_turns(runs: Mapping[str, Callable[[], object]], rounds: int, workload: Workload) -> Iterator[Record]:
+    """The times so far, after every round: one that does not end loses no earlier one.
+
+    Each timed step follows an untimed one: another form's memory was freed, and must be asked for anew.
+    """
     ahead = itertools.cycle(runs.values())
 
     def before() -> None:
         free()
         next(ahead)()
 
-    times = alternate(runs, rounds, warmup=0, before=before)
-    return {"times": {name: timing.record(workload.batch) for name, timing in times.items()}}
+    seconds: dict[str, tuple[float, ...]] = dict.fromkeys(runs, ())
+    for _ in range(rounds):
+        for name, timing in alternate(runs, 1, warmup=0, before=before).items():
+            seconds[name] += timing.seconds
+        yield {"times": {name: Timing(each).record(workload.batch) for name, each in seconds.items()}}
 
 
 def allocated() -> int:

@@ -66,10 +66,14 @@ def whole_runs(record: Record) -> Values:
 
 
 def sampling(record: Record) -> Values:
-    batches = [
-        name for name in record["stages"].get("sampling", {}).get("parts", {}) if name.startswith("batch")
+    """Of the largest batch that both have drawn."""
+    names = record["stages"].get("sampling", {}).get("parts", {})
+    found = [
+        ratios("sampling", name, "diffusers, bf16", "ours, bf16")(record)
+        for name in names
+        if name.startswith("batch")
     ]
-    return ratios("sampling", batches[-1], "diffusers, bf16", "ours, bf16")(record) if batches else None
+    return next((values for values in reversed(found) if values), None)
 
 
 @dataclass(frozen=True)

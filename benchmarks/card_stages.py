@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
+from importlib.metadata import version
 from importlib.util import find_spec
 from typing import Any
 
@@ -17,6 +18,7 @@ from card_measure import (
     Record,
     allocated,
     attempt,
+    attempted,
     build,
     fitting,
     free,
@@ -89,6 +91,7 @@ class Sizes:
     sampled: tuple[int, ...] = (1, 64, 512)
     graphed: Kept = Kept("dit, width 256", 128, config=SMALL_DIT)
     graphs: bool = True
+    derived: int = 128
     peer_channels: tuple[int, int, int] | None = None
 
 
@@ -158,15 +161,15 @@ def train(sizes: Sizes) -> Parts:
     while (peaks := fitting(runs, _plain_forms(workload, sizes))) is None:
         runs.clear()
         free()
-        workload = Kept(workload.preset, workload.batch // 2, workload.dropout, workload.config)
+        workload = replace(workload, batch=workload.batch // 2)
     flops = {"batch": workload.batch, "FLOP a step": card.step_flops(workload)}
     yield "work", flops
     eager = {"ECT, bf16": partial(_ours, workload, sizes, compile=False)}
     peaks |= {name: build(runs, name, make) for name, make in eager.items()}
-    yield "eager", {"peak bytes": dict(peaks), **in_turns(runs, min(3, sizes.rounds), workload)}
-    yield "kernels", {name: kernels(runs[name]) for name in ("plain, bf16", "ECT, bf16")}
-    shape = workload.image_shape
-    references = pictures(max(sizes.references), shape).to(sizes.device)
+    yield "eager", {"peak bytes": dict(peaks)}
+    for times in in_turns(runs, 1, workload):  # the others come with the compiled steps
+        yield "eager", times
+    references = pictures(max(sizes.references), workload.image_shape).to(sizes.device)
     sct = ScoreIdentity(EDM(), Reference.ungrouped(references))
     compiled = {
         "ECT, bf16, compiled": partial(_ours, workload, sizes, compile=True),
@@ -176,32 +179,37 @@ def train(sizes: Sizes) -> Parts:
         began = time.perf_counter()
         peaks[name] = build(runs, name, make)
         yield "compilation", {name: f"{time.perf_counter() - began:.1f} s for the first two steps"}
-    yield "compiled", {"peak bytes": peaks, **in_turns(runs, min(3, sizes.rounds), workload)}
-    yield "kernels", {name: kernels(runs[name]) for name in compiled}
+    yield "compiled", {"peak bytes": peaks}
+    for times in in_turns(runs, min(3, sizes.rounds), workload):
+        yield "compiled", times
+    for name in ("ECT, bf16, compiled", "SCT, bf16, compiled", "ECT, bf16", "plain, bf16"):
+        yield "kernels", attempt(lambda name=name: {name: kernels(runs[name])})
 
 
-def compilation(sizes: Sizes) -> Parts:
-    """The first two steps of what later stages compile, in seconds; those find it in the compiler's cache."""
+def compiled_step(sizes: Sizes) -> Parts:
+    """The first two compiled steps, in seconds; `train` finds them in the compiler's cache."""
     workload = sizes.workloads[0]
-    forms = {
-        f"{workload.preset}, batch {workload.batch}": partial(_two_steps, workload, sizes),
-        "sampling": partial(_drawn_compiled, sizes),
-    }
-    for name, run in forms.items():
-        yield name, attempt(seconds, run)
+    yield f"{workload.preset}, batch {workload.batch}", attempt(seconds, partial(_two_steps, workload, sizes))
+
+
+def compiled_sampling(sizes: Sizes) -> Parts:
+    """The first images of the compiled network, in seconds; `sampling` finds it in the compiler's cache."""
+    yield f"batch {sizes.sampled[-1]}", attempt(seconds, partial(_drawn_compiled, sizes))
 
 
 def derivatives(sizes: Sizes) -> Parts:
-    """Steps of continuous time, which take a forward derivative, in turns with ECT's: eager and compiled."""
-    workload, continuous = sizes.workloads[0], ContinuousConsistency(EDM(), OneSample())
-    made = partial(_ours, workload, sizes)
-    forms = {
-        "ECT": partial(made, compile=False),
-        "continuous": partial(made, of=continuous, compile=False),
-        "ECT, compiled": partial(made, compile=True),
-        "continuous, compiled": partial(made, of=continuous, compile=True),
-    }
-    yield f"{workload.preset}, batch {workload.batch}", attempt(_agreeing, forms, workload, sizes)
+    """Steps of continuous time, which take a forward derivative, in turns with ECT's.
+
+    The large network's are eager: compiling them would take minutes. The small one's are compiled too.
+    """
+    large = replace(sizes.workloads[0], batch=min(sizes.workloads[0].batch, sizes.derived))
+    for workload, compiled in ((large, False), (sizes.graphed, True)):
+        made = partial(_ours, workload, sizes)
+        continuous = partial(made, of=ContinuousConsistency(EDM(), OneSample()))
+        forms = {"ECT": partial(made, compile=False), "continuous": partial(continuous, compile=False)}
+        if compiled:
+            forms["continuous, compiled"] = partial(continuous, compile=True)
+        yield from _agreeing(forms, workload, sizes)
 
 
 def graphs(sizes: Sizes) -> Parts:
@@ -213,10 +221,7 @@ def graphs(sizes: Sizes) -> Parts:
     forms = {"ECT": partial(made, compile=False), "ECT, compiled": partial(made, compile=True)}
     if sizes.device == "cuda":
         forms["ECT, graphs"] = partial(made, compile="graphs")
-    yield (
-        f"{sizes.graphed.preset}, batch {sizes.graphed.batch}",
-        attempt(_agreeing, forms, sizes.graphed, sizes),
-    )
+    yield from _agreeing(forms, sizes.graphed, sizes)
 
 
 def samples(sizes: Sizes) -> Parts:
@@ -229,25 +234,24 @@ def samples(sizes: Sizes) -> Parts:
     }
     yield "levels of 255 from fp32's images", attempt(sampling.checked, forms)
     if find_spec("diffusers"):
-        side = model.image_shape[-1]
-        for word, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16)):
-            forms[f"diffusers, {word}"] = sampling.peer(side, sizes.device, dtype, sizes.peer_channels)[0]
+        yield "diffusers", attempt(_with_peers, forms, model.image_shape[-1], sizes)
     for batch in sizes.sampled:
         yield f"batch {batch}", attempt(_sampled, forms, batch, sizes)
-    if sizes.graphs:
+    forms["ours, bf16, compiled"] = sampling.ours(model, "bf16", compiled=True)
+    yield "compiled", attempt(_sampled, forms, sizes.sampled[-1], sizes)
+    if sizes.graphs:  # last: it compiles what no earlier stage has
         yield (
             "one image",
             attempt(lambda: {row[0]: f"{row[1]} {row[2]}" for row in card.one_image(workload, 5)}),
         )
-    forms["ours, bf16, compiled"] = sampling.ours(model, "bf16", compiled=True)
-    yield "compiled", attempt(_sampled, forms, sizes.sampled[-1], sizes)
 
 
 STAGES: Mapping[str, Callable[[Sizes], Parts]] = {
     "ceilings": ceilings,
     "posterior": posteriors,
     "train": train,
-    "compilation": compilation,
+    "compile-step": compiled_step,
+    "compile-sampling": compiled_sampling,
     "derivatives": derivatives,
     "sampling": samples,
     "graphs": graphs,
@@ -260,6 +264,13 @@ def _two_steps(workload: Workload, sizes: Sizes) -> None:
     step: Any = _ours(workload, sizes, compile=True)
     step()
     step()
+
+
+def _with_peers(forms: dict[str, sampling.DrawImages], side: int, sizes: Sizes) -> Record:
+    """Add diffusers' forms, and say its version."""
+    for word, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16)):
+        forms[f"diffusers, {word}"] = sampling.peer(side, sizes.device, dtype, sizes.peer_channels)[0]
+    return {"version": version("diffusers")}
 
 
 def _drawn_compiled(sizes: Sizes) -> None:
@@ -321,18 +332,25 @@ def _step(workload: Workload, sizes: Sizes, **options: Any) -> Record:
 
 def _agreeing(
     forms: Mapping[str, Callable[[], Callable[[], object]]], workload: Workload, sizes: Sizes
-) -> Record:
+) -> Parts:
     """Peak memory and times in turns; the first losses of "FORM, compiled" against the eager FORM's."""
+    yield from attempted(f"{workload.preset}, batch {workload.batch}", _compared(forms, workload, sizes))
+
+
+def _compared(
+    forms: Mapping[str, Callable[[], Callable[[], object]]], workload: Workload, sizes: Sizes
+) -> Iterator[Record]:
     runs: dict[str, Callable[[], object]] = {}
-    peaks, losses = {}, {}
+    peaks: dict[str, int] = {}
+    losses: dict[str, list[float]] = {}
+    apart: dict[str, float] = {}
     for name, make in forms.items():
         peaks[name] = build(runs, name, make)
         losses[name] = [runs[name]().loss for _ in range(3)]  # type: ignore[attr-defined]
-    eager = {name: losses[name.partition(",")[0]] for name in losses}
-    apart = {
-        name: max(abs(a / b - 1) for a, b in zip(losses[name], eager[name], strict=True)) for name in losses
-    }
-    return {"peak bytes": peaks, "losses from eager ones": apart, **in_turns(runs, sizes.rounds, workload)}
+        eager = losses[name.partition(",")[0]]
+        apart[name] = max(abs(a / b - 1) for a, b in zip(losses[name], eager, strict=True))
+        yield {"peak bytes": dict(peaks), "losses from eager ones": dict(apart)}
+    yield from in_turns(runs, min(3, sizes.rounds), workload)
 
 
 def _sampled(forms: Mapping[str, sampling.DrawImages], batch: int, sizes: Sizes) -> Record:

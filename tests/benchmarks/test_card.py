@@ -111,6 +111,7 @@ def test_a_stage_that_hangs_or_fails_loses_nothing_and_the_next_one_runs(monkeyp
     }  # fmt: skip
     assert all(stages[name]["parts"] == {"first": {"of": name}} for name in names[:3])
     assert "the card fell off" in stages["fails"]["error"]
+    assert "error" not in stages["works"]
     assert (tmp_path / "card.html").is_file()
     assert not kit.complete
     assert not kit.work.exists()
@@ -147,6 +148,90 @@ def test_a_second_run_does_what_the_record_lacks_and_stages_go_on_beside_others(
     )
     again = card.Kit(argparse.Namespace(**words, out=tmp_path, only=["second"], earlier=record))
     assert [stage.name for stage in again.stages] == ["beside", "second"]
+
+
+def test_a_second_run_loses_nothing_that_the_first_has_measured(monkeypatch, tmp_path) -> None:
+    """Not where no time is left, nor where a stage measures less; a failed part is tried again."""
+    import card
+
+    names = ("ceilings", "less", "late", "fails", "done")
+    monkeypatch.setattr(card, "STAGES", tuple(card.Stage(n, 0.0 if n == "late" else 30.0) for n in names))
+    before = {"half": {"of": "earlier"}}
+    stages = {
+        "ceilings": {"status": "done", "parts": before},
+        "less": {"status": "out of time", "parts": before},
+        "late": {"status": "out of time", "parts": before},
+        "fails": {"status": "done", "parts": {"first": {"failed": "why"}}},
+        "done": {"status": "done", "parts": before},
+    }
+    record = tmp_path / "card.json"
+    record.write_text(json.dumps({"mode": "rehearse", "stages": stages}))
+    started: list[str] = []
+
+    def start(self, name, setting):
+        started.append(name)
+        command = [sys.executable, "-c", CHILD, str(self.work / f"{name}.json"), name]
+        return subprocess.Popen(command, start_new_session=True)
+
+    monkeypatch.setattr(card.Kit, "_start", start)
+    given = argparse.Namespace(
+        rehearse=True, pretend=False, out=tmp_path, minutes=1.0, carried=None, only=None, earlier=record
+    )
+    card.Kit(given).run()
+    assert started == ["less", "fails"]
+    found = json.loads(record.read_text())["stages"]
+    assert found["less"]["parts"] == {**before, "first": {"of": "less"}}
+    assert found["late"] == stages["late"]
+    assert found["fails"]["parts"] == {"first": {"of": "fails"}}
+    assert found["done"] == stages["done"]
+
+
+def test_a_stage_beside_others_has_its_own_seconds_and_parts_when_the_program_ends(
+    monkeypatch, tmp_path
+) -> None:
+    import card
+
+    stages = (card.Stage("quick", 30.0), card.Stage("hangs", 30.0), card.Stage("beside", 30.0, beside=True))
+    monkeypatch.setattr(card, "STAGES", stages)
+
+    def start(self, name, setting):
+        command = [sys.executable, "-c", CHILD, str(self.work / f"{name}.json"), name]
+        return subprocess.Popen(command, start_new_session=True)
+
+    def interrupted(self, name, facts, collect=card.Kit._collect):
+        collect(self, name, facts)
+        if name == "hangs" and self.started["beside"].ended:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(card.Kit, "_start", start)
+    monkeypatch.setattr(card.Kit, "_collect", interrupted)
+    given = argparse.Namespace(
+        rehearse=True, pretend=False, out=tmp_path, minutes=1.0, carried=None, only=None, earlier=None
+    )
+    with pytest.raises(KeyboardInterrupt):
+        card.Kit(given).run()
+    found = json.loads((tmp_path / "card.json").read_text())["stages"]
+    assert found["beside"]["parts"] == {"first": {"of": "beside"}}
+    assert found["beside"]["status"] == "done"
+    assert found["hangs"]["status"] == "stopped"
+
+
+def test_times_come_round_by_round_and_a_failure_keeps_the_rounds_before_it() -> None:
+    import card_measure
+    from consistune.bench.workload import Workload
+
+    calls = []
+
+    def run() -> None:
+        calls.append(1)
+        if len(calls) > 5:  # an untimed and a timed call a round
+            raise RuntimeError("the card fell off")
+
+    workload = Workload("edm-cifar10-ddpmpp", 8)
+    found = list(card_measure.attempted("steps", card_measure.in_turns({"one": run}, 4, workload)))
+    assert [len(record["times"]["one"]["seconds"]) for _, record in found[:-1]] == [1, 2]
+    assert "the card fell off" in found[-1][1]["failed"]
+    assert {part for part, _ in found} == {"steps"}
 
 
 def test_what_a_command_said_is_kept_where_its_stage_ran_out_of_time(monkeypatch, tmp_path) -> None:

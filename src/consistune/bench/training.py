@@ -151,14 +151,18 @@ def plain_step(workload: Workload, device: str = "cpu", precision: Word = "fp32"
 
 @contextmanager
 def products_in(word: Word) -> Iterator[None]:
-    """Products of fp32 numbers on a CUDA device: in TF32 for the word tf32, else in full precision."""
+    """Products of fp32 numbers on a CUDA device: in TF32 for the word tf32, else in full precision.
+
+    cuDNN searches for its fastest kernels, as it does for our own steps.
+    """
     matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
-    before = matmul.allow_tf32, cudnn.allow_tf32
+    before = matmul.allow_tf32, cudnn.allow_tf32, cudnn.benchmark
     matmul.allow_tf32 = cudnn.allow_tf32 = word == "tf32"
+    cudnn.benchmark = True
     try:
         yield
     finally:
-        matmul.allow_tf32, cudnn.allow_tf32 = before
+        matmul.allow_tf32, cudnn.allow_tf32, cudnn.benchmark = before
 
 
 def peaks(
