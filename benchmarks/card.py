@@ -226,11 +226,8 @@ class Kit:
     def _write_json(self) -> None:
         partial = self.out / "card.json.partial"
         text = json.dumps(self.record, indent=1)
-        for folder in (
-            self.work,
-            ROOT,
-            Path(sys.prefix),
-        ):  # where this machine has things is nobody's business
+        # Where this machine has things is nobody's business.
+        for folder in (self.work, self.setting.out, ROOT, Path(sys.prefix)):
             text = text.replace(f"{folder}/", "")
         partial.write_text(text + "\n")
         partial.replace(self.out / "card.json")

@@ -10,7 +10,7 @@ are added to benchmarks/results/STUDY.json after each run; a run that is recorde
 
 import argparse
 import itertools
-import time
+import sys
 from collections.abc import Iterable, Iterator
 from functools import partial
 from itertools import islice
@@ -23,6 +23,7 @@ import yaml
 
 from consistune.bench.timing import alternate, in_own_process
 from consistune.cli.screen import Screen
+from consistune.errors import UserError
 from consistune.models import default_sampler, load, sample
 from consistune.pages.plots import SampleGrids
 from consistune.recipe import read_recipe, to_yaml, validate
@@ -31,9 +32,10 @@ from consistune.reproduce.runs import Run
 from consistune.reproduce.spec import RunSpec
 from consistune.reproduce.study import Study, with_teacher
 from consistune.system.files import write_atomically
-from consistune.system.host import machine, peak_bytes
-from harness import FREED_AT_ONCE
-from records import RESULTS, Row, read_record, record
+from consistune.system.host import machine, package_version, peak_bytes
+from consistune.training.interrupt import Interrupted
+from harness import FREED_AT_ONCE, clock
+from records import RESULTS, Refused, Row, read_record, record
 from study_file import Line, StudyFile, check_word, read_study
 from study_tables import table_of
 from tables import DOCS, HERE, KEYS, fill
@@ -56,7 +58,10 @@ def keys_of(study: StudyFile, row: Row) -> tuple[str, ...]:
 
 def recipe_of(study: StudyFile, row: Row) -> Any:
     """The recipe of a recorded run."""
-    return read_recipe(study.recipe.format(**row), keys_of(study, row))
+    recipe = read_recipe(study.recipe.format(**row), keys_of(study, row))
+    if recipe.start_from is None:
+        return recipe
+    return read_recipe(study.recipe.format(**row), (*study.scale.student, *keys_of(study, row)))
 
 
 def identity(study: StudyFile, row: Row) -> tuple[Any, ...]:
@@ -65,13 +70,20 @@ def identity(study: StudyFile, row: Row) -> tuple[Any, ...]:
     return study.recipe.format(**row), row["seed"], frozenset(keys)
 
 
+def labelled(study: StudyFile, run: Row) -> Row:
+    """A run's words and seed; where it has no word of a factor, the one that overrides nothing."""
+    plain = {factor: word for factor, words in study.factors.items() for word in words if not words[word]}
+    words = plain | {name: run[name] for name in study.factors if name in run}
+    return {factor: words[factor] for factor in study.factors if factor in words} | {"seed": run["seed"]}
+
+
 def rows_of(study: StudyFile, seeds: list[int]) -> Iterator[tuple[Row, Line]]:
     """The labels, seed and overrides of every run, in the order of the file; each once."""
     known = set()
     for line in study.runs:
         words = [[word] if isinstance(word, str) else word for word in line.of.values()]
         for seed, *chosen in itertools.product(seeds, *words):
-            row: Row = dict(zip(line.of, chosen, strict=True)) | {"seed": seed}
+            row = labelled(study, dict(zip(line.of, chosen, strict=True)) | {"seed": seed})
             row["keys"] = list(overrides_of(study, row))
             if identity(study, row) not in known:
                 known.add(identity(study, row))
@@ -79,11 +91,13 @@ def rows_of(study: StudyFile, seeds: list[int]) -> Iterator[tuple[Row, Line]]:
 
 
 def result_of(harness: Study, spec: RunSpec, run: Run, line: Line) -> Row:
-    """What is recorded of a run: images, seconds, the curve of each average, measures at the end.
+    """What is recorded of a run: images, seconds, what made it, curves of the averages, measures at the end.
 
     "curve" is of the first average, "slower" holds the others by their decay.
     """
     row: Row = {"images": run.images, "seconds": 60 * run.minutes}
+    # The folder's name has the hash of the recipe, and of the teacher's.
+    row |= {"training": run.folder.name, "code": package_version(), "processor": machine()["processor"]}
     decays = [f"{decay:g}" for decay in harness.recipe(spec, 0).train.ema] if spec.all_averages else ["first"]
     curves: dict[str, list[Row]] = {decay: [] for decay in decays}
     for point in run.curve:
@@ -139,7 +153,7 @@ def step_ratios(study: StudyFile, harness: Study) -> Row:
         {word: partial(next, make_plan(recipe).trainer().steps()) for word, recipe in recipes.items()},
         ask.rounds,
         inner=ask.steps,
-        clock=time.process_time,
+        clock=clock(),
     )
     base = times[ask.base].seconds
     ratios = {word: [a / b for a, b in zip(each.seconds, base, strict=True)] for word, each in times.items()}
@@ -162,12 +176,6 @@ def peak_of_steps(recipe: str) -> int:
     return peak_bytes() - before
 
 
-def teacher(seed: int, work: Path = WORK) -> Path:
-    """The folder of the digits' diffusion model of a seed, trained if it is not there."""
-    harness = Study(work, "digits", "cpu", Screen(quiet=True))
-    return harness.run("teacher", RunSpec(recipe="digits-edm"), seed).folder / "model"
-
-
 def recorded_rows(
     study: StudyFile, results: Row, seeds: list[int] | None = None
 ) -> Iterator[tuple[Row, Line]]:
@@ -177,14 +185,18 @@ def recorded_rows(
         identity(study, row): line for row, line in rows_of(study, sorted({run["seed"] for run in runs}))
     }
     for run in runs:
-        row: Row = {name: run[name] for name in (*study.factors, "seed") if name in run}
+        row = labelled(study, run)
         row["keys"] = list(dict.fromkeys(keys_of(study, run)))
         yield row, lines.get(identity(study, run), Line(of={}))
 
 
 def chosen(rows: Iterable[tuple[Row, Line]], only: dict[str, list[str]]) -> list[tuple[Row, Line]]:
-    """The runs with one of the words that `only` names of a factor."""
-    return [each for each in rows if all(each[0].get(factor) in words for factor, words in only.items())]
+    """The runs with one of the words that `only` names of a factor. Raises Refused where there is none."""
+    found = [each for each in rows if all(each[0].get(factor) in words for factor, words in only.items())]
+    if not found:
+        words = ", ".join(f"{factor}={' or '.join(several)}" for factor, several in only.items())
+        raise Refused(f"--only: no run has {words}; leave one out")
+    return found
 
 
 def beside(study: StudyFile, known: Row, again: Row) -> Iterator[str]:
@@ -204,7 +216,7 @@ def make(study: StudyFile, harness: Study, path: Path, rows: Iterable[tuple[Row,
 
     Other programs may make other runs meanwhile: what they recorded stays.
     """
-    results = record(path, samples=study.scale.samples, machine=machine())
+    results, _ = read_record(path), harness.data  # what is missing is said before anything is written
     if study.step_ratios is not None and "step_ratios" not in results:
         results = record(path, **step_ratios(study, harness))
     if study.start is not None and "start" not in results:
@@ -227,8 +239,10 @@ def make_row(study: StudyFile, harness: Study, path: Path, row: Row, line: Line)
     made = row | result_of(harness, spec, run, line)
     if study.equal_cost is not None:
         made["loss"] = [[each["images"], each["loss"]] for each in run.log]
-    if not is_known(study, row, read_record(path)):  # another program may have measured it meanwhile
-        record(path, made)
+    known = read_record(path)
+    if not is_known(study, row, known):  # another program may have measured it meanwhile
+        once = {} if known["runs"] else {"samples": study.scale.samples, "machine": machine()}
+        record(path, made, **once)
     harness.screen.say(f"{label}: {made.get('ends') or made['curve'][-1]}")
 
 
@@ -268,7 +282,11 @@ def main() -> None:
     parser.add_argument("study", choices=names)
     parser.add_argument("--seeds", type=int, nargs="+", help="instead of the study's")
     parser.add_argument(
-        "--only", action="append", default=[], metavar="FACTOR=WORD", help="one word of a factor, or several"
+        "--only",
+        action="append",
+        default=[],
+        metavar="FACTOR=WORD",
+        help="runs with this word of a factor; give it several times for more words or factors",
     )
     parser.add_argument(
         "--again",
@@ -301,4 +319,10 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except Interrupted as stop:
+        sys.exit(stop.status)
+    except (Refused, UserError) as error:
+        print(error, file=sys.stderr)
+        sys.exit(2)

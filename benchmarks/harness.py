@@ -49,7 +49,8 @@ class Section:
         )
         path = given.out / self.file
         record = json.loads(path.read_text()) if path.exists() else {}
-        for part in [part for part in self.parts if part in (given.only or self.parts)] or [None]:
+        parts = [part for part in self.parts if part in (given.only or self.parts)]
+        for part in parts if self.parts else [None]:
             given.record = record
             measured = self.measure(given) if part is None else self.measure(given, part)
             for key, value in measured.items():
@@ -105,6 +106,8 @@ class Benchmark:
         add("--out", type=Path, default=RESULTS, help="the folder of the results")
         given = self.parser.parse_args()
         chosen = [self.sections.get(name) for name in given.section or names]
+        if given.only and not given.section:
+            chosen = [section for section in chosen if section and {*section.parts} & {*given.only}]
         known = {part for section in chosen if section for part in section.parts}
         if None in chosen or not set(given.only or ()) <= known:
             self.parser.error(f"no such section or part; sections: {names}, parts: {sorted(known)}")

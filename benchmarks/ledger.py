@@ -93,16 +93,23 @@ def of_study(name: str, runs: list[Row]) -> Row:
         return ", ".join(str(words[label]) for label in labels if label in words)
 
     groups = grouped(runs, group)
-    teacher = read_recipe(f"{Path(study.data).name}-edm", study.scale.teacher)
+    recipes = {key: recipe_of(study, group[0]) for key, group in groups.items()}
+    tuned = any(recipe.start_from is not None for recipe in recipes.values())
+    teacher = read_recipe(f"{Path(study.data).name}-edm", study.scale.teacher) if tuned else None
     return {
         "command": f"python benchmarks/digits.py {name} --again {name}.json",
         "seeds": sorted({run["seed"] for run in runs}),
-        "recipes": {key: digest_of(recipe_of(study, group[0])) for key, group in groups.items()},
+        "recipes": {key: training_of(groups[key][0], recipe) for key, recipe in recipes.items()},
         "images": max(images_of(run) for run in runs),
-        "teacher_images": teacher.train.images,
+        "teacher_images": teacher and teacher.train.images,
         "minutes": sum(run["seconds"] for run in runs) / 60,
         "figures": [figures(key, group) for key, group in groups.items()],
     }
+
+
+def training_of(run: Row, recipe: Any) -> str:
+    """What a run was trained by: its folder's name without the seed; older records: the recipe's hash."""
+    return run["training"].rpartition("-")[0] if "training" in run else digest_of(recipe)
 
 
 def images_of(run: Row) -> int:
@@ -168,6 +175,12 @@ def last_commit(path: Path) -> str | None:
     )
 
 
+def images_cell(row: Row) -> str:
+    if not row["images"]:
+        return "–"
+    return f"{row['images']:,}" + (f" ({row['teacher_images']:,})" if row["teacher_images"] else "")
+
+
 def table(ledger: list[Row]) -> str:
     lines = []
     for row in ledger:
@@ -181,7 +194,7 @@ def table(ledger: list[Row]) -> str:
                 # Recorded under the program's earlier name.
                 f"`{row['command'].replace('sct ', 'consistune ', 1)}`",
                 len(seeds) if isinstance(seeds, list) else (seeds or "–"),
-                "–" if not row["images"] else f"{row['images']:,} ({row['teacher_images']:,})",
+                images_cell(row),
                 "–" if row["minutes"] is None else f"{row['minutes']:.1f}",
                 f"{number} lines" if number else "in the file",
             ]

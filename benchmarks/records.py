@@ -6,7 +6,11 @@ the first one's images.
 """
 
 import csv
+import fcntl
 import json
+import os
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +19,10 @@ from consistune.system.files import write_atomically
 RESULTS = Path(__file__).resolve().parent / "results"
 DIGITS = 5
 Row = dict[str, Any]
+
+
+class Refused(ValueError):
+    """What was asked of a study or its record cannot be done: shown as one line, with exit status 2."""
 
 
 def read(name: str) -> Any:
@@ -41,18 +49,34 @@ def read_curves(folder: str) -> dict[str, list[Row]]:
 
 
 def read_record(path: Path) -> Row:
-    """A study's results so far. Raises ValueError for those of an earlier form."""
+    """A study's results so far. Raises Refused for those of an earlier form."""
     results: Row = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {"runs": []}
     if not isinstance(results.get("runs"), list):
-        raise ValueError(f"{path} has an earlier form, in which no run is known: move it away first")
+        raise Refused(f"{path} has an earlier form, in which no run is known: move it away first")
     return _expanded(results)
 
 
 def record(path: Path, *runs: Row, **entries: Any) -> Row:
     """Add runs to a study's results, and set entries; returns all of them, as they are now.
 
-    Raises ValueError for a record of an earlier form, which would be lost.
+    Several programs may do so at once. Raises Refused for a record of an earlier form, which would be lost.
     """
+    with _alone_in(path.parent):
+        return _recorded(path, runs, entries)
+
+
+@contextmanager
+def _alone_in(folder: Path) -> Iterator[None]:
+    """No other program records in the folder meanwhile."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)
+
+
+def _recorded(path: Path, runs: Iterable[Row], entries: Row) -> Row:
     results = read_record(path)
     results |= entries | {"runs": [*results["runs"], *runs]}
     lines = [f" {json.dumps(key)}: {json.dumps(value)}" for key, value in results.items() if key != "runs"]

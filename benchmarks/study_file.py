@@ -3,6 +3,7 @@
 from pydantic import TypeAdapter
 
 from consistune.reproduce.spec import ScaleSettings, Strict, checked
+from records import Refused
 from tables import HERE
 
 
@@ -68,7 +69,7 @@ class StudyFile(Strict):
 
 
 def read_study(name: str) -> StudyFile:
-    """The study of that name. Raises ValueError for a run with a word that its factor does not have."""
+    """The study of that name. Raises Refused for a run with a word that its factor does not have."""
     study: StudyFile = checked(TypeAdapter(StudyFile), HERE / "studies" / f"{name}.yaml")
     for line in study.runs:
         for factor, words in line.of.items():
@@ -78,7 +79,7 @@ def read_study(name: str) -> StudyFile:
 
 
 def check_word(study: StudyFile, factor: str, word: str) -> None:
-    """Raises ValueError for a factor that the study lacks, or a word that the factor lacks."""
+    """Raises Refused for a factor that the study lacks, or a word that the factor lacks."""
     known = study.factors.get(factor, study.factors)
     if known is study.factors or word not in known:
-        raise ValueError(f"{study.title}: {factor}={word} is not among {', '.join(known)}")
+        raise Refused(f"{factor}={word} is not among {', '.join(known)}")

@@ -2,6 +2,8 @@
 
 import itertools
 import json
+import subprocess
+import sys
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -125,6 +127,32 @@ def test_the_command_makes_recorded_runs_again_beside_their_record(
     with pytest.raises(SystemExit):
         script.main()
     assert "file of its own" in capsys.readouterr().err
+
+
+def test_a_run_whose_line_leaves_a_factor_out_has_the_word_that_overrides_nothing(script) -> None:
+    study = script.read_study("mnist10k_family")
+    rows = list(script.rows_of(study, [0]))
+    assert all(set(row) == {*study.factors, "seed", "keys"} for row, _ in rows)
+    plain = script.chosen(rows, {"law": ["recipe's"], "recipe": ["ect"], "rate": ["recipe's"]})
+    assert [row["estimator"] for row, _ in plain] == ["one-sample", "score-identity", "score-identity"]
+    with pytest.raises(ValueError, match="--only: no run has recipe=cmt, law=wide"):
+        script.chosen(rows, {"recipe": ["cmt"], "law": ["wide"]})
+
+
+def test_what_is_wrong_in_a_command_is_one_line_and_nothing_is_written(tmp_path: Path) -> None:
+    """An unknown word, no data, and a record of an earlier form."""
+    for words, said in (
+        (["family", "--only", "rate=7"], "rate=7 is not among"),
+        (["family", "--only", "rate"], "rate= is not among"),
+        (["mnist10k_tcm", "--again", str(tmp_path / "again.json")], "data/mnist10k"),
+        (["demo_network"], "earlier form"),
+    ):
+        command = [sys.executable, str(BENCHMARKS / "digits.py"), *words]
+        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+        assert (done.returncode, done.stdout) == (2, ""), done
+        assert said in done.stderr
+        assert len(done.stderr.strip().splitlines()) == 1
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_record_of_an_earlier_form_is_not_overwritten(script, tmp_path: Path) -> None:
