@@ -1,6 +1,7 @@
 """consistune data prepare and consistune data info as a user sees them."""
 
 import json
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -8,9 +9,10 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from consistune.cli.main import app, explain
+from consistune.data.images import load_data, read_unprepared
 from consistune.errors import UserError
 from tests.support.latents import source
-from tests.support.makers import edm_zip, imagenet_batches, pixels
+from tests.support.makers import edm_zip, encoded, imagenet_batches, pixels
 
 RUN = CliRunner()
 
@@ -155,3 +157,36 @@ def test_options_of_latents_without_latents_are_refused(tmp_path: Path) -> None:
     assert consistune("data", "prepare", pictures, tmp_path / "set", "--workers", 1)[0] == 0
     status, _, line = consistune("data", "info", tmp_path / "set", "--show", tmp_path / "a.png")
     assert (status, "holds pictures, not latents" in line) == (2, True)
+
+
+def test_analyze_takes_the_training_images_of_a_zip_and_names_the_rest(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
+        for k, image in enumerate(pixels(44, 4, 4)):
+            split = "train" if k < 40 else "val" if k < 42 else "test"
+            archive.writestr(f"{split}/{k % 2}/{k}.png", encoded(image))
+        archive.writestr("more.npz", b"x")
+    lines: list[str] = []
+    assert len(read_unprepared(tmp_path / "a.zip", lines.append)) == 40
+    arguments = ("--times", "5", "--queries", 16, "--batch", 8, "--out", tmp_path / "out")
+    status, _, err = consistune("analyze", tmp_path / "a.zip", *arguments)
+    assert status == 0
+    assert set(lines) <= set(err.splitlines())
+    for words in (
+        "not read: more.npz",
+        "2 held-out images are left out",
+        "test: 2 images are left out, val is",
+    ):
+        assert any(words in line for line in lines)
+
+
+def test_strict_and_images_that_may_be_missing_are_refused_together(tmp_path: Path) -> None:
+    source = edm_zip(tmp_path / "a.zip", pixels(4, 8, 8, 3), [0, 0, 1, 1])
+    status, _, line = consistune("data", "prepare", source, tmp_path / "s", "--strict", "--allow-missing", 2)
+    assert (status, line.startswith("--allow-missing: has no effect with --strict")) == (2, True)
+
+
+def test_a_command_that_is_offered_takes_a_path_with_spaces(tmp_path: Path) -> None:
+    source = edm_zip(tmp_path / "my set.zip", pixels(4, 8, 8, 3), [0, 0, 1, 1])
+    assert f"consistune data prepare '{source}' DEST" in consistune("data", "info", source)[1]
+    with pytest.raises(UserError, match=r"consistune data prepare '.*my set\.zip' DEST"):
+        load_data(str(source))

@@ -92,6 +92,25 @@ def test_held_out_images_need_not_have_every_class() -> None:
             as_split(COLOUR, LABELS, held_out=(COLOUR[:2], wrong))
 
 
+@pytest.mark.parametrize("names", [[1, 2, 3], np.array([1, 2, 3]), ("1", "2", "3")])
+def test_class_names_of_any_kind_are_words(names: Any) -> None:
+    assert as_split(COLOUR, LABELS, class_names=names).train.class_names == ("1", "2", "3")
+    items = list(zip(COLOUR, LABELS.tolist(), strict=True))
+    assert as_split(Items(items, classes=names)).train.class_names == ("1", "2", "3")
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_is_rounded_to_the_nearest_level(dtype: torch.dtype) -> None:
+    values = (COLOUR / 255).to(dtype)
+    found = as_split(values, value_range=(0, 1)).train.images
+    assert torch.equal(found, as_split(values.float(), value_range=(0, 1)).train.images)
+
+
+def test_the_keys_of_a_dataset_that_hold_no_known_label_are_named() -> None:
+    with pytest.warns(UserWarning, match="no 'label'; not used: coarse_label, target"):
+        as_split(Items([{"img": image, "target": 1, "coarse_label": 2} for image in COLOUR]))
+
+
 def test_no_labels_are_one_class() -> None:
     split = as_split(Items(list(COLOUR)))
     assert split.train.class_names == ("0",)
@@ -143,6 +162,12 @@ def test_names_and_held_out_images() -> None:
         (lambda: as_split(Items([np.array([["a", "b"]])])), "numbers of item 0 are needed, <U1 is given"),
         (lambda: as_split(Items([np.zeros((3, 4, 5), ">f4")])), "numbers of item 0 are needed, >f4 is given"),
         (lambda: as_split(Items([np.zeros((4, 5, 3), np.uint8)])), "permute"),
+        (lambda: as_split((COLOUR, LABELS)), r"data: a pair is given; write as_split\(images, labels\)"),
+        (lambda: as_split(iter([COLOUR[0]])), "is no set of images; .* a Dataset with a length"),
+        (lambda: as_split(COLOUR / 255, value_range="01"), "is no pair"),
+        (lambda: as_split(COLOUR / 255, value_range=(0, 255)), "would be black: .* is 1 of 255"),
+        (lambda: as_split(COLOUR // 255), "would be black"),
+        (lambda: as_split(COLOUR, LABELS, held_out=COLOUR), "the images have no labels, .* 3 classes"),
         (lambda: as_split(3), "int is no set of images"),
         (lambda: as_split("digits", value_range=(0, 1)), "would have no effect"),
         (lambda: as_split(COLOUR, held_out=GREY), r"images \[1, 4, 5\]"),

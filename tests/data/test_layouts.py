@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 from consistune.data.sources.base import SourceOptions, Unreadable
 from consistune.data.sources.detect import open_source
 from consistune.data.sources.labels import number_labels
-from consistune.data.sources.tree import Files, split_of, splits_among
+from consistune.data.sources.splits import split_of, splits_among
+from consistune.data.sources.tree import Files
 from consistune.errors import UserError
 from tests.support.makers import class_folders, encoded, pixels
 from tests.support.prepared import prepared

@@ -42,7 +42,8 @@ def analyze(
                 raise UserError("has no effect on the mixture", option, "leave it out")
         images = None
     else:
-        images = read_unprepared(Path(data)) if data.lower().endswith(".zip") else load_data(data).train
+        unprepared = data.lower().endswith(".zip")
+        images = read_unprepared(Path(data), _say) if unprepared else load_data(data).train
     console.print("measuring; this takes some minutes for a large data set", highlight=False)
     if images is None:
         paths = analyze_mixture(out, times=levels, queries=queries, seed=seed)
@@ -59,3 +60,7 @@ def analyze(
         )
     for path in paths:
         print(path)
+
+
+def _say(line: str) -> None:
+    console.print(line, highlight=False, markup=False, soft_wrap=True)

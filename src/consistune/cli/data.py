@@ -60,6 +60,8 @@ def prepare(
 
     if not held_out:
         check_no_effect({"--split-by": split_by, "--seed": seed}, "--held-out", "add --held-out 0.1")
+    if strict and allow_missing:
+        raise UserError("has no effect with --strict", "--allow-missing", "leave one of them out")
     options = PrepareOptions(
         SourceOptions(format=format, labels=labels, layout=layout, links=follow_links),
         ImageOptions(size=size, crop=crop, filter=filter, background=background, mode=mode),

@@ -1,5 +1,6 @@
 """How `consistune data` shows a source, a prepared data set, and the progress of its preparation."""
 
+import shlex
 import sys
 import tempfile
 from contextlib import ExitStack
@@ -50,6 +51,9 @@ class PreparationProgress(Progress):
 
     def advanced(self, count: int) -> None:
         self.bar.advance(count)
+
+    def warned(self, line: str) -> None:
+        self.screen.say(f"note: {line}")
 
     def encoding(self, done: int, total: int) -> None:
         """`done` of `total` rows of latents are encoded."""
@@ -218,4 +222,4 @@ def print_source(path: Path) -> None:
     for name, reason in source.skipped[:MAX_BAD]:
         print(f"            {printable(name)} {reason}")
     size = "" if source.shape is not None else " --size SIZE"
-    print(f"prepare     consistune data prepare {path} DEST{size}")
+    print(f"prepare     consistune data prepare {shlex.quote(str(path))} DEST{size}")

@@ -1,8 +1,9 @@
 """Sets of images, grouped by class: prepared folders, memory-mapped, and scikit-learn's digits."""
 
 import hashlib
+import shlex
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -182,7 +183,8 @@ def load_data(name: str) -> DataSplit:
     if is_prepared(path):
         return open_prepared(path)
     if path.exists():
-        raise UserError("is not a prepared set", name, f"consistune data prepare {name} DEST makes one")
+        remedy = f"consistune data prepare {shlex.quote(name)} DEST makes one"
+        raise UserError("is not a prepared set", name, remedy)
     known = ", ".join(sorted(SETS))
     raise UserError(
         f"unknown data set {name!r}",
@@ -232,24 +234,34 @@ def _check_pictures(latents: DataSplit, pictures: DataSplit, record: Latents, wh
         raise UserError("are not the pictures of the latents beside them", where, "prepare the set again")
 
 
-def read_unprepared(path: Path) -> ImageSet:
-    """All images of a small source, held-out ones too, read into memory without preparing it.
+def read_unprepared(path: Path, say: Callable[[str], object] = lambda _line: None) -> ImageSet:
+    """The training images of a small source, read into memory without preparing it.
 
+    say: is called with a line for each note, and for each split that is not read.
     Raises UserError for a bad image, and for one whose size differs from the others'.
     """
     with tempfile.TemporaryDirectory() as work:
         source = open_source(path, SourceOptions(), Path(work))
         transform, shape = choose_transform(source, ImageOptions())
-        pixels = np.empty((len(source), *shape), np.uint8)
+        own = source.own_held_out
+        training = np.ones(len(source), bool) if own is None else ~own
+        rows = np.cumsum(training) - 1
+        pixels = np.empty((int(training.sum()), *shape), np.uint8)
         for first, last in source.pieces():
             for item, raw in enumerate(source.read(source.task(first, last)), first):
-                try:
-                    pixels[item] = transform.to_shape(raw, shape)
-                except BadImage as error:
-                    raise UserError(f"{source.name(item)} {error}", str(path)) from error
+                if training[item]:
+                    try:
+                        pixels[rows[item]] = transform.to_shape(raw, shape)
+                    except BadImage as error:
+                        raise UserError(f"{source.name(item)} {error}", str(path)) from error
     if source.skipped:
         name, reason = source.skipped[0]
         raise UserError(f"{printable(name)} {reason}", str(path))
-    return ImageSet.of(
-        path.stem, torch.from_numpy(pixels), torch.from_numpy(source.labels), source.class_names
-    )
+    for note in source.notes:
+        say(f"note: {note}")
+    if not training.all():
+        say(f"note: {len(training) - len(pixels):,} held-out images are left out")
+    for split in source.passed:
+        say(f"note: {printable(split.split)}: {split.images:,} images are left out, {split.reason}")
+    labels = torch.from_numpy(source.labels[training])
+    return ImageSet.of(path.stem, torch.from_numpy(pixels), labels, source.class_names)

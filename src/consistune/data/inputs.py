@@ -2,6 +2,7 @@
 
 import math
 import operator
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from torch import Tensor
 
 from consistune.core.posterior.mean import quantise
 from consistune.data.images import DataSplit, ImageSet, load_data
-from consistune.data.prepare.transform import BadImage, Transform
+from consistune.data.prepare.transform import DARK, BadImage, Transform
 from consistune.data.sources.labels import brief
 from consistune.errors import UserError
 
@@ -77,11 +78,17 @@ def as_split(
     return DataSplit(train, other)
 
 
-def check_classes(images: ImageSet, conditional: bool) -> None:
-    """Raises UserError for a single image, and for a class that has one where the classes are learned."""
+def check_classes(images: ImageSet, conditional: bool, known: int = 0) -> None:
+    """Raises UserError for a single image, and for classes that cannot be learned, where they are to be.
+
+    known: the classes of the model that the training begins with.
+    """
     sizes = torch.bincount(images.labels, minlength=len(images.class_names)).tolist()
     if sum(sizes) < 2:
         raise UserError("one image is no set to learn from", WHERE, "give 16 images, better 500 or more")
+    if conditional and len(sizes) == 1 != known:
+        what = "the images have one class" + (f", the model knows {known}" if known else "")
+        raise UserError(what, WHERE, "give labels, as as_split(images, labels), or conditional=False")
     if conditional and 1 in sizes:
         name = images.class_names[sizes.index(1)]
         raise UserError(f"the class {name!r} has 1 image", WHERE, "add images, or give conditional=False")
@@ -104,14 +111,22 @@ def _image_set(
         if labels is not None:
             raise UserError("a Dataset brings its own labels", "labels", "leave labels out")
         data, labels, known = _read_dataset(data, value_range)
-        class_names = class_names or known
+        class_names = known if class_names is None else class_names
         value_range = None
     if isinstance(class_names, str):
         raise UserError(f"{class_names!r} is one name", "class_names", 'give a list, such as ["cat", "dog"]')
+    names = () if class_names is None else tuple(map(str, class_names))
     images = _pixels(data, value_range)
+    high = int(images.max())
+    if 0 < high < DARK:
+        what = f"the images would be black: their largest value is {high} of 255"
+        raise UserError(what, WHERE, "give value_range of floats as it is, or scale the images to 0 … 255")
+    if held_out and labels is None and len(names) > 1:
+        what = f"the images have no labels, those to train on have {len(names)} classes"
+        raise UserError(what, "held_out", "give held_out=(images, labels)")
     found = _labels(labels, len(images), gaps=held_out)
     count = int(found.max()) + 1
-    names = tuple(class_names) if class_names else tuple(str(k) for k in range(count))
+    names = names or tuple(map(str, range(count)))
     if count > len(names):
         raise UserError(f"labels go to {count - 1}, class_names has {len(names)} names", "labels")
     return ImageSet.of(name, images, found, names)
@@ -141,11 +156,12 @@ def _pixels(images: Tensor, value_range: Any) -> Tensor:
             "give value_range=(-1, 1), (0, 1) or (0, 255)",
         )
     try:
-        bottom, top = map(float, value_range)
+        bottom, top = map(float, () if isinstance(value_range, str) else value_range)
     except (TypeError, ValueError) as error:
         raise UserError("is no pair (low, high)", f"value_range={value_range!r}", "give (0, 1)") from error
     if not (math.isfinite(top - bottom) and bottom < top and bottom <= low and high <= top):  # also NaN
         raise UserError(f"the images have values {low:.4g} … {high:.4g}", f"value_range={value_range}")
+    images = images.to(torch.promote_types(images.dtype, torch.float32))
     return quantise((images - bottom) * (2 / (top - bottom)) - 1)
 
 
@@ -181,10 +197,14 @@ def _read_dataset(data: Any, value_range: Any) -> tuple[Tensor, list[int] | None
         raise UserError(f"is a collection of {parts}", WHERE, "give one of them; held_out= takes another")
     if not (hasattr(data, "__len__") and hasattr(data, "__getitem__")):
         raise UserError(
-            f"{type(data).__name__} is no set of images", WHERE, "give a folder, a tensor or a Dataset"
+            f"{type(data).__name__} is no set of images",
+            WHERE,
+            "give a folder, a tensor or a Dataset with a length",
         )
     if len(data) == 0:
         raise UserError("there are no images", WHERE)
+    if isinstance(data, tuple | list) and getattr(data[0], "ndim", 0) == 4:
+        raise UserError("a pair is given", WHERE, "write as_split(images, labels)")
     images: list[Tensor] = []
     labels: list[Any] = []
     floating = False
@@ -205,6 +225,9 @@ def _read_dataset(data: Any, value_range: Any) -> tuple[Tensor, list[int] | None
     unlabelled = [index for index, label in enumerate(labels) if label is None]
     if unlabelled and len(unlabelled) < len(labels):
         raise UserError(f"item {unlabelled[0]} has no label, others have one", WHERE)
+    if unlabelled and isinstance(data[0], Mapping) and len(data[0]) > 1:
+        others = ", ".join(sorted(str(key) for key in data[0] if key not in IMAGE_KEYS))
+        warnings.warn(f"the images have no 'label'; not used: {others}", stacklevel=4)
     return torch.stack(images), None if unlabelled else labels, _names(data)
 
 

@@ -26,7 +26,7 @@ from consistune.data.prepare.survey import ImageOptions
 from consistune.data.prepared import damaged, read_meta
 from consistune.errors import UserError
 from consistune.nn.autoencoder.base import Pair
-from consistune.nn.autoencoder.space import LatentSpace, encode
+from consistune.nn.autoencoder.space import LatentSpace, encode, psnr
 from consistune.nn.autoencoder.table import AUTOENCODERS
 from tests.support.autoencoders import tiny
 from tests.support.command import run_main
@@ -81,6 +81,14 @@ def test_flip_encodes_the_mirrored_pictures(tmp_path: Path) -> None:
     for first, form in enumerate((pictures, pictures.flip(-1))):
         z = restored(data.train.images[first::2], data.train.latents.scale)
         torch.testing.assert_close(z, space.encode(form).clamp(-1.75, 1.75), atol=0.01, rtol=0)
+
+
+def test_the_psnr_is_that_of_the_pictures_that_are_not_mirrored(tmp_path: Path) -> None:
+    data = load_data(str(latent_set(tmp_path, flip=True)[0]))
+    record = data.train.latents
+    assert record is not None
+    decoded = LatentSpace(record, tiny()).decode(restored(data.train.images[::2], record.scale))
+    assert record.psnr == pytest.approx(psnr(data.to_look_at.train.images, decoded), abs=1e-3)
 
 
 def test_latents_are_references_in_their_own_units(tmp_path: Path) -> None:
@@ -320,8 +328,12 @@ def test_a_kill_between_any_two_steps_of_the_end_loses_nothing(tmp_path: Path, m
         assert stopped > 1
         ours, theirs = contents(work[1]), contents(whole)
         different = {name for name in ours | theirs if ours.get(name) != theirs.get(name)}
-        # The state, after the last rename, disturbs nobody.
         assert different <= {"meta.json", "pictures/meta.json", "latents.json"}
+        if "latents.json" in ours:  # after the last rename: the same command removes it, another does not
+            with pytest.raises(UserError, match="is already there"):
+                prepare_latents(*work[:3], replace(work[3], flip=True))
+            assert prepare_latents(*work) == read_meta(work[1])
+            assert "latents.json" not in contents(work[1])
         assert not list(tmp_path.glob("*.part"))
         shutil.rmtree(work[1])
 
@@ -338,3 +350,21 @@ def test_a_source_that_is_not_there_is_a_line(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="is neither a file nor a folder"):
         prepare_latents(tmp_path / "no", tmp_path / "out", PrepareOptions(), LatentOptions("tiny"))
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    "left", [".latents.latents.part.{}.partial", "latents.latents.part/.meta.json.1.partial"]
+)
+def test_what_a_killed_run_of_the_same_number_left_is_no_obstacle(tmp_path: Path, left: str) -> None:
+    """In a container every run may be process 1."""
+    options = PrepareOptions(split=Split(0.25))
+    arguments = (source(tmp_path), tmp_path / "latents", options, LatentOptions("tiny"))
+    if left.startswith("."):
+        (tmp_path / left.format(os.getpid())).mkdir()
+    else:
+        with pytest.MonkeyPatch.context() as patch, contextlib.suppress(Stop):
+            patch.setattr(module, "_finish", lambda _: (_ for _ in ()).throw(Stop))
+            prepare_latents(*arguments)
+        (tmp_path / left).touch()
+    prepare_latents(*arguments)
+    assert not [path for path in tmp_path.rglob("*") if path.name.startswith(".")]

@@ -1,6 +1,7 @@
 """Preparing: the same bytes with any number of workers and after interruptions."""
 
 import contextlib
+import errno
 import hashlib
 import io
 import multiprocessing
@@ -11,6 +12,7 @@ import subprocess
 import sys
 import tarfile
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -23,6 +25,7 @@ from consistune.data.prepare import run as module
 from consistune.data.prepare.run import PrepareOptions, Progress, prepare
 from consistune.data.prepare.split import Split
 from consistune.data.prepare.survey import ImageOptions
+from consistune.data.prepared import read_meta
 from consistune.data.sources.base import Source
 from consistune.errors import UserError
 from consistune.system import files
@@ -255,3 +258,118 @@ def test_what_a_killed_run_unpacked_of_another_archive_is_not_used(
     assert (tmp_path / "out.part" / "work" / "unpacked").exists()
     prepare(archive(200), tmp_path / "out", PrepareOptions(workers=1))
     assert bool((load_data(str(tmp_path / "out")).train.images == 200).all())
+
+
+class Kill(BaseException):
+    """Not an error: nothing cleans up."""
+
+
+def test_a_kill_while_the_work_is_removed_is_no_obstacle(tmp_path: Path) -> None:
+    """At any removal: the set is finished, so the same command says so and removes the rest."""
+    source, stopped = mixed_folder(tmp_path / "set"), 0
+    prepare(source, tmp_path / "whole", OPTIONS)
+    for advised in (False, True):
+        for stopped in range(3):
+            dest, calls = tmp_path / f"out-{advised}-{stopped}", [stopped]
+            with pytest.MonkeyPatch.context() as patch, contextlib.suppress(Kill):
+                for owner, name in ((module.shutil, "rmtree"), (Path, "unlink")):
+                    patch.setattr(owner, name, killing(getattr(owner, name), calls))
+                prepare(source, dest, OPTIONS)
+            assert dest.exists()
+            if advised:
+                shutil.rmtree(dest)
+            elif dest.with_name(f"{dest.name}.part").exists():
+                with pytest.raises(UserError, match="already there"):
+                    prepare(source, dest, replace(OPTIONS, images=ImageOptions(size=7)))
+                assert prepare(source, dest, OPTIONS) == read_meta(dest)
+            if advised:
+                prepare(source, dest, OPTIONS)
+            assert contents(dest) == contents(tmp_path / "whole")
+            assert not dest.with_name(f"{dest.name}.part").exists()
+
+
+def killing(remove: Callable[..., object], calls: list[int]) -> Callable[..., object]:
+    def call(path: Path, *given: object, **named: object) -> object:
+        if ".part" in str(path) and "data" not in Path(path).parts:
+            if calls[0] == 0:
+                raise Kill
+            calls[0] -= 1
+        return remove(path, *given, **named)
+
+    return call
+
+
+@pytest.mark.parametrize("left", ["", "work", "work/unpacked", "work/digests/"])
+def test_what_a_kill_leaves_without_a_journal_is_taken_over(tmp_path: Path, left: str) -> None:
+    (tmp_path / "out.part" / left).mkdir(parents=True)
+    if left.endswith("/"):
+        (tmp_path / "out.part" / left).rmdir()
+        (tmp_path / "out.part" / left).touch()
+    prepare(mixed_folder(tmp_path / "set"), tmp_path / "out", OPTIONS)
+    assert not (tmp_path / "out.part").exists()
+
+
+def test_half_written_files_of_killed_runs_are_not_in_the_set(tmp_path: Path, small_pieces: None) -> None:
+    source = mixed_folder(tmp_path / "set")
+    with pytest.raises(Stop):
+        prepare(source, tmp_path / "out", OPTIONS, StopAfter(1))
+    for name in ("train/.labels.npy.7.partial", ".meta.json.7.partial"):
+        (tmp_path / "out.part" / "data" / name).touch()
+    prepare(source, tmp_path / "out", OPTIONS)
+    assert not list((tmp_path / "out").rglob(".*"))
+
+
+@pytest.mark.parametrize("name", ["link", "new/.."])
+def test_a_name_that_cannot_be_given_is_refused_at_once(tmp_path: Path, name: str) -> None:
+    (tmp_path / "link").symlink_to("/nowhere/x")
+    source = mixed_folder(tmp_path / "set")
+    with pytest.raises(UserError, match=r"is already there|is no name"):
+        prepare(source, tmp_path / name, OPTIONS)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["link", "set"]
+
+
+def test_a_prepared_set_is_no_source(tmp_path: Path) -> None:
+    prepare(mixed_folder(tmp_path / "set"), tmp_path / "out", OPTIONS)
+    with pytest.raises(UserError, match="is prepared already"):
+        prepare(tmp_path / "out", tmp_path / "again", OPTIONS)
+    assert not (tmp_path / "again.part").exists()
+
+
+def test_a_full_disk_at_the_end_is_named_and_leaves_no_second_copy(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source, sync = mixed_folder(tmp_path / "set"), files.sync
+
+    def full(path: Path) -> None:
+        if path.suffix == ".partial":
+            raise OSError(errno.ENOSPC, "No space left on device")
+        sync(path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(files, "sync", full)
+        with pytest.raises(OSError, match=r"No space left.*images\.npy\.partial"):
+            prepare(source, tmp_path / "out", OPTIONS)
+    assert not list(tmp_path.rglob("*.partial"))
+    prepare(source, tmp_path / "out", OPTIONS)
+
+
+def test_room_for_a_second_copy_is_asked_where_images_may_be_left_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source, asked = mixed_folder(tmp_path / "set", bad=()), []
+    monkeypatch.setattr(files, "check_room", lambda _, size: asked.append(size // (3 * 8 * 8)))
+    for k, allowed in enumerate((0, 3)):
+        prepare(source, tmp_path / f"{k}", replace(OPTIONS, allow_missing=allowed))
+    assert asked == [40, 40 + 30]
+
+
+def test_a_file_system_without_locks_is_a_warning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_locks(_lock: object) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    said: list[str] = []
+    progress = Progress()
+    monkeypatch.setattr(progress, "warned", said.append)
+    monkeypatch.setattr("filelock.UnixFileLock._acquire", no_locks)
+    prepare(mixed_folder(tmp_path / "set"), tmp_path / "out", OPTIONS, progress)
+    assert said == ["this file system has no locks; let no other program prepare here"]

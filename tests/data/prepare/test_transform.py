@@ -171,6 +171,32 @@ def test_wide_grey_values_are_scaled_by_their_type(kind: str, white: float) -> N
         assert np.abs(Transform("grey")(turned)[0] - expected).max() <= 1
 
 
+@pytest.mark.parametrize(("form", "channels"), [(2, 3), (6, 4), (4, 2)])
+@pytest.mark.parametrize("top", [255, 65535])
+def test_a_colour_image_of_16_bits_that_would_be_black_is_bad(form: int, channels: int, top: int) -> None:
+    """Pillow has dropped the lower 8 bits; opacity does not make an image light."""
+    values = pixels(1, 6, 6, channels)[0].astype(">u2") * (top // 255)
+    values[..., -1] = 65535 if channels % 2 == 0 else values[..., -1]
+    if top > 255:
+        assert Transform("rgb")(png16(values, form)).max() > 200
+        return
+    with pytest.raises(BadImage, match="would be black: its colours of 16 bits"):
+        Transform("rgb")(png16(values, form))
+
+
+def png16(values: Any, form: int) -> bytes:
+    """A PNG of 16 bits in colour, or grey with alpha, which Pillow reads but does not write."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    head = struct.pack(">IIBBBBB", values.shape[1], values.shape[0], 16, form, 0, 0, 0)
+    rows = b"".join(b"\0" + row.tobytes() for row in values.astype(">u2"))
+    return b"\x89PNG\r\n\x1a\n" + b"".join(
+        chunk(kind, data) for kind, data in ((b"IHDR", head), (b"IDAT", zlib.compress(rows)), (b"IEND", b""))
+    )
+
+
 def tiff(values: Any) -> bytes:
     """An uncompressed grey TIFF of unsigned 32-bit values, which Pillow reads but does not write."""
     height, width = values.shape

@@ -1,7 +1,9 @@
 """What of a preparation is done, on the disk. After a kill the next run continues from it."""
 
+import errno
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -11,15 +13,23 @@ from filelock import FileLock, Timeout
 from consistune.errors import UserError
 
 LOCK = "lock"
+NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 
 
-def locked(folder: Path) -> FileLock:
-    """Take the lock of a preparation's folder. Raises UserError where another process has it."""
+def locked(folder: Path, say: Callable[[str], object] = lambda _line: None) -> FileLock:
+    """Take the lock of a preparation's folder. Raises UserError where another process has it.
+
+    On a file system without locks, `say` gets a warning and nothing is locked.
+    """
     lock = FileLock(folder / LOCK, timeout=0)
     try:
         lock.acquire()
     except Timeout as error:
         raise UserError("another run is preparing it", str(folder)) from error
+    except (NotImplementedError, OSError) as error:  # some network file systems
+        if isinstance(error, OSError) and error.errno not in NO_LOCKS:
+            raise
+        say("this file system has no locks; let no other program prepare here")
     return lock
 
 
@@ -30,15 +40,15 @@ class Journal:
     Only one process at a time can have the journal open.
     """
 
-    def __init__(self, path: Path) -> None:
-        """Open and lock it. Raises UserError where another run has it."""
+    def __init__(self, path: Path, say: Callable[[str], object] = lambda _line: None) -> None:
+        """Open and lock it: see `locked`. Raises UserError where another run has it."""
         self.path = path
         self.done: set[int] = set()
         self.bad: dict[int, str] = {}
         self.animated = 0
         self.hashes: dict[int, str] = {}
         path.parent.mkdir(parents=True, exist_ok=True)
-        self._lock = locked(path.parent)
+        self._lock = locked(path.parent, say)
         self._file = path.open("a+b")
 
     @property
@@ -74,6 +84,11 @@ class Journal:
                 )
             complete += len(line)
         self._file.truncate(complete)
+
+    def is_of(self, fingerprint: dict[str, Any]) -> bool:
+        """Whether it is that of a preparation with this fingerprint."""
+        self._file.seek(0)
+        return self._file.readline() == json.dumps({"plan": fingerprint}).encode() + b"\n"
 
     def _remember(self, entry: dict[str, Any]) -> None:
         if "piece" in entry:

@@ -22,7 +22,8 @@ from torch import Tensor
 from consistune.core.posterior.mean import restored
 from consistune.data.prepare import npy
 from consistune.data.prepare.journal import LOCK, locked
-from consistune.data.prepare.run import SILENT, SYNC_SECONDS, PrepareOptions, Progress, prepare
+from consistune.data.prepare.preparation import remove_partials
+from consistune.data.prepare.run import SILENT, SYNC_SECONDS, PrepareOptions, Progress, check_dest, prepare
 from consistune.data.prepare.survey import ImageOptions, state_of
 from consistune.data.prepared import (
     IMAGES,
@@ -104,16 +105,20 @@ def prepare_latents(
     Raises UserError as `prepare` does, for sides that are no multiples of the autoencoder's factor, grey
     pictures, other options than those of the run that is continued, and channels without variance.
     """
-    if dest.exists():
-        raise UserError("is already there", str(dest), "remove it, or choose another")
-    files.check_writable(dest, "DEST", folder=True)
+    finished = is_prepared(dest) and (dest / STATE).is_file()  # by a run that was killed at its very end
+    check_dest(dest, finished)
     if options.images.mode == "grey":
         raise UserError("autoencoders take pictures in colour", "--mode grey", "leave it out")
     options = replace(options, images=replace(options.images, mode="rgb"))
     autoencoder = open_autoencoder(latents.autoencoder)
     part = dest.with_name(dest.name + ".latents.part")
-    state = _begin(path, part, options, latents, autoencoder)
-    lock = locked(part)
+    settings = _settings(path, options, latents, autoencoder)
+    if finished:
+        check_dest(dest, files.read_json(dest / STATE).get("settings") == settings)
+        (dest / STATE).unlink()
+        return read_meta(dest)
+    state = _begin(part, settings)
+    lock = locked(part, progress.warned)
     try:
         if is_prepared(part):  # a kill came after all was written
             return _named(part, dest)
@@ -137,6 +142,7 @@ def _named(part: Path, dest: Path) -> Meta:
         needless.unlink(missing_ok=True)
     if (part / f"{PICTURES}.part").exists():  # a kill came at the end of the first stage
         shutil.rmtree(part / f"{PICTURES}.part")
+    remove_partials(part, STATE)
     part.rename(dest)
     (dest / STATE).unlink()
     files.sync(dest.parent)
@@ -160,6 +166,8 @@ def remove_prepared(dest: Path) -> None:
     for folder in known:
         if folder.exists():
             old = folder.with_name(f".{folder.name}.{os.getpid()}.old")
+            if old.exists():  # of a killed run, which had the same number
+                shutil.rmtree(old)
             folder.rename(old)  # at once, so that a kill leaves no half of it under its name
             shutil.rmtree(old)
 
@@ -214,10 +222,10 @@ def _shape_check(autoencoder: Autoencoder, like: Latents | None) -> Callable[[tu
     return check
 
 
-def _begin(
-    path: Path, part: Path, options: PrepareOptions, latents: LatentOptions, autoencoder: Autoencoder
+def _settings(
+    path: Path, options: PrepareOptions, latents: LatentOptions, autoencoder: Autoencoder
 ) -> dict[str, Any]:
-    """The state of the run that is continued, or of a new one: its settings, and the rows encoded by side."""
+    """What must be the same in a run that continues another; a value that JSON returns unchanged."""
     settings = {
         "source": str(path.resolve()),
         "images": state_of(path, options.source.links),
@@ -225,9 +233,15 @@ def _begin(
         "autoencoder": autoencoder.identity,
         "flip": latents.flip,
     }
-    settings = json.loads(json.dumps(settings))
+    return json.loads(json.dumps(settings))
+
+
+def _begin(part: Path, settings: dict[str, Any]) -> dict[str, Any]:
+    """The state of the run that is continued, or of a new one: its settings, and the rows encoded by side."""
     if not part.exists():
         new = part.with_name(f".{part.name}.{os.getpid()}.partial")  # never without its state
+        if new.exists():  # of a killed run, which had the same number
+            shutil.rmtree(new)
         new.mkdir(parents=True)
         try:
             write_state(new, {"settings": settings, "done": {}})

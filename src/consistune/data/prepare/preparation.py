@@ -122,12 +122,22 @@ def _remove_rows(path: Path, kept: np.ndarray[Any, Any], shape: tuple[int, int, 
         return
     images = npy.open_mapped(path, (len(kept), *shape), np.uint8)
     partial = path.with_name(path.name + ".partial")  # one name: after a kill the next run overwrites it
-    with partial.open("wb") as file:
-        file.write(npy.header(result, np.uint8))
-        for first in range(0, len(kept), 1024):
-            file.write(images[first : first + 1024][kept[first : first + 1024]].tobytes())
-    files.sync(partial)
-    partial.replace(path)
+    try:
+        with partial.open("wb") as file:
+            file.write(npy.header(result, np.uint8))
+            for first in range(0, len(kept), 1024):
+                file.write(images[first : first + 1024][kept[first : first + 1024]].tobytes())
+        files.sync(partial)
+        partial.replace(path)
+    except OSError as error:  # a full disk names no file
+        partial.unlink(missing_ok=True)
+        raise OSError(error.errno, error.strerror, str(partial)) from error
+
+
+def remove_partials(folder: Path, *names: str) -> None:
+    """Remove what killed runs left half-written in a set: meta.json, labels, and files of these names."""
+    for place in (folder, *(folder / side for side in SIDES)):
+        files.remove_partial(place, (META, LABELS, *names))
 
 
 def _meta(preparation: Preparation, journal: Journal, parts: dict[str, Part]) -> Meta:

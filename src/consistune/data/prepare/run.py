@@ -5,6 +5,7 @@ interruptions. Labels are known first, so every image has its row before it is r
 DEST.part: `data/` is renamed to DEST at the end, `work/` holds the journal and unpacked arrays.
 """
 
+import os
 import shutil
 import time
 from collections.abc import Callable, Iterator
@@ -17,11 +18,11 @@ import numpy as np
 from consistune.data.prepare import npy, pool
 from consistune.data.prepare.accounts import check_allowed
 from consistune.data.prepare.journal import LOCK, Journal
-from consistune.data.prepare.preparation import Preparation, finish
+from consistune.data.prepare.preparation import Preparation, finish, remove_partials
 from consistune.data.prepare.split import Rows, Split, held_out
 from consistune.data.prepare.survey import ImageOptions, choose_transform
 from consistune.data.prepare.work import DIGEST_BYTES, Converter, Piece
-from consistune.data.prepared import IMAGES, Meta
+from consistune.data.prepared import IMAGES, SIDES, Meta, is_prepared, read_meta
 from consistune.data.sources.base import Source, SourceOptions
 from consistune.data.sources.detect import open_source
 from consistune.errors import UserError, printable
@@ -61,6 +62,9 @@ class Progress:
     def advanced(self, count: int) -> None:
         """`count` more images are converted and on the disk."""
 
+    def warned(self, line: str) -> None:
+        """The user should know this of the place where the work happens."""
+
 
 SILENT = Progress()
 
@@ -78,13 +82,14 @@ def prepare(
     a source without a good image, with `strict` for the first bad image, and where more images would be left
     out than are allowed; then what is done is kept, and a run that allows more goes on from it.
     """
-    if dest.exists():
-        raise UserError("is already there", str(dest), "remove it, or choose another")
-    files.check_writable(dest, "DEST", folder=True)
-    part = dest.with_name(dest.name + ".part")
+    part = dest.parent / f"{dest.name}.part"
     work, data = part / "work", part / "data"
+    finished = is_prepared(dest) and (work / "journal").is_file() and not data.exists()
+    check_dest(dest, finished)
+    if is_prepared(path) and (path / SIDES[0] / IMAGES).is_file():
+        raise UserError("is prepared already", str(path), "give its source, or add --latents")
     _check_unfinished(part)
-    with Journal(work / "journal") as journal:
+    with Journal(work / "journal", progress.warned) as journal:
         try:
             if not journal.begun and (work / "unpacked").exists():  # of a killed run, perhaps of another file
                 shutil.rmtree(work / "unpacked")
@@ -97,20 +102,50 @@ def prepare(
             check(shape)
             rows = _rows(source, options.split)
             preparation = Preparation(source, transform, shape, rows, options.split, data, work)
-            _begin(preparation, journal)
+            if not finished:
+                _begin(preparation, journal, options.allow_missing != 0 and not options.strict)
+            elif not journal.is_of(preparation.fingerprint()):
+                check_dest(dest)
         except BaseException:
             if not journal.begun:
                 shutil.rmtree(part)
             raise
-        done = sum(last - first for k, (first, last) in enumerate(preparation.pieces) if k in journal.done)
-        progress.started(source, done)
-        _convert(preparation, journal, options, progress)
-        check_allowed(source, journal.bad, options.allow_missing)
-        meta = finish(preparation, journal)
-        data.rename(dest)
-        files.sync(dest.parent)
-        shutil.rmtree(part)
+        if finished:
+            meta = read_meta(dest)
+        else:
+            _fill(preparation, journal, options, progress)
+            meta = finish(preparation, journal)
+            remove_partials(data)
+            data.rename(dest)
+            files.sync(dest.parent)
+        _remove(part)
     return meta
+
+
+def check_dest(dest: Path, finished: bool = False) -> None:
+    """Raises UserError where no folder `dest` can be made; `finished`: a killed run has made it already."""
+    if os.path.lexists(dest) and not finished:
+        raise UserError("is already there", str(dest), "remove it, or choose another")
+    if dest.name == "..":
+        raise UserError("is no name of a new folder", str(dest), "choose another")
+    files.check_writable(dest, "DEST", folder=True)
+
+
+def _fill(preparation: Preparation, journal: Journal, options: PrepareOptions, progress: Progress) -> None:
+    done = sum(last - first for k, (first, last) in enumerate(preparation.pieces) if k in journal.done)
+    progress.started(preparation.source, done)
+    _convert(preparation, journal, options, progress)
+    check_allowed(preparation.source, journal.bad, options.allow_missing)
+
+
+def _remove(part: Path) -> None:
+    """Remove what only the work needed. The journal is the last to go: by it a killed run is known."""
+    for path in (part / "work").iterdir():
+        if path.is_dir():
+            shutil.rmtree(path)
+        elif path.name not in ("journal", LOCK):
+            path.unlink()
+    shutil.rmtree(part)
 
 
 def _check_unfinished(part: Path) -> None:
@@ -119,9 +154,8 @@ def _check_unfinished(part: Path) -> None:
         return
     own = part.is_dir() and not part.is_symlink() and {p.name for p in part.iterdir()} <= {"work", "data"}
     work = part / "work"
-    bare = (
-        own and not (part / "data").exists() and work.is_dir() and {p.name for p in work.iterdir()} <= {LOCK}
-    )
+    inside = {p.name for p in work.iterdir()} if work.is_dir() else set()
+    bare = own and not (part / "data").exists() and inside <= {LOCK, "unpacked", "digests"}
     if not own or not (bare or (work / "journal").is_file()):  # bare: a kill came before the journal
         raise UserError(
             "is already there, and is no unfinished preparation",
@@ -142,13 +176,16 @@ def _rows(source: Source, split: Split) -> Rows:
     return Rows.of(source.labels, source.own_held_out)
 
 
-def _begin(preparation: Preparation, journal: Journal) -> None:
-    """Continue from the journal, or create the image files at their full size."""
+def _begin(preparation: Preparation, journal: Journal, spare: bool) -> None:
+    """Continue from the journal, or create the image files at their full size.
+
+    spare: there must be room for a second copy of a side, which is made where images are left out.
+    """
     if journal.begun and preparation.data.exists():  # else the set was finished, and has been taken away
         journal.resume(preparation.fingerprint())
         return
-    size = len(preparation.source) * int(np.prod(preparation.shape))
-    files.check_room(preparation.data.parent, size)
+    rows = len(preparation.source) + spare * max(map(preparation.rows.count, range(len(preparation.sides))))
+    files.check_room(preparation.data.parent, rows * int(np.prod(preparation.shape)))
     for side, name in enumerate(preparation.sides):
         shape = (preparation.rows.count(side), *preparation.shape)
         npy.create(preparation.data / name / IMAGES, shape, np.uint8)

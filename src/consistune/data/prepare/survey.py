@@ -1,6 +1,5 @@
 """How a source's images are converted: by what the user asks, and by a look at some of the images."""
 
-import contextlib
 import hashlib
 import tempfile
 from collections.abc import Collection
@@ -13,12 +12,12 @@ from PIL import ImageColor
 
 from consistune.data.prepare.transform import FILTERS, BadImage, Transform, is_grey, open_image, upright_size
 from consistune.data.prepared import META, is_prepared
-from consistune.data.sources.base import Source, SourceOptions
+from consistune.data.sources.base import Source, SourceOptions, Unreadable
 from consistune.data.sources.detect import open_source
 from consistune.data.sources.files import Listing
 from consistune.errors import UserError
 
-TABLES = (".csv", ".json", ".jsonl", ".txt", ".tsv", ".mat")
+TABLES = (".csv", ".json", ".jsonl", ".txt", ".tsv", ".mat", ".cls")
 """Endings of files that may hold labels."""
 SAMPLE = 256
 """Images that are looked at."""
@@ -124,7 +123,7 @@ def _stats(path: Path, links: bool) -> list[tuple[str, int, int]]:
         known = path.stat()
         return [("", known.st_size, known.st_mtime_ns)]
     listing = Listing.of(path, links)
-    tables = {name: (path / name).stat() for name in sorted(listing.others) if name.endswith(TABLES)}
+    tables = {name: (path / name).stat() for name in sorted(listing.others) if name.lower().endswith(TABLES)}
     images = [(name, *known) for name, known in listing.images.items()]
     return images + [(name, known.st_size, known.st_mtime_ns) for name, known in tables.items()]
 
@@ -183,13 +182,18 @@ def _looks(source: Source) -> list[tuple[bool, tuple[int, int]]]:
     """
     count = min(SAMPLE, len(source))
     items = np.linspace(0, len(source) - 1, count).round().astype(int).tolist()
-    looks = []
+    looks, why = [], ""
     for raw in source.sample(items):
         # An image that cannot be read is listed later, when the images are converted.
-        with contextlib.suppress(BadImage):
+        try:
             if isinstance(raw, bytes):
                 image = open_image(raw)
                 looks.append((is_grey(image), upright_size(image)))
+        except BadImage as error:
+            why = why or str(error)
+        if isinstance(raw, Unreadable):
+            why = why or raw.reason
     if not looks:
-        raise UserError(f"none of {count} images can be read", str(source.path))
+        what = f"none of {count} images can be read: {source.name(items[0])} {why}"
+        raise UserError(what, str(source.path))
     return looks

@@ -41,6 +41,8 @@ GREY = ("1", "L", "LA", "La", "I", "F")
 
 DARK = 8
 """Of 255. A wide grey image without a lighter pixel does not fill its type."""
+WIDE = ";16"
+"""In Pillow's name of how pixels are stored, such as RGB;16B."""
 BITS, SAMPLE_FORMAT = 258, 339
 """Tags of a TIFF."""
 
@@ -113,8 +115,11 @@ class Transform:
 
     def convert(self, image: Image.Image) -> Image.Image:
         """Upright, opaque, and in the mode "RGB" or "L"."""
+        wide = any(WIDE in str(tile[3]) for tile in getattr(image, "tile", ()))
         with strictly():
             image.load()
+        if wide and not is_grey(image):
+            _check_light(image)
         white = _white(image)
         image = ImageOps.exif_transpose(image)
         if image.mode == "F" or image.mode.startswith("I"):
@@ -232,6 +237,13 @@ def _eight_bits(image: Image.Image, white: float) -> Image.Image:
     if high > 0 and scaled.max() < DARK:
         raise BadImage(f"would be black: its grey values end at {high:g}, where white is {white:g}")
     return Image.fromarray(scaled.astype(np.uint8))
+
+
+def _check_light(image: Image.Image) -> None:
+    """Raises BadImage where no colour of an image, of which Pillow dropped 8 of 16 bits, is light."""
+    high = int(np.asarray(image)[..., :3].max(initial=0))
+    if high < DARK:
+        raise BadImage(f"would be black: its colours of 16 bits end below {high + 1}/256 of white")
 
 
 def _white(image: Image.Image) -> float:

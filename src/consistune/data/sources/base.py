@@ -3,6 +3,7 @@
 A new source is one file with a `Source` and a function that opens it, and one row in `detect.FORMATS`.
 """
 
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -20,27 +21,44 @@ SUFFIXES = (
 )
 UNREAD_SUFFIXES = (
     ".heic", ".heif", ".jxl", ".jp2", ".j2k", ".psd", ".svg", ".exr", ".hdr", ".tga", ".dds", ".ico", ".eps",
-    ".dng", ".nef",
+    ".dng", ".nef", ".pcx", ".sgi",
 )
 """Images that are not read."""
 TEXTS = (
     ".txt", ".csv", ".tsv", ".json", ".jsonl", ".xml", ".md", ".html", ".py", ".yaml", ".yml", ".log", ".mat",
     ".npy", ".npz", ".pkl",
 )
-"""Endings of files that are no images; other files are looked into."""
+"""Endings of texts and arrays: what in another file may be an image of text (PNM) is none in these."""
 # fmt: on
 START = 16
 """Bytes from which the kind of a file is seen."""
+MAGIC = (
+    *(b"\x89PNG\r\n", b"\xff\xd8\xff", b"GIF87a", b"GIF89a", b"II*\0", b"MM\0*"),
+    *(b"\0\0\0\x0cjP  ", b"\xff\x4f\xff\x51", b"\0\0\0\x0cJXL ", b"8BPS", b"DDS "),
+)
+"""PNG, JPEG, GIF, TIFF; of those that are not read: JPEG 2000, JPEG XL, PSD and DDS."""
+PNM = re.compile(rb"P[1-6]\s+[0-9#]")
 MAX_IMAGE_BYTES = 1 << 28
 
 
 def starts_like_image(start: bytes) -> bool:
-    """Whether a file's first `START` bytes are those of a PNG, JPEG, GIF, WebP, TIFF, AVIF or HEIC."""
+    """Whether a file's first `START` bytes are those of an image, also of a kind that is not read."""
     return (
-        start.startswith((b"\x89PNG\r\n", b"\xff\xd8\xff", b"GIF87a", b"GIF89a", b"II*\0", b"MM\0*"))
+        start.startswith(MAGIC)
         or (start[:4] == b"RIFF" and start[8:12] == b"WEBP")
         or (start[4:8] == b"ftyp" and start[8:12] in (b"avif", b"avis", b"heic", b"heix", b"mif1"))
+        or (start[:2] == b"BM" and start[6:10] == bytes(4))
+        or (start[:4] == b"\0\0\1\0" and start[4:5] > b"\0" and start[5:6] == b"\0")  # an icon
+        or PNM.match(start) is not None
     )
+
+
+def is_image(suffix: str, start: Callable[[], bytes]) -> bool:
+    """Whether a file is an image: by its ending, in small letters, or by its first bytes."""
+    if suffix in SUFFIXES:
+        return True
+    first = start()
+    return starts_like_image(first) and not (suffix in TEXTS and PNM.match(first))
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ Downsampled ImageNet: 1707.08819 and image-net.org's files; rows of 3·s·s plan
 
 import re
 import tarfile
+from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -13,23 +14,31 @@ import numpy as np
 
 from consistune.data.sources.arrays import ArrayRows, ImageArray, StoredArray, read_batch
 from consistune.data.sources.base import SourceOptions
-from consistune.data.sources.labels import check_labels
+from consistune.data.sources.beside import is_junk
+from consistune.data.sources.labels import brief, check_labels, repeated
 from consistune.data.sources.npz import Npz
 from consistune.data.sources.tars import DAMAGED
 from consistune.errors import UserError
 from consistune.pickles.arrays import read_arrays
 
 CIFAR_FILES = re.compile(r"batches\.meta|data_batch_[1-9]|test_batch|meta|train|test")
-IMAGENET_FILES = re.compile(r"(train_data(_batch_(?P<number>[0-9]+))?|val_data)(\.npz)?")
+CIFAR_BATCHES = 5
+"""Training batches of CIFAR-10."""
+CIFAR_REST = {"readme.html", "file.txt~", "complete"}
+"""Files beside CIFAR's batches that hold nothing."""
+IMAGENET_FILES = re.compile(r"(train_data(_batch_(?P<number>[0-9]+))?|val_data)(\.npz)?", re.IGNORECASE)
 MAX_MEMBERS, MAX_MEMBER = 100, 1 << 30
 IMAGENET_CLASSES = 1000
+IMAGENET_REST = {"map_clsloc.txt"}
+"""A file beside ImageNet's batches that is not needed."""
 
 
 def is_cifar(path: Path) -> bool:
     """Whether a folder has CIFAR's files, or a tar archive begins like CIFAR's."""
     if path.is_dir():
         names = {entry.name for entry in path.iterdir() if entry.is_file()}
-        return {"batches.meta", "data_batch_1"} <= names or {"meta", "train", "test"} <= names
+        ten = "batches.meta" in names and any(name.startswith("data_batch_") for name in names)
+        return ten or {"meta", "train", "test"} <= names
     try:
         with tarfile.open(path, "r:*") as archive:
             for _, member in zip(range(MAX_MEMBERS), archive, strict=False):
@@ -84,7 +93,7 @@ def open_cifar(path: Path, options: SourceOptions, work: Path) -> ArrayRows:
     if hundred:
         prefix, meta, training, test = f"{options.labels or 'fine'}_label", "meta", ["train"], "test"
     else:
-        training = sorted(name for name in names if name.startswith("data_batch_"))
+        training = sorted(n for n in names if n.startswith("data_batch_") and CIFAR_FILES.fullmatch(n))
         prefix, meta, test = "label", "batches.meta", "test_batch"
     class_names = _class_names(folder / meta, f"{prefix}_names")
     batches = [*training, test] if test in names else training
@@ -97,6 +106,8 @@ def open_cifar(path: Path, options: SourceOptions, work: Path) -> ArrayRows:
     if len(labels) and int(labels.max()) >= len(class_names):
         raise UserError(f"a label is {labels.max()}, of {len(class_names)} classes", str(path))
     used = sorted(name for name in names if CIFAR_FILES.fullmatch(name))
+    wanted = ["train", "test"] if hundred else [*(f"data_batch_{k + 1}" for k in range(CIFAR_BATCHES)), test]
+    unused = [name for name in names if name not in used and name.casefold() not in CIFAR_REST]
     return ArrayRows(
         kind=f"CIFAR-{100 if hundred else 10}, python version",
         path=path,
@@ -104,9 +115,18 @@ def open_cifar(path: Path, options: SourceOptions, work: Path) -> ArrayRows:
         class_names=class_names,
         own_held_out=_rows_of(arrays, [name == test for name in batches]) if test in names else None,
         containers=[path] if path.is_file() else [folder / name for name in used],
+        notes=[*repeated(class_names), *_gaps(wanted, used, unused)],
         sizes=[len(images) for images in arrays],
         arrays=arrays,
     )
+
+
+def _gaps(wanted: Iterable[str], there: Collection[str], unused: Iterable[str]) -> list[str]:
+    """Notes on the batches that are missing, and on the files that are not used."""
+    missing = [name for name in wanted if name not in there]
+    notes = [f"these batches are missing: {brief(missing)}"] if missing else []
+    rest = sorted(name for name in unused if not is_junk(name))
+    return notes + ([f"files that were not used: {brief(rest)}"] if rest else [])
 
 
 def _class_names(path: Path, key: str) -> tuple[str, ...]:
@@ -153,9 +173,9 @@ def open_imagenet_batches(path: Path, _options: SourceOptions, work: Path) -> Ar
     matches = [(file, match) for file in entries if (match := IMAGENET_FILES.fullmatch(file.name))]
     if not matches:
         raise UserError("holds no train_data_batch_N or val_data", str(path))
-    matches.sort(key=lambda f: (f[0].name.startswith("val"), int(f[1]["number"] or 0), f[0].name))
+    matches.sort(key=lambda f: (f[0].name.lower().startswith("val"), int(f[1]["number"] or 0), f[0].name))
     files = [file for file, _ in matches]
-    stems = [file.name.removesuffix(".npz") for file in files]
+    stems = [file.name.lower().removesuffix(".npz") for file in files]
     if len(set(stems)) < len(stems):
         raise UserError("holds a batch both as pickle and as npz", str(path), "leave one of them")
     arrays, parts = [], []
@@ -166,6 +186,11 @@ def open_imagenet_batches(path: Path, _options: SourceOptions, work: Path) -> Ar
     own = _rows_of(arrays, [stem == "val_data" for stem in stems])
     labels = np.concatenate(parts)
     classes = max(IMAGENET_CLASSES, int(labels.max(initial=0)) + 1)
+    last = max((int(match["number"] or 0) for _, match in matches), default=0)
+    wanted = [*(f"train_data_batch_{k + 1}" for k in range(last)), "val_data"] if path.is_dir() else []
+    notes = _gaps(wanted, stems, [p.name for p in entries if p not in files and p.name not in IMAGENET_REST])
+    if classes > IMAGENET_CLASSES:
+        notes.append(f"the labels go to {classes}, beyond ImageNet's {IMAGENET_CLASSES:,} classes")
     return ArrayRows(
         kind="downsampled ImageNet",
         path=path,
@@ -173,6 +198,7 @@ def open_imagenet_batches(path: Path, _options: SourceOptions, work: Path) -> Ar
         class_names=tuple(str(k + 1) for k in range(classes)),
         own_held_out=own if own.any() and not own.all() else None,
         containers=files,
+        notes=notes,
         sizes=[len(images) for images in arrays],
         arrays=arrays,
     )
@@ -180,7 +206,7 @@ def open_imagenet_batches(path: Path, _options: SourceOptions, work: Path) -> Ar
 
 def _imagenet_batch(file: Path, work: Path) -> tuple[Any, StoredArray]:
     """A batch's labels and its array of pixels."""
-    if file.suffix == ".npz":
+    if file.suffix.lower() == ".npz":
         archive = Npz(file, work)
         if "data" not in archive.members or "labels" not in archive.members:
             raise UserError("has no data and labels", str(file))

@@ -19,19 +19,23 @@ class Columns:
         label: the column of labels; None where there is none.
         names: the classes' names in the metadata, in their order; None where there are none.
         others: the other columns that could hold labels.
+        unused: all columns that are not read.
     """
 
     images: str
     label: str | None
     names: tuple[str, ...] | None
     others: tuple[str, ...]
+    unused: tuple[str, ...]
 
     @property
     def note(self) -> list[str]:
+        rest = [name for name in self.unused if self.label is not None or name not in self.others]
+        unused = [f"columns that were not used: {brief(rest)}"] if rest else []
         if self.label is not None:
-            return []
+            return unused
         remedy = f"; --labels COLUMN takes one of: {brief(self.others)}" if self.others else ""
-        return [f"no column is called label or is a ClassLabel, so there are no labels{remedy}"]
+        return [f"no column is called label or is a ClassLabel, so there are no labels{remedy}", *unused]
 
 
 def choose_columns(schema: Any, asked: str | None, where: str) -> Columns:
@@ -55,7 +59,9 @@ def choose_columns(schema: Any, asked: str | None, where: str) -> Columns:
         remedy = f"--labels COLUMN names another: {brief(possible)}" if possible else "there is no other"
         raise UserError(f"the column of labels {printable(label)!r} is {kind}", where, remedy)
     names = None if label is None else _names(features.get(label))
-    return Columns(images, label, names, tuple(name for name in possible if name != label))
+    others = tuple(name for name in possible if name != label)
+    unused = tuple(name for name in schema.names if name not in (images.removesuffix(".bytes"), label))
+    return Columns(images, label, names, others, unused)
 
 
 def _images(schema: Any, where: str) -> str:

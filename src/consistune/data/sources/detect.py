@@ -28,17 +28,13 @@ class Format:
     needs: Literal["file", "folder"] | None = None
 
 
-def _is_parquet(path: Path) -> bool:
-    if path.is_dir():
-        return any(path.glob("*.parquet")) or any((path / "data").glob("*.parquet"))
-    return path.suffix.lower() == ".parquet"
-
-
+ZIP = b"PK\x03\x04"
+"""How a ZIP begins."""
 FORMATS = {
     "cifar": Format(batches.is_cifar, batches.open_cifar),
     "imagenet-batches": Format(batches.is_imagenet_batches, batches.open_imagenet_batches, ()),
     "npz": Format(lambda path: path.suffix.lower() in (".npz", ".npy"), npz.open_npz, ("layout",), "file"),
-    "parquet": Format(_is_parquet, parquet.open_parquet),
+    "parquet": Format(parquet.is_parquet, parquet.open_parquet),
     "tar": Format(tars.is_tar, tars.open_tar),
     "zip": Format(zipfile.is_zipfile, zips.open_zip, needs="file"),
     "folder": Format(Path.is_dir, files.open_folder, ("labels", "links"), "folder"),
@@ -53,6 +49,12 @@ def detect(path: Path) -> str:
     for name, known in FORMATS.items():
         if (known.needs != "file" or path.is_file()) and known.matches(path):
             return name
+    start = files.start_of(path) if path.is_file() else b""
+    if start.startswith((ZIP, *tars.OPENERS)):
+        kind = "a ZIP" if start.startswith(ZIP) else "a packed tar"
+        raise UserError(
+            f"begins as {kind}, but cannot be read as one", str(path), "is the download complete?"
+        )
     raise UserError("is in no format that is known", str(path), f"--format says which: {', '.join(FORMATS)}")
 
 

@@ -10,17 +10,18 @@ from consistune.data.sources.base import (
     MAX_IMAGE_BYTES,
     START,
     SUFFIXES,
-    TEXTS,
     TOO_LARGE,
     UNREAD_SUFFIXES,
     Raw,
     Source,
     SourceOptions,
     Unreadable,
-    starts_like_image,
+    is_image,
 )
+from consistune.data.sources.beside import is_junk, passed_over
 from consistune.data.sources.labels import label_bytes
-from consistune.data.sources.tree import Files, is_junk, passed_over
+from consistune.data.sources.shards import labelled_tree
+from consistune.data.sources.tree import Files
 from consistune.errors import printable
 
 LINK = "is a symbolic link, which is not followed (--follow-links)"
@@ -117,7 +118,7 @@ class Listing:
         elif suffix in SUFFIXES and not entry.is_file():
             self.skipped.append((name, "is not a plain file"))
         elif entry.is_file():
-            if suffix in SUFFIXES or (suffix not in TEXTS and starts_like_image(_start(root / name))):
+            if is_image(suffix, lambda: start_of(root / name)):
                 stat = entry.stat()
                 self.images[name] = stat.st_size, stat.st_mtime_ns
             else:
@@ -129,7 +130,7 @@ def _identity(path: Path) -> tuple[int, int]:
     return stat.st_dev, stat.st_ino
 
 
-def _start(path: Path) -> bytes:
+def start_of(path: Path) -> bytes:
     """A file's first bytes; none where it cannot be read."""
     try:
         with path.open("rb") as file:
@@ -146,13 +147,14 @@ def is_unfinished(path: Path) -> bool:
 def open_folder(path: Path, options: SourceOptions, _work: Path) -> ImageFiles:
     """A folder of images; see `Files.tree`."""
     listing = Listing.of(path, options.links)
-    tree = Files(
+    found = Files(
         list(listing.images),
         listing.others,
         lambda name: label_bytes(path / name),
         str(path),
         listing.skipped,
-    ).tree(options)
+    )
+    tree = labelled_tree(found, options)
     tree.notes += passed_over(listing.passed)
     synsets = tree.labelled and all(
         n[:1] == "n" and n[1:].isdigit() and len(n) == 9 for n in tree.class_names

@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import re
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,7 +22,7 @@ MAX_FILE_BYTES = 1 << 28
 NUMBER = re.compile(r"(0|[1-9][0-9]{0,8})(\.0*)?")
 """A word that is a number: without leading zeros, and whole."""
 NO_LABEL = {"", "nan", "none", "null", "na", "n/a", "-", "?"}
-"""What other programs write for a label that is missing, where the other labels are numbers."""
+"""What other programs write for a label that is missing."""
 HEADINGS = {"file", "filename", "image", "imagename", "imageid", "id", "name", "path", "filepath"}
 UNLABELLED = ("all",)
 """The class names of a source without labels."""
@@ -57,7 +58,7 @@ def number_array(labels: Any, count: int, where: str) -> Numbered:
     values = np.asarray(labels)
     if values.shape != (count,) or values.dtype.kind not in "iufbUSO":
         what = f"{count} images need as many integer labels or words, got {values.dtype} {values.shape}"
-        raise UserError(what, where)
+        raise UserError(what, where, "give one for each image, in an array [images], not one-hot")
     if values.dtype.kind == "S":
         values = np.char.decode(values, "utf-8", "replace")
     return number_labels(values.tolist(), None, where)
@@ -75,8 +76,15 @@ def number_labels(labels: list[Any], names: Any, where: str) -> Numbered:
     """
     if names is not None and not isinstance(names, list):
         raise UserError("class_names must be a list of names", where)
-    kinds = {type(label) for label in labels}
+    if not labels:
+        raise UserError("holds no labels", where)
     known = None if names is None else [str(name) for name in names]
+    numbered = _number(labels, known, where)
+    return replace(numbered, notes=numbered.notes + repeated(known or []))
+
+
+def _number(labels: list[Any], known: list[str] | None, where: str) -> Numbered:
+    kinds = {type(label) for label in labels}
     if kinds == {bool}:
         return _number_words([str(label) for label in labels], known, where)
     notes: tuple[str, ...] = ()
@@ -85,29 +93,57 @@ def number_labels(labels: list[Any], names: Any, where: str) -> Numbered:
         if "" in labels:
             raise UserError(f"the label of entry {labels.index('') + 1} is empty", where)
         if not all(NUMBER.fullmatch(label) for label in labels) or set(labels) <= set(known or ()):
-            notes = () if known else _check_words(set(labels), where)
+            notes = () if known else _check_words(labels, where)
             return replace(_number_words(labels, known, where), notes=notes)
         kinds = {float if any("." in label for label in labels) else int}
         labels = [float(label) for label in labels]
-    if labels and all(type(label) is float and label.is_integer() for label in labels):
+    if all(type(label) is float and label.is_integer() for label in labels):
         notes = ("the labels are floats, all of them whole",) if kinds == {float} else ()
-        kinds, labels = {int}, [int(label) for label in labels]
-    bad = next((x for x in labels if type(x) is not int or not 0 <= x < MAX_CLASSES), None)
-    if kinds != {int} or bad is not None:
-        raise UserError(f"labels must be numbers from 0, or words; got {str(bad)[:80]!a}", where)
+        labels = [int(label) for label in labels]
+    if not all(type(label) is int and 0 <= label < MAX_CLASSES for label in labels):
+        raise _wrong(labels, _odd(labels), where)
     numbered = _number_integers(np.array(labels, np.int64), known, where)
     return replace(numbered, notes=notes + numbered.notes)
 
 
-def _check_words(words: set[str], where: str) -> tuple[str, ...]:
-    """A note where words and numbers are mixed. Raises UserError for negative numbers and missing labels."""
+def repeated(names: Sequence[str]) -> tuple[str, ...]:
+    """A note on names that several classes have, if there are any."""
+    again = [name for name, count in Counter(names).items() if count > 1]
+    return (f"several classes have the same name: {brief(again)}",) if again else ()
+
+
+def _odd(labels: list[Any]) -> int:
+    """The place of the label that cannot be one: of the rarest type, or no whole number from 0."""
+    types = Counter(type(label) for label in labels)
+    rarest = min(types, key=lambda kind: types[kind])
+    if len(types) > 1 or rarest not in (int, float):
+        return next(k for k, label in enumerate(labels) if type(label) is rarest)
+    return next(k for k, x in enumerate(labels) if not (0 <= x < MAX_CLASSES and float(x).is_integer()))
+
+
+def _wrong(labels: Sequence[Any], place: int, where: str) -> UserError:
+    got = f"got {str(labels[place])[:80]!a} (entry {place + 1})"
+    mixed = len({type(label) for label in labels}) > 1
+    remedy = "all must be numbers, or all words" if mixed else ""
+    return UserError(f"labels must be numbers from 0, or words; {got}", where, remedy)
+
+
+def _check_words(labels: list[str], where: str) -> tuple[str, ...]:
+    """Notes where words and numbers are mixed, and on words that may mean that a label is missing.
+
+    Raises UserError, where some are numbers, for negative ones and missing labels.
+    """
+    words = set(labels)
     numbers = {word for word in words if _is_number(word)}
-    bad = {word for word in numbers if word.startswith("-")}
-    bad |= {word for word in words if numbers and word.casefold() in NO_LABEL}
+    missing = {word for word in words if word.casefold() in NO_LABEL}
+    bad = {word for word in numbers if word.startswith("-")} | (missing if numbers else set())
     if bad:
-        raise UserError(f"labels must be numbers from 0, or words; got {min(bad)[:80]!a}", where)
+        raise _wrong(labels, next(k for k, word in enumerate(labels) if word in bad), where)
     mixed = numbers and words - numbers
-    return (f"numbers and words are mixed, and taken as words: {brief(sorted(words))}",) if mixed else ()
+    notes = (f"numbers and words are mixed, and taken as words: {brief(sorted(words))}",) if mixed else ()
+    doubtful = brief(sorted(missing - {"none"}))  # in small letters it may be a class
+    said = f"these are classes here, though they often stand for a label that is missing: {doubtful}"
+    return (*notes, said) if doubtful else notes
 
 
 def _is_number(word: str) -> bool:
@@ -212,7 +248,7 @@ def parse_label_file(content: bytes, is_csv: bool, where: str) -> LabelTable:
     try:
         text = content.decode("utf-8-sig")
         if not is_csv:
-            return parse_table(json.loads(text), where)
+            return parse_table(_json(text, where), where)
         rows = [row for row in csv.reader(io.StringIO(text, newline="")) if any(row)]
     except (ValueError, RecursionError, csv.Error) as error:
         raise UserError(f"is neither CSV nor JSON ({str(error)[:80]!a})", where) from error
@@ -226,15 +262,29 @@ def parse_label_file(content: bytes, is_csv: bool, where: str) -> LabelTable:
     return parse_table([[name.strip(), label] for name, label in rows], where)
 
 
-def edm_table(content: bytes, where: str) -> LabelTable | None:
-    """The labels of a dataset.json; None where it says that there are none."""
+def edm_table(content: bytes, where: str) -> tuple[LabelTable | None, list[str]]:
+    """The labels of a dataset.json, or None where it has none, and a note if it has other keys instead."""
     try:
-        table = json.loads(content.decode("utf-8-sig"))
+        table = _json(content.decode("utf-8-sig"), where)
     except (ValueError, RecursionError) as error:
         raise UserError(f"is not JSON ({str(error)[:80]!a})", where) from error
     if isinstance(table, dict) and table.get("labels") is None:
-        return None
-    return parse_table(table, where)
+        others = brief(sorted(set(table) - {"labels"}))
+        said = f"{printable(where)} has no 'labels'; these keys were not read: {others}"
+        return None, [said] if others and "labels" not in table else []
+    return parse_table(table, where), []
+
+
+def _json(text: str, where: str) -> Any:
+    """JSON's value. Raises ValueError for what is none, and UserError for a key that is there twice."""
+
+    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        again = [key for key, count in Counter(key for key, _ in pairs).items() if count > 1]
+        if again:
+            raise UserError(f"names {again[0][:80]!a} twice", where, "leave one of them")
+        return dict(pairs)
+
+    return json.loads(text, object_pairs_hook=once)
 
 
 def _is_heading(rows: list[list[str]]) -> bool:

@@ -77,7 +77,7 @@ class Npz:
             with zipfile.ZipFile(self.path) as archive, archive.open(info) as file:
                 shape, dtype, fortran, size = npy_header(file.read(MAX_START), where)
                 if dtype != np.uint8 or fortran:
-                    raise UserError(f"pixels must be uint8 in C order, got {dtype}", where)
+                    raise UserError(f"pixels must be uint8 in C order, got {_said(dtype, fortran)}", where)
                 if size + math.prod(shape) != info.file_size:
                     raise UserError(f"{info.file_size} bytes do not fit the shape {shape}", where)
                 if info.compress_type == zipfile.ZIP_STORED:
@@ -142,8 +142,13 @@ def _locate_npy(path: Path) -> StoredArray:
     with path.open("rb") as file:
         shape, dtype, fortran, size = npy_header(file.read(MAX_START), str(path))
     if dtype != np.uint8 or fortran or size + math.prod(shape) != os.path.getsize(path):
-        raise UserError(f"must hold uint8 in C order, complete; it says {dtype} {shape}", str(path))
+        said = f"{_said(dtype, fortran)} {shape}"
+        raise UserError(f"must hold uint8 in C order, complete; it says {said}", str(path))
     return StoredArray(str(path), size, shape)
+
+
+def _said(dtype: np.dtype[Any], fortran: bool) -> str:
+    return f"{dtype} in Fortran order" if fortran else str(dtype)
 
 
 def _with_layout(array: StoredArray, layout: str | None, where: str) -> ImageArray:

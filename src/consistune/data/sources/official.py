@@ -61,8 +61,15 @@ def validation_labels(
 
 
 def _annotations(content: bytes) -> dict[str, str]:
-    rows = [line.split("\t") for line in content.decode().splitlines() if line]
-    return {row[0].rpartition(".")[0]: row[1] for row in rows}
+    found: dict[str, str] = {}
+    for number, line in enumerate(content.decode().splitlines(), 1):
+        name, tab, rest = line.partition("\t")
+        synset = rest.partition("\t")[0]
+        if line and not tab:
+            raise ValueError(f"line {number} has no tab between file and synset")
+        if line and found.setdefault(name.rpartition(".")[0], synset) != synset:
+            raise ValueError(f"line {number} gives {name} another synset")
+    return found
 
 
 def _solution(content: bytes) -> dict[str, str]:

@@ -20,10 +20,12 @@ from consistune.data.sources.base import (
     SourceOptions,
     Unreadable,
 )
+from consistune.data.sources.beside import is_junk, passed_over
 from consistune.data.sources.columns import Columns, choose_columns
+from consistune.data.sources.files import Listing
 from consistune.data.sources.labels import UNLABELLED, Numbered, brief, number_labels
-from consistune.data.sources.tree import is_junk, split_of
-from consistune.errors import UserError
+from consistune.data.sources.splits import split_of
+from consistune.errors import UserError, printable
 
 MIN_PIECE = 1024
 """Rows of a row group that are read together at least."""
@@ -127,6 +129,7 @@ def open_parquet(path: Path, options: SourceOptions, _work: Path) -> ParquetRows
     The splits are those in the files' names, by the Hugging Face hub's rule. The images are the one column
     that is a struct with `bytes`, or of bytes. The labels are the column `options.labels`, or the column
     `label`, or the one that the metadata call a ClassLabel; no other column is taken for labels.
+    Raises UserError for a folder that holds image files too, unless `options.format` says what is read.
     """
     try:
         import pyarrow as pa
@@ -134,7 +137,11 @@ def open_parquet(path: Path, options: SourceOptions, _work: Path) -> ParquetRows
     except ImportError as error:
         remedy = 'pip install "consistune[parquet]"'
         raise UserError("reading parquet needs pyarrow", str(path), remedy) from error
-    files = {path: "train"} if path.is_file() else _splits(path)
+    files, hidden = ({path: "train"}, []) if path.is_file() else _splits(path)
+    images = Listing.of(path).images if path.is_dir() and options.format is None else {}
+    if images:
+        what = f"holds both parquet files and {len(images):,} image files, such as {printable(min(images))}"
+        raise UserError(what, str(path), "--format parquet or --format folder says which are read")
     columns: Columns | None = None
     shards: list[_Shard] = []
     for file, split in files.items():
@@ -152,20 +159,37 @@ def open_parquet(path: Path, options: SourceOptions, _work: Path) -> ParquetRows
         shards.append(_Shard(file, split, rows, labels))
     if columns is None:
         raise UserError("holds no parquet file", str(path))
-    return _source(path, shards, columns)
+    source = _source(path, shards, columns)
+    source.notes += passed_over(hidden)
+    return source
 
 
-def _splits(path: Path) -> dict[Path, str]:
-    """file → split, of the parquet files below a folder. A single split is "train", whatever it is called.
+def is_parquet(path: Path) -> bool:
+    """Whether it is a parquet file, or a folder with one in it or in its folder `data`."""
+    if path.is_dir():
+        return any(_is_named(file) for folder in (path, path / "data") for file in folder.glob("*"))
+    return _is_named(path)
+
+
+def _is_named(file: Path) -> bool:
+    return file.suffix.lower() == ".parquet"
+
+
+def _splits(path: Path) -> tuple[dict[Path, str], list[str]]:
+    """file → split, of the parquet files below a folder, and the hidden ones, which are passed over.
+
+    A single split is "train", whatever it is called.
 
     Raises UserError where only some files' names have a split, for files of more than one set, and where two
     splits are there but no training one.
     """
     splits: dict[Path, str | None] = {}
     sets: set[str] = set()
-    for file in sorted(p for p in path.rglob("*.parquet") if p.is_file()):
+    hidden: list[str] = []
+    for file in sorted(p for p in path.rglob("*") if _is_named(p) and p.is_file()):
         *folders, name = file.relative_to(path).parts
         if any(is_junk(part) for part in (*folders, name)):
+            hidden.append("/".join((*folders, name)))
             continue
         known = [split for part in (name, *reversed(folders)) if (split := split_of(part)) is not None]
         splits[file] = known[0] if known else None
@@ -180,7 +204,7 @@ def _splits(path: Path) -> dict[Path, str]:
         raise UserError(what, str(unknown), "name it train-…, or move it away")
     if len(found) > 1 and "train" not in found:
         raise UserError(f"holds no training files, only {brief(sorted(found))}", str(path))
-    return {file: split if split and len(found) > 1 else "train" for file, split in splits.items()}
+    return {file: split if split and len(found) > 1 else "train" for file, split in splits.items()}, hidden
 
 
 def _source(path: Path, shards: list[_Shard], columns: Columns) -> ParquetRows:

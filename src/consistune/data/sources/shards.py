@@ -2,13 +2,35 @@
 
 from dataclasses import dataclass, field
 
+from consistune.data.sources.base import SourceOptions
+from consistune.data.sources.beside import base, notes_on
 from consistune.data.sources.labels import number_labels
-from consistune.data.sources.tree import Files, Part, Tree, base, children, splits_among
+from consistune.data.sources.splits import splits_among
+from consistune.data.sources.tree import Files, Part, Tree, children
 from consistune.errors import UserError, printable
 
 CLASS = ".cls"
 MAX_LABEL = 1000
 """Bytes."""
+
+
+def labelled_tree(files: Files, options: SourceOptions, keyed: bool | None = None) -> Tree:
+    """The tree of these files, with notes on what lies beside the images.
+
+    Args:
+        keyed: the labels are those of `keyed_tree`; None: they are where an image has one.
+    """
+    if keyed is None:
+        keys = {_key(name) for name in files.others if is_label(name)} if options.labels is None else set()
+        keyed = any(_key(name) in keys for name in files.images)
+    tree = keyed_tree(files) if keyed else files.tree(options)
+    tree.notes += notes_on(files.others, tree.tables, tree.labelled)
+    return tree
+
+
+def is_label(name: str) -> bool:
+    """Whether a file's name is KEY.cls."""
+    return base(name).partition(".")[2].lower() == CLASS[1:]
 
 
 def keyed_tree(files: Files) -> Tree:
@@ -31,6 +53,7 @@ def keyed_tree(files: Files) -> Tree:
     numbered = number_labels(words, None, f"{files.where}, {CLASS}")
     tree.labels, tree.class_names = numbered.values, numbered.class_names
     tree.notes += numbered.notes
+    tree.tables = sorted(name for name in files.others if is_label(name) and _key(name) in first)
     tree.skipped += [(key + CLASS, "has no image") for key in keyed.labels if key not in first]
     return tree
 
@@ -48,7 +71,7 @@ class _Keyed(Files):
 
     def __post_init__(self) -> None:
         for name in self.others:
-            if base(name).partition(".")[2] == CLASS[1:]:
+            if is_label(name):
                 word = self.read(name)[:MAX_LABEL].decode("utf-8", "replace").strip()
                 if not word:
                     raise UserError(f"{printable(name)} is empty", self.where)

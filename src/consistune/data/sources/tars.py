@@ -31,9 +31,10 @@ from consistune.data.sources.base import (
     SourceOptions,
     Unreadable,
 )
-from consistune.data.sources.labels import MAX_FILE_BYTES
-from consistune.data.sources.shards import CLASS, keyed_tree
-from consistune.data.sources.tree import archive_files, clean_name, is_junk
+from consistune.data.sources.beside import is_junk, passed_over
+from consistune.data.sources.labels import MAX_FILE_BYTES, brief
+from consistune.data.sources.shards import is_label, labelled_tree
+from consistune.data.sources.tree import archive_files, clean_name
 from consistune.errors import UserError, printable
 from consistune.system.files import atomic_file
 
@@ -106,11 +107,11 @@ def open_tar(path: Path, options: SourceOptions, work: Path) -> TarImages:
     read as folders with the same files: of several, each is a folder of its name, unless the names differ in
     a last number alone (shards). A tar within a tar is a folder, too.
     """
-    files = [path] if path.is_file() else sorted(p for p in path.iterdir() if stem_of(p.name) and p.is_file())
+    files, beside = ([path], []) if path.is_file() else _tars_in(path)
     tars = [_plain(file, work) for file in files]
     skipped: list[tuple[str, str]] = []
     inside = [list(_members(tar, str(file), skipped)) for file, tar in zip(files, tars, strict=True)]
-    web = options.labels is None and any(name.endswith(CLASS) for tar in inside for name, _, _ in tar)
+    web = options.labels is None and any(is_label(name) for tar in inside for name, _, _ in tar)
     shards = len({re.sub(r"(?<=[-_.])[0-9]+$", "#", stem_of(file.name)) for file in files}) == 1
     apart = len(files) > 1 and (web or not shards)
     rows: list[tuple[int, int, int]] = []
@@ -135,7 +136,7 @@ def open_tar(path: Path, options: SourceOptions, work: Path) -> TarImages:
 
     found, passed = archive_files(where, lambda name: content(name, START), content, str(path))
     found.skipped += skipped
-    tree = keyed_tree(found) if web else found.tree(options)
+    tree = labelled_tree(found, options, web)
     return TarImages(
         kind="WebDataset shards" if web else f"tar of images {'with' if tree.labelled else 'without'} labels",
         path=path,
@@ -143,8 +144,18 @@ def open_tar(path: Path, options: SourceOptions, work: Path) -> TarImages:
         names=tree.names,
         tars=[str(tar) for tar in tars],
         members=members[[where[name] for name in tree.names]],
-        **tree.attributes() | {"notes": [*tree.notes, *passed]},
+        **tree.attributes() | {"notes": [*tree.notes, *passed, *beside]},
     )
+
+
+def _tars_in(folder: Path) -> tuple[list[Path], list[str]]:
+    """The tars of a folder, and notes on what lies beside them."""
+    entries = sorted(folder.iterdir())
+    hidden = [entry.name for entry in entries if is_junk(entry.name)]
+    files = [p for p in entries if stem_of(p.name) and p.is_file() and p.name not in hidden]
+    stray = [entry.name for entry in entries if entry not in files and entry.name not in hidden]
+    notes = [f"files beside the tars were not read: {brief(stray, 4)}"] if stray else []
+    return files, passed_over(hidden) + notes
 
 
 def _plain(path: Path, work: Path) -> Path:

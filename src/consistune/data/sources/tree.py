@@ -1,8 +1,9 @@
 """What the names of files say: splits, classes, and what is neither. Folders, ZIPs and tars share it."""
 
 import re
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from functools import partial
 from os.path import splitext
 from pathlib import Path
 from typing import Any
@@ -10,14 +11,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from consistune.data.sources.base import (
-    SUFFIXES,
-    TEXTS,
-    UNREAD_SUFFIXES,
-    Passed,
-    SourceOptions,
-    starts_like_image,
-)
+from consistune.data.sources.base import UNREAD_SUFFIXES, Passed, SourceOptions, is_image
+from consistune.data.sources.beside import base, is_junk, passed_over, without_images
 from consistune.data.sources.labels import (
     UNLABELLED,
     LabelTable,
@@ -27,61 +22,17 @@ from consistune.data.sources.labels import (
     read_label_file,
 )
 from consistune.data.sources.official import is_kaggle, validation_labels
+from consistune.data.sources.splits import is_split_name, split_of, splits_among
 from consistune.errors import UserError, printable
 
-SPLITS = {
-    "train": ("train", "training"),
-    "validation": ("val", "validation", "valid", "dev"),
-    "test": ("test", "testing", "eval", "evaluation"),
-}
-"""A split and the words for it, as on the Hugging Face hub; the first held-out one that is there is taken."""
-WORDS = {word: split for split, words in SPLITS.items() for word in words}
-SPLIT = re.compile(rf"(?<![a-z])({'|'.join(WORDS)})(?![a-z])")
 IMAGE_FOLDERS = {"images", "image", "imgs", "img", "jpegimages", "data"}
 EDM_NAME = re.compile(r"[0-9]{5}/img[0-9]{8}\.[a-z]+")
-ALONE = re.compile(r"[^a-z]*\*[^a-z]*((set|images?|imgs?|data)[^a-z]*)?")
-JUNK = {"__macosx", "@eadir", "__pycache__", "lost+found", "$recycle.bin", "system volume information"}
-"""Folders that a system made."""
+INTEGER = re.compile(r"-?[0-9]+")
+VEHICLE = "train"
+"""The word for a split that may be a class: beside others, and without folders in it, it is one."""
+UNCLASSED = {"unlabeled", "unlabelled", "extra", "query", "gallery"}
+"""Folders beside a training one that are no classes: of STL-10, SVHN, and sets of persons."""
 OUTSIDE = "lies outside the class folders"
-
-
-def is_junk(part: str) -> bool:
-    """Whether a folder's or file's name is hidden, or one that a system gives."""
-    return part.startswith(".") or part.casefold() in JUNK
-
-
-def split_of(name: str) -> str | None:
-    """The one split whose word a name has between other signs than letters (the hub's rule); else None."""
-    found = {WORDS[word] for word in SPLIT.findall(name.casefold())}
-    return found.pop() if len(found) == 1 else None
-
-
-def is_split_name(folder: str) -> bool:
-    """Whether a folder's name is a split's word and nothing else but numbers, "set", "images" or "data"."""
-    return ALONE.fullmatch(SPLIT.sub("*", folder.casefold())) is not None
-
-
-def splits_among(folders: Collection[str]) -> dict[str, str]:
-    """folder → split, for the folders that are splits; empty where they are classes.
-
-    A folder is a split if its name is a split's word, alone or with numbers, or with "set" or "images"; or if
-    it has that word where another folder has another one (seg_train, seg_test). There must be a training one.
-    """
-    found: dict[str, str] = {}
-    frames: dict[str, list[str]] = {}
-    for folder in folders:
-        split = split_of(folder)
-        if split is None:
-            continue
-        frame = re.sub("[0-9]+", "0", SPLIT.sub("*", folder.casefold()))
-        frames.setdefault(frame, []).append(folder)
-        if is_split_name(folder):
-            found[folder] = split
-    for same in frames.values():
-        if len({split_of(folder) for folder in same}) > 1:
-            found |= {folder: split_of(folder) or "" for folder in same}
-    splits = set(found.values())
-    return found if "train" in splits and (len(splits) > 1 or len(found) == len(folders)) else {}
 
 
 def children(names: Iterable[str], prefix: str) -> tuple[dict[str, list[str]], list[str]]:
@@ -95,6 +46,21 @@ def children(names: Iterable[str], prefix: str) -> tuple[dict[str, list[str]], l
         else:
             direct.append(name)
     return folders, direct
+
+
+def _entered(
+    prefix: str, folders: dict[str, list[str]], direct: list[str]
+) -> tuple[str, dict[str, list[str]], list[str]]:
+    """Where the classes or splits begin: a folder that alone holds all others is entered."""
+    while not direct and len(folders) == 1:
+        ((folder, inside),) = folders.items()
+        below, flat = children(inside, f"{prefix}{folder}/")
+        alone = folder.casefold() in IMAGE_FOLDERS or is_split_name(folder)
+        if flat and not alone:
+            break  # a class
+        prefix += f"{folder}/"
+        folders, direct = below, flat
+    return prefix, folders, direct
 
 
 @dataclass
@@ -130,6 +96,7 @@ class Part:
     words: dict[str, str | None] = field(default_factory=dict)
     outside: list[str] = field(default_factory=list)
     tables: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
 
     @property
     def classes(self) -> set[str]:
@@ -139,6 +106,7 @@ class Part:
         self.words |= other.words
         self.outside += other.outside
         self.tables += other.tables
+        self.notes += other.notes
 
 
 @dataclass
@@ -173,7 +141,7 @@ class Files:
         """
         if not self.images:
             reason = f": {printable(self.skipped[0][0])} {self.skipped[0][1]}" if self.skipped else ""
-            raise UserError(f"holds no images{reason}", self.where, "their names end in .png, .jpg, .webp, …")
+            raise UserError(f"holds no images{reason}", self.where, without_images(self.others))
         if options.labels is not None:
             if not is_kaggle(Path(options.labels)):
                 return self._by_table(read_label_file(Path(options.labels)), "", options.labels)
@@ -184,12 +152,12 @@ class Files:
             raise UserError(what, self.where, "prepare one of their folders")
         if depths:
             name = depths[0][1]
-            table = edm_table(self.read(name), f"{self.where}, {printable(name)}")
+            table, notes = edm_table(self.read(name), f"{self.where}, {printable(name)}")
             prefix = name.removesuffix("dataset.json")
             if table is not None:
                 return self._by_table(table, prefix, name)
             below = [image for image in self.images if image.startswith(prefix)]
-            return self.numbered(Part(dict.fromkeys(below), sorted(set(self.images) - set(below))))
+            return self.numbered(Part(dict.fromkeys(below), sorted(set(self.images) - set(below)), [], notes))
         if all(EDM_NAME.fullmatch(name) for name in self.images):
             return self.numbered(Part(dict.fromkeys(self.images)))
         return self._by_names()
@@ -220,21 +188,14 @@ class Files:
         )
 
     def _by_names(self) -> Tree:
-        folders, direct = children(self.images, "")
-        prefix = ""
-        while not direct and len(folders) == 1:
-            ((folder, inside),) = folders.items()
-            below, flat = children(inside, f"{prefix}{folder}/")
-            alone = folder.casefold() in IMAGE_FOLDERS or is_split_name(folder)
-            if flat and not alone:
-                break  # a class
-            prefix += f"{folder}/"
-            folders, direct = below, flat
+        prefix, folders, direct = _entered("", *children(self.images, ""))
         splits = splits_among(folders) or self._only_training(prefix, folders)
         if splits:
             tree = self.by_split(prefix, splits, folders, direct)
         else:
             tree = self.numbered(self.part(prefix, folders, direct))
+            vehicles = [word for word in tree.class_names if is_split_name(word)]
+            tree.notes += [f"{word}/ is a class, because it holds images and no folders" for word in vehicles]
         if prefix:
             tree.notes.insert(0, f"all images lie in {printable(prefix)}")
         return tree
@@ -242,16 +203,19 @@ class Files:
     def _only_training(self, prefix: str, folders: dict[str, list[str]]) -> dict[str, str]:
         """The folder `train` with class folders, where others are beside it; else nothing.
 
-        Raises UserError for splits among classes, and for splits below the folders, not above them.
+        Raises UserError for splits among classes, and for splits below the folders, not above them. A flat
+        folder `train` is a class: a vehicle.
         """
         found = {folder: split_of(folder) or "" for folder in folders if is_split_name(folder)}
         for folder, split in found.items():
             if split == "train" and not children(folders[folder], f"{prefix}{folder}/")[1]:
                 return {folder: split}
-            if split != "train" and len(folders) > 1:
+            is_class = folder.casefold() == VEHICLE and UNCLASSED.isdisjoint(map(str.casefold, folders))
+            if not is_class and len(folders) > 1:
                 others = brief(sorted(set(folders) - {folder}))
                 what = f"holds {printable(folder)}/, which may be a split, beside {others}"
-                raise UserError(what, self.where, "move it away, or put the others into a folder train/")
+                place = "test" if split == "train" else "train"
+                raise UserError(what, self.where, f"move it away, or put the others into a folder {place}/")
         for folder, names in folders.items():
             inner = splits_among(children(names, f"{prefix}{folder}/")[0])
             if len(inner) > 1:
@@ -282,11 +246,15 @@ class Files:
             if train.classes and not part.classes <= train.classes:
                 unknown = printable(min(part.classes - train.classes))
                 raise UserError(f"{brief(named[split])}/{unknown} is a class that train/ has not", self.where)
+            if part.classes and not train.classes:
+                ignored = f"the classes in {brief(named[split])} were not read: {brief(sorted(part.classes))}"
+                notes.append(f"{ignored}; the training images have none")
             if not train.classes:
                 part.words = dict.fromkeys([*part.words, *part.outside])
             held = split
         held_part = parts.get(held, Part())
-        tree = self.numbered(Part(train.words | held_part.words, tables=train.tables + held_part.tables))
+        sums = train.tables + held_part.tables, train.notes + held_part.notes
+        tree = self.numbered(Part(train.words | held_part.words, [], *sums))
         tree.skipped += [
             (n, OUTSIDE) for part in (train, held_part) for n in part.outside if n not in part.words
         ]
@@ -299,13 +267,13 @@ class Files:
 
     def part(self, prefix: str, folders: dict[str, list[str]], direct: list[str]) -> Part:
         """The images below `prefix`: their classes are the folders, or stand in a known file of labels."""
-        if not direct and len(folders) == 1 and next(iter(folders)).casefold() in IMAGE_FOLDERS:
-            ((_, direct),) = folders.items()
-            folders = {}
+        inner, folders, direct = _entered(prefix, folders, direct)
+        notes = [f"all images of {printable(prefix)} lie in {printable(inner)}"] if inner != prefix else []
         if folders:
-            return Part({name: folder for folder, names in folders.items() for name in names}, direct)
-        words, tables = validation_labels(prefix, direct, self.others, self.read)
-        return Part({name: words.get(base(name).rpartition(".")[0]) for name in direct}, [], tables)
+            words: dict[str, str | None] = {n: folder for folder, names in folders.items() for n in names}
+            return Part(words, direct, [], notes + _deeper(inner, folders))
+        known, tables = validation_labels(inner, direct, self.others, self.read)
+        return Part({name: known.get(base(name).rpartition(".")[0]) for name in direct}, [], tables, notes)
 
     def numbered(self, part: Part) -> Tree:
         """The tree of these images; those without a class are left out where others have one."""
@@ -317,18 +285,22 @@ class Files:
         labels = np.array([index.get(part.words[name] or "", 0) for name in names], np.int64)
         tree = Tree(names, labels, tuple(classes) or UNLABELLED, bool(classes))
         tree.skipped, tree.tables = skipped, part.tables
-        tree.notes = self.class_notes(classes)
+        tree.notes = self.class_notes(classes) + part.notes
         return tree
 
     def class_notes(self, classes: list[str]) -> list[str]:
-        """A note where the classes' numbers are not the numbers that are their names."""
-        if not all(word.isdecimal() for word in classes) or classes == [str(k) for k in range(len(classes))]:
+        """A note where the classes' numbers are not the numbers that are, or stand in, their names."""
+        numbers = [word for word in classes if INTEGER.fullmatch(word)]
+        if classes == [str(k) for k in range(len(classes))]:
+            return []
+        if not numbers and classes == sorted(classes, key=_with_numbers):
             return []
         return [f"classes 0 … {len(classes) - 1} are the folders {brief(classes)}, in this order"]
 
 
-def base(name: str) -> str:
-    return name.rpartition("/")[2]
+def _with_numbers(name: str) -> list[str | int]:
+    """The pieces of a name, by which class2 comes before class10."""
+    return [int(piece) if piece.isdecimal() else piece for piece in re.split("([0-9]+)", name)]
 
 
 def clean_name(name: str) -> str:
@@ -357,7 +329,7 @@ def archive_files(
             passed.append(name)
         elif suffix in UNREAD_SUFFIXES:
             files.skipped.append((name, f"is an image of a kind that is not read ({suffix})"))
-        elif suffix in SUFFIXES or (suffix not in TEXTS and starts_like_image(start(name))):
+        elif is_image(suffix, partial(start, name)):
             files.images.append(name)
         else:
             files.others.append(name)
@@ -365,8 +337,12 @@ def archive_files(
     return files, passed_over(passed)
 
 
-def passed_over(names: list[str]) -> list[str]:
-    """A note on hidden and system entries, if there are any."""
-    if not names:
-        return []
-    return [f"hidden and system entries were passed over: {brief(sorted(names), 4)}"]
+def _deeper(prefix: str, folders: dict[str, list[str]]) -> list[str]:
+    """A note on folders below the class folders, if there are any; one for images is none of them."""
+    found = [
+        f"{folder}/{inner}"
+        for folder, names in folders.items()
+        for inner in children(names, f"{prefix}{folder}/")[0]
+        if inner.casefold() not in IMAGE_FOLDERS
+    ]
+    return [f"the names of folders below the classes are not read: {brief(sorted(found))}"] if found else []

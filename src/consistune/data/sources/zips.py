@@ -22,6 +22,7 @@ from consistune.data.sources.base import (
     SourceOptions,
     Unreadable,
 )
+from consistune.data.sources.shards import labelled_tree
 from consistune.data.sources.tree import archive_files, clean_name
 from consistune.errors import UserError, printable
 from consistune.system import zipped
@@ -106,7 +107,7 @@ def open_zip(path: Path, options: SourceOptions, _work: Path) -> ZipImages:
     files, passed = archive_files(rows, lambda name: _start(path, members[rows[name]]), content, str(path))
     again = [name for row, name in enumerate(names) if rows[name] != row]
     files.skipped += [(name, "is in the archive twice; the first is taken") for name in again]
-    tree = files.tree(options)
+    tree = labelled_tree(files, options)
     return ZipImages(
         kind="ZIP of images with labels" if tree.labelled else "ZIP of images without labels",
         path=path,
