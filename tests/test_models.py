@@ -19,6 +19,7 @@ from consistune.data.images import digits
 from consistune.errors import UserError
 from consistune.models import BOX, default_sampler, find, sample
 from consistune.nn import store
+from consistune.nn.baselines import VEPrecond
 from consistune.nn.card import ModelCard
 from consistune.nn.precond import EDMPrecond
 from consistune.nn.small import ResidualMLP
@@ -106,6 +107,13 @@ def test_the_sampler_fits_the_model(model: EDMPrecond) -> None:
     assert default_sampler(model, None) == ODE(steps=18)
 
 
+def test_a_diffusion_model_is_sampled_over_its_own_noise_levels() -> None:
+    model = VEPrecond(ResidualMLP((1, 8, 8), width=8, blocks=1))
+    model.card = ModelCard(objective="diffusion")
+    assert default_sampler(model, None) == ODE(steps=18, low=model.sigma_min, high=80.0)
+    assert model.sigma_min > ODE.low
+
+
 def test_times_between_the_steps_are_looked_at(model: EDMPrecond) -> None:
     for wrong in ((math.nan,), (100.0,), (0.0,)):
         with pytest.raises(UserError, match="must fall between 80 and 0"):
@@ -148,6 +156,14 @@ def test_options_without_effect_and_wrong_ones_are_refused(model: EDMPrecond) ->
         ({"condition": torch.eye(10).long()[:1]}, r"condition has shape \[1, 10\], expected \[1\]"),
         ({"condition": torch.ones(1) * 1j}, "complex"),
         ({"condition": {"a": 1}}, "is no label"),
+        ({"condition": "cat"}, "sample: condition 'cat' is no label: give a class's number"),
+        ({"steps": True}, "sample: steps is True: give an integer"),
+        ({"steps": 1.0}, "sample: steps is 1.0: give an integer"),
+        *(
+            ({"steps": 2, "mid_t": wrong}, "sample: mid_t is .*: give a list of noise levels")
+            for wrong in (0.5, "0.8", ["a"], [None])
+        ),
+        ({"steps": 2, "mid_t": [1e-9]}, "no noise level below 0.002"),
     ):
         with pytest.raises(UserError, match=words):
             sample(model, **({"seeds": range(1)} | options))

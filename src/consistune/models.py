@@ -262,8 +262,9 @@ def _labels(
         return torch.tensor([seed % model.num_classes for seed in first], device=device)
     try:
         labels = torch.as_tensor(condition, device="cpu")
-    except RuntimeError as error:
-        raise ValueError(f"{condition!r:.60} is no label") from error
+    except (RuntimeError, TypeError, ValueError) as error:
+        what = f"condition {condition!r:.60} is no label: give a class's number, or one for each seed"
+        raise ValueError(what) from error
     if labels.is_complex():
         raise ValueError("a condition has no complex numbers")
     if not labels.is_floating_point():

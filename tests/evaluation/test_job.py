@@ -26,7 +26,12 @@ from consistune.evaluation.request import Request
 from consistune.evaluation.search import SETTINGS, Range, golden_section
 from consistune.evaluation.sources import FileSource, ModelSource
 from consistune.evaluation.while_training import training_evaluation
+from consistune.metrics.features import load_extractor
+from consistune.metrics.frechet import frechet
+from consistune.metrics.kernel import kernel_distance
+from consistune.metrics.moments import moments
 from consistune.metrics.sheet import INCEPTION
+from consistune.metrics.statistics import read_samples
 from consistune.nn import store
 from consistune.nn.card import ModelCard
 from consistune.nn.precond import EDMPrecond
@@ -143,9 +148,13 @@ def test_fid_is_what_the_official_file_gives(tmp_path: Path, model_folder: Path)
     protocol = INCEPTION.model_copy(update={"dim": 96})
     file.with_suffix(".yaml").write_text(protocol.model_dump_json())  # JSON is YAML
     wanted = {"features": str(file), "metrics": ("fid", "is", "kid"), "samples": 50}
-    found = means(evaluate(tmp_path, model_folder, **wanted)["rows"][0])
-    assert {"fid", "kid", "is"} <= set(found)
-    assert all(math.isfinite(value) for value in found.values())
+    kept = tmp_path / "kept.npz"
+    found = means(evaluate(tmp_path, model_folder, keep=kept, **wanted)["rows"][0])
+    extractor = load_extractor(str(file))
+    drawn, real = (extractor(images) for images in (read_samples(kept)[0], digits().train.images))
+    assert found["fid"] == pytest.approx(frechet(*moments(drawn), *moments(real)), rel=1e-6)
+    assert found["kid"] == pytest.approx(kernel_distance(real, drawn)[0], rel=1e-6)
+    assert 1 < found["is"] < 12  # the network has 12 classes
 
 
 @pytest.mark.parametrize(
@@ -215,8 +224,13 @@ def test_labels_follow_the_rule_and_the_seed_alone(model_folder: Path) -> None:
     assert torch.equal(found[100:110], drawing.labels_of(range(100, 110)))
     assert set(found.tolist()) == {3, 5}
     assert float((found == 5).double().mean()) == pytest.approx(0.1, abs=0.03)
-    uniform = ModelSource(store.load(model_folder), Multistep(), labels, "uniform").labels_of(range(2000))
+    assert not torch.equal(found, labels[torch.arange(2000) % 100])
+    uniform, balanced = (
+        replace(drawing, label_rule=rule).labels_of(range(2000)) for rule in ("uniform", "balanced")
+    )
     assert torch.bincount(uniform).min() > 140
+    assert torch.equal(balanced, torch.arange(2000) % 10)
+    assert not torch.equal(uniform, balanced)
 
 
 def test_one_block_has_no_error() -> None:

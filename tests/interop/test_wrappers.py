@@ -1,5 +1,6 @@
 """Checkpoints as training programs write them: prefixes, several networks in a file, folders."""
 
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -194,3 +195,17 @@ def test_tensors_of_another_device(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     torch.save({"state_dict": under("module.", model)}, tmp_path / "file.pt")
     assert b"cuda:0" in (tmp_path / "file.pt").read_bytes()
     assert_same(load_checkpoint(tmp_path / "file.pt"), model)
+
+
+@pytest.mark.parametrize("place", ["run", "run/model", "run/model/model.safetensors"])
+def test_a_model_of_this_program_is_not_imported_again(tmp_path: Path, place: str) -> None:
+    store.save(made(), tmp_path / "run" / "model")
+    with pytest.raises(UserError, match=f"{place}: is a model of consistune already; use the folder .*model"):
+        import_checkpoint(tmp_path / place, tmp_path / "out")
+
+
+def test_an_archive_of_pictures_is_no_torch_archive(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "x.zip", "w") as archive:
+        archive.writestr("000.png", b"picture")
+    with pytest.raises(UserError, match=r"not a torch archive: record '000\.png' lies in no folder"):
+        load_checkpoint(tmp_path / "x.zip")

@@ -20,6 +20,7 @@ from consistune.metrics.moments import moments
 from consistune.metrics.sheet import Input
 from tests.support.emoji import named_emoji, read_emoji
 from tests.support.inception import write_inception
+from tests.support.metrics import EXTRACTOR
 
 IMAGES = torch.randint(0, 256, (9, 3, 12, 12), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
 
@@ -113,6 +114,16 @@ def test_a_classifier_is_another_extractor_when_it_is_trained_otherwise() -> Non
     assert default_features(data) == "classifier"
 
 
+def test_a_classifier_is_that_of_its_seed_whatever_was_drawn_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("consistune.metrics.classifier.EPOCHS", 2)
+    images, labels = digits().train.images[:64], digits().train.labels[:64]
+    weights = []
+    for drawn in (1, 2):
+        torch.manual_seed(drawn)
+        weights.append(train_classifier(images, labels).head.weight)
+    assert torch.equal(*weights)
+
+
 @pytest.fixture(scope="module")
 def efficientnet() -> Extractor:
     try:
@@ -120,6 +131,12 @@ def efficientnet() -> Extractor:
     except importlib.metadata.PackageNotFoundError:
         pytest.skip("the extra `features` is not installed")
     return load_extractor("efficientnet-64")
+
+
+def test_efficientnet_is_given_the_range_that_it_learned(efficientnet: Extractor) -> None:
+    images = torch.arange(256, dtype=torch.uint8).repeat(48).view(1, 3, 64, 64)
+    given = prepare(images, efficientnet.protocol.input)
+    torch.testing.assert_close(given, (images.float() - 127) / 128, rtol=0, atol=1e-5)
 
 
 def test_efficientnet_recognises_things(efficientnet: Extractor, shared: Path) -> None:
@@ -177,3 +194,16 @@ def test_the_classifier_of_a_set_is_trained_once_and_kept(tmp_path: Path, monkey
         file.write_bytes(file.read_bytes()[:100])
     classifier_of(data, cache=tmp_path)
     assert len(calls) == 3
+
+
+def test_features_that_are_not_finite_are_the_extractors_fault() -> None:
+    """The row is of all images, not of the batch in which it is."""
+
+    def breaks(images: torch.Tensor) -> torch.Tensor:
+        features = images.float().flatten(1)
+        return torch.where(features > 200, torch.nan, features)
+
+    images = torch.zeros(300, 1, 2, 2, dtype=torch.uint8)
+    images[270] = 255
+    with pytest.raises(UserError, match=r"extractor fd-pixels: .* not finite, .* image 270 of 300"):
+        replace(EXTRACTOR, network=breaks)(images)

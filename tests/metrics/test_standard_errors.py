@@ -8,9 +8,9 @@ from torch import Tensor
 
 from consistune.metrics.frechet import frechet, standard_error
 from consistune.metrics.inception_score import InceptionScore
-from consistune.metrics.kernel import kernel_distance
+from consistune.metrics.kernel import _variance, kernel_distance
 from consistune.metrics.moments import moments
-from tests.support.metrics import setup_of, values_of
+from tests.support.metrics import setup_of, squared_mmd, values_of
 
 Draw = Callable[[], tuple[float, float | None]]
 
@@ -38,6 +38,12 @@ def test_the_kernel_distances_error_covers_both_sets(
         return kernel_distance(a, b + shift, subsets=40, size=size)
 
     assert ratio(draw, 100) == pytest.approx(1, abs=0.25)
+
+
+def test_the_parts_of_the_kernel_distances_variance_have_their_weights() -> None:
+    """4σ²_x/m + 4σ²_y/n + 2τ_xx/(m(m − 1)) + 2τ_yy/(n(n − 1)) + 4τ_xy/(mn) with m = 4 and n = 5."""
+    found = _variance(torch.eye(5, dtype=torch.float64), 4, 5)
+    assert found.tolist() == pytest.approx([1, 0.8, 1 / 6, 0.1, 0.2])
 
 
 @pytest.mark.parametrize("heavy", [False, True])
@@ -72,7 +78,13 @@ def test_the_inception_scores_error_is_that_of_its_mean(generator: torch.Generat
     assert ratio(draw, 150) == pytest.approx(1, abs=0.2)
 
 
-def test_too_few_rows_have_no_error() -> None:
-    distance, error = kernel_distance(torch.randn(3, 4), torch.randn(9, 4))
-    assert distance == distance
+def test_too_few_rows_have_no_error(generator: torch.Generator) -> None:
+    a, b = torch.randn(2, 3, 4, generator=generator, dtype=torch.float64)
+    distance, error = kernel_distance(a, b)
+    assert distance == pytest.approx(squared_mmd(a, b), rel=1e-6)
     assert error is None
+
+
+def test_one_row_has_no_kernel_distance(generator: torch.Generator) -> None:
+    with pytest.raises(ValueError, match="needs two rows of each set, got 1 and 9"):
+        kernel_distance(torch.randn(1, 4, generator=generator), torch.randn(9, 4, generator=generator))

@@ -9,9 +9,10 @@ import pytest
 import torch
 
 from consistune.errors import UserError
+from consistune.metrics import statistics
 from consistune.metrics.features import Extractor, load_extractor
 from consistune.metrics.moments import moments
-from consistune.metrics.statistics import build_reference, read_reference, read_samples
+from consistune.metrics.statistics import build_reference, random_rows, read_reference, read_samples
 from tests.support.inception import write_inception
 
 IMAGES = torch.randint(0, 256, (40, 3, 10, 10), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
@@ -56,6 +57,18 @@ def test_a_reference_is_made_once_and_again_for_other_data_or_flips(counting, tm
     assert network.seen == 160
     assert both.count == 80
     assert not list(tmp_path.glob("reference/.partial*"))
+
+
+def test_the_rows_that_are_kept_are_spread_over_the_set_in_order_and_always_the_same(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    assert torch.equal(random_rows(5), torch.arange(5))
+    monkeypatch.setattr(statistics, "KEPT_ROWS", 10)
+    rows = random_rows(1000)
+    assert torch.equal(random_rows(1000), rows)
+    assert len(rows) == 10
+    assert torch.equal(rows, rows.unique())
+    assert int(rows.min()) < 500 < int(rows.max())
 
 
 def test_a_broken_off_pass_leaves_nothing(counting, tmp_path: Path) -> None:

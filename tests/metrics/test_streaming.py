@@ -15,7 +15,7 @@ from consistune.metrics.kernel import kernel_distance
 from consistune.metrics.moments import Moments, moments
 from consistune.metrics.neighbours import neighbourhoods, radii
 from consistune.metrics.sheet import Protocol
-from tests.support.metrics import reference_of, setup_of, values_of
+from tests.support.metrics import reference_of, setup_of, squared_mmd, values_of
 
 
 def features(n: int, d: int, seed: int = 0, shift: float = 0.0) -> torch.Tensor:
@@ -98,6 +98,14 @@ def test_real_against_real_is_the_bias_that_theory_gives() -> None:
     assert error < 0.1 * average
 
 
+@pytest.mark.parametrize(
+    ("variances", "of_one"),
+    [([4.0], 6.0), ([1.0, 3.0], 6.75), ([0.0, 4.0], 6.0)],  # Σ λ_i + ½·Σ_ij λ_i λ_j (1 + δ_ij)/(λ_i + λ_j)
+)
+def test_the_bias_of_a_few_features_is_its_formula(variances: list[float], of_one: float) -> None:
+    assert finite_sample_bias(torch.tensor(variances).diag(), 10) == pytest.approx(of_one / 10)
+
+
 def test_the_limit_of_many_samples_takes_the_bias_away() -> None:
     d = 16
     truth = torch.diag(torch.linspace(0.2, 2, d).double() ** 2)
@@ -130,12 +138,8 @@ def test_the_inception_score_of_parts_is_taken_part_by_part() -> None:
 
 def test_the_kernel_distance_of_the_whole_equals_the_formula() -> None:
     a, b = features(120, 6).double(), features(120, 6, seed=1, shift=0.4).double()
-    x, y, n = a.numpy(), b.numpy(), 120
-    kernel = lambda u, v: (u @ v.T / 6 + 1) ** 3
-    within = sum((kernel(u, u).sum() - np.trace(kernel(u, u))) / (n * (n - 1)) for u in (x, y))
-    expected = within - 2 * kernel(x, y).mean()
     found, _ = kernel_distance(a, b, subsets=3, size=1000)
-    assert found == pytest.approx(expected, rel=1e-6)
+    assert found == pytest.approx(squared_mmd(a, b), rel=1e-6)
 
 
 def test_the_kernel_distance_of_equals_is_zero_within_its_error() -> None:

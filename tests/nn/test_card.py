@@ -2,10 +2,13 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 import consistune
+from consistune.core.noise import EDM
+from consistune.core.objectives import Denoising
 from consistune.errors import UserError
 from consistune.nn import store
 from consistune.nn.card import ModelCard, Origin
@@ -56,3 +59,8 @@ def test_a_value_of_the_wrong_type_is_named(tmp_path: Path, meta: object, messag
     path.write_text(json.dumps({**json.loads(path.read_text()), "meta": meta}))
     with pytest.raises(UserError, match=message):
         consistune.load(tmp_path / "model")
+
+
+def test_class_names_of_data_become_words() -> None:
+    data = SimpleNamespace(name="d", fingerprint="f", class_names=(0, None))
+    assert ModelCard().trained(Denoising(EDM()), data, conditional=True).class_names == ("0", "None")

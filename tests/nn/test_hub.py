@@ -145,3 +145,29 @@ def test_what_cannot_be_uploaded_is_refused_before_the_hub_is_asked(
     for path in (tmp_path / "x.png", tmp_path / "none.png", tmp_path):
         with pytest.raises(UserError, match="is no PNG file"):
             model.push_to_hub("me/mine", pictures=path)
+
+
+@pytest.mark.parametrize(
+    ("name", "revision", "loaded"),
+    [
+        ("user/name", None, "hf://user/name"),
+        ("here/name", None, "here/name"),
+        ("here/name", "main", "hf://here/name@main"),
+        ("hf://user/name", None, "hf://user/name"),
+        ("hf://user/name", "main", "hf://user/name@main"),
+        ("emoji64", None, "emoji64"),
+        ("a/b/c", None, "a/b/c"),
+    ],
+)
+def test_names_of_the_hub_and_of_folders_are_told_apart(
+    name: str, revision: str | None, loaded: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("consistune.models.load", lambda path: path)
+    assert Preconditioned.from_pretrained(name, revision) == loaded
+
+
+def test_an_empty_path_is_no_model() -> None:
+    with pytest.raises(UserError, match="model: is empty"):
+        load("")

@@ -1,6 +1,7 @@
 """Networks that are not ours: preconditioning around them, labels, storing, and what is refused."""
 
 import json
+import math
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -138,3 +139,18 @@ def test_a_result_of_another_shape_is_refused() -> None:
 
     with pytest.raises(UserError, match=r"Flat gives \[2, 16\], expected images \[2, 1, 4, 4\]"):
         wrap(Flat(), SHAPE)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"form": "Denoiser"}, "form: 'Denoiser' is not known; did you mean denoiser"),
+        *(
+            ({"sigma_data": value}, "sigma_data: .* is no deviation")
+            for value in (0.0, -1.0, math.nan, math.inf)
+        ),
+    ],
+)
+def test_a_form_or_a_deviation_that_is_none_is_refused(options: dict[str, Any], said: str) -> None:
+    with pytest.raises(UserError, match=said):
+        wrap(Scale(), SHAPE, **options)

@@ -145,6 +145,17 @@ def test_what_is_not_a_model_is_refused(tmp_path: Path, change: dict[str, object
         store.load(tmp_path / "model")
 
 
+def test_a_run_whose_model_lacks_a_file_says_which(tmp_path: Path) -> None:
+    run = tmp_path / "my run"
+    (run / "checkpoints").mkdir(parents=True)
+    with pytest.raises(UserError, match=r"it has no model; .*consistune train '.*/my run' --resume"):
+        store.load(run)
+    store.save(make(), run / "model")
+    (run / "model" / "config.json").unlink()
+    with pytest.raises(UserError, match=r"not finished, model/config\.json is missing"):
+        store.load(run)
+
+
 def test_torn_files_are_refused(tmp_path: Path) -> None:
     store.save(make(), tmp_path / "model")
     weights = tmp_path / "model" / "model.safetensors"

@@ -1,5 +1,6 @@
 """What every U-Net and preconditioning must do, whatever its numbers."""
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,8 @@ from torch import Tensor, nn
 import consistune
 from consistune.core.types import Condition
 from consistune.nn import store
+from consistune.nn.layers import FourierEmbedding
+from consistune.nn.magnitude import MPFourier
 from consistune.nn.precond import CMPrecond, Preconditioned
 from consistune.recipe import read_recipe
 from consistune.recipe.plan import make_plan
@@ -233,6 +236,17 @@ def test_fresh_weights_have_the_published_spread() -> None:
         1, rel=0.02
     )
     assert not networks["edm2"].out_gain.any()
+
+
+def test_fresh_embeddings_have_the_published_spread() -> None:
+    torch.manual_seed(0)
+    assert float(FourierEmbedding(8192, 0.02).freqs.std()) == pytest.approx(0.02, rel=0.05)
+    turning = MPFourier(8192)
+    assert float(turning.freqs.std()) == pytest.approx(2 * math.pi, rel=0.05)
+    assert 0 <= float(turning.phases.min()) < 0.1
+    assert 2 * math.pi - 0.1 < float(turning.phases.max()) <= 2 * math.pi
+    adm = store.build({**KINDS["adm"], "network": {**KINDS["adm"]["network"], "num_classes": 64}})
+    assert float(adm.network.map_label.weight.detach().std()) == pytest.approx(1, rel=0.05)
 
 
 def test_augmentation_labels_are_for_networks_that_know_them() -> None:

@@ -36,3 +36,12 @@ def values_of(
         chances = None if probabilities is None else probabilities[rows]
         metric.accumulate(SampleBatch(rows, images[rows], None, features[rows], chances))
     return metric.result().values
+
+
+def squared_mmd(a: Tensor, b: Tensor) -> float:
+    """The unbiased squared MMD of two sets [n, D] with the kernel (x·y/D + 1)³, in float64."""
+    x, y = a.double().numpy(), b.double().numpy()
+    n, dim = x.shape
+    kernel = lambda u, v: (u @ v.T / dim + 1) ** 3
+    within = sum((kernel(u, u).sum() - kernel(u, u).trace()) / (n * (n - 1)) for u in (x, y))
+    return float(within - 2 * kernel(x, y).mean())

@@ -22,9 +22,11 @@ def reconstruct(
     A model folder at --out is replaced; anything else there is refused.
     """
     from consistune.nn import store
+    from consistune.system.files import check_writable
     from consistune.training import posthoc
 
     replaces = store.check_destination(out)
+    check_writable(out, "--out", folder=True)
     store.save(posthoc.reconstruct(run, std, at), out)
     if replaces:
         print(f"consistune: the model that was in {out} is replaced", file=sys.stderr)

@@ -96,7 +96,8 @@ def evaluate(
     device: options.Device = "auto",
 ) -> None:
     """Measure a model: Fréchet and kernel distance, precision and recall, memorisation."""
-    _check_effects(search, search_samples, x_flip, reference)
+    if search is None:
+        options.check_no_effect({"--search-samples": search_samples}, "--search", "add --search mid-t")
     _run(
         more or [],
         model=model,
@@ -145,18 +146,8 @@ def _in_steps(text: str | None) -> tuple[int | None, ...]:
 
 def _check_npz(request: "Request") -> None:
     for option, path in (("--keep", request.keep), ("--save-reference", request.save_reference)):
-        if path is not None and path.suffix != ".npz":
+        if path is not None and path.suffix.lower() != ".npz":
             raise UserError(f"{path} is no .npz", option, "write NAME.npz")
-
-
-def _check_effects(
-    search: str | None, search_samples: int | None, x_flip: bool, reference: Path | None
-) -> None:
-    """Raises UserError for an option that would have no effect beside the others."""
-    if search is None:
-        options.check_no_effect({"--search-samples": search_samples}, "--search", "add --search mid-t")
-    if x_flip and reference is not None:
-        raise UserError("has no effect on a file of moments", "--x-flip", "leave it out")
 
 
 def _check_words(request: "Request") -> None:

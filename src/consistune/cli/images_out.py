@@ -79,7 +79,7 @@ def check_out(out: Path, format: str, seeds: Seeds) -> None:
             if path.stem.isdecimal() and path.name == name_of(int(path.stem)) and int(path.stem) in seeds:
                 check_file(path, "--out")
     else:
-        check_file(out, "--out")
+        check_file(out, "--out", ("arr_0",))
     if format == "png" and len(seeds) > MOST_IN_A_GRID:
         what = f"a grid of {len(seeds):,} images is more than {MOST_IN_A_GRID:,}"
         raise UserError(what, "--out", "use --format folder, or NAME.npz")

@@ -17,7 +17,7 @@ from consistune.evaluation.anchors import anchors
 from consistune.evaluation.page import write_page
 from consistune.evaluation.record import facts, summarise
 from consistune.evaluation.request import Request
-from consistune.evaluation.search import search_setting
+from consistune.evaluation.search import search_setting, start_search
 from consistune.evaluation.setup import build_suite, check_destinations, images_in, read_data
 from consistune.evaluation.sources import (
     DecodedSource,
@@ -57,9 +57,10 @@ class Job:
         given = read_data(request.data or images_in(request.reference))
         self.data = None if given is None else given.to_look_at
         self.floor: DecodedSource | None = None
+        self.drawn: list[ModelSource] = []
         self.source: ModelSource | FileSource
         if is_samples(request.model):
-            self.source = file_source(request)
+            self.source = file_source(request, screen)
         else:
             train = None if self.data is None else self.data.train
             labels = None if train is None or len(train.class_names) < 2 else train.labels
@@ -67,8 +68,24 @@ class Job:
             if labels is not None and train is not None:
                 check_labels(self.source, len(train.class_names))
             self.floor = decoded_source(self.source.model, given)
+            if request.search is not None:
+                start_search(request, self.source)
+            else:
+                self.drawn = [self.source.in_steps(steps, request) for steps in request.steps]
         self.suite = build_suite(request, self.data, self.source.image_shape, self.source.labelled, screen)
+        self._check_classes()
         self.sources: dict[str, SampleSource] = {}
+
+    def _check_classes(self) -> None:
+        """Raises UserError where the accuracy of labels would be measured that the data do not have."""
+        if "accuracy" not in self.suite.metrics or self.data is None:
+            return
+        known, largest = len(self.data.train.class_names), self.source.classes - 1
+        if largest >= known:
+            what = f"the samples have labels up to {largest}, the data {known} classes"
+            raise UserError(
+                what, str(self.request.model), "give the data of these, or --metrics without accuracy"
+            )
 
     def run(self) -> Path:
         """All rows and the page; returns the page. Of several processes only the first writes."""
@@ -79,8 +96,7 @@ class Job:
             if request.search is not None:
                 search, sources = search_setting(request, source, self.suite, self.screen)
             else:
-                drawn = [source.in_steps(steps, request) for steps in request.steps]
-                sources = {counted(varied.evaluations, "evaluation"): varied for varied in drawn}
+                sources = {counted(varied.evaluations, "evaluation"): varied for varied in self.drawn}
             rows = [self.row(name, varied, varied.settings) for name, varied in sources.items()]
         if self.floor is not None:
             rows.append(self.row(FLOOR, self.floor, self.floor.settings))

@@ -73,4 +73,4 @@ class Request:
             words.append(f"block{block}")
         if world > 1:
             words.append(f"process{rank}")
-        return self.keep.with_name("_".join(words) + ".npz")
+        return self.keep.with_name("_".join(words) + self.keep.suffix)

@@ -133,13 +133,10 @@ def golden_section(
     return min(curve, key=lambda point: point[1])[0], curve
 
 
-def search_setting(
-    request: Request, model: ModelSource, suite: Suite, screen: Screen
-) -> tuple[dict[str, Any], dict[str, ModelSource]]:
-    """The curve of `request.search` for results.json, and the sources to be measured on all samples.
+def start_search(request: Request, model: ModelSource) -> tuple[SamplerSetting, ModelSource]:
+    """The setting that `request.search` names, and the samples to which its values are applied.
 
-    These are the samples with the model's own value, where it has one, and with the best value. Raises
-    UserError where the model does not have the setting.
+    Raises UserError where the model does not have it, and beside options that it varies or that do not fit.
     """
     name = request.search
     if name is None:
@@ -158,7 +155,19 @@ def search_setting(
     if steps_vary or len(request.steps) > 1:
         what = f"--search {name} {'takes its own number' if steps_vary else 'takes one number'} of steps"
         raise UserError(what, "--steps", "leave it out" if steps_vary else "give one number")
-    base = model.in_steps(setting.steps or request.steps[0], request)
+    return setting, model.in_steps(setting.steps or request.steps[0], request)
+
+
+def search_setting(
+    request: Request, model: ModelSource, suite: Suite, screen: Screen
+) -> tuple[dict[str, Any], dict[str, ModelSource]]:
+    """The curve of `request.search` for results.json, and the sources to be measured on all samples.
+
+    These are the samples with the model's own value, where it has one, and with the best value. Raises
+    UserError as `start_search` does.
+    """
+    name = str(request.search)
+    setting, base = start_search(request, model)
     quick = Suite(replace(suite.setup, extrapolate=False), ("fd",), suite.batch)
     metric = suite.setup.extractor.name
     seeds = range(request.first_seed, request.first_seed + request.search_samples)

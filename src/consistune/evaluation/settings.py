@@ -9,6 +9,7 @@ from consistune.errors import UserError
 from consistune.models import StepsDoNotFit, default_sampler
 from consistune.models import check_guidance as check_guidance
 from consistune.nn.precond import Preconditioned
+from consistune.nn.sampler import lowest_time
 
 
 def chosen_sampler(
@@ -44,9 +45,9 @@ def _check_middle_times(model: Preconditioned, steps: int | None, mid_t: Sequenc
         given = ",".join(f"{t:g}" for t in mid_t)
         remedy = f"write falling times between 0 and {model.start:g}"
         raise UserError(f"{given} is not allowed", where, remedy)
-    if card.lowest is not None and min(mid_t, default=model.start) < card.lowest:
-        what = f"the model learned no noise level below {card.lowest:g}"
-        raise UserError(what, where, f"give times of {card.lowest:g} and more")
+    if min(mid_t, default=model.start) < (lowest := lowest_time(model)):
+        what = f"the model learned no noise level below {lowest:g}"
+        raise UserError(what, where, f"give times of {lowest:g} and more")
     if (steps or 1) != len(mid_t) + 1:
         what = f"{len(mid_t)} times belong to {len(mid_t) + 1} steps, not to {steps or 1}"
         raise UserError(what, where, f"add --steps {len(mid_t) + 1}, or leave it out")

@@ -10,6 +10,7 @@ import torch
 from consistune.data.images import DataSplit, ImageSet, load_data
 from consistune.errors import UserError
 from consistune.evaluation.request import Request
+from consistune.evaluation.sources import note_unread
 from consistune.metrics.choose import can_classify, classifier_of, default_features
 from consistune.metrics.classifier import ImageClassifier
 from consistune.metrics.features import Extractor, load_extractor
@@ -17,6 +18,7 @@ from consistune.metrics.frechet import LEAST_TO_EXTRAPOLATE
 from consistune.metrics.metric import Setup
 from consistune.metrics.sheet import WITHOUT_FILE
 from consistune.metrics.statistics import (
+    FACTS,
     ReferenceStatistics,
     arrays_in,
     build_reference,
@@ -43,7 +45,7 @@ def check_destinations(request: Request, also_read: Sequence[Path] = ()) -> None
     written = [(path, "--keep") for path in _kept_files(request)]
     written += [(request.save_reference, "--save-reference")] if request.save_reference else []
     for path, option in written:
-        check_file(path, option)
+        check_file(path, option, ("arr_0",) if option == "--keep" else ("mu", "sigma"))
         read = (request.model, request.worse, request.reference, request.data, *also_read)
         if path.exists() and any(Path(other).resolve() == path.resolve() for other in read if other):
             raise UserError(f"{str(path)!a} is read too", option, "choose another name")
@@ -55,8 +57,9 @@ def _kept_files(request: Request) -> list[Path]:
         return []
     if request.keep_file("", 0, 0, launched_processes()) == request.keep:
         return [request.keep]
-    beside = sorted(request.keep.parent.glob(f"{glob.escape(request.keep.stem)}_*.npz"))
-    return beside or [request.keep.with_name(f"{request.keep.stem}_.npz")]
+    stem, ending = request.keep.stem, request.keep.suffix
+    beside = sorted(request.keep.parent.glob(f"{glob.escape(stem)}_*{ending}"))
+    return beside or [request.keep.with_name(f"{stem}_{ending}")]
 
 
 def images_in(reference: Path | None) -> str | None:
@@ -95,6 +98,12 @@ def build_suite(
         raise UserError(what, "--extrapolate", f"draw {LEAST_TO_EXTRAPOLATE} or more, or leave it out")
     for name in request.metrics or ():
         metric_class(name)  # an unknown name is refused before the work begins
+    moments = _moments_file(request)
+    if request.x_flip and moments is not None and not arrays_in(moments) & set(FACTS):
+        raise UserError("has no effect on a file of moments", "--x-flip", "leave it out")
+    images = request.data or images_in(request.reference)
+    for path in dict.fromkeys(Path(given) for given in (images, moments) if given):
+        note_unread(path, screen, images=path == Path(images or ""), moments=path == moments)
     word = _features(request, data)
     classifier = _classifier(request, data, word, screen)
     extractor = load_extractor(word, request.device, classifier)
@@ -129,13 +138,25 @@ def _classifier(
     return classifier_of(data.train, request.device)
 
 
+def _moments_file(request: Request) -> Path | None:
+    """The file of moments: --reference, or the data's where these have mu and sigma; None: there is none.
+
+    Raises UserError where the data have one of the two.
+    """
+    if request.reference is not None or request.data is None:
+        return request.reference
+    found = {"mu", "sigma"} & arrays_in(Path(request.data))
+    if len(found) == 1:
+        what = f"holds {found.pop()} alone, not both mu and sigma"
+        raise UserError(what, request.data, "store the two of them, or none")
+    return Path(request.data) if found else None
+
+
 def _reference(
     request: Request, data: DataSplit | None, extractor: Extractor, screen: Screen
 ) -> ReferenceStatistics:
     """Moments from --reference, from a batch's own mu and sigma, or of the data; features of the data."""
-    path, name = request.reference, str(request.data or request.reference)
-    if path is None and {"mu", "sigma"} <= arrays_in(Path(name)):
-        path = Path(name)
+    path, name = _moments_file(request), str(request.data or request.reference)
     moments = None if path is None else read_reference(path, extractor)
     if moments is not None and moments.identity is None:
         screen.say(f"{moments.source} does not name its extractor: taken as {extractor.name}'s")

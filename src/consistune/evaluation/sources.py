@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 from consistune.core.posterior.mean import restored
@@ -17,14 +17,17 @@ from consistune.core.rng import mix_seed
 from consistune.core.sampling import Sampler
 from consistune.core.types import Denoiser
 from consistune.data.images import DataSplit
+from consistune.data.sources.files import Listing
+from consistune.data.sources.labels import brief
 from consistune.errors import UserError
 from consistune.evaluation.request import LabelRule, Request
 from consistune.evaluation.settings import check_guidance, chosen_sampler
-from consistune.metrics.statistics import read_samples
-from consistune.models import default_sampler, load, picture_shape, sample
+from consistune.metrics.statistics import read_samples, unread_arrays
+from consistune.models import MODEL_NAMES, default_sampler, load, picture_shape, sample
 from consistune.nn.autoencoder.space import LatentSpace, from_model, open_space
 from consistune.nn.precond import Preconditioned
 from consistune.system.files import file_digest
+from consistune.system.progress import Screen
 
 LABEL_STREAM = 7
 """The labels of a seed come from another random stream than its noise."""
@@ -103,6 +106,11 @@ class ModelSource:
         return self.model.num_classes > 0
 
     @property
+    def classes(self) -> int:
+        """Each label is below."""
+        return self.model.num_classes
+
+    @property
     def image_shape(self) -> tuple[int, int, int]:
         return picture_shape(self.model)
 
@@ -135,6 +143,11 @@ class FileSource:
     @property
     def labelled(self) -> bool:
         return self.labels is not None
+
+    @property
+    def classes(self) -> int:
+        """Each label is below."""
+        return 0 if self.labels is None else int(self.labels.max()) + 1
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
@@ -206,42 +219,73 @@ def check_labels(source: ModelSource, classes: int) -> None:
 
 
 def is_samples(path: Path) -> bool:
-    """Whether a path names samples: a .npz file, or a folder with PNG files and no model."""
-    if path.suffix.lower() == ".npz":
-        return True
-    return path.is_dir() and not (path / "config.json").exists() and any(path.glob("*.png"))
+    """Whether a path names samples: a .npz file, or a folder with images and no model."""
+    if not path.is_dir():
+        return path.suffix.lower() == ".npz"
+    if any((path / name).exists() for name in MODEL_NAMES):
+        return False
+    return path.suffix.lower() == ".npz" or bool(Listing.of(path, links=True).images)
+
+
+def check_folder_of_samples(folder: Path) -> list[str]:
+    """Notes on what `read_pngs` passes over. Raises UserError where it would pass over images."""
+    listing = Listing.of(folder, links=True)
+    others = sorted({*listing.images, *(name for name, _ in listing.skipped)}.difference(_pngs(listing)))
+    if others:
+        what = f"has other images than PNG files in the folder itself ({len(others)}): {brief(others, 4)}"
+        raise UserError(what, str(folder), "give a folder of PNG files, all of them samples, or a .npz")
+    left = {"hidden and system entries": listing.passed, "files that are no images": listing.others}
+    return [f"{kind} were passed over: {brief(sorted(names), 4)}" for kind, names in left.items() if names]
+
+
+def _pngs(listing: Listing) -> list[str]:
+    return [name for name in listing.images if "/" not in name and name.lower().endswith(".png")]
 
 
 def read_pngs(folder: Path) -> tuple[Tensor, str]:
     """The PNG files of a folder in the order of their names, uint8 [n, C, H, W], and the SHA-256 of all.
 
-    Raises UserError where one cannot be read, or has another size or mode than the first.
+    Raises UserError where there are none, and where one cannot be read, or has another size or mode than the
+    first.
     """
     sha, images = hashlib.sha256(), list[Tensor]()
-    for path in sorted(folder.glob("*.png")):
+    for path in (folder / name for name in _pngs(Listing.of(folder, links=True))):
         data = path.read_bytes()
         sha.update(data)
         try:
             with Image.open(io.BytesIO(data), formats=("PNG",)) as picture:  # Pillow runs a program for EPS
                 mode, array = picture.mode, np.array(picture)
         except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-            raise UserError(f"cannot be read: {error}", str(path)) from error
+            reason = "it is no PNG" if isinstance(error, UnidentifiedImageError) else error
+            raise UserError(f"cannot be read: {reason}", str(path)) from error
         if mode not in ("L", "RGB"):
             raise UserError(f"is of mode {mode}", str(path), "samples are 8-bit grey or RGB pictures")
         images.append(torch.from_numpy(array).view(*array.shape[:2], -1).permute(2, 0, 1))
         if images[-1].shape != images[0].shape:
             raise UserError(f"is {list(images[-1].shape)}, the first is {list(images[0].shape)}", str(path))
+    if not images:
+        raise UserError("holds no PNG files", str(folder), "give a folder of PNG files, or a .npz")
     return torch.stack(images), sha.hexdigest()
 
 
-def file_source(request: Request) -> FileSource:
+def note_unread(path: Path, screen: Screen, *, images: bool, moments: bool) -> None:
+    """Name the arrays of a .npz file that are used neither as images nor as moments."""
+    unread = unread_arrays(path, images=images, moments=moments)
+    if unread:
+        screen.say(f"{path}: arrays that were not used: {brief(unread)}")
+
+
+def file_source(request: Request, screen: Screen) -> FileSource:
     """The samples of a request. Raises UserError for too few, and for settings that only a model has."""
     path = request.model
     labels: Tensor | None = None
     if path.is_dir():
+        for note in check_folder_of_samples(path):
+            screen.say(f"{path}: {note}")
         images, digest = read_pngs(path)
     elif path.is_file():
         images, labels = read_samples(path)
+        note_unread(path, screen, images=True, moments=False)
         digest = file_digest(path)
     else:
         raise UserError("no such file of samples", str(path))

@@ -6,16 +6,20 @@ from typing import TYPE_CHECKING, Any
 
 from consistune.errors import UserError
 from consistune.interop.files import Checkpoint
-from consistune.interop.pipelines import is_pipeline, load_pipeline
+from consistune.interop.pipelines import CONFIG, is_pipeline, load_pipeline
 from consistune.interop.reading import read_checkpoint
 from consistune.interop.recognise import configuration
+from consistune.interop.wrappers import WEIGHT_FILES
 from consistune.system.files import check_writable
+from consistune.system.own import is_own
 
 if TYPE_CHECKING:  # torch is imported only after a file has been read and accepted
     from consistune.nn.card import ModelCard
     from consistune.nn.module import Factory
     from consistune.nn.precond import Preconditioned
 
+OWN_KEYS = ("format", "network", "precond")
+"""Of the configuration in a model folder of this program."""
 LICENCES = {
     "EDM": "EDM's and EDM2's weights are under CC BY-NC-SA 4.0; so are copies and what is tuned from them",
     "unknown": "the file does not say; if it comes from EDM's or EDM2's weights, CC BY-NC-SA 4.0",
@@ -40,6 +44,7 @@ def load_checkpoint(
         if network is not None:
             raise UserError("a pipeline's network is built from its folder", "network", "leave it out")
         return load_pipeline(Path(path))
+    _check_foreign(Path(path))
     checkpoint = read_checkpoint(path, weights)
     config = configuration(checkpoint)
     from consistune.interop.weights import build_model
@@ -49,6 +54,14 @@ def load_checkpoint(
     model = build_model(config, checkpoint, network)
     model.card = model.card.updated(provenance=_provenance(checkpoint, model.card))
     return model
+
+
+def _check_foreign(path: Path) -> None:
+    """Raises UserError for a model's or run's folder of this program, and for the weights alone in it."""
+    places = (path, path / "model") if path.is_dir() else (path.parent,)
+    folder = next((place for place in places if is_own(place / CONFIG, OWN_KEYS)), None)
+    if folder is not None and (path.is_dir() or path.name == WEIGHT_FILES[0]):
+        raise UserError("is a model of consistune already", str(path), f"use the folder {folder} as it is")
 
 
 def _provenance(checkpoint: Checkpoint, card: "ModelCard") -> dict[str, Any]:

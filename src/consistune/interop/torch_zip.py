@@ -36,8 +36,10 @@ class Archive:
             folder, _, key = entry.name.partition("/")
             if entry.method != zipped.STORED or entry.packed != entry.plain or entry.flags & zipped.ENCRYPTED:
                 raise ValueError(f"record {entry.name[:80]!a} is compressed or encrypted")
-            if not folder or not key or key in records:
-                raise ValueError(f"record {entry.name[:80]!a} appears twice or has no name")
+            if not folder or not key:
+                raise ValueError(f"record {entry.name[:80]!a} lies in no folder")
+            if key in records:
+                raise ValueError(f"record {entry.name[:80]!a} appears twice")
             records[key] = entry
             left -= entry.plain
             if left < 0:  # bytes under many names: each name would cost a checksum over them

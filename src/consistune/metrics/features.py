@@ -70,7 +70,7 @@ class Extractor:
 
     @torch.inference_mode()
     def _run(self, images: Tensor, output: Output) -> Tensor:
-        parts = []
+        parts: list[Tensor] = []
         size = self.protocol.batch or BATCH
         for part in torch.split(images, size):
             prepared = prepare(part.to(self.device), self.protocol.input)
@@ -81,6 +81,11 @@ class Extractor:
             if not isinstance(values, Tensor) or values.ndim != 2 or len(values) != len(prepared):
                 raise UserError("the network does not answer with one row an image", self.name)
             values = values[: len(part)].float()
+            bad = (~values.isfinite().all(1)).nonzero()
+            if len(bad):
+                row = int(bad[0]) + sum(len(before) for before in parts)
+                what = f"gives values that are not finite, beginning with image {row} of {len(images)}"
+                raise UserError(what, f"extractor {self.name}", "look at its weights and its protocol")
             parts.append((values.softmax(1) if output.softmax else values).cpu())
         return torch.cat(parts)
 

@@ -185,6 +185,11 @@ class RelativeFrechet(FrechetDistance):
     by_default = False
     stores_features = False
 
+    def check(self) -> None:
+        if not self.setup.reference.covariance.trace() > 0:
+            what = f"all real images have the same features ({self.setup.reference.source})"
+            raise UserError(what, "--metrics relative", "give images that differ")
+
     def result(self) -> Result:
         name, reference, samples = self.setup.extractor.name, self.setup.reference, self.moments.compute()
         values = {f"{name}_percent": _percent(samples, (reference.mean, reference.covariance))}
@@ -198,7 +203,8 @@ class RelativeFrechet(FrechetDistance):
         data = self.setup.data
         if data is None or data.held_out is None or len(data.held_out) < 2:  # one image has no covariance
             return None
-        return moments(self.setup.extractor(data.held_out.images))
+        mean, covariance = moments(self.setup.extractor(data.held_out.images))
+        return (mean, covariance) if covariance.trace() > 0 else None  # it is in % of this trace
 
 
 def _percent(samples: tuple[Tensor, Tensor], reference: tuple[Tensor, Tensor]) -> float:

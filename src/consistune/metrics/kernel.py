@@ -28,9 +28,11 @@ def kernel_distance(
     The standard error is the spread of the mean over fresh draws of both sets. The subsets overlap, so their
     own spread does not show it: the mean over B subsets of b rows has the variance
     (1 − 1/B)·V(m, n) + V(b, b)/B, where V is that of the unbiased distance (`variance_parts`). None where a
-    subset has fewer than four rows.
+    subset has fewer than four rows. Raises ValueError where it has fewer than two.
     """
     size = min(size, len(real), len(samples))
+    if size < 2:
+        raise ValueError(f"a kernel distance needs two rows of each set, got {len(real)} and {len(samples)}")
     generator = torch.Generator().manual_seed(seed)
     values, parts = [], []
     for index in range(subsets):

@@ -39,6 +39,8 @@ MAX_CLASSES = 1_000_000
 STATISTICS, FEATURES, RADII = "statistics.npz", "features.npy", "radii.npy"
 FACTS = ("consistune", "sct")
 """The array of a file that holds the facts about the statistics; version 0.1.0 wrote the second name."""
+LABELS = ("arr_1", "labels", "label")
+"""An array of the samples' labels has one of these names."""
 
 
 @dataclass(frozen=True)
@@ -212,6 +214,8 @@ def _compute(
 ) -> None:
     if len(images) == 0:
         raise UserError("has no images", name)
+    if len(images) <= NEIGHBOURS:
+        raise UserError(f"holds {len(images)} images", name, f"give {NEIGHBOURS + 1} or more, better all")
     folder.mkdir()
     kept = torch.zeros(len(images), dtype=torch.bool)
     kept[random_rows(len(images))] = True
@@ -261,6 +265,15 @@ def arrays_in(path: Path) -> set[str]:
             return set(archive.files)
     except DAMAGED as error:
         raise UserError(f"cannot be read ({error})", str(path), "give a .npz file") from error
+
+
+def unread_arrays(path: Path, *, images: bool, moments: bool) -> list[str]:
+    """The arrays in a .npz file that are no images or labels, no moments, and none of this program's own."""
+    names = arrays_in(path)
+    read = {"seeds", *FACTS} | ({"mu", "sigma"} if moments else set())
+    if images:
+        read |= {"arr_0", *[name for name in LABELS if name in names][:1]}
+    return sorted(names - read)
 
 
 def read_reference(path: Path, extractor: Extractor) -> ReferenceStatistics:
@@ -351,7 +364,7 @@ def read_samples(path: Path) -> tuple[Tensor, Tensor | None]:
     try:
         with _opened(path) as archive:
             pixels = archive["arr_0"]
-            name = next((name for name in ("arr_1", "labels", "label") if name in archive), "")
+            name = next((name for name in LABELS if name in archive), "")
             labels = archive[name] if name else None
     except (KeyError, *DAMAGED) as error:
         raise UserError(

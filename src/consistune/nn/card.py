@@ -129,7 +129,7 @@ class ModelCard(BaseModel):
         fingerprint = getattr(data, "fingerprint", None)
         facts: JSON = {}
         if fingerprint != self.data_sha256:
-            names = getattr(data, "class_names", ()) if conditional else ()
+            names = tuple(map(str, getattr(data, "class_names", ()))) if conditional else ()
             facts = {"data": getattr(data, "name", None), "data_sha256": fingerprint, "class_names": names}
             if (latents := getattr(data, "latents", None)) is not None:
                 facts["latents"] = asdict(latents)

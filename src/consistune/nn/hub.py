@@ -73,6 +73,8 @@ def resolved(path: str | Path) -> str | Path:
     if not isinstance(path, str | Path):
         what = f"{type(path).__name__} is no model"
         raise UserError(what, "model", "give a folder, a file or a built-in name; wrap a network")
+    if path == "":
+        raise UserError("is empty", "model", 'write a path; "." is the current folder')
     text = path.as_posix() if isinstance(path, Path) else path
     start = PREFIX[:-1]  # a Path has one stroke only
     return download(PREFIX + text[len(start) :].lstrip("/")) if text.startswith(start) else path

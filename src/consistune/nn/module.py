@@ -9,18 +9,20 @@ import json
 import sys
 from collections.abc import Callable, Mapping
 from importlib import import_module
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
-from consistune.errors import UserError
+from consistune.errors import UserError, nearest
 from consistune.nn.precond import EDMPrecond, Preconditioned, Scalings
 from consistune.nn.pretrained import need_diffusers
 
 Labels = Literal["one-hot", "index"]
 """What a module takes as its third argument: one-hot rows [B, K], zeros where there is no label; or class
 indices [B], K where there is no label (the module's embedding then has K + 1 rows)."""
+Form = Literal["network", "denoiser"]
+"""What a module is: F inside EDM's preconditioning, or D itself."""
 UNET = "diffusers.models.unets.unet_2d:UNet2DModel"
 """The only class that is imported for a stored model, from a package that the user installed."""
 
@@ -116,7 +118,7 @@ def wrap(
     image_shape: tuple[int, int, int],
     num_classes: int = 0,
     *,
-    form: Literal["network", "denoiser"] = "network",
+    form: Form = "network",
     config: Mapping[str, Any] | None = None,
     sigma_data: float = 0.5,
 ) -> Preconditioned:
@@ -129,8 +131,12 @@ def wrap(
         num_classes: 0: the module is called without labels.
         config: the arguments of its class, for storing; None: its attribute `config`, where it has one.
 
-    Raises UserError where one call with two images does not give images of the same shape.
+    Raises UserError where one call with two images does not give images of the same shape, and for a form
+    that is not known.
     """
+    if form not in get_args(Form):
+        remedy = f"{nearest(form, get_args(Form))}use one of {', '.join(get_args(Form))}"
+        raise UserError(f"{form!r} is not known", "form", remedy)
     if not isinstance(module, nn.Module):
         raise UserError(f"{type(module).__name__} is no network", "network", "give an nn.Module")
     if isinstance(module, Preconditioned):

@@ -87,11 +87,17 @@ class Preconditioned(nn.Module):
 
     @staticmethod
     def from_pretrained(name: str, revision: str | None = None, **options: Any) -> "Preconditioned":
-        """The model of a folder, or else of "user/name" on the Hugging Face Hub, as `models.load`."""
-        if not Path(name).exists():
-            name = f"hf://{name}" if revision is None else f"hf://{name}@{revision}"
+        """The model of "user/name" on the Hugging Face Hub, or of a folder or a name, as `models.load`.
+
+        "user/name" is the Hub's unless there is such a path here, or a folder `user`.
+        """
+        if Path(name).exists():
+            if revision is not None:
+                raise UserError("a folder has no revisions", "revision", "leave it out")
         elif revision is not None:
-            raise UserError("a folder has no revisions", "revision", "leave it out")
+            name = f"hf://{name.removeprefix('hf://')}@{revision}"
+        elif name.count("/") == 1 and not Path(name).parent.is_dir():
+            name = f"hf://{name}"
         model: Preconditioned = import_module("consistune.models").load(name, **options)
         return model
 
@@ -264,6 +270,8 @@ class EDMPrecond(Preconditioned):
         precision: Precision = "fp32",
     ) -> None:
         super().__init__(network, precision)
+        if not 0 < sigma_data < math.inf:
+            raise UserError(f"{sigma_data!r} is no deviation", "sigma_data", "give a positive number: 0.5")
         self.sigma_data = sigma_data
         self.sigma_min = sigma_min
         self.sigma_max = math.inf if sigma_max is None else sigma_max

@@ -5,6 +5,7 @@ import operator
 from collections.abc import Iterable
 from itertools import pairwise
 from numbers import Real
+from typing import SupportsFloat
 
 from consistune.core.noise import EDM
 from consistune.core.objectives import learned
@@ -12,7 +13,7 @@ from consistune.core.rng import Between
 from consistune.core.sampling import ODE, Multistep, PhasedSteps, Sampler
 from consistune.core.types import Denoiser
 from consistune.errors import UserError
-from consistune.nn.precond import Preconditioned
+from consistune.nn.precond import LOWEST, Preconditioned
 
 DIFFUSION_STEPS = 18
 """Heun steps of a diffusion model by default: 35 network evaluations, EDM's choice for CIFAR-10."""
@@ -38,7 +39,7 @@ def default_sampler(
     if mid_t is not None and (card.is_diffusion or card.edges):
         raise StepsDoNotFit("the model takes no times between its steps: leave mid_t out")
     if steps is not None:
-        steps = operator.index(steps)
+        steps = _whole(steps)
     if card.is_diffusion:
         count = DIFFUSION_STEPS if steps is None else steps
         return ODE(count, low=max(ODE.low, model.sigma_min), high=model.start)
@@ -51,7 +52,7 @@ def default_sampler(
         raise ValueError(f"steps must be at least 1, got {steps}")
     if steps is None and card.objective is None:
         raise StepsDoNotFit("the model's card does not say how it is sampled: give steps or a sampler")
-    middle = card.mid_t if mid_t is None else tuple(mid_t)
+    middle = card.mid_t if mid_t is None else _times(mid_t)
     needed = (steps or 1) - 1
     if len(middle) < needed or (mid_t is not None and len(middle) > needed):
         raise StepsDoNotFit(
@@ -62,11 +63,34 @@ def default_sampler(
     middle = middle[:needed]
     if any(not 0 < t < model.start for t in middle) or any(b >= a for a, b in pairwise(middle)):
         raise ValueError(f"mid_t must fall between {model.start:g} and 0, got {list(middle)}")
-    if card.lowest is not None and min(middle, default=math.inf) < card.lowest:
-        raise StepsDoNotFit(f"the model learned no noise level below {card.lowest:g}: give a higher mid_t")
+    if min(middle, default=math.inf) < (lowest := lowest_time(model)):
+        raise StepsDoNotFit(f"the model learned no noise level below {lowest:g}: give a higher mid_t")
     if card.jumps or (model.two_times and card.objective is None):
         return PhasedSteps(middle[::-1])
     return Multistep(middle, t_max=None if model.start == EDM().t_max else model.start)
+
+
+def lowest_time(model: Preconditioned) -> float:
+    """The noise level down to which a model of few steps is sampled: what it learned, and EDM's 0.002."""
+    return max(model.card.lowest or 0.0, model.sigma_min, LOWEST)
+
+
+def _whole(steps: object) -> int:
+    """A number of steps. Raises ValueError where it is no integer."""
+    try:
+        if not isinstance(steps, bool):
+            return operator.index(steps)  # type: ignore[arg-type]
+    except TypeError:
+        pass
+    raise ValueError(f"steps is {steps!r:.60}: give an integer from 1 on")
+
+
+def _times(mid_t: object) -> tuple[float, ...]:
+    """The noise levels between steps. Raises ValueError where they are no numbers."""
+    times = tuple(mid_t) if isinstance(mid_t, Iterable) else (None,)
+    if not all(isinstance(t, SupportsFloat) for t in times):
+        raise ValueError(f"mid_t is {mid_t!r:.60}: give a list of noise levels, for example [0.8]")
+    return times
 
 
 def check_guidance(

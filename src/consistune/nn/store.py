@@ -10,6 +10,7 @@ import inspect
 import json
 import os
 import re
+import shlex
 import shutil
 from collections.abc import Mapping
 from importlib.metadata import entry_points
@@ -304,8 +305,11 @@ def _located(folder: Path) -> Path:
     if not folder.is_dir():
         raise UserError("no such model folder", str(folder), f"give a folder with {CONFIG} and {WEIGHTS}")
     if not (folder / CONFIG).is_file() and (folder / "checkpoints").is_dir():
-        remedy = f"finish it: consistune train {folder} --resume; or sample with --at latest"
-        raise UserError("the run is not finished, it has no model", str(folder), remedy)
+        remedy = (
+            f"finish it: consistune train {shlex.quote(str(folder))} --resume; or sample with --at latest"
+        )
+        left = f"model/{CONFIG} is missing" if (folder / "model").is_dir() else "it has no model"
+        raise UserError(f"the run is not finished, {left}", str(folder), remedy)
     for name in (CONFIG, WEIGHTS):
         if not (folder / name).is_file():
             raise UserError(f"not a model folder: {name} is missing", str(folder))
