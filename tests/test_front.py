@@ -3,6 +3,8 @@
 import inspect
 import math
 import re
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -23,8 +25,10 @@ from consistune.models import load, sample
 from consistune.nn.precond import Preconditioned
 from consistune.recipe import read_recipe
 from consistune.recipe.plan import make_plan
+from consistune.training.loop import TrainingDiverged
 
 SMALL = {"kind": "mlp", "width": 16, "blocks": 1, "expansion": 1, "embedding": 16}
+OWN = Consistency(EDM(), LogNormalPairs(SigmoidGap()), OneSample())
 LONELY = as_split(torch.zeros(9, 1, 8, 8).byte(), [0] * 8 + [1])
 
 
@@ -220,6 +224,36 @@ def test_a_run_is_not_continued_with_another_objective(teacher: Preconditioned, 
     assert [state.images for state in steps(teacher, "digits", method=again, **options)][-1] == 192
 
 
+def test_a_run_of_a_method_is_not_continued_with_an_objective(
+    teacher: Preconditioned, tmp_path: Path
+) -> None:
+    options = {"images": 192, "batch": 64, "out": tmp_path / "run"}
+    states = steps(teacher, "digits", method="ect", **options)
+    next(states)
+    states.close()
+    with pytest.raises(UserError, match="another objective"):
+        next(steps(teacher, "digits", method=OWN, **options))
+    (tmp_path / "mine" / "model").mkdir(parents=True)
+    with pytest.raises(UserError, match="belongs to no run"):
+        next(steps(teacher, "digits", method=OWN, **(options | {"out": tmp_path / "mine"})))
+    assert {path.name for path in (tmp_path / "mine").iterdir()} == {"model", ".lock"}
+
+
+@pytest.mark.parametrize("out", [None, "run"])
+def test_a_model_that_diverged_is_not_returned(tmp_path: Path, out: str | None) -> None:
+    with pytest.raises(TrainingDiverged, match="diverged at step"):
+        train(SMALL, "digits", images=640, lr=1e30, out=out and tmp_path / out)
+
+
+def test_what_a_training_changes_of_its_teacher_is_said(teacher: Preconditioned, tmp_path: Path) -> None:
+    split = digits().train
+    data = as_split(split.images, split.labels // 5)
+    with pytest.warns(UserWarning, match="the given model is adapted: new: "):
+        tune(train(SMALL, "digits", images=64, batch=64), data, images=64, batch=64)
+    tune(teacher, "digits", images=64, batch=64, out=tmp_path / "run")
+    assert "started from a model in memory" in (tmp_path / "run" / "log.txt").read_text()
+
+
 def test_a_run_from_python_is_measured_where_it_is_asked(teacher: Preconditioned, tmp_path: Path) -> None:
     settings = {"train.evaluate_images": 64, "train.log_images": 64, "train.snapshots": []}
     tune(teacher, "digits", images=64, batch=64, settings=settings, out=tmp_path / "run")
@@ -327,6 +361,15 @@ def test_a_network_that_cannot_learn_is_named(change: Callable[[Tensor], Tensor]
         (lambda m: tune(m, "digits", images=64, out="/proc/x"), "out: .* cannot be written"),
         (lambda m: tune(m, torch.zeros(1, 1, 8, 8).byte(), images=64), "data: one image is no set"),
         (lambda m: tune(m, LONELY, images=64), "the class '1' has 1 image; .* conditional=False"),
+        (
+            lambda m: tune(m, digits().train.images, images=64),
+            "data: the images have one class, the model knows 10; give labels",
+        ),
+        (
+            lambda m: train("mlp", digits().train.images, images=64, conditional=True),
+            "data: the images have one class; give labels",
+        ),
+        (lambda m: evaluate(m, "digits", metrics="fd"), r"metrics: 'fd' is one name; give \['fd'\]"),
         (lambda m: m.save("/proc/x"), "folder: .* cannot be written"),
         (lambda m: sample("m", [1]), "model: str is no model"),
         (lambda m: sample(m, 5), "seeds: 5 are no integers"),
@@ -360,6 +403,11 @@ def test_the_front_door_is_all_that_shows_and_is_explained() -> None:
         hints = inspect.signature(function)
         assert hints.return_annotation is not inspect.Signature.empty, name
         assert all(p.annotation is not inspect.Parameter.empty for p in hints.parameters.values()), name
+
+
+def test_the_method_can_be_reached_from_the_package() -> None:
+    code = "import consistune, sys; consistune.core; assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
 
 
 def test_tensors_train_as_the_set_they_were_taken_from() -> None:

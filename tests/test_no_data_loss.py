@@ -97,9 +97,13 @@ def test_files_of_the_user_that_look_unfinished_stay_in_a_run(tmp_path: Path) ->
     (tmp_path / "run" / ".notes.old").write_text("mine")
     (tmp_path / "run" / "mine").mkdir()
     (tmp_path / "run" / "mine" / ".step-by-step").write_text("mine")
+    (tmp_path / "run" / ".thesis.2024.old").write_text("mine")
+    (tmp_path / "run" / ".thesis.txt.2024.partial").write_text("mine")
+    (tmp_path / "run" / "samples" / ".photos.2023.old").mkdir(parents=True)
     before = everything(tmp_path)
     store.save(model(), tmp_path / "run" / ".model.77.partial")
     (tmp_path / "run" / ".log.txt.77.partial").write_text("half")
+    (tmp_path / "run" / "samples" / ".000000000192.png.77.partial").write_text("half")
     folder.remove_partial_files(tmp_path / "run")
     assert everything(tmp_path) == before
 

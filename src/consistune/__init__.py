@@ -55,6 +55,8 @@ def __getattr__(name: str) -> Any:
         value = getattr(import_module(f"consistune.{WHERE[name]}"), name)
         globals()[name] = value
         return value
+    if name == "core":
+        return import_module("consistune.core")
     raise AttributeError(f"module 'consistune' has no attribute {name!r}")
 
 

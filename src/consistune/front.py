@@ -11,6 +11,7 @@ here. What is not a name may be a torch object of `core`.
 
 import copy
 import re
+import warnings
 from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
@@ -33,12 +34,12 @@ from consistune.models import default_sampler, picture_shape
 from consistune.nn.module import wrap
 from consistune.nn.precond import Preconditioned
 from consistune.recipe import Recipe, shipped_recipes, to_yaml
-from consistune.recipe.plan import Given, make_plan
+from consistune.recipe.plan import Given, Plan, make_plan
 from consistune.recipe.scaled import scaled_recipe
 from consistune.system.files import check_writable, write_atomically
 from consistune.system.host import pick_device
 from consistune.training.folder import RECIPE
-from consistune.training.loop import StepReport, Trainer
+from consistune.training.loop import StepReport, Trainer, sound_steps
 from consistune.training.run import RunFolder
 
 TEMPLATE = "digits-"
@@ -162,6 +163,9 @@ def steps(
             objective was another. `train.evaluate_images` in `settings` has the model measured there.
         device: "auto": CUDA if there is a device, else the CPU.
 
+    What the training changes of the teacher, or will leave out, stands in the run's log; without a folder,
+    what changes its meaning is a warning.
+
     Raises UserError for arguments that do not fit; training.loop.TrainingDiverged as a run does.
     """
     split = as_split(data)
@@ -171,7 +175,7 @@ def steps(
         raise UserError(what, "method", "give a name, or an objective of consistune.core")
     if out is not None:
         check_writable(Path(out), "out", folder=True)
-    check_classes(split.train, _conditional(conditional, model, split))
+    check_classes(split.train, _conditional(conditional, model, split), getattr(model, "num_classes", 0))
     own, network = _first(model, split, method, conditional)
     chosen: dict[str, Any] = {"train.images": images, "train.batch": batch, "train.seed": seed}
     chosen |= {} if lr is None else {"optimizer.lr": lr}
@@ -183,13 +187,23 @@ def steps(
     plan = make_plan(recipe, place, Given(split, own, teacher, objective))
     trainer = plan.trainer(place)
     if out is None:
-        yield from (State(report, trainer) for report in trainer.steps())
+        for note in plan.warnings:
+            warnings.warn(note, stacklevel=2)
+        yield from (State(report, trainer) for report in sound_steps(trainer))
         return
-    measured = plan.options.evaluate_images is not None
-    evaluate = training_evaluation(split.to_look_at, device=place) if measured else None
     with _same_objective(Path(out), objective):
-        run = RunFolder.opened(Path(out), to_yaml(recipe), trainer, evaluate=evaluate)
+        run = _opened(Path(out), recipe, plan, trainer)
     yield from (State(report, trainer) for report in run.steps(trainer))
+
+
+def _opened(folder: Path, recipe: Recipe, plan: Plan, trainer: Trainer) -> RunFolder:
+    """The run in a folder; one that begins notes in its log what the plan has to say."""
+    measured, begun = plan.options.evaluate_images is not None, (folder / RECIPE).exists()
+    evaluate = training_evaluation(plan.data.to_look_at, device=trainer.device) if measured else None
+    run = RunFolder.opened(folder, to_yaml(recipe), trainer, evaluate=evaluate)
+    for note in () if begun else plan.notes:
+        run.say(note)
+    return run
 
 
 NOT_OBJECTIVES = ("pairs", "estimator", "loss", "schedule")
@@ -223,15 +237,24 @@ def _check_settings(
 
 @contextmanager
 def _same_objective(folder: Path, objective: Objective | None) -> Iterator[None]:
-    """Note a run's objective in its folder, which the block opens. Raises UserError where it was another."""
+    """Note a run's objective in its folder, which the block opens. Raises UserError where it was another.
+
+    It is noted before the run begins: a run without a note has the objective of a method.
+    """
     own = "" if objective is None else re.sub(r" at 0x[0-9a-f]+", "", repr(objective)) + "\n"
     path = folder / OBJECTIVE
-    if (folder / RECIPE).exists() and path.exists() and path.read_text(encoding="utf-8") != own:
+    noted = path.exists()
+    begun_with = path.read_text(encoding="utf-8") if noted else "" if (folder / RECIPE).exists() else own
+    if begun_with != own:
         what = "the run there has another objective"
         raise UserError(what, f"out={str(folder)!r}", "give another folder, or the objective it began with")
-    yield
-    if own:
+    if own and not noted:
         write_atomically(path, own)
+    try:
+        yield
+    finally:
+        if not (noted or (folder / RECIPE).exists()):  # no run has begun
+            path.unlink(missing_ok=True)
 
 
 def _names_frozen(settings: Mapping[str, Any]) -> bool:
@@ -321,6 +344,8 @@ def evaluate(
         shapes = list(picture_shape(model)), list(split.to_look_at.train.image_shape)
         raise UserError(f"the model makes images {shapes[0]}, the data are {shapes[1]}", "data")
     data = split.to_look_at
+    if isinstance(metrics, str):
+        raise UserError(f"{metrics!r} is one name", "metrics", f"give [{metrics!r}]")
     suite = score_suite(data, features, next(model.parameters()).device)
     if metrics is not None:
         suite = Suite(suite.setup, metrics)

@@ -107,6 +107,30 @@ def test_a_training_of_a_step_or_two_is_foretold_too(
     assert "images/s" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ({}, "a run is there already"),
+        ({"out": "new", "resume": True}, "no run to continue"),
+        ({"recipe": "run", "until": 100}, "has seen 128 images already"),
+        ({"recipe": "run", "overrides": ["optimizer.lr=0.5"]}, "the recipe differs"),
+    ],
+)
+def test_a_dry_run_is_refused_where_the_run_would_be(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: dict, said: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    keys = [NETWORK, "train={images: 128, batch: 64, snapshots: [], trackers: []}"]
+    given = {"recipe": "digits-edm", "overrides": [] if "recipe" in words else keys, "out": None, **words}
+    train("digits-edm", keys, out=Path("run"), device="cpu")
+    before = sorted(tmp_path.rglob("*"))
+    given["out"] = Path(given["out"] or "run")
+    with pytest.raises(UserError, match=said):
+        train(**given, device="cpu", dry_run=True)
+    train("run", device="cpu", dry_run=True)
+    assert sorted(tmp_path.rglob("*")) == before
+
+
 def test_what_is_missing_ends_it_in_one_line() -> None:
     with pytest.raises(UserError, match="train it first: consistune train digits-edm"):
         train("digits-sct", ["start_from=runs/digits-edm/nowhere"], device="cpu", dry_run=True)

@@ -45,6 +45,8 @@ TINY = ["network={kind: mlp, width: 8, blocks: 1}", "start_from=null"]
         ("data=cifar", ["data", "cifar", "digits"]),
         ("train.ema=[2]", ["train", "ema"]),
         ("nonsense", ["nonsense", "key=value"]),
+        ("data=my #1 set", ["data", "'#1 set' would be left out", "'data=\"my #1 set\"'"]),
+        ("data=#1", ["data", "'#1' would be left out"]),
     ],
 )
 def test_a_mistake_is_named_with_what_is_allowed(override: str, names: list[str]) -> None:
@@ -54,6 +56,11 @@ def test_a_mistake_is_named_with_what_is_allowed(override: str, names: list[str]
     assert "\n" not in line
     for name in names:
         assert name in line
+
+
+def test_a_command_to_type_is_quoted() -> None:
+    with pytest.raises(UserError, match="consistune train RECIPE --out 'runs/my run'"):
+        make_plan(read_recipe("digits-ect", ["start_from=runs/my run/model"]))
 
 
 @pytest.mark.parametrize(

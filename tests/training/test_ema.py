@@ -35,6 +35,14 @@ def test_a_constant_decay_follows_its_recursion() -> None:
     assert torch.allclose(average.model.weight.double(), expected, rtol=1e-5)
 
 
+def test_buffers_are_copied_whatever_the_decay() -> None:
+    model = nn.BatchNorm1d(2)
+    average = EMA(model, 0.9)
+    model.running_mean = torch.tensor([3.0, 4.0])
+    average.step(model, 0, 64)
+    assert average.model.running_mean.tolist() == [3.0, 4.0]
+
+
 def test_several_averages_run_side_by_side() -> None:
     words = "train.ema=[0.5, 0.9, {kind: half-life, images: 500, ramp_up: 0.05}, {kind: power, std: 0.1}]"
     keys = ["network={kind: mlp, width: 8, blocks: 1}", "train.images=640", "train.batch=64", words]
@@ -56,6 +64,14 @@ def test_a_half_life_is_counted_in_images_whatever_the_batch() -> None:
     for batch in (1, 16, 128):
         kept = math.prod(HalfLife(4_096).decay(n, batch) for n in range(0, 4_096, batch))
         assert kept == pytest.approx(0.5, rel=1e-9)
+
+
+@pytest.mark.parametrize(("beta", "batch", "images"), [(0.5, 64, 64), (0.25, 64, 32), (0.5**0.125, 10, 80)])
+def test_the_half_life_of_a_constant_decay_is_where_half_is_left(
+    beta: float, batch: int, images: int
+) -> None:
+    assert HalfLife.of_decay(beta, batch) == pytest.approx(images, rel=1e-12)
+    assert HalfLife(images).decay(0, batch) == pytest.approx(beta, rel=1e-12)
 
 
 def test_edms_ramp_up() -> None:

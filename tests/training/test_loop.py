@@ -59,6 +59,24 @@ def test_a_split_run_equals_the_unbroken_one_bit_for_bit(name: str) -> None:
         assert torch.equal(a, b)
 
 
+def test_every_counter_is_part_of_the_state() -> None:
+    """Also how often the run went back to a checkpoint, on which the seeds depend."""
+    counters = ("step", "images", "nonfinite_total", "nonfinite_in_a_row", "rollbacks")
+    first, second = trainer("digits-edm"), trainer("digits-edm")
+    for value, name in enumerate(counters, start=1):
+        setattr(first, name, value)
+    second.load_state_dict(copy.deepcopy(first.state_dict()))
+    assert [getattr(second, name) for name in counters] == [1, 2, 3, 4, 5]
+
+
+def test_every_part_of_a_batch_draws_its_own_dropout_masks() -> None:
+    run = trainer("digits-edm", "train.microbatch=16")
+    seeds: list[int] = []
+    run.step_loss.register_forward_pre_hook(lambda *_: seeds.append(torch.initial_seed()))
+    next(run.steps())
+    assert len(set(seeds)) == len(seeds) == 4
+
+
 def weights_of(trainer: Trainer) -> dict[str, object]:
     return {key: trainer.state_dict()[key] for key in ("model", "optimizer", "averages", "by_time")}
 
@@ -174,3 +192,7 @@ def test_every_epoch_shows_every_image_once_and_batches_do_not_matter() -> None:
     assert not torch.equal(whole[:100], whole[100:200])
     pieces = torch.cat([EpochOrder(100, seed=3).rows(start, 37) for start in range(0, 296, 37)])
     assert torch.equal(pieces, whole[:296])
+
+
+def test_another_seed_is_another_order() -> None:
+    assert not torch.equal(EpochOrder(100, seed=1).rows(0, 100), EpochOrder(100, seed=2).rows(0, 100))

@@ -1,6 +1,7 @@
 """Learning rates follow their formulas, counted in images; the fused kernels give the plain ones' steps."""
 
 import copy
+from typing import Literal
 
 import pytest
 import torch
@@ -61,6 +62,14 @@ def test_what_makes_no_sense_is_refused() -> None:
     ):
         with pytest.raises(ValueError, match="got"):
             wrong()
+
+
+@pytest.mark.parametrize("kind", ["adam", "adamw", "radam"])
+def test_every_option_reaches_torchs_optimizer(kind: Literal["adam", "adamw", "radam"]) -> None:
+    made = Optimizer(kind, 1e-3, betas=(0.8, 0.95), eps=1e-5, weight_decay=0.1)
+    (group,) = made.build(nn.Linear(2, 2)).param_groups
+    expected = {"lr": 1e-3, "betas": (0.8, 0.95), "eps": 1e-5, "weight_decay": 0.1}
+    assert {name: group[name] for name in expected} == expected
 
 
 def three_steps(optimizer: torch.optim.Optimizer, model: nn.Module, place: str) -> list[torch.Tensor]:

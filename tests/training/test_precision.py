@@ -23,7 +23,7 @@ from consistune.recipe.cost import estimate
 from consistune.recipe.plan import make_plan
 from consistune.training.loop import Trainer
 from consistune.training.options import CARD_PRECISION, TrainOptions
-from consistune.training.sharding import blocks
+from consistune.training.sharding import blocks, gradient_norm
 from tests.support.together import EDM2, SCT, mlp, trainer_of
 
 UNET = "model_channels: 8, channel_mult: [1, 2], num_blocks: 1, attn_resolutions: [4]"
@@ -132,9 +132,15 @@ def test_fp16_overflow_is_skipped_halves_the_scale_and_is_remembered() -> None:
     assert again.nonfinite_in_a_row == 1
 
 
-def test_the_gradient_of_fp16_is_reported_and_clipped_without_its_scale() -> None:
-    reports = [next(make("mlp", f"train.precision={word}").steps()) for word in ("fp32", "fp16")]
-    assert reports[1].gradient_norm == pytest.approx(reports[0].gradient_norm, rel=0.01)
+@pytest.mark.parametrize("share", [0.1, 10.0])
+def test_the_gradient_of_fp16_is_reported_and_clipped_without_its_scale(share: float) -> None:
+    """To the norm that is asked for, where it is longer."""
+    plain = next(make("mlp", "train.precision=fp32").steps()).gradient_norm
+    for word in ("fp32", "fp16"):
+        trainer = make("mlp", f"train.precision={word}", f"train.clip_norm={share * plain}")
+        assert next(trainer.steps()).gradient_norm == pytest.approx(plain, rel=0.01)
+        clipped = float(gradient_norm(trainer.model, trainer.processes))
+        assert clipped == pytest.approx(min(share, 1.0) * plain, rel=0.01)
 
 
 @pytest.mark.parametrize("network", sorted(set(NETWORKS) - {"mlp"}))
@@ -255,6 +261,15 @@ def test_the_teacher_computes_in_the_runs_precision(word: str, tmp_path: Path) -
     finally:
         hook.remove()
     assert set(seen) == {(word == "bf16", True)}
+
+
+def test_in_fp32_nothing_is_rounded_to_tf32_though_it_was_allowed_before() -> None:
+    matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
+    allowed, exact = (make("mlp", f"train.precision={word}").precision for word in ("tf32", "fp32"))
+    with allowed.scope():
+        with exact.scope():
+            assert (matmul.allow_tf32, cudnn.allow_tf32) == (False, False)
+        assert (matmul.allow_tf32, cudnn.allow_tf32) == (True, True)
 
 
 def test_flags_of_torch_are_put_back_after_a_pass() -> None:

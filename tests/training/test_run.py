@@ -1,6 +1,7 @@
 """Run folders: nothing lost, nothing half-written."""
 
 import errno
+import hashlib
 import json
 import os
 import resource
@@ -9,6 +10,7 @@ import signal
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext, suppress
 from functools import partial
 from pathlib import Path
 from threading import Thread
@@ -26,10 +28,12 @@ from consistune.nn.precond import Preconditioned
 from consistune.recipe import read_recipe, to_yaml
 from consistune.recipe.plan import make_plan
 from consistune.reproduce.runs import train_run
-from consistune.training import checkpoint, log
+from consistune.training import checkpoint, folder, log
 from consistune.training.folder import rename_snapshots
-from consistune.training.lock import Busy
+from consistune.training.latest import load_latest
+from consistune.training.lock import Busy, folder_lock
 from consistune.training.loop import Trainer, TrainingDiverged
+from consistune.training.options import share_name
 from consistune.training.run import Interrupted, RunFolder
 from tests.support.makers import edm_zip, pixels
 
@@ -179,6 +183,144 @@ def two_sets(tmp_path: Path) -> Callable[[int], Path]:
     return put
 
 
+def cut_the_newest(path: Path) -> None:
+    os.truncate(checkpoint.paths(path / "checkpoints")[-1], 1000)
+
+
+def remove_the_newest(path: Path) -> None:
+    checkpoint.paths(path / "checkpoints")[-1].unlink()
+
+
+def only_the_log(path: Path) -> None:
+    for name in ("checkpoints", "snapshots", "model"):
+        shutil.rmtree(path / name)
+    (path / "metrics.jsonl").unlink()
+
+
+@pytest.mark.parametrize("damage", [cut_the_newest, remove_the_newest, only_the_log])
+def test_a_run_whose_start_alone_is_sound_is_not_begun_again(
+    tmp_path: Path, damage: Callable[[Path], None]
+) -> None:
+    path, keys = tmp_path / "run", ["train.images=128"]
+    run, trainer = start(path, keys=keys)
+    list(run.steps(trainer))
+    damage(path)
+    with pytest.raises(UserError, match=r"sound, and the run had (gone on|begun): "):
+        start(path, resume=True, keys=keys)
+    assert (path / "metrics.jsonl").exists() == (damage is not only_the_log)
+    if damage is cut_the_newest:
+        with pytest.raises(UserError, match=r"no sound checkpoint, but 1 damaged"):
+            load_latest(path)
+
+
+def dangling(path: Path) -> None:
+    path.unlink()
+    path.symlink_to(path.with_name("nowhere"))
+
+
+def garbage(path: Path) -> None:
+    path.unlink()
+    digest = hashlib.sha256(b"garbage").hexdigest()[:16]
+    path.with_name(f"{path.name.rpartition('-')[0]}-{digest}.pt").write_bytes(b"garbage")
+
+
+@pytest.mark.parametrize("damage", [dangling, garbage])
+def test_a_damaged_checkpoint_of_any_kind_is_passed_over_aloud(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], damage: Callable[[Path], None]
+) -> None:
+    run, trainer = start(tmp_path / "run")
+    list(run.steps(trainer))
+    damage(checkpoint.paths(tmp_path / "run" / "checkpoints")[-1])
+    (tmp_path / "run" / "checkpoints" / f"step-00000077-{16 * '0'}.pt").mkdir()
+    load_latest(tmp_path / "run")
+    assert "taken is that of step 9" in capsys.readouterr().err
+    start(tmp_path / "run", resume=True)
+    assert "goes on from the checkpoint of step 9" in capsys.readouterr().err
+
+
+def test_a_checkpoint_of_another_network_is_refused(tmp_path: Path) -> None:
+    for name, width in (("run", 8), ("other", 16)):
+        run, trainer = start(tmp_path / name, keys=[f"network.width={width}", "train.images=128"])
+        list(run.steps(trainer))
+    newest = checkpoint.paths(tmp_path / "other" / "checkpoints")[-1]
+    shutil.copy(newest, tmp_path / "run" / "checkpoints" / newest.name.replace("00000002", "00000003"))
+    with pytest.raises(UserError, match="not those of this run's network"):
+        start(tmp_path / "run", resume=True, keys=["train.images=128"])
+
+
+@pytest.mark.parametrize("killed_at", [None, *range(6)])
+def test_snapshots_keep_their_right_names_through_longer_runs_and_kills(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, killed_at: int | None
+) -> None:
+    """Each holds the images that it had seen; some names are taken by others before."""
+    run, shares = tmp_path / "run", (0.125, 0.25, 0.75)
+    recipe = read_recipe("digits-edm", [*KEYS, "train.images=512"])
+    folder.create(run, to_yaml(recipe))
+
+    def snapshot(share: float, images: int) -> None:
+        path = run / "snapshots" / share_name(share)
+        path.mkdir(parents=True)
+        (path / "images").write_text(f"{share * images:g}")
+
+    for share in shares:
+        snapshot(share, 512)
+    rename_snapshots(run, 1024)
+    for share in shares[2:]:
+        snapshot(share, 1024)
+    renamed = 0
+    original = Path.rename
+
+    def rename(path: Path, target: Path) -> Path:
+        nonlocal renamed
+        if renamed == killed_at:
+            raise KeyboardInterrupt
+        renamed += 1
+        return original(path, target)
+
+    monkeypatch.setattr(Path, "rename", rename)
+    with nullcontext() if killed_at is None else pytest.raises(KeyboardInterrupt):
+        rename_snapshots(run, 2048)
+    monkeypatch.undo()
+    rename_snapshots(run, 4096)
+    found = {path.name: (path / "images").read_text() for path in (run / "snapshots").iterdir()}
+    assert found == {share_name(images / 4096): f"{images}" for images in (64, 128, 384, 768)}
+
+
+def test_a_system_without_locks_is_a_warning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    numbers, said = [errno.EACCES, errno.EOPNOTSUPP, errno.ENOLCK], list[str]()
+
+    def acquire(*_: object) -> None:
+        raise OSError(numbers.pop(), "No locks available")
+
+    monkeypatch.setattr("filelock.FileLock.acquire", acquire)
+    for _ in range(2):
+        with folder_lock(tmp_path, said.append):
+            pass
+    assert len(said) == 2
+    with pytest.raises(OSError, match="No locks"), folder_lock(tmp_path, said.append):
+        pass
+
+
+def test_a_terminal_that_is_gone_ends_no_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run, _ = start(tmp_path / "run")
+    with open("/dev/full", "w", buffering=1) as full:
+        monkeypatch.setattr("sys.stderr", full)
+        run.warn("something")
+        monkeypatch.undo()
+        with suppress(OSError):
+            full.close()
+    assert "warning: something" in (tmp_path / "run" / "log.txt").read_text()
+
+
+def test_the_model_is_the_last_that_a_run_writes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "run"
+    run, trainer = start(path, keys=["train.images=64", "train.snapshots=[]"])
+    seen: list[str] = []
+    monkeypatch.setattr(store, "save", lambda *_: seen.append((path / "log.txt").read_text()))
+    list(run.steps(trainer))
+    assert "done: 64 images" in seen[-1]
+
+
 def test_a_run_does_not_go_on_with_other_images(tmp_path: Path, two_sets: Callable[[int], Path]) -> None:
     keys = [f"data={two_sets(0)}"]
     run, trainer = start(tmp_path / "run", keys=keys)
@@ -323,6 +465,12 @@ def test_a_full_disk_leaves_the_old_checkpoint(
         signal.signal(signal.SIGXFSZ, before)
     assert [checkpoint.step_of(p) for p in tmp_path.iterdir()] == [1]
     assert checkpoint.load_newest(tmp_path)[0] == {"step": 1}
+
+
+def test_a_checkpoint_of_the_same_step_replaces_the_earlier_one(tmp_path: Path) -> None:
+    for value in (0.0, 1.0):
+        newest = checkpoint.save(tmp_path, {"step": 1, "weights": torch.full((2,), value)})
+    assert checkpoint.paths(tmp_path) == [newest]
 
 
 @pytest.mark.parametrize("place", [0.1, 0.5, 0.9])

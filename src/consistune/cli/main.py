@@ -32,8 +32,9 @@ from consistune.cli.options import pick_device
 from consistune.cli.streams import lasting
 from consistune.errors import RunFailed, UserError, printable
 
+NAME, DEBUG = "consistune", "--debug"
 app = typer.Typer(
-    name="consistune",
+    name=NAME,
     help="Stable Consistency Tuning: from a diffusion model to a one-step generator.",
     no_args_is_help=True,
     add_completion=False,
@@ -61,7 +62,6 @@ app.add_typer(data.app, name="data")
 app.add_typer(recipes.app, name="recipes")
 app.add_typer(ema.app, name="ema")
 
-DEBUG = "--debug"
 FULL = (errno.ENOSPC, errno.EDQUOT)
 """The disk is full, or the user's share of it."""
 LOST = "another process of this run has ended; start all again, a training with --resume"
@@ -110,7 +110,8 @@ def main() -> NoReturn:
     check_all_numbers(command)
     line = ""
     try:
-        status = command([w for w in words[:end] if w != DEBUG] + words[end:], standalone_mode=False)
+        given = [w for w in words[:end] if w != DEBUG] + words[end:]
+        status = command(given, prog_name=NAME, standalone_mode=False)
         if status == INTERRUPTED:  # the parser caught Ctrl-C
             line = "stopped"
     except KeyboardInterrupt:
@@ -170,9 +171,10 @@ def explain(error: Exception) -> tuple[int, str]:
     if isinstance(error, RunFailed):
         return 1, printable(str(error))
     if hasattr(error, "format_message"):  # raised by typer's parser
-        return 2, printable(
-            " ".join(error.format_message().split())
-        ) or "no command given; see consistune --help"
+        context = getattr(error, "ctx", None)
+        program = NAME if context is None else context.command_path
+        message = " ".join(error.format_message().split()).rstrip(".") or "no command given"
+        return 2, printable(f"{message}{' ' if message.endswith('?') else '; '}see {program} --help")
     if not _alone():  # only then, as torch is imported for it
         from consistune.system.processes import lost_process
 

@@ -65,9 +65,25 @@ def train(
         what = "it finds train.microbatch, which is given"
         raise UserError(what, "--batch auto", "leave one of the two out")
     if dry_run:
+        _check_place(resolved, folder, resume or folder == given, until)
         _print_cost(resolved, folder, device, memory)
     else:
         _run(resolved, folder, resume, device, fit=batch is not None, extend=until is not None)
+
+
+def _check_place(recipe: "Recipe", folder: Path, continued: bool, until: int | None) -> None:
+    """Raises UserError as a run in this folder would; reads no checkpoint and writes nothing."""
+    from consistune.recipe import to_yaml
+    from consistune.training import checkpoint
+    from consistune.training import folder as runs
+
+    if not continued:
+        runs.check_new(folder)
+        return
+    runs.check_continuation(folder, to_yaml(recipe), extend=until is not None)
+    stored = checkpoint.paths(folder / "checkpoints")
+    if until is not None and stored:
+        runs.check_end(checkpoint.step_of(stored[-1]) * recipe.train.batch, until)
 
 
 def _check_batch(batch: str, no_new_run: bool, device: str) -> None:
@@ -122,9 +138,10 @@ def _run(recipe: "Recipe", folder: Path, resume: bool, device: str, *, fit: bool
             run.say(note)
     parameters = sum(p.numel() for p in plan.model.parameters())
     on = f"{processes.count} × {trainer.device.type}" if processes.count > 1 else str(trainer.device)
+    place = shlex.quote(f"./{folder}" if str(folder).startswith("-") else str(folder))
     with (
         Screen(quiet=not processes.main) as screen,
-        screen.exit_when_interrupted(f"continue with: consistune train {shlex.quote(str(folder))} --resume"),
+        screen.exit_when_interrupted(f"continue with: consistune train {place} --resume"),
     ):
         for note in plan.notes:
             screen.say(note)

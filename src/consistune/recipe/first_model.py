@@ -1,5 +1,6 @@
 """The model that a run begins with: a fresh network, or trained weights adapted to the recipe."""
 
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -141,13 +142,13 @@ def load_weights(path: str, key: str) -> Preconditioned:
 def _remedy(path: str) -> str:
     name, parts = Path(path).name, Path(path).parts
     if (Path(path).parent / "recipe.yaml").is_file():
-        return f"finish its training: consistune train {Path(path).parent} --resume"
+        return f"finish its training: consistune train {shlex.quote(str(Path(path).parent))} --resume"
     if len(parts) > 1 and parts[0] == "runs":
         run = Path(*parts[:2])
         own = Path(f"{parts[1]}.yaml")
         if own.is_file() or parts[1] in shipped_recipes():
-            return f"train it first: consistune train {own if own.is_file() else parts[1]}"
-        return f"train it first: consistune train RECIPE --out {run}"
+            return f"train it first: consistune train {shlex.quote(str(own if own.is_file() else parts[1]))}"
+        return f"train it first: consistune train RECIPE --out {shlex.quote(str(run))}"
     for prefix, url in SOURCES.items():
         if name.startswith(prefix):
             return f"download {url}/{name}, or give another model's path"

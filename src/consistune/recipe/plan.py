@@ -48,7 +48,13 @@ class Plan:
     @property
     def notes(self) -> list[str]:
         """What the run should say at its start: of the model it starts from, and what it will not do."""
-        return [*self._origin_notes, *self._missing_notes]
+        return [*self._origin_notes, *self._missing_notes, *self._sigma_notes]
+
+    @property
+    def warnings(self) -> list[str]:
+        """Of the notes, those of what makes the training another: changed weights, another sigma_data."""
+        changes = [f"the given model is adapted: {change}" for change in self._origin_notes[1:]]
+        return [*changes, *self._sigma_notes]
 
     @property
     def _missing_notes(self) -> list[str]:
@@ -58,13 +64,17 @@ class Plan:
         if every is not None and every > self.options.images:
             what = f"train.evaluate_images is {every:,}, the run ends at {self.options.images:,}"
             notes.append(f"the model will not be measured: {what}")
+        return notes
+
+    @property
+    def _sigma_notes(self) -> list[str]:
         own: Any = getattr(self.model, "sigma_data", None)
         parts = (self.objective, *(getattr(self.objective, name, None) for name in ("weight", "distance")))
         others: set[Any] = {getattr(part, "sigma_data", own) for part in parts} - {own}
-        if own is not None and others:
-            given = ", ".join(f"{each:g}" for each in sorted(others))
-            notes.append(f"sigma_data is {given} in the loss, and {own:g} in the model: give both alike")
-        return notes
+        if own is None or not others:
+            return []
+        given = ", ".join(f"{each:g}" for each in sorted(others))
+        return [f"sigma_data is {given} in the loss, and {own:g} in the model: give both alike"]
 
     @cached_property
     def sheet_fault(self) -> str | None:

@@ -13,7 +13,7 @@ from consistune.core.objectives import Objective
 from consistune.errors import UserError, nearest
 from consistune.recipe.ranges import check_numbers
 from consistune.recipe.words import PARTS, Recipe, Section, recipe_reader, recipe_section, section
-from consistune.recipe.yaml_text import parse_yaml, read_text, shortened
+from consistune.recipe.yaml_text import parse_value, parse_yaml, read_text, shortened
 
 SHIPPED = Path(__file__).parents[1] / "recipes"
 DEEPEST_EXTENDS = 20
@@ -43,7 +43,7 @@ def read_recipe(name: str, overrides: list[str] | tuple[str, ...] = ()) -> Recip
         if not separator or not key:
             what = f"{override!r} is not an override"
             raise UserError(what, "key=value", "write for example train.images=1000")
-        assign(data, key.split("."), parse_yaml(value, key), override)
+        assign(data, key.split("."), parse_value(value, key), override)
         if key.endswith(".kind"):
             _check_keys_of_kind(data, key, override)
     return validate(data, str(path))

@@ -16,6 +16,8 @@ MOST_VALUES = 20_000
 DEEPEST = 40
 """Levels of lists and mappings."""
 TAGS = {f"tag:yaml.org,2002:{name}" for name in ("null", "bool", "int", "float", "str", "seq", "map")}
+ENDS = (yaml.StreamEndToken, yaml.BlockEndToken)
+"""Tokens that stand behind a comment."""
 SHOWN = 60
 """Characters of a value in a message."""
 
@@ -125,6 +127,16 @@ def parse_yaml(text: str, where: str) -> Any:
         mark = getattr(error, "problem_mark", None)
         place = f"{where}, line {mark.line + 1}, column {mark.column + 1}" if mark else where
         raise UserError(f"not valid YAML: {getattr(error, 'problem', None) or error}", place) from error
+
+
+def parse_value(text: str, key: str) -> Any:
+    """As `parse_yaml`, for the one-line value of a key. Raises UserError too for a comment in it."""
+    value = parse_yaml(text, key)
+    tokens = (token for token in yaml.scan(text, yaml.SafeLoader) if not isinstance(token, ENDS))
+    left = text[max(token.end_mark.index for token in tokens) :].strip()
+    if left:
+        raise UserError(f"{left!r} would be left out as a comment", key, f"write '{key}=\"{text}\"'")
+    return value
 
 
 def read_text(path: Path) -> str:

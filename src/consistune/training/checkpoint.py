@@ -7,6 +7,7 @@ file gets its name by one rename when all of it is on the disk.
 import hashlib
 import re
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import IO, Any
 
 import torch
@@ -68,8 +69,9 @@ def step_of(path: Path) -> int:
 
 
 def paths(folder: Path) -> list[Path]:
-    """The checkpoint files in a folder, oldest first."""
-    return sorted((p for p in folder.glob("step-*.pt") if NAME.fullmatch(p.name)), key=step_of)
+    """The checkpoint files in a folder, also links whose file is gone; oldest first."""
+    found = (p for p in folder.glob("step-*.pt") if NAME.fullmatch(p.name))
+    return sorted((p for p in found if p.is_file() or p.is_symlink()), key=step_of)
 
 
 def load_newest(folder: Path) -> tuple[dict[str, Any] | None, list[Path]]:
@@ -79,7 +81,10 @@ def load_newest(folder: Path) -> tuple[dict[str, Any] | None, list[Path]]:
         try:
             if path.stem.endswith(file_digest(path)[:16]):
                 return torch.load(path, map_location="cpu", weights_only=True), damaged
-        except FileNotFoundError:  # a trainer at work has deleted it, after it wrote a newer one
-            return load_newest(folder)
+        except FileNotFoundError:
+            if not path.is_symlink():  # a trainer at work has deleted it, after it wrote a newer one
+                return load_newest(folder)
+        except (UnpicklingError, EOFError):  # its name is right, and it is no checkpoint
+            pass
         damaged.append(path)
     return None, damaged

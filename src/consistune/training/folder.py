@@ -12,7 +12,9 @@ model/             the averaged model, when the run is done
 """
 
 import json
+import math
 import re
+import shlex
 import shutil
 import sys
 from pathlib import Path
@@ -26,29 +28,37 @@ from consistune.system.files import write_atomically
 from consistune.system.host import machine, package_version
 from consistune.system.own import is_own
 from consistune.system.processes import launched_processes
+from consistune.training import checkpoint
 from consistune.training.metrics_file import MetricsFile
 from consistune.training.options import share_name
 
-RECIPE = "recipe.yaml"
+RECIPE, ENVIRONMENT = "recipe.yaml", "environment.json"
 OWN_FOLDERS = ("checkpoints", "snapshots", "ema", "samples")
 """The folders in which a run writes file by file, or folder by folder."""
-NAMES = ("environment.json", "metrics.jsonl", "log.txt", "tensorboard", "best", "model", *OWN_FOLDERS)
+NAMES = (ENVIRONMENT, "metrics.jsonl", "log.txt", "tensorboard", "best", "model", *OWN_FOLDERS)
+LATER_LINES = re.compile(r"\S+ \S+ ((?:stopped at|done:) .*)")
+"""What log.txt says when a state was stored after the start."""
 MACHINE_KEYS = ("microbatch", "shard", "compile", "channels_last", "checkpointing", "trackers", "keep")
 """Keys of `train` that may change when a run is continued, for example on another machine."""
 
 
-def create(folder: Path, recipe_text: str) -> None:
-    """Begin a run's folder. Raises UserError where there is a run, or another's file of its names."""
+def check_new(folder: Path) -> None:
+    """Raises UserError where there is a run, or another's file of its names."""
     if (folder / RECIPE).exists():
         raise UserError(
             "a run is there already", str(folder), "add --resume to continue it, or choose another --out"
         )
-    environment_file = folder / "environment.json"
-    if not is_own(environment_file, ("consistune", "command")):  # a kill may have left it without a recipe
+    # A kill may have left the environment's file without a recipe.
+    if not is_own(folder / ENVIRONMENT, ("consistune", "command")):
         found = [name for name in NAMES if (folder / name).exists()]
         if found:
             what = f"{found[0]} is already there, and belongs to no run"
             raise UserError(what, str(folder), "choose another --out, or move it away")
+
+
+def create(folder: Path, recipe_text: str) -> None:
+    """Begin a run's folder. Raises UserError as `check_new` does."""
+    check_new(folder)
     folder.mkdir(parents=True, exist_ok=True)
     environment = {
         "consistune": package_version(),
@@ -56,7 +66,7 @@ def create(folder: Path, recipe_text: str) -> None:
         "processes": launched_processes(),
         **machine(),
     }
-    write_atomically(environment_file, json.dumps(environment, indent=2) + "\n")
+    write_atomically(folder / ENVIRONMENT, json.dumps(environment, indent=2) + "\n")
     write_atomically(folder / RECIPE, recipe_text)
 
 
@@ -88,29 +98,64 @@ def check_continuation(folder: Path, recipe_text: str, extend: bool = False) -> 
         raise UserError(
             "the recipe differs from the one this run began with",
             str(saved),
-            f"continue with `consistune train {folder} --resume`, or choose another --out",
+            f"continue with `consistune train {shlex.quote(str(folder))} --resume`, or choose another --out",
         )
 
 
+def check_end(seen: int, end: int) -> None:
+    """Raises UserError where a run that has seen so many images cannot be continued to `end` of them."""
+    if seen >= end:
+        raise UserError(f"the run has seen {seen:,} images already", "--until", "give a larger number")
+
+
 def rename_snapshots(folder: Path, images: int) -> None:
-    """Name the snapshots of a run that is continued to so many images by their shares of these."""
-    train = read_recipe_of(folder)["train"]
-    for share in sorted(train["snapshots"]):
-        old = folder / "snapshots" / share_name(share)
-        new = folder / "snapshots" / share_name(share * train["images"] / images)
-        if old.is_dir() and not new.exists():  # else a kill came after it
-            old.rename(new)
+    """Name the snapshots of a run that is continued to so many images by their shares of these.
+
+    They are first named by the images that they had seen. The recipe then gets the new number, and the
+    snapshots their new names. So a kill between any two renames leaves names of which each is right.
+    """
+    recipe, place = read_recipe_of(folder), folder / "snapshots"
+    if recipe["train"]["images"] != images:
+        for path in list(place.glob("*%")):
+            share = _number(path.name.removesuffix("%")) / 100
+            if share_name(share) == path.name:
+                path.rename(place / f".{share * recipe['train']['images']!r}-images")
+        recipe["train"]["images"] = images
+        write_atomically(folder / RECIPE, yaml.safe_dump(recipe, sort_keys=False, allow_unicode=True))
+    for path in list(place.glob(".*-images")):
+        share = _number(path.name[1:].removesuffix("-images")) / images
+        if share > 0:
+            path.rename(place / share_name(share))
+
+
+def _number(text: str) -> float:
+    """The number that a text is; NaN where it is none."""
+    try:
+        return float(text)
+    except ValueError:
+        return math.nan
 
 
 def progress(folder: Path) -> str:
     """What in a run's folder shows that images were trained; "" where there is nothing."""
     records = MetricsFile(folder).records()
     found = [f"metrics.jsonl up to {records[-1]['images']:,} images"] if records else []
-    for name in ("checkpoints", "snapshots", "ema", "best", "model"):
+    for name in ("checkpoints", "snapshots", "ema", "best"):
         number = len(list((folder / name).iterdir())) if (folder / name).is_dir() else 0
         if number:
             found.append(f"{number} file(s) in {name}" if name in OWN_FOLDERS else f"{name}/")
-    return ", ".join(found)
+    return ", ".join(filter(None, [*found, stored_later(folder)]))
+
+
+def stored_later(folder: Path) -> str:
+    """What in a run's folder shows that a checkpoint after that of the start was there; "": nothing."""
+    found = [path.name for path in checkpoint.paths(folder / "checkpoints") if checkpoint.step_of(path)]
+    found += [f"samples/{path.name}" for path in sorted(folder.glob("samples/*.png")) if path.stem.isdigit()]
+    found += ["model/"] if (folder / "model").is_dir() else []
+    log = folder / "log.txt"
+    lines = log.read_text(encoding="utf-8", errors="replace").splitlines() if log.is_file() else []
+    found += [f"log.txt: {line[1]}" for line in map(LATER_LINES.fullmatch, lines) if line]
+    return ", ".join(found[-3:])
 
 
 def _method(recipe: dict[str, Any], free: tuple[str, ...]) -> dict[str, Any]:
@@ -119,7 +164,10 @@ def _method(recipe: dict[str, Any], free: tuple[str, ...]) -> dict[str, Any]:
     return {**recipe, "train": train}
 
 
-PARTIAL = re.compile(r"\..+\.\d+\.(partial|old)|\.step-\d{8,}")
+FILES = r"recipe\.yaml|(environment|config)\.json|metrics\.jsonl|(log|objective)\.txt"
+WRITTEN = rf"{FILES}|model|best|[\d.e-]+%|\d{{12}}(\.png|-[\d.]+)|\.step-\d{{8,}}"
+"""The names that a run gives its files and folders."""
+PARTIAL = re.compile(rf"\.({WRITTEN})\.\d+\.partial|\.step-\d{{8,}}")
 """The names of what this program has begun to write: `system.files`, `nn.store`, `training.checkpoint`."""
 
 

@@ -1,5 +1,6 @@
 """The lock of a run's folder: one program at a time trains in it."""
 
+import errno
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,6 +11,7 @@ from filelock import FileLock, Timeout
 from consistune.errors import UserError
 
 LOCK = ".lock"
+NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 Key = TypeVar("Key")
 Result = TypeVar("Result")
 
@@ -59,7 +61,9 @@ def folder_lock(folder: Path, say: Callable[[str], None]) -> Iterator[None]:
         lock.acquire()
     except Timeout:
         raise Busy(folder) from None
-    except NotImplementedError:  # some network file systems
+    except (NotImplementedError, OSError) as error:  # some network file systems
+        if isinstance(error, OSError) and error.errno not in NO_LOCKS:
+            raise
         say("this file system has no locks; let no other program train here")
     del say  # it may belong to the lock's owner, who would then never be collected with an open lock
     try:

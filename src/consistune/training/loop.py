@@ -307,13 +307,21 @@ class Trainer:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from a state, of any number of processes, sharded or not.
 
-        Raises UserError where the images are not those that the state was trained on.
+        Raises UserError where the images are not those that the state was trained on, or its weights are
+        those of another network.
         """
         if state["data_sha256"] not in (None, self.model.card.data_sha256):
             raise UserError(
                 "the training images are not those that this run began with",
                 str(self.model.card.data),
                 "bring those back, or begin another run",
+            )
+        stored, own = ({k: v.shape for k, v in w.items()} for w in (state["model"], self.model.state_dict()))
+        if stored != own:
+            odd = min(name for name in stored | own if stored.get(name) != own.get(name))
+            what = f"the weights are not those of this run's network, beginning with {odd!a}"
+            raise UserError(
+                what, f"checkpoint of step {state['step']}", "bring the run's own checkpoint back"
             )
         for name in self.COUNTERS:
             setattr(self, name, state[name])
@@ -324,6 +332,35 @@ class Trainer:
         if state["scaler"]:
             self.precision.scaler.load_state_dict(state["scaler"])
         self.by_time = state["by_time"].to(self.device)
+
+
+def crosses(before: int, after: int, every: int | None) -> bool:
+    """Whether a multiple of `every` lies in (before, after]; None: never."""
+    return every is not None and before // every != after // every
+
+
+def require_sound(soundness: Soundness, report: StepReport, finished: bool = False) -> None:
+    """Raises TrainingDiverged where the trainer's state must not be stored. All processes call it."""
+    fault = soundness.fault(finished)
+    if fault is not None:
+        raise TrainingDiverged(
+            f"diverged at step {report.step} ({report.images:,} images, loss {report.loss:.4g}): {fault}"
+        )
+
+
+def sound_steps(trainer: Trainer) -> Iterator[StepReport]:
+    """The trainer's steps, where no run's folder looks after them.
+
+    Raises TrainingDiverged as `Trainer.steps` does, and where the state is not sound every `log_images` or
+    at the end.
+    """
+    soundness, options = trainer.soundness(), trainer.options
+    for report in trainer.steps():
+        soundness.follow(report.loss)
+        finished = report.images >= options.images
+        if finished or crosses(report.images - options.batch, report.images, options.log_images):
+            require_sound(soundness, report, finished)
+        yield report
 
 
 def flipped(batch: Batch, generator: torch.Generator) -> Batch:

@@ -11,7 +11,7 @@ import math
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
@@ -26,7 +26,7 @@ from consistune.training.ema import PowerFunction
 from consistune.training.interrupt import Interrupted, StopSignal
 from consistune.training.lock import folder_lock
 from consistune.training.log import Telemetry
-from consistune.training.loop import StepReport, Trainer, TrainingDiverged
+from consistune.training.loop import StepReport, Trainer, TrainingDiverged, crosses, require_sound
 from consistune.training.metrics_file import EVALUATION, MetricsFile
 from consistune.training.options import share_name
 
@@ -97,7 +97,8 @@ class RunFolder:
         """Add a warning to log.txt, and show it."""
         self.say(f"warning: {message}")
         if self.main:
-            print(f"warning: {message}", file=sys.stderr)
+            with suppress(OSError):  # a terminal that is gone, or a full disk behind it
+                print(f"warning: {message}", file=sys.stderr)
 
     def resume(self, trainer: Trainer) -> None:
         """Load the newest sound checkpoint, and remove the records that were written after it.
@@ -105,7 +106,8 @@ class RunFolder:
         A run that was killed before it wrote anything starts from the beginning. The number of processes may
         have changed.
 
-        Raises UserError where the folder shows progress and has no sound checkpoint; it then stays as it is.
+        Raises UserError where the folder shows progress and has no sound checkpoint, or only that of the
+        start; it then stays as it is.
         """
         if self.main:
             self._lock()
@@ -117,23 +119,28 @@ class RunFolder:
         if self.main:
             folder.remove_partial_files(self.path)
         if not self._load_checkpoint(trainer):
-            lost = folder.progress(self.path) if self.main else ""
-            if not trainer.processes.agree(-len(lost)) or lost:
-                raise UserError(
-                    f"no checkpoint is sound, and the run had begun: {lost or 'see the first process'}",
-                    str(self.checkpoints),
-                    f"begin another run with --out, or with start_from={self.path}/model where that is there",
-                )
-        if self.extended is not None and trainer.images >= trainer.options.images:
-            raise UserError(
-                f"the run has seen {trainer.images:,} images already", "--until", "give a larger number"
-            )
+            self._check_not_begun(trainer, folder.progress, "no checkpoint is sound, and the run had begun")
+        elif not trainer.step:
+            what = "only the checkpoint of the start is sound, and the run had gone on"
+            self._check_not_begun(trainer, folder.stored_later, what)
+        if self.extended is not None:
+            folder.check_end(trainer.images, trainer.options.images)
         if self.main:
+            folder.rename_snapshots(self.path, trainer.options.images)
             if self.extended is not None:
-                folder.rename_snapshots(self.path, trainer.options.images)
                 write_atomically(self.path / folder.RECIPE, self.extended)
             self.metrics.truncate(trainer.images)
         trainer.processes.wait()
+
+    def _check_not_begun(self, trainer: Trainer, sign: Callable[[Path], str], what: str) -> None:
+        """Raises UserError where the folder has a sign that a run, which would begin at 0, had gone on."""
+        lost = sign(self.path) if self.main else ""
+        if not trainer.processes.agree(-len(lost)) or lost:
+            raise UserError(
+                f"{what}: {lost or 'see the first process'}",
+                str(self.checkpoints),
+                f"begin another run with --out, or with start_from={self.path}/model where that is there",
+            )
 
     def steps(self, trainer: Trainer) -> Iterator[StepReport]:
         """The trainer's steps, with logs, snapshots and checkpoints; the finished model at the end.
@@ -165,9 +172,9 @@ class RunFolder:
                 except TrainingDiverged as error:
                     self._roll_back(trainer, error)
             self._save_checkpoint(trainer, picture=True)
-            self._save_model(trainer, self.path / "model")
             self._save_samples(trainer)
             self.say(f"done: {trainer.images:,} images, {trainer.nonfinite_total} non-finite steps")
+            self._save_model(trainer, self.path / "model")  # last: who finds it takes the run for finished
 
     def _lock(self) -> None:
         """Hold the folder's lock, for all processes of one program, until `steps` ends."""
@@ -215,7 +222,7 @@ class RunFolder:
         for report in trainer.steps(stop.received):
             self.soundness.follow(report.loss)
             before, finished = report.images - options.batch, report.images >= options.images
-            due = partial(_crosses, before, report.images)
+            due = partial(crosses, before, report.images)
             if due(options.log_images):
                 telemetry.write(report)
             shares = [s for s in options.snapshots if before < s * options.images <= report.images]
@@ -223,7 +230,7 @@ class RunFolder:
             checkpoint_due = checkpoint_due or due(options.checkpoint_images)
             measure_due = due(options.evaluate_images)
             if due(options.log_images) or shares or averages_due or checkpoint_due or measure_due or finished:
-                self._require_sound(report, finished)
+                require_sound(self.soundness, report, finished)
             with telemetry.apart():
                 for share in shares:
                     self._save_model(trainer, self.path / "snapshots" / share_name(share))
@@ -238,7 +245,7 @@ class RunFolder:
                     checkpoint_due = False
             yield report
             if report.stopping and not finished:
-                self._require_sound(report)
+                require_sound(self.soundness, report)
                 self._save_checkpoint(trainer, picture=False)
                 self.say(f"stopped at {report.images:,} images")
                 raise Interrupted(stop.number)
@@ -265,19 +272,13 @@ class RunFolder:
         self.say(f"error: {message}")
         raise TrainingDiverged(message) from error
 
-    def _require_sound(self, report: StepReport, finished: bool = False) -> None:
-        """Raises TrainingDiverged where the trainer's state must not be stored. All processes call it."""
-        fault = self.soundness.fault(finished)
-        if fault is not None:
-            raise TrainingDiverged(
-                f"diverged at step {report.step} ({report.images:,} images, loss {report.loss:.4g}): {fault}"
-            )
-
     def _load_checkpoint(self, trainer: Trainer) -> bool:
         """Put the trainer where the newest sound checkpoint was; False where there is none."""
         state, damaged = checkpoint.load_newest(self.checkpoints)
         for path in damaged:
             self.warn(f"{path.name} is damaged and was passed over")
+        if damaged and state is not None:
+            self.warn(f"goes on from the checkpoint of step {state['step']} instead")
         if not trainer.processes.agree(-1 if state is None else state["step"]):
             raise UserError(
                 "the processes see different checkpoints",
@@ -349,8 +350,3 @@ class RunFolder:
                 store.save(model, self.path / "best")
             except UserError as error:  # something came into the folder; it must not end the training
                 self.warn(f"the best model is not kept: {error}")
-
-
-def _crosses(before: int, after: int, every: int | None) -> bool:
-    """Whether a multiple of `every` lies in (before, after]; None: never."""
-    return every is not None and before // every != after // every
