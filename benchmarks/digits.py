@@ -22,8 +22,8 @@ import torch
 import yaml
 
 from consistune.bench.timing import alternate, in_own_process
+from consistune.cli.main import explain
 from consistune.cli.screen import Screen
-from consistune.errors import UserError
 from consistune.models import default_sampler, load, sample
 from consistune.pages.plots import SampleGrids
 from consistune.recipe import read_recipe, to_yaml, validate
@@ -323,6 +323,9 @@ if __name__ == "__main__":
         main()
     except Interrupted as stop:
         sys.exit(stop.status)
-    except (Refused, UserError) as error:
-        print(error, file=sys.stderr)
-        sys.exit(2)
+    except Exception as error:
+        status, line = (2, str(error)) if isinstance(error, Refused) else explain(error)
+        if status != 2:
+            raise
+        print(line, file=sys.stderr)
+        sys.exit(status)

@@ -26,6 +26,7 @@ from consistune.metrics.classifier import ImageClassifier
 from consistune.nn.autoencoder.space import LatentSpace
 from consistune.pages.create import verdict
 from consistune.recipe import read_recipe
+from consistune.training.lock import LOCK, folder_lock
 from tests.support import latents
 from tests.support.command import run_main
 from tests.support.makers import class_folders, pixels
@@ -193,6 +194,55 @@ def test_a_damaged_record_is_a_line(text: str, photos: Path, tmp_path: Path) -> 
         2,
         True,
     )
+
+
+def test_a_record_of_another_is_not_taken_for_damaged(photos: Path, tmp_path: Path) -> None:
+    (tmp_path / "create.json").write_text('{"name": "mine"}')
+    status, line = run(str(photos), "--out", str(tmp_path), "--size", "8")
+    assert (status, line.endswith("is not of this command; choose another --out, or move it away")) == (
+        2,
+        True,
+    )
+
+
+@pytest.mark.parametrize("kind", ["flat", "damaged"])
+def test_many_images_are_not_left_out(kind: str, tmp_path: Path) -> None:
+    """Images beside a folder of images have no class; damaged ones cannot be used."""
+    source = tmp_path / "mine"
+    class_folders(source, pixels(20, 16, 16), ["results"] * 20)
+    flat = source if kind == "flat" else source / "results"
+    for k in range(20, 60):
+        good = (source / "results" / sorted(os.listdir(source / "results"))[0]).read_bytes()
+        (flat / f"{k}.png").write_bytes(good if kind == "flat" else good[:40])
+    status, line = run(str(source), "--out", str(tmp_path / "job"), "--size", "8", "--time", "40s", "--yes")
+    assert (status, "40 images would be left out" in line) == (2, True), line
+    assert re.search("mend or move them; or use consistune data prepare, where --allow-missing 40", line)
+    assert not (tmp_path / "job" / "create.json").exists()
+
+
+def test_a_second_program_in_a_job_is_refused_and_writes_nothing(photos: Path, tmp_path: Path) -> None:
+    out, words = tmp_path / "new" / "job", (str(photos), "--size", "8", "--time", "40s", "--yes")
+    out.mkdir(parents=True)
+    with folder_lock(out, print):
+        status, line = run(*words, "--out", str(out))
+        assert (status, "another program trains in this folder" in line) == (2, True)
+        assert [path.name for path in out.iterdir()] == [LOCK]
+    shutil.rmtree(out.parent)
+    assert run(str(tmp_path / "no"), *words[1:], "--out", str(out))[0] == 2
+    assert not out.parent.exists()
+
+
+def test_what_a_kill_left_unfinished_in_a_job_is_removed(photos: Path, tmp_path: Path) -> None:
+    words = ("create", str(photos), "--out", str(tmp_path), "--size", "8", "--time", "40s")
+    for name in ("create.json", "teacher.yaml", "notes.txt"):
+        (tmp_path / f".{name}.12.partial").touch()
+    assert CliRunner().invoke(app, words, input="n\n").exit_code == 0
+    assert {path.name for path in tmp_path.iterdir()} == {
+        LOCK,
+        "create.json",
+        "data",
+        ".notes.txt.12.partial",
+    }
 
 
 def test_results_do_not_lie_among_the_images(photos: Path) -> None:

@@ -15,10 +15,12 @@ from typer.testing import CliRunner
 
 from consistune import front, models
 from consistune.cli.main import app, explain
+from consistune.core.posterior.mean import restored
 from consistune.data.images import load_data
 from consistune.errors import UserError
 from consistune.evaluation.job import FLOOR, Job
 from consistune.evaluation.request import Request
+from consistune.evaluation.sources import DecodedSource
 from consistune.evaluation.while_training import training_evaluation
 from consistune.metrics.features import Extractor
 from consistune.metrics.sheet import Input, Protocol
@@ -253,6 +255,18 @@ def test_evaluate_measures_pictures_and_states_the_floor(
     assert floor["summary"]["fd-pooled"]["mean"] == pytest.approx(exact, rel=0.01)
     assert "fd-pooled" in drawn["summary"]
     assert FLOOR in page.read_text()
+
+
+def test_the_floor_decodes_each_picture_once_and_none_mirrored(tmp_path: Path) -> None:
+    data = load_data(str(latent_set(tmp_path, flip=True)[0]))
+    record = data.train.latents
+    assert record is not None
+    space, stored = LatentSpace(record, tiny()), data.train.images[::2]
+    decoded, labels = DecodedSource(space, data)(range(len(stored)))
+    order = torch.randperm(len(stored), generator=torch.Generator().manual_seed(0))
+    assert torch.equal(decoded, space.decode(restored(stored, record.scale))[order])
+    assert labels is not None
+    assert torch.equal(labels, data.to_look_at.train.labels[order])
 
 
 def test_evaluate_from_python_measures_pictures(data: Path, teacher: Path, pooled: Extractor) -> None:

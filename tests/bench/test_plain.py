@@ -76,4 +76,4 @@ def test_the_plain_target_is_the_model_at_r() -> None:
     nearer = Times(draw.times.t, draw.times.t * (1 - 5e-4), draw.times.s)
     with torch.no_grad():
         a, b = (losses(model, draw.x_0, times, draw.noise, None) for times in (near, nearer))
-    torch.testing.assert_close(a, b, rtol=0.1, atol=0.1)
+    torch.testing.assert_close(a, b, rtol=0.1, atol=0)

@@ -188,6 +188,14 @@ def test_samples_as_grid_array_and_files(model: Path, tmp_path: Path) -> None:
     assert (grid[:48:side, :48:side] == arrays["arr_0"][0, :, :, 0]).all()
 
 
+def test_classes_are_assigned_in_turn_by_seed_whatever_the_batch(model: Path, tmp_path: Path) -> None:
+    out = tmp_path / "a.npz"
+    done = run_main("sample", model, "--seeds", "7-10", "--classes", "4-6", "--batch", "2", "--out", out)
+    assert done.returncode == 0, done.stderr
+    with np.load(out) as arrays:
+        assert arrays["arr_1"].tolist() == [5, 6, 4, 5]
+
+
 def test_ctrl_c_saves_and_the_run_goes_on_to_the_same_end(tmp_path: Path) -> None:
     keys = [TINY[0], "train={images: 19_200, batch: 64, checkpoint_images: 19_200, log_images: 64}"]
     command = [

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from consistune.cli.reproduce import reproduce
+from consistune.cli.reproduce import demo, reproduce
 from consistune.errors import UserError
 from consistune.reproduce.run import names
 from tests.support.command import run_main
@@ -67,6 +67,28 @@ def test_wrong_input_gives_one_line_and_leaves_nothing(name, changed, words, tmp
 def test_no_seeds_are_refused_in_one_line_and_leave_nothing(tmp_path: Path) -> None:
     done = run_main("reproduce", "target", "--seeds", 0, "--out", tmp_path)
     assert (done.returncode, done.stderr.count("\n"), "--seeds" in done.stderr) == (2, 1, True)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("option", "words"),
+    [
+        ("NAME", ("unify",)),
+        ("--data", ("--data", "nope")),
+        ("--all", ("--all",)),
+        ("--seeds", ("--seeds", 3)),
+    ],
+)
+def test_the_list_takes_no_other_option(option: str, words: tuple[object, ...]) -> None:
+    done = run_main("reproduce", "--list", *words)
+    line = f"{option}: has no effect with --list; leave it out"
+    assert (done.returncode, line in done.stderr, done.stdout) == (2, True, "")
+
+
+def test_names_that_no_recipe_can_hold_are_refused_at_once(tmp_path: Path) -> None:
+    for make in (lambda out: reproduce("target", out=out), lambda out: demo(out=out)):
+        with pytest.raises(UserError, match=r"--out: .* is no name in UTF-8"):
+            make(tmp_path / "bad\udcff")
     assert list(tmp_path.iterdir()) == []
 
 

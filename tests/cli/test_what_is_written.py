@@ -187,3 +187,13 @@ def test_a_finished_run_is_continued_further(tmp_path: Path) -> None:
     assert train("digits-edm", *KEYS, "train.images=640", "--out", str(whole)) == 0
     a, b = store.load(run).state_dict(), store.load(whole).state_dict()
     assert all(torch.equal(a[name], b[name]) for name in a)  # its rate does not depend on the end
+
+
+def test_an_average_is_not_made_where_it_cannot_be_written(tmp_path: Path) -> None:
+    """The place is tried first: the run is not looked for."""
+    (tmp_path / "a.png").touch()
+    words = ("--std", "0.08", "--out", tmp_path / "a.png" / "x")
+    done = run_main("ema", "reconstruct", tmp_path / "run", *words)
+    assert done.returncode == 2
+    assert "--out: " in done.stderr
+    assert "cannot be written" in done.stderr

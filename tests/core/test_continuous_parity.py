@@ -104,24 +104,26 @@ def parts(step: Step) -> dict[str, Tensor]:
     again = SharedDropout(x.device).again
     with torch.no_grad():
         slope = objective._slope(step.net, x, x0_hat, velocity, angle, condition, again)
-    warmed = torch.full_like(angle, min(1.0, step.progress / STEPS))
+    times = objective._bound(step.batch, step.sigma, step.progress, step.noise, None).times
+    warmed = times.r / times.t
     g = objective.tangent(x, velocity, raw, slope, angle, warmed)
+    normalised = objective.normalised(g)
     return {
         "r": warmed[0],
         "dxt_dt": velocity,
         "F": raw,
+        # These two are the toy's own: they check the fixture alone.
         "logvar": step.net.log_variance(step.sigma),
         "x0_hat": step.net(x_t, step.sigma, condition),
         "jvp": slope,
         "g_unnormalised": g,
-        "g_norm": norm(objective, g),
-        "g": objective.normalised(g),
+        "g_norm": length(g) / length(normalised) - objective.c,  # what the package divides by, less c
+        "g": normalised,
     }
 
 
-def norm(objective: ContinuousConsistency, g: Tensor) -> Tensor:
-    length = g.flatten(1).norm(dim=1)
-    return length / g[0].numel() ** 0.5 if objective.per_root_dim else length
+def length(g: Tensor) -> Tensor:
+    return g.flatten(1).norm(dim=1)
 
 
 @pytest.mark.parametrize("variant", ["sct_r0", "sct_r05", "sct", "scd", "scd_cfg", "sct_plain"])

@@ -314,6 +314,8 @@ def test_the_law_of_the_jumps() -> None:
     t, r = LogitNormal(equal=0.4, exact=True).sample(1000, torch.Generator().manual_seed(0))
     assert bool((r <= t).all())
     assert int((r[:400] == t[:400]).sum()) == 400
+    t, r = LogitNormal(equal=0.25, exact=True).sample(6, torch.Generator().manual_seed(0))
+    assert (r == t).tolist() == [True] + [False] * 5  # ⌊1.5⌋ of them
     law = LogitNormal()  # v1's: 25 %, and its clamping makes them 30 %
     t, r = law.sample(20_000, torch.Generator().manual_seed(0))
     assert 0.27 < float((r == t).float().mean()) < 0.33

@@ -1,5 +1,6 @@
 """iMF's loss, with the published head and guidance inputs on the toy network: parity/imf."""
 
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,10 +11,10 @@ from torch import Tensor
 from consistune.core.estimators import OneSample
 from consistune.core.intervals import LogitNormal
 from consistune.core.noise import RectifiedFlow
-from consistune.core.objectives import AdaptivePower, ImprovedMeanVelocity
+from consistune.core.objectives import AdaptivePower, Draws, ImprovedMeanVelocity
 from consistune.core.rng import SharedDropout
 from consistune.core.sampling import PhasedSteps
-from consistune.core.types import Batch, Times
+from consistune.core.types import Batch, Condition, Times, expand
 from tests.support.toy import ToyVelocity, close, compare, gradients, of_variant, settings
 
 FLOW = RectifiedFlow()
@@ -144,3 +145,23 @@ def test_the_published_samples(parity, steps) -> None:
         net, FLOW, lambda *shape: arrays["noise"], arrays["noise"].shape[1:], arrays["label"]
     )
     close(found, arrays[f"sample_{steps}"])
+
+
+# What the published numbers cannot show: `Published` has an `along` of its own ----------------------------
+
+
+@pytest.mark.parametrize("augmented", [False, True])
+def test_the_own_velocity_sees_every_label_also_hidden_ones(augmented: bool) -> None:
+    labels, augment = torch.tensor([1.0, 2.0]), torch.tensor([[3.0], [4.0]]) if augmented else None
+    x_t, t = torch.randn(2, 1, 2, 2, generator=torch.Generator().manual_seed(0)), torch.tensor([0.5, 0.25])
+    batch = Batch(x_t, labels, hidden=torch.tensor([True, False]), augment=augment)
+    draws = Draws(batch, Times(t, 0 * t, 0 * t), x_t, OneSample())
+
+    def model(x: Tensor, t: Tensor, condition: Any = None) -> Tensor:
+        given = condition if isinstance(condition, Condition) else Condition(condition)
+        assert given.hidden is None
+        assert given.augment is augment
+        return expand(given.label, x).expand_as(x)
+
+    found = ImprovedMeanVelocity(FLOW, OneSample()).along(model, x_t, draws, x_t, nullcontext)
+    torch.testing.assert_close(found, (x_t - expand(labels, x_t)) / expand(t, x_t))

@@ -7,7 +7,16 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from consistune.core.noise import EDM, VP, NoiseSchedule, RectifiedFlow, Rescheduled, convert
+from consistune.core.noise import (
+    EDM,
+    VP,
+    NoiseSchedule,
+    RectifiedFlow,
+    Rescheduled,
+    TrigFlow,
+    Trigonometric,
+    convert,
+)
 from tests.support.gaussian import SCHEDULES, Gaussian
 
 every_schedule = pytest.mark.parametrize("schedule", SCHEDULES, ids=lambda s: type(s).__name__)
@@ -30,6 +39,14 @@ def test_no_noise_at_zero_and_signal_drowned_at_the_top(schedule: NoiseSchedule)
     assert float(schedule.alpha(at(0.0))) == 1.0
     assert float(schedule.sigma(at(0.0))) == 0.0
     assert float(schedule.noise_to_signal(at(schedule.t_max))) > 79
+
+
+@pytest.mark.parametrize(
+    "schedule", [EDM(), RectifiedFlow(), Trigonometric(), TrigFlow(), TrigFlow(0.25)], ids=str
+)
+def test_all_but_vp_go_from_a_ratio_of_0002_to_80(schedule: NoiseSchedule) -> None:
+    ends = schedule.noise_to_signal(torch.tensor([schedule.t_min, schedule.t_max], dtype=torch.float64))
+    torch.testing.assert_close(ends, torch.tensor([0.002, 80.0], dtype=torch.float64), rtol=1e-9, atol=0)
 
 
 @every_schedule

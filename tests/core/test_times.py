@@ -123,11 +123,17 @@ def test_cms_growing_grid_and_target_decay() -> None:
         assert size.target_decay(k, mu_0=0.95) == pytest.approx(mu, abs=3e-6)
 
 
+def test_cms_growing_grid_keeps_its_last_size() -> None:
+    assert GrowingGrid(1000).points(1000) == GrowingGrid(1000).points(5000) == 151
+
+
 def test_icts_doubling_grid() -> None:
     size = DoublingGrid(total_images=400_000)
     assert [size.points(50_000 * i) for i in range(8)] == [11, 21, 41, 81, 161, 321, 641, 1281]
     assert size.points(49_999) == 11
     assert size.points(10**9) == 1281
+    # ⌊159/10⌋ = 15 is below 16: at 81 % there are ⌊0.81·(log₂15 + 1)⌋ = 3 doublings
+    assert DoublingGrid(1000, s0=10, s1=159).points(810) == 81
 
 
 def test_grid_pairs_are_neighbours_with_the_lognormal_mass(generator) -> None:
@@ -160,6 +166,13 @@ def test_phases_clip_r_at_the_edge_below_t(edges: list[float], seed: int) -> Non
         bounds = [0.0, *torch.tensor(edges, dtype=torch.float32).tolist()]
         assert s == max(edge for edge in bounds if edge < t)
         assert r == max(r_plain, s)
+
+
+def test_a_time_at_an_edge_is_in_the_phase_below_it() -> None:
+    at_edge = GridPairs(FixedGrid(2), low=0.5, high=1.0)  # t = 1, r = 0.5
+    times = Phased(at_edge, (1.0,)).sample(3, 0, torch.Generator().manual_seed(0))
+    assert times.s.tolist() == [0.0] * 3
+    assert times.r.tolist() == [0.5] * 3
 
 
 @pytest.mark.parametrize(

@@ -193,6 +193,11 @@ def test_a_share_sits_at_the_boundary_and_no_t_below_it(schedule, law) -> None:
     assert float(ratio.max()) > 5
 
 
+@pytest.mark.parametrize(("n", "expected"), [(3, 0), (4, 1), (7, 1), (8, 2)])
+def test_the_share_at_the_boundary_is_rounded_down(n: int, expected: int) -> None:
+    assert TruncatedPairs(SigmoidGap(), share=0.25).at_boundary(n) == expected
+
+
 # The objective --------------------------------------------------------------------------------------------
 
 

@@ -13,10 +13,14 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from consistune.errors import UserError
 from consistune.metrics import efficientnet, scores
 from consistune.metrics.classifier import ImageClassifier
+from consistune.recipe import read_recipe, to_yaml
 from consistune.reproduce import demo
 from consistune.reproduce.demo import EMOJI, PICTURES, Demo
+from consistune.reproduce.study import update_paths
+from consistune.system.files import write_atomically
 from consistune.training.run import Interrupted
 from tests.support.makers import edm_zip, pixels
 
@@ -101,6 +105,41 @@ def test_the_demo_is_interrupted_goes_on_and_draws_its_page(
     for row in rows[0]:
         assert f"{row['frechet_held_out']:.2f}" in text
     assert (page.parent / "overview.png").stat().st_size > 10_000
+
+
+def test_a_folder_that_is_named_otherwise_or_was_moved_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, recipe in Demo(tmp_path / "d", 0, Screen(), SHORT).recipes.items():
+        write_atomically(tmp_path / "d" / name / "recipe.yaml", to_yaml(recipe))
+    monkeypatch.chdir(tmp_path)
+    for folder in ("d", "d/../d", "moved"):
+        if folder == "moved":
+            (tmp_path / "d").rename("moved")
+        recipes = Demo(Path(folder), 0, Screen(), SHORT).recipes
+        assert recipes["ect"].start_from == str(Path(folder) / "teacher" / "model")
+        for name, recipe in recipes.items():
+            assert (Path(folder) / name / "recipe.yaml").read_text(encoding="utf-8") == to_yaml(recipe)
+    with pytest.raises(UserError, match=r"teacher.recipe\.yaml: the recipe differs"):
+        Demo(Path("moved"), 1, Screen(), SHORT)
+
+
+def test_data_beside_a_run_move_with_it(tmp_path: Path) -> None:
+    recipe, saved = read_recipe("digits-edm", ("data=old/data",)), tmp_path / "d" / "teacher" / "recipe.yaml"
+    write_atomically(saved, to_yaml(recipe))
+    for data in (tmp_path / "data", tmp_path / "d" / "data"):
+        now = recipe.model_copy(update={"data": str(data)})
+        update_paths(saved.parent, now)
+        assert (read_recipe(str(saved)) == now) == (data.parent == tmp_path / "d")
+
+
+@pytest.mark.parametrize("name", ["ect", "ect/log.txt", "ect/recipe.yaml", "sct/model/notes.txt"])
+def test_files_of_another_are_seen_before_the_teacher_is_trained(name: str, tmp_path: Path) -> None:
+    (tmp_path / "d" / name).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / "d" / name).write_text("mine")
+    with pytest.raises(UserError, match=r"is a file|belongs to no run|is no recipe"):
+        Demo(tmp_path / "d", 0, Screen(), SHORT)
+    assert [path.read_text() for path in tmp_path.rglob("*") if path.is_file()] == ["mine"]
 
 
 BRIEF = replace(

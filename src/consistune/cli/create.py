@@ -6,7 +6,8 @@ import re
 import stat
 import sys
 import time as clock
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -27,9 +28,13 @@ if TYPE_CHECKING:
 
 UNITS = {"": 60, "m": 60, "h": 3600, "s": 1}
 HELD_OUT = 0.1
+FEW = 10
+"""One of so many images may be left out because it cannot be used."""
 SETTINGS = "create.json"
 NAMES = ("data", "teacher.yaml", "tuned.yaml", "teacher", "tuned", "results.json", "report.html")
 """What a job writes beside SETTINGS."""
+KEYS = {"DATA", "--size", "--latents", "--flip", "autoencoder"}
+"""In every SETTINGS."""
 
 
 def create(
@@ -65,8 +70,7 @@ def create(
     check_places(folder, data)
     given = {"DATA": str(data.resolve()), "--size": size, "--latents": latents, "--flip": flip}
     length = {"--time": time, "--labels": labels}
-    with Screen() as screen, screen.exit_when_interrupted("give the same command to continue"):
-        before = _recorded(folder, given | length)
+    with _alone(folder, given | length) as (screen, before):
         begun = "--time" in before
         if not (yes or begun):
             _check_terminal()
@@ -80,8 +84,6 @@ def create(
         except UserError:
             if not before:  # nothing was prepared by these settings
                 (folder / SETTINGS).unlink()
-                with suppress(OSError):  # it is not empty
-                    folder.rmdir()
             raise
         job = Job(folder, split, path, screen, place, flip and split.train.latents is None, str(data))
         if not (begun and job.planned):
@@ -134,13 +136,18 @@ def check_outside(folder: Path, data: Path) -> None:
 
 
 def check_places(folder: Path, data: Path) -> None:
-    """Raises UserError for names that are no text, which a recipe cannot hold, and as `check_outside`."""
-    for path, option in ((data, "DATA"), (folder, "--out")):
-        try:
-            str(path).encode()
-        except UnicodeEncodeError as error:
-            raise UserError(f"{str(path)!a} is no name in UTF-8", option, "give another name") from error
+    """Raises UserError as `check_name` and `check_outside` do."""
+    check_name(data, "DATA")
+    check_name(folder, "--out")
     check_outside(folder, data)
+
+
+def check_name(path: Path, option: str) -> None:
+    """Raises UserError for a name that is no text, which a recipe cannot hold."""
+    try:
+        str(path).encode()
+    except UnicodeEncodeError as error:
+        raise UserError(f"{str(path)!a} is no name in UTF-8", option, "give another name") from error
 
 
 def check_size(size: int | None, multiple: int) -> None:
@@ -165,13 +172,47 @@ def _recorded(folder: Path, given: dict[str, Any]) -> dict[str, Any]:
             before = json.loads(path.read_text(encoding="utf-8"))
         except (ValueError, RecursionError):
             before = None
-        if not isinstance(before, dict) or not isinstance(before.get("autoencoder", 0), str | None):
+        if isinstance(before, dict) and not KEYS & before.keys():
+            what = "is already there, and is not of this command"
+            raise UserError(what, str(path), "choose another --out, or move it away")
+        known = isinstance(before, dict) and before.keys() >= KEYS
+        if not known or not isinstance(before["autoencoder"], str | None):
             raise UserError("is damaged", str(path), "remove it and data/ beside it, or choose another --out")
     for option, value in given.items():
         if option in before and before[option] != value:
             what = f"was begun with {option} {before[option]}, now {value} is given"
             raise UserError(what, str(folder), "give the same to continue, or choose another --out")
     return before
+
+
+@contextmanager
+def _alone(folder: Path, given: dict[str, Any]) -> Iterator[tuple[Screen, dict[str, Any]]]:
+    """The screen, and `_recorded`, while the lock of a job's folder is held.
+
+    Where the block ends without a record, the folder is as it was. Raises UserError as `_recorded`, before
+    anything is written, and where another program has the lock.
+    """
+    from consistune.system.files import remove_partial
+    from consistune.training.lock import LOCK, folder_lock
+
+    _recorded(folder, given)
+    lock, new = folder / LOCK, [place for place in (folder, *folder.parents) if not place.exists()]
+    own = not lock.exists()
+    folder.mkdir(parents=True, exist_ok=True)
+    with (
+        Screen() as screen,
+        screen.exit_when_interrupted("give the same command to continue"),
+        folder_lock(folder, screen.say),
+    ):
+        remove_partial(folder, (SETTINGS, *NAMES))
+        try:
+            yield screen, _recorded(folder, given)
+        finally:
+            if own and not (folder / SETTINGS).exists():
+                with suppress(OSError):  # Windows keeps a file that is open, and a folder may not be empty
+                    lock.unlink()
+                    for place in new:
+                        place.rmdir()
 
 
 def _record(folder: Path, settings: dict[str, Any]) -> None:
@@ -277,8 +318,9 @@ class _Images:
             lonely = min(self.seen.sizes.values()) < 2  # with --no-labels
             held_out = 0.0 if self.seen.own_held_out or lonely else HELD_OUT
             split = Split(held_out, by="group" if self.seen.grouped else "image")
-            options = replace(options, images=ImageOptions(size=size), split=split)
-        with ExitStack() as stack:
+            missing = sum(self.seen.sizes.values()) // FEW
+            options = replace(options, images=ImageOptions(size=size), split=split, allow_missing=missing)
+        with ExitStack() as stack, _without_option():
             shown = PreparationProgress(self.screen, stack)
             if autoencoder is None:
                 meta = prepare(self.source, self.dest, options, shown)
@@ -286,6 +328,20 @@ class _Images:
                 chosen = LatentOptions(autoencoder, self.flip, device=device)
                 meta = prepare_latents(self.source, self.dest, options, chosen, shown, shown.encoding)
         print_outcome(meta, self.dest)
+
+
+@contextmanager
+def _without_option() -> Iterator[None]:
+    """A refusal that tells of the option --allow-missing names the command that has it."""
+    try:
+        yield
+    except UserError as error:
+        if "--allow-missing" not in error.remedy:
+            raise
+        remedy = (
+            f"mend or move them; or use consistune data prepare, where {error.remedy}, and create from that"
+        )
+        raise UserError(error.what, error.where, remedy) from error
 
 
 def _show_plan(job: "Job", plan: "Plan", screen: Screen, yes: bool) -> None:

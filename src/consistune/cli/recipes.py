@@ -62,9 +62,15 @@ def init(
     check_images(split, conditional)
     space = "mnist10k" if split.train.latents is None else "emoji64-latent"
     recipes = new_recipes(name, data, space, method, network(split.train.image_shape), conditional)
-    for file in recipes:
-        if Path(file).exists():
-            raise UserError("is already there", file, "choose another name, or move it away")
+    there = [file for file in recipes if Path(file).exists()]
+    broken_off = len(there) < len(recipes) and all(_holds(Path(file), recipes[file]) for file in there)
+    if there and not broken_off:
+        raise UserError("is already there", there[0], "choose another name, or move it away")
     for file, text in recipes.items():
         write_atomically(Path(file), text)
         print(file)
+
+
+def _holds(path: Path, text: str) -> bool:
+    """Whether a file was written whole by an earlier call, which may have ended before the other file."""
+    return path.is_file() and path.read_bytes() == text.encode()

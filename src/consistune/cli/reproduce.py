@@ -1,11 +1,13 @@
 """`consistune demo` and `consistune reproduce`: trainings from scratch, measured and shown on a page."""
 
 import shlex
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, cast, get_args
 
 from typer import Argument, Option
 
+from consistune.cli.create import check_name
 from consistune.cli.options import Device, check_choice, pick_device
 from consistune.cli.screen import Screen
 from consistune.errors import UserError
@@ -13,6 +15,7 @@ from consistune.errors import UserError
 if TYPE_CHECKING:
     from consistune.reproduce.study import Study
 
+DATA, SCALE = "digits", "smoke"
 LAST = ("table-cifar10", "table-imagenet64")
 """Made last, because they quote the results of the other experiments."""
 
@@ -21,10 +24,10 @@ def reproduce(
     name: Annotated[str | None, Argument(help="An experiment; --list shows their names.")] = None,
     every: Annotated[bool, Option("--all", help="Make all experiments.")] = False,
     listed: Annotated[bool, Option("--list", help="List the experiments, and exit.")] = False,
-    data: Annotated[str, Option(help="digits, or a prepared folder.")] = "digits",
+    data: Annotated[str, Option(help="digits, or a prepared folder.")] = DATA,
     scale: Annotated[
         str, Option(help="smoke (minutes), cpu (up to hours), gpu (one card), paper (as published).")
-    ] = "smoke",
+    ] = SCALE,
     out: Annotated[Path, Option(help="The folder for all results.")] = Path("runs/reproduce"),
     seeds: Annotated[int | None, Option(help="Number of seeds; default: the scale's.")] = None,
     unconditional: Annotated[
@@ -46,7 +49,9 @@ def reproduce(
     from consistune.system.files import check_writable
 
     if listed:
-        _print_experiments()
+        changed = {"--data": data != DATA, "--scale": scale != SCALE, "--seeds": seeds is not None}
+        given = {"NAME": name, "--all": every, "--unconditional": unconditional, "--set": keys}
+        _print_experiments({**given, **changed})
         return
     if (name is None) != every:
         raise UserError(
@@ -56,7 +61,9 @@ def reproduce(
     if every and keys:
         raise UserError("not every experiment tunes a model", "--set", "give it with one experiment")
     if name is not None:
-        _check_effect(name, data, unconditional, device)
+        on_card = device not in ("auto", "cpu")
+        _check_images(name, {"--data": data != DATA, "--unconditional": unconditional, "--device": on_card})
+    check_name(out, "--out")
     check_writable(out, "--out", folder=True)
     chosen = pick_device(device)
     if chosen.type == "cpu":
@@ -86,19 +93,18 @@ def _make(experiments: list[str], study: "Study") -> None:
         study.screen.say(str(make(name, study)))
 
 
-def _check_effect(name: str, data: str, unconditional: bool, device: str) -> None:
+def _check_effect(given: Mapping[str, object], why: str) -> None:
+    """Raises UserError for the first of these options that was given: it changes nothing."""
+    for option in filter(given.get, given):
+        raise UserError(f"has no effect{why}", option, "leave it out")
+
+
+def _check_images(name: str, given: Mapping[str, object]) -> None:
     """Raises UserError for an option that changes nothing in an experiment without images."""
     from consistune.reproduce.run import read_experiment
 
-    given = {
-        "--data": data != "digits",
-        "--unconditional": unconditional,
-        "--device": device not in ("auto", "cpu"),
-    }
     if not read_experiment(name).on_data:
-        for option in filter(given.get, given):
-            what = f"has no effect: {name} needs no images, and takes the CPU"
-            raise UserError(what, option, "leave it out")
+        _check_effect(given, f": {name} needs no images, and takes the CPU")
 
 
 def demo(
@@ -120,6 +126,7 @@ def demo(
     if not colour:
         _use_one_thread()
     folder = out or Path("runs/demo-colour" if colour else "runs/demo")
+    check_name(folder, "--out")
     check_folder(folder, "--out", RESULTS, *RECORD)
     command = f"consistune demo{' --colour' * colour} --out {shlex.quote(str(folder))} --seed {seed}"
     with Screen() as screen, screen.exit_when_interrupted(f"continue with: {command}"):
@@ -134,9 +141,11 @@ def _use_one_thread() -> None:
     torch.set_num_threads(1)
 
 
-def _print_experiments() -> None:
+def _print_experiments(given: Mapping[str, object]) -> None:
+    """List the experiments. Raises UserError for an option beside --list."""
     from consistune.reproduce.run import names, read_experiment
 
+    _check_effect(given, " with --list")
     for name in names():
         experiment = read_experiment(name)
         print(f"{name:<18} {experiment.paper.figure}: {experiment.title}")

@@ -26,12 +26,13 @@ from consistune.nn.precond import Preconditioned
 from consistune.pages.demo import demo_page
 from consistune.pages.page import counted
 from consistune.pages.plots import SampleGrids
-from consistune.recipe import read_recipe
+from consistune.recipe import Recipe, read_recipe
 from consistune.reproduce.judge import Judge
 from consistune.reproduce.results import Row
-from consistune.reproduce.runs import read_curve, train_run, with_points
+from consistune.reproduce.runs import check_run, read_curve, train_run, with_points
+from consistune.reproduce.study import update_paths, with_teacher
 from consistune.reproduce.trained import VARIANCE_TIMES
-from consistune.system.files import write_atomically
+from consistune.system.files import remove_partial, write_atomically
 from consistune.system.progress import Screen
 
 SHOWN = 60
@@ -87,8 +88,15 @@ class Demo:
     ) -> None:
         self.out, self.seed, self.screen, self.overrides = out, seed, screen, overrides
         self.subject, self.samples = subject, subject.samples
+        self.data_name = "digits" if subject is DIGITS else str(out / "data")
+        self.recipes = self._recipes()
+        for name, recipe in self.recipes.items():
+            update_paths(out / name, recipe)
+            check_run(out / name, recipe)
         out.mkdir(parents=True, exist_ok=True)
-        self.data_name = "digits" if subject is DIGITS else str(_emoji(out / "data", screen))
+        remove_partial(out, RESULTS)
+        if subject is not DIGITS:
+            _prepare_emoji(out / "data", screen)
         self.data: DataSplit = digits() if subject is DIGITS else load_data(self.data_name)
         self.judge = self._judge()
 
@@ -147,18 +155,28 @@ class Demo:
         def samplers(model: Preconditioned) -> dict[str, Sampler]:
             return {f"steps_{steps}": default_sampler(model, steps) for steps in (1, 2)}
 
-        subject, own = self.subject, (f"data={self.data_name}", f"train.seed={self.seed}")
-        folders = {"teacher": self.out / "teacher"}
-        teacher = read_recipe(f"{subject.family}-edm", (*own, *subject.teacher, *self.overrides))
-        train_run(folders["teacher"], teacher, self.screen, draw=draw_sheet)
-        for method in METHODS:
-            keys = (f"start_from={folders['teacher'] / 'model'}", *own, *subject.tuned, *self.overrides)
-            recipe = with_points(read_recipe(f"{subject.family}-{method}", keys), subject.points)
-            evaluate = self.judge.for_log(samplers)
-            folders[method] = train_run(
-                self.out / method, recipe, self.screen, evaluate=evaluate, draw=draw_sheet
+        folders = {}
+        for name, recipe in self.recipes.items():
+            evaluate = self.judge.for_log(samplers) if name in METHODS else None
+            folders[name] = train_run(
+                self.out / name, recipe, self.screen, evaluate=evaluate, draw=draw_sheet
             )
         return folders
+
+    def _recipes(self) -> dict[str, Recipe]:
+        """The recipes of the three runs, which are made in this order."""
+
+        def recipe(kind: str, keys: tuple[str, ...]) -> Recipe:
+            keys = (f"train.seed={self.seed}", *keys, *self.overrides)
+            return read_recipe(f"{self.subject.family}-{kind}", keys).model_copy(
+                update={"data": self.data_name}
+            )
+
+        recipes = {"teacher": recipe("edm", self.subject.teacher)}
+        for method in METHODS:
+            tuned = with_points(recipe(method, self.subject.tuned), self.subject.points)
+            recipes[method] = with_teacher(tuned, str(self.out / "teacher" / "model"))
+        return recipes
 
     def _compare(self, models: dict[str, Preconditioned]) -> tuple[list[Row], dict[str, Tensor]]:
         """The rows of the page's table, and images of the same noise for each."""
@@ -180,10 +198,9 @@ class Demo:
         return rows, pictures
 
 
-def _emoji(dest: Path, screen: Screen) -> Path:
-    """The emoji of the package as latents in the folder `dest`, prepared at the first call."""
+def _prepare_emoji(dest: Path, screen: Screen) -> None:
+    """Make the emoji of the package latents in the folder `dest`, at the first call."""
     if not is_prepared(dest):
         screen.say("encoding the emoji with taef2")
         split = Split(HELD_OUT, by="group")
         prepare_latents(PICTURES, dest, PrepareOptions(split=split), LatentOptions())
-    return dest

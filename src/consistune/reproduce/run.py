@@ -15,6 +15,7 @@ from consistune.reproduce.spec import checked
 from consistune.reproduce.study import Study
 from consistune.reproduce.table import Table
 from consistune.reproduce.trained import Curves, EdgeSkipping, Guidance, Samples
+from consistune.system.files import remove_partial
 from consistune.system.own import check_folder
 
 SHIPPED = Path(__file__).parents[1] / "experiments"
@@ -39,6 +40,7 @@ def read_experiment(name: str) -> Experiment:
 
 def check_results(folder: Path) -> None:
     """Raises UserError where an experiment's results would lie among files that are not an experiment's."""
+    remove_partial(folder, RECORD[:1])
     there = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
     check_folder(folder, "--out", there, *RECORD)
 

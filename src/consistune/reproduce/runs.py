@@ -13,8 +13,10 @@ from consistune.nn import store
 from consistune.nn.precond import Preconditioned
 from consistune.recipe import Recipe, to_yaml
 from consistune.recipe.plan import make_plan
+from consistune.system.files import check_writable
 from consistune.system.progress import Screen
 from consistune.training.check import fingerprint_of
+from consistune.training.folder import RECIPE, check_continuation, check_new
 from consistune.training.metrics_file import EVALUATION, MetricsFile
 from consistune.training.run import RunFolder
 
@@ -106,6 +108,15 @@ def train_run(
         for report in run.steps(trainer):
             bar.advance(trainer.options.batch, f"loss {report.loss:.4f}")
     return folder
+
+
+def check_run(folder: Path, recipe: Recipe) -> None:
+    """Raises UserError where no run of the recipe could be begun or continued in a folder."""
+    check_writable(folder, "--out", folder=True)
+    if (folder / RECIPE).exists():
+        check_continuation(folder, to_yaml(recipe))
+    else:
+        check_new(folder)
 
 
 def with_points(recipe: Recipe, points: int) -> Recipe:

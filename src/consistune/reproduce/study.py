@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-import yaml
 
 from consistune.core.sampling import PhasedSteps, Sampler
 from consistune.data.images import DataSplit, load_data
@@ -33,6 +32,7 @@ from consistune.reproduce.runs import Run, train_run, with_points
 from consistune.reproduce.spec import RunSpec, Scale, ScaleSettings, at_scale, settings_of
 from consistune.system.files import read_json, write_atomically
 from consistune.system.progress import Screen
+from consistune.training.folder import RECIPE, read_recipe_of
 from consistune.training.lock import shared
 
 Made = TypeVar("Made")
@@ -127,7 +127,7 @@ class Study:
         if _is_student(recipe):
             recipe = with_points(recipe, self.settings.points)
             evaluate = self.judge.for_log(partial(samplers, etas=spec.etas))
-        _update_teacher_path(folder / "recipe.yaml", recipe)
+        update_paths(folder, recipe)
         train_run(
             folder,
             recipe,
@@ -246,15 +246,21 @@ def with_teacher(recipe: Any, path: str) -> Any:
     return recipe.model_copy(update={"start_from": path, **_frozen_teacher(recipe, path)})
 
 
-def _update_teacher_path(saved: Path, recipe: Recipe) -> None:
-    """Write the teacher's present path into a run's recipe, where the whole study was moved."""
-    if recipe.start_from is None or not saved.is_file():
+def update_paths(folder: Path, recipe: Recipe) -> None:
+    """Write the present paths of the teacher, and of data beside the run, into the recipe of a run's folder.
+
+    They are others where the run was moved with all of these, or its folder is named otherwise.
+    """
+    if not (folder / RECIPE).is_file():
         return
-    text = saved.read_text(encoding="utf-8")
-    before = yaml.safe_load(text)["start_from"]
-    same_name = Path(before).parts[-2:] == Path(recipe.start_from).parts[-2:]
-    if same_name and text == to_yaml(with_teacher(recipe, before)):
-        write_atomically(saved, to_yaml(recipe))
+    before, old = read_recipe_of(folder), recipe
+    if Path(recipe.data).parent == folder.parent and Path(before["data"]).name == Path(recipe.data).name:
+        old = old.model_copy(update={"data": before["data"]})
+    teacher = before.get("start_from")
+    if recipe.start_from and teacher and Path(teacher).parts[-2:] == Path(recipe.start_from).parts[-2:]:
+        old = with_teacher(old, teacher)
+    if old != recipe and (folder / RECIPE).read_text(encoding="utf-8") == to_yaml(old):
+        write_atomically(folder / RECIPE, to_yaml(recipe))
 
 
 def _phased(recipe: Recipe, phases: int) -> Any:

@@ -4,22 +4,28 @@ import ctypes
 import hashlib
 import json
 import os
+import re
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
 from consistune.errors import UserError
 
+PARTIAL = re.compile(r"\.(.+)\.\d+\.partial")
+"""The name of a file that is not written to its end, with the name that it is to get."""
+
 
 @contextmanager
 def atomic_file(path: Path) -> Iterator[IO[bytes]]:
     """Open a binary file for writing that gets its name when the block ends, complete and on the disk.
 
-    On an error nothing is left, and a file that had the name before stays. An OSError names the file.
+    On an error nothing is left, and a file that had the name before stays. An OSError names the file. Where
+    the name is a link, the link stays, and the file that it names is written.
     """
+    path = path.resolve() if path.is_symlink() else path
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = _partial(path)
     try:
@@ -41,23 +47,36 @@ def _partial(path: Path) -> Path:
     return path.with_name(f".{path.name}.{os.getpid()}.partial")
 
 
+def remove_partial(folder: Path, names: Collection[str]) -> None:
+    """Remove what killed processes left of files of these names, which they did not write to their end."""
+    for path in list(folder.glob(".*.partial")):
+        match = PARTIAL.fullmatch(path.name)
+        if match and match[1] in names:
+            path.unlink(missing_ok=True)
+
+
 def check_writable(path: Path, option: str, *, folder: bool = False) -> None:
     """Try whether a file, or a folder of files, could be written at `path`; leaves nothing behind.
 
     Raises UserError, which names the option.
     """
     try:
+        for link in (path, *path.parents):
+            if link.is_symlink() and not link.exists():
+                what = f"{str(link)!a} is a link to {str(link.readlink())!a}, which is not there"
+                raise UserError(what, option, "make what it names, or choose another name")
         if path.exists() and path.is_dir() != folder:
             kind = "a file" if folder else "a folder"
             raise UserError(f"{str(path)!a} is {kind}", option, "choose another name")
-        place = path if folder else path.parent
+        target = path.resolve() if path.is_symlink() else path
+        place = target if folder else target.parent
         while not place.exists():
             place = place.parent
         with tempfile.TemporaryFile(dir=place):
             pass
         if not folder:
             with suppress(FileNotFoundError):  # a name that is too long is another error
-                os.stat(place / _partial(path).name)
+                os.stat(place / _partial(target).name)
     except OSError as error:
         raise UserError(
             f"{str(path)!a} cannot be written: {error.strerror}", option, "choose another place"

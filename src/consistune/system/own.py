@@ -19,7 +19,7 @@ HEAD = 1 << 12
 
 
 def is_own(path: Path, keys: Collection[str] = ()) -> bool:
-    """Whether this program made a file. PNG and .npz: by MARK; JSON and CSV: by `keys`."""
+    """Whether this program made a file. PNG and .npz: by MARK; JSON, CSV, an .npz's arrays: by `keys`."""
     try:
         match path.suffix.lower():
             case ".png":
@@ -27,7 +27,8 @@ def is_own(path: Path, keys: Collection[str] = ()) -> bool:
                     return PNG_MARK in file.read(HEAD)
             case ".npz":
                 with zipfile.ZipFile(path) as archive:
-                    return any(arrays <= set(archive.namelist()) for arrays in ARRAYS)
+                    names = set(archive.namelist())
+                return any(arrays <= names for arrays in ARRAYS) and {f"{key}.npy" for key in keys} <= names
             case ".json":
                 found = json.loads(path.read_text(encoding="utf-8"))
                 return isinstance(found, dict) and bool(keys) and set(keys) <= found.keys()
@@ -42,7 +43,7 @@ def is_own(path: Path, keys: Collection[str] = ()) -> bool:
 def check_file(path: Path, option: str, keys: Collection[str] = ()) -> None:
     """Raises UserError where a file cannot be written, or would replace one that this program did not make.
 
-    keys: of the object in a JSON file, as `is_own` takes them.
+    keys: of the object in a JSON file, or names of an .npz file's arrays, as `is_own` takes them.
     """
     check_writable(path, option)
     if path.exists() and not is_own(path, keys):

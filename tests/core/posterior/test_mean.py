@@ -272,6 +272,19 @@ def test_many_small_weights_are_not_lost(ratio: float) -> None:
     assert relative(found.mean, posterior_exact(x_t, t, EDM(), images)) < 2e-6
 
 
+def test_many_equal_images_far_away_count_together() -> None:
+    """20,000 of them, each with e⁻¹⁴ of the nearest image's weight."""
+    near = torch.full((1, 1, 8, 8), 100, dtype=torch.uint8)
+    far = near.clone()
+    far[..., :4, :] = 140
+    x, z = dequantise(near).double(), dequantise(far).double()
+    t = ((x - z).square().sum() / 28).sqrt().view(1)
+    weight = 20_000 * math.exp(-14) / (1 + 20_000 * math.exp(-14))
+    reference = Reference.ungrouped(torch.cat([near, far.expand(20_000, -1, -1, -1)]))
+    found = posterior(x, t, EDM(), reference).mean
+    torch.testing.assert_close(found.double(), x + weight * (z - x), rtol=0, atol=1e-5)
+
+
 @pytest.mark.skipif(not whole_numbers.fast_bytes(torch.device("cpu")), reason="bytes multiply slowly here")
 @pytest.mark.parametrize("ratio", [0.02, 0.5, 1.0, 3.0, 10.0, 80.0])
 def test_an_answer_does_not_depend_on_the_other_questions(ratio: float) -> None:

@@ -43,7 +43,11 @@ def test_a_query_without_references_has_nan_and_harms_no_other() -> None:
 OFFSETS = torch.tensor([0, 12, 12, 17, 40])
 
 
-def test_random_rows_are_distinct_of_the_group_and_have_the_own_image(generator) -> None:
+@pytest.mark.parametrize("at_once", [1, 4, 6])
+def test_random_rows_are_distinct_of_the_group_and_have_the_own_image(
+    at_once: int, generator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(own_rows, "GATHERED", 16 * 23 * at_once)
     index = torch.tensor([3, 11, 12, 16, 17, 39])
     group = torch.bucketize(index, OFFSETS, right=True) - 1
     rows, counted = random_rows(OFFSETS, group, index, 8, 23, generator)
