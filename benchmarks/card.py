@@ -226,7 +226,7 @@ class Kit:
     def _write_json(self) -> None:
         partial = self.out / "card.json.partial"
         text = json.dumps(self.record, indent=1)
-        # Where this machine has things is nobody's business.
+        # Folders of this machine are left out.
         for folder in (self.work, self.setting.out, ROOT, Path(sys.prefix)):
             text = text.replace(f"{folder}/", "")
         partial.write_text(text + "\n")

@@ -318,14 +318,20 @@ def main() -> None:
         fill(study.page, arguments.study, table_of(study, read_record(path)))
 
 
-if __name__ == "__main__":
+def command() -> int:
+    """The exit status of `main`; what is wrong with the command's words, or its data, is one line."""
     try:
         main()
     except Interrupted as stop:
-        sys.exit(stop.status)
+        return stop.status
     except Exception as error:
         status, line = (2, str(error)) if isinstance(error, Refused) else explain(error)
         if status != 2:
             raise
         print(line, file=sys.stderr)
-        sys.exit(status)
+        return status
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(command())

@@ -61,6 +61,7 @@ def record(path: Path, *runs: Row, **entries: Any) -> Row:
 
     Several programs may do so at once. Raises Refused for a record of an earlier form, which would be lost.
     """
+    path.parent.mkdir(parents=True, exist_ok=True)
     with _alone_in(path.parent):
         return _recorded(path, runs, entries)
 

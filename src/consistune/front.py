@@ -242,18 +242,17 @@ def _same_objective(folder: Path, objective: Objective | None) -> Iterator[None]
     It is noted before the run begins: a run without a note has the objective of a method.
     """
     own = "" if objective is None else re.sub(r" at 0x[0-9a-f]+", "", repr(objective)) + "\n"
-    path = folder / OBJECTIVE
-    noted = path.exists()
-    begun_with = path.read_text(encoding="utf-8") if noted else "" if (folder / RECIPE).exists() else own
-    if begun_with != own:
+    path, begun = folder / OBJECTIVE, (folder / RECIPE).exists()
+    before = path.read_text(encoding="utf-8") if begun and path.exists() else ""
+    if begun and before != own:
         what = "the run there has another objective"
         raise UserError(what, f"out={str(folder)!r}", "give another folder, or the objective it began with")
-    if own and not noted:
+    if own and not begun:
         write_atomically(path, own)
     try:
         yield
     finally:
-        if not (noted or (folder / RECIPE).exists()):  # no run has begun
+        if own and not (folder / RECIPE).exists():  # no run has begun
             path.unlink(missing_ok=True)
 
 

@@ -2,13 +2,12 @@
 
 import itertools
 import json
-import subprocess
-import sys
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from consistune.cli.screen import Screen
 from consistune.data.images import digits as digits_data
@@ -139,19 +138,23 @@ def test_a_run_whose_line_leaves_a_factor_out_has_the_word_that_overrides_nothin
         script.chosen(rows, {"recipe": ["cmt"], "law": ["wide"]})
 
 
-def test_what_is_wrong_in_a_command_is_one_line_and_nothing_is_written(tmp_path: Path) -> None:
+def test_what_is_wrong_in_a_command_is_one_line_and_nothing_is_written(
+    script, tmp_path: Path, monkeypatch, capsys
+) -> None:
     """An unknown word, no data, and a record of an earlier form."""
+    monkeypatch.chdir(tmp_path)
+    threads = str(torch.get_num_threads())
     for words, said in (
         (["family", "--only", "rate=7"], "rate=7 is not among"),
         (["family", "--only", "rate"], "rate= is not among"),
         (["mnist10k_tcm", "--again", str(tmp_path / "again.json")], "data/mnist10k"),
         (["demo_network"], "earlier form"),
     ):
-        command = [sys.executable, str(BENCHMARKS / "digits.py"), *words]
-        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
-        assert (done.returncode, done.stdout) == (2, ""), done
-        assert said in done.stderr
-        assert len(done.stderr.strip().splitlines()) == 1
+        monkeypatch.setattr("sys.argv", ["digits.py", *words, "--threads", threads])
+        assert script.command() == 2
+        shown = capsys.readouterr()
+        assert said in shown.err
+        assert len(shown.err.strip().splitlines()) == 1
     assert not list(tmp_path.iterdir())
 
 

@@ -20,6 +20,8 @@ from tests.support.makers import imagenet_batches, pixels
         ([1, 2, "a"], "got 'a' (entry 3)"),
         ([0.0, 1.0, float("nan")], "got 'nan' (entry 3)"),
         ([0.0, 1.5], "got '1.5' (entry 2)"),
+        ([0, 1.5], "got '1.5' (entry 2)"),
+        ([0, 1.0, 2], "got '1.0' (entry 2)"),
         (["1", "-2", "0"], "got '-2' (entry 2)"),
         ([0, -1], "got '-1' (entry 2)"),
         ([], "holds no labels"),

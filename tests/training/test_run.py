@@ -233,7 +233,7 @@ def test_a_damaged_checkpoint_of_any_kind_is_passed_over_aloud(
     damage(checkpoint.paths(tmp_path / "run" / "checkpoints")[-1])
     (tmp_path / "run" / "checkpoints" / f"step-00000077-{16 * '0'}.pt").mkdir()
     load_latest(tmp_path / "run")
-    assert "taken is that of step 9" in capsys.readouterr().err
+    assert "that of step 9 is taken" in capsys.readouterr().err
     start(tmp_path / "run", resume=True)
     assert "goes on from the checkpoint of step 9" in capsys.readouterr().err
 

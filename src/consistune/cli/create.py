@@ -28,8 +28,8 @@ if TYPE_CHECKING:
 
 UNITS = {"": 60, "m": 60, "h": 3600, "s": 1}
 HELD_OUT = 0.1
-FEW = 10
-"""One of so many images may be left out because it cannot be used."""
+LEFT_OUT = 10
+"""At most one image in so many may be left out."""
 SETTINGS = "create.json"
 NAMES = ("data", "teacher.yaml", "tuned.yaml", "teacher", "tuned", "results.json", "report.html")
 """What a job writes beside SETTINGS."""
@@ -318,7 +318,7 @@ class _Images:
             lonely = min(self.seen.sizes.values()) < 2  # with --no-labels
             held_out = 0.0 if self.seen.own_held_out or lonely else HELD_OUT
             split = Split(held_out, by="group" if self.seen.grouped else "image")
-            missing = sum(self.seen.sizes.values()) // FEW
+            missing = sum(self.seen.sizes.values()) // LEFT_OUT
             options = replace(options, images=ImageOptions(size=size), split=split, allow_missing=missing)
         with ExitStack() as stack, _without_option():
             shown = PreparationProgress(self.screen, stack)

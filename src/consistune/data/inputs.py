@@ -86,7 +86,7 @@ def check_classes(images: ImageSet, conditional: bool, known: int = 0) -> None:
     sizes = torch.bincount(images.labels, minlength=len(images.class_names)).tolist()
     if sum(sizes) < 2:
         raise UserError("one image is no set to learn from", WHERE, "give 16 images, better 500 or more")
-    if conditional and len(sizes) == 1 != known:
+    if conditional and len(sizes) == 1 and known != 1:
         what = "the images have one class" + (f", the model knows {known}" if known else "")
         raise UserError(what, WHERE, "give labels, as as_split(images, labels), or conditional=False")
     if conditional and 1 in sizes:
@@ -203,7 +203,7 @@ def _read_dataset(data: Any, value_range: Any) -> tuple[Tensor, list[int] | None
         )
     if len(data) == 0:
         raise UserError("there are no images", WHERE)
-    if isinstance(data, tuple | list) and getattr(data[0], "ndim", 0) == 4:
+    if isinstance(data, tuple | list) and len(data) == 2 and getattr(data[0], "ndim", 0) == 4:
         raise UserError("a pair is given", WHERE, "write as_split(images, labels)")
     images: list[Tensor] = []
     labels: list[Any] = []
@@ -225,8 +225,8 @@ def _read_dataset(data: Any, value_range: Any) -> tuple[Tensor, list[int] | None
     unlabelled = [index for index, label in enumerate(labels) if label is None]
     if unlabelled and len(unlabelled) < len(labels):
         raise UserError(f"item {unlabelled[0]} has no label, others have one", WHERE)
-    if unlabelled and isinstance(data[0], Mapping) and len(data[0]) > 1:
-        others = ", ".join(sorted(str(key) for key in data[0] if key not in IMAGE_KEYS))
+    if unlabelled and isinstance(data[0], Mapping) and data[0].keys() - {*IMAGE_KEYS, *LABEL_KEYS}:
+        others = ", ".join(sorted(str(key) for key in data[0].keys() - {*IMAGE_KEYS, *LABEL_KEYS}))
         warnings.warn(f"the images have no 'label'; not used: {others}", stacklevel=4)
     return torch.stack(images), None if unlabelled else labels, _names(data)
 

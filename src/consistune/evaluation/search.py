@@ -12,6 +12,7 @@ from consistune.evaluation.request import Request
 from consistune.evaluation.sources import ModelSource
 from consistune.metrics.suite import Suite
 from consistune.models import default_sampler
+from consistune.nn.sampler import lowest_time
 from consistune.system.progress import Screen
 
 GOLDEN = (math.sqrt(5) - 1) / 2
@@ -172,8 +173,8 @@ def search_setting(
     metric = suite.setup.extractor.name
     seeds = range(request.first_seed, request.first_seed + request.search_samples)
     values = setting.values
-    if name == "mid-t" and model.model.card.lowest is not None:
-        values = replace(values, low=max(values.low, model.model.card.lowest))
+    if name == "mid-t":
+        values = replace(values, low=max(values.low, lowest_time(model.model)))
     with screen.bar(f"search {name}", request.search_evaluations) as bar:
 
         def loss(value: float) -> float:

@@ -42,10 +42,11 @@ def check_destinations(request: Request, also_read: Sequence[Path] = ()) -> None
     """
     names = ("results.json", "report.html", "curve.svg", "curve.png")
     check_folder(request.out, "--out", names, "results.json", ("rows", "anchors"))
-    written = [(path, "--keep") for path in _kept_files(request)]
-    written += [(request.save_reference, "--save-reference")] if request.save_reference else []
-    for path, option in written:
-        check_file(path, option, ("arr_0",) if option == "--keep" else ("mu", "sigma"))
+    written = [(path, "--keep", {"arr_0"}) for path in _kept_files(request)]
+    if request.save_reference:
+        written.append((request.save_reference, "--save-reference", {"mu", "sigma"}))
+    for path, option, arrays in written:
+        check_file(path, option, arrays)
         read = (request.model, request.worse, request.reference, request.data, *also_read)
         if path.exists() and any(Path(other).resolve() == path.resolve() for other in read if other):
             raise UserError(f"{str(path)!a} is read too", option, "choose another name")
@@ -148,7 +149,7 @@ def _moments_file(request: Request) -> Path | None:
     found = {"mu", "sigma"} & arrays_in(Path(request.data))
     if len(found) == 1:
         what = f"holds {found.pop()} alone, not both mu and sigma"
-        raise UserError(what, request.data, "store the two of them, or none")
+        raise UserError(what, request.data, "store both, or neither")
     return Path(request.data) if found else None
 
 

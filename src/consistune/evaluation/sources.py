@@ -23,7 +23,7 @@ from consistune.errors import UserError
 from consistune.evaluation.request import LabelRule, Request
 from consistune.evaluation.settings import check_guidance, chosen_sampler
 from consistune.metrics.statistics import read_samples, unread_arrays
-from consistune.models import MODEL_NAMES, default_sampler, load, picture_shape, sample
+from consistune.models import MODEL_NAMES, built_in, default_sampler, load, picture_shape, sample
 from consistune.nn.autoencoder.space import LatentSpace, from_model, open_space
 from consistune.nn.precond import Preconditioned
 from consistune.system.files import file_digest
@@ -224,7 +224,9 @@ def is_samples(path: Path) -> bool:
         return path.suffix.lower() == ".npz"
     if any((path / name).exists() for name in MODEL_NAMES):
         return False
-    return path.suffix.lower() == ".npz" or bool(Listing.of(path, links=True).images)
+    images = Listing.of(path, links=True).images
+    hides = str(path) in built_in() and all("/" in name for name in images)  # a built-in model's name
+    return path.suffix.lower() == ".npz" or (bool(images) and not hides)
 
 
 def check_folder_of_samples(folder: Path) -> list[str]:

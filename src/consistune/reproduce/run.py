@@ -15,7 +15,7 @@ from consistune.reproduce.spec import checked
 from consistune.reproduce.study import Study
 from consistune.reproduce.table import Table
 from consistune.reproduce.trained import Curves, EdgeSkipping, Guidance, Samples
-from consistune.system.files import remove_partial
+from consistune.system.files import partial_of, remove_partial
 from consistune.system.own import check_folder
 
 SHIPPED = Path(__file__).parents[1] / "experiments"
@@ -40,8 +40,8 @@ def read_experiment(name: str) -> Experiment:
 
 def check_results(folder: Path) -> None:
     """Raises UserError where an experiment's results would lie among files that are not an experiment's."""
-    remove_partial(folder, RECORD[:1])
-    there = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
+    names = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
+    there = [name for name in names if partial_of(name) != RECORD[0]]  # a killed program left it
     check_folder(folder, "--out", there, *RECORD)
 
 
@@ -55,6 +55,7 @@ def reproduce(name: str, study: Study) -> Path:
     if study.student and not experiment.tunes:
         raise UserError(f"{name} tunes no model on data", "--set", "leave it out")
     check_results(study.results(name))
+    remove_partial(study.results(name), (RECORD[0],))
     study.screen.say(f"{name}: {experiment.title}")
     began = time.perf_counter()
     outcome = experiment.make(study)

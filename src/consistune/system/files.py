@@ -47,11 +47,16 @@ def _partial(path: Path) -> Path:
     return path.with_name(f".{path.name}.{os.getpid()}.partial")
 
 
+def partial_of(name: str) -> str | None:
+    """The name that a file is to get which is not written to its end; None for other files."""
+    match = PARTIAL.fullmatch(name)
+    return match and match[1]
+
+
 def remove_partial(folder: Path, names: Collection[str]) -> None:
     """Remove what killed processes left of files of these names, which they did not write to their end."""
     for path in list(folder.glob(".*.partial")):
-        match = PARTIAL.fullmatch(path.name)
-        if match and match[1] in names:
+        if partial_of(path.name) in names:
             path.unlink(missing_ok=True)
 
 

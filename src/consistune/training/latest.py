@@ -25,7 +25,7 @@ def load_latest(run: Path) -> Preconditioned:
         found = f", but {len(damaged)} damaged one(s)" if damaged else ""
         raise UserError(f"there is no sound checkpoint{found}", str(run), "give a run's folder")
     if damaged:
-        what = f"{run}: {len(damaged)} newer checkpoint(s) are damaged; taken is that of step {state['step']}"
+        what = f"{run}: {len(damaged)} newer checkpoint(s) are damaged; that of step {state['step']} is taken"
         print(f"warning: {what}", file=sys.stderr)
     if CONFIG not in state:
         raise UserError(

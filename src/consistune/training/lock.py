@@ -1,6 +1,5 @@
 """The lock of a run's folder: one program at a time trains in it."""
 
-import errno
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -9,9 +8,9 @@ from typing import TypeVar
 from filelock import FileLock, Timeout
 
 from consistune.errors import UserError
+from consistune.system.locks import take
 
 LOCK = ".lock"
-NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 Key = TypeVar("Key")
 Result = TypeVar("Result")
 
@@ -58,13 +57,9 @@ def folder_lock(folder: Path, say: Callable[[str], None]) -> Iterator[None]:
     """
     lock = FileLock(folder / LOCK, timeout=0)
     try:
-        lock.acquire()
+        take(lock, say, "train")
     except Timeout:
         raise Busy(folder) from None
-    except (NotImplementedError, OSError) as error:  # some network file systems
-        if isinstance(error, OSError) and error.errno not in NO_LOCKS:
-            raise
-        say("this file system has no locks; let no other program train here")
     del say  # it may belong to the lock's owner, who would then never be collected with an open lock
     try:
         yield

@@ -266,7 +266,7 @@ class Kill(BaseException):
 
 def test_a_kill_while_the_work_is_removed_is_no_obstacle(tmp_path: Path) -> None:
     """At any removal: the set is finished, so the same command says so and removes the rest."""
-    source, stopped = mixed_folder(tmp_path / "set"), 0
+    source = mixed_folder(tmp_path / "set")
     prepare(source, tmp_path / "whole", OPTIONS)
     for advised in (False, True):
         for stopped in range(3):
@@ -353,23 +353,26 @@ def test_a_full_disk_at_the_end_is_named_and_leaves_no_second_copy(
     prepare(source, tmp_path / "out", OPTIONS)
 
 
-def test_room_for_a_second_copy_is_asked_where_images_may_be_left_out(
+def test_room_for_a_second_copy_is_asked_where_images_are_left_out(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    source, asked = mixed_folder(tmp_path / "set", bad=()), []
+    asked: list[int] = []
     monkeypatch.setattr(files, "check_room", lambda _, size: asked.append(size // (3 * 8 * 8)))
-    for k, allowed in enumerate((0, 3)):
-        prepare(source, tmp_path / f"{k}", replace(OPTIONS, allow_missing=allowed))
-    assert asked == [40, 40 + 30]
+    prepare(mixed_folder(tmp_path / "whole", bad=()), tmp_path / "0", OPTIONS)
+    assert asked == [40]
+    prepare(mixed_folder(tmp_path / "damaged"), tmp_path / "1", OPTIONS)
+    assert asked[1] == 40
+    assert len(asked) > 2
+    assert max(asked[2:]) < 40
 
 
 def test_a_file_system_without_locks_is_a_warning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def no_locks(_lock: object) -> None:
+    def no_locks(*_: object) -> None:
         raise OSError(errno.ENOLCK, "No locks available")
 
     said: list[str] = []
     progress = Progress()
     monkeypatch.setattr(progress, "warned", said.append)
-    monkeypatch.setattr("filelock.UnixFileLock._acquire", no_locks)
+    monkeypatch.setattr("filelock.FileLock.acquire", no_locks)
     prepare(mixed_folder(tmp_path / "set"), tmp_path / "out", OPTIONS, progress)
     assert said == ["this file system has no locks; let no other program prepare here"]

@@ -1,6 +1,5 @@
 """What of a preparation is done, on the disk. After a kill the next run continues from it."""
 
-import errno
 import json
 import os
 from collections.abc import Callable
@@ -11,9 +10,9 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from consistune.errors import UserError
+from consistune.system.locks import take
 
 LOCK = "lock"
-NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 
 
 def locked(folder: Path, say: Callable[[str], object] = lambda _line: None) -> FileLock:
@@ -23,13 +22,9 @@ def locked(folder: Path, say: Callable[[str], object] = lambda _line: None) -> F
     """
     lock = FileLock(folder / LOCK, timeout=0)
     try:
-        lock.acquire()
+        take(lock, say, "prepare")
     except Timeout as error:
         raise UserError("another run is preparing it", str(folder)) from error
-    except (NotImplementedError, OSError) as error:  # some network file systems
-        if isinstance(error, OSError) and error.errno not in NO_LOCKS:
-            raise
-        say("this file system has no locks; let no other program prepare here")
     return lock
 
 

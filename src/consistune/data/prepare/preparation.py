@@ -120,6 +120,7 @@ def _remove_rows(path: Path, kept: np.ndarray[Any, Any], shape: tuple[int, int, 
     result = (int(kept.sum()), *shape)
     if path.stat().st_size == npy.file_size(result, np.uint8):
         return
+    files.check_room(path.parent, npy.file_size(result, np.uint8))
     images = npy.open_mapped(path, (len(kept), *shape), np.uint8)
     partial = path.with_name(path.name + ".partial")  # one name: after a kill the next run overwrites it
     try:

@@ -103,7 +103,7 @@ def prepare(
             rows = _rows(source, options.split)
             preparation = Preparation(source, transform, shape, rows, options.split, data, work)
             if not finished:
-                _begin(preparation, journal, options.allow_missing != 0 and not options.strict)
+                _begin(preparation, journal)
             elif not journal.is_of(preparation.fingerprint()):
                 check_dest(dest)
         except BaseException:
@@ -176,16 +176,13 @@ def _rows(source: Source, split: Split) -> Rows:
     return Rows.of(source.labels, source.own_held_out)
 
 
-def _begin(preparation: Preparation, journal: Journal, spare: bool) -> None:
-    """Continue from the journal, or create the image files at their full size.
-
-    spare: there must be room for a second copy of a side, which is made where images are left out.
-    """
+def _begin(preparation: Preparation, journal: Journal) -> None:
+    """Continue from the journal, or create the image files at their full size."""
     if journal.begun and preparation.data.exists():  # else the set was finished, and has been taken away
         journal.resume(preparation.fingerprint())
         return
-    rows = len(preparation.source) + spare * max(map(preparation.rows.count, range(len(preparation.sides))))
-    files.check_room(preparation.data.parent, rows * int(np.prod(preparation.shape)))
+    size = len(preparation.source) * int(np.prod(preparation.shape))
+    files.check_room(preparation.data.parent, size)
     for side, name in enumerate(preparation.sides):
         shape = (preparation.rows.count(side), *preparation.shape)
         npy.create(preparation.data / name / IMAGES, shape, np.uint8)

@@ -17,8 +17,8 @@ from consistune.data.sources.detect import open_source
 from consistune.data.sources.files import Listing
 from consistune.errors import UserError
 
-TABLES = (".csv", ".json", ".jsonl", ".txt", ".tsv", ".mat", ".cls")
-"""Endings of files that may hold labels."""
+LABEL_FILES = (".csv", ".json", ".jsonl", ".txt", ".tsv", ".mat", ".cls")
+"""Endings of files from which labels are read."""
 SAMPLE = 256
 """Images that are looked at."""
 CROPS = ("center", "dhariwal", "pad", "none")
@@ -123,7 +123,9 @@ def _stats(path: Path, links: bool) -> list[tuple[str, int, int]]:
         known = path.stat()
         return [("", known.st_size, known.st_mtime_ns)]
     listing = Listing.of(path, links)
-    tables = {name: (path / name).stat() for name in sorted(listing.others) if name.lower().endswith(TABLES)}
+    tables = {
+        name: (path / name).stat() for name in sorted(listing.others) if name.lower().endswith(LABEL_FILES)
+    }
     images = [(name, *known) for name, known in listing.images.items()]
     return images + [(name, known.st_size, known.st_mtime_ns) for name, known in tables.items()]
 

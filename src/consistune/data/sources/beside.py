@@ -44,18 +44,18 @@ def notes_on(others: Collection[str], read: Collection[str], labelled: bool) -> 
         others: the names of all files that are no images.
         read: those from which labels were read.
     """
-    unread = [(name, splitext(name)[1].lower()) for name in others if name not in read]
-    tables = [
+    unread = [(name, splitext(name)[1].lower()) for name in set(others) - set(read)]
+    tables = {
         name
         for name, ending in unread
         if not labelled and ending in TABLES and base(name) != "dataset.json" and not ABOUT.match(base(name))
-    ]
-    holders = [name for name, ending in unread if ending in CONTAINERS and name not in tables]
+    }
+    holders = {name for name, ending in unread if ending in CONTAINERS} - tables
     notes = _note("these may hold labels and were not read", tables, "; --labels FILE takes a CSV or JSON")
     return notes + _note("archives, arrays and films beside the images were not read", holders)
 
 
-def _note(what: str, names: list[str], remedy: str = "") -> list[str]:
+def _note(what: str, names: Collection[str], remedy: str = "") -> list[str]:
     return [f"{what}: {brief(sorted(names), MOST)}{remedy}"] if names else []
 
 

@@ -53,7 +53,9 @@ def detect(path: Path) -> str:
     if start.startswith((ZIP, *tars.OPENERS)):
         kind = "a ZIP" if start.startswith(ZIP) else "a packed tar"
         raise UserError(
-            f"begins as {kind}, but cannot be read as one", str(path), "is the download complete?"
+            f"begins as {kind}, but cannot be read as one",
+            str(path),
+            "is the download complete? Of packed files only tars are read",
         )
     raise UserError("is in no format that is known", str(path), f"--format says which: {', '.join(FORMATS)}")
 

@@ -113,17 +113,23 @@ def repeated(names: Sequence[str]) -> tuple[str, ...]:
 
 
 def _odd(labels: list[Any]) -> int:
-    """The place of the label that cannot be one: of the rarest type, or no whole number from 0."""
-    types = Counter(type(label) for label in labels)
-    rarest = min(types, key=lambda kind: types[kind])
-    if len(types) > 1 or rarest not in (int, float):
-        return next(k for k, label in enumerate(labels) if type(label) is rarest)
-    return next(k for k, x in enumerate(labels) if not (0 <= x < MAX_CLASSES and float(x).is_integer()))
+    """The place of the label that cannot be one: of the rarest kind, or no whole number from 0."""
+    kinds = Counter(map(_kind, labels))
+    rarest = min(kinds, key=lambda kind: kinds[kind])
+    if len(kinds) > 1 or rarest is not float:
+        return next(k for k, label in enumerate(labels) if _kind(label) is rarest)
+    wrong = [k for k, x in enumerate(labels) if not (0 <= x < MAX_CLASSES and float(x).is_integer())]
+    return [*wrong, *(k for k, x in enumerate(labels) if type(x) is float)][0]
+
+
+def _kind(label: Any) -> type:
+    """Its type; integers and floats are one kind."""
+    return float if type(label) is int else type(label)
 
 
 def _wrong(labels: Sequence[Any], place: int, where: str) -> UserError:
     got = f"got {str(labels[place])[:80]!a} (entry {place + 1})"
-    mixed = len({type(label) for label in labels}) > 1
+    mixed = len(set(map(_kind, labels))) > 1
     remedy = "all must be numbers, or all words" if mixed else ""
     return UserError(f"labels must be numbers from 0, or words; {got}", where, remedy)
 

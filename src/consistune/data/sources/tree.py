@@ -214,8 +214,10 @@ class Files:
             if not is_class and len(folders) > 1:
                 others = brief(sorted(set(folders) - {folder}))
                 what = f"holds {printable(folder)}/, which may be a split, beside {others}"
-                place = "test" if split == "train" else "train"
-                raise UserError(what, self.where, f"move it away, or put the others into a folder {place}/")
+                remedy = "move it away, or put the others into a folder train/"
+                if split == "train":
+                    remedy = "move the others away, or into a folder test/"
+                raise UserError(what, self.where, remedy)
         for folder, names in folders.items():
             inner = splits_among(children(names, f"{prefix}{folder}/")[0])
             if len(inner) > 1:
@@ -300,7 +302,7 @@ class Files:
 
 def _with_numbers(name: str) -> list[str | int]:
     """The pieces of a name, by which class2 comes before class10."""
-    return [int(piece) if piece.isdecimal() else piece for piece in re.split("([0-9]+)", name)]
+    return [int(piece) if k % 2 else piece for k, piece in enumerate(re.split("([0-9]+)", name))]
 
 
 def clean_name(name: str) -> str:
