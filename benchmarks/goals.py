@@ -22,6 +22,8 @@ NORMS = {
     "posterior": "SCT, adaptive norm, posterior",
 }
 
+MEAN_FLOW = "MeanFlow with the score identity"
+
 
 class Goal(NamedTuple):
     """The greatest ratios aimed at: in one step half-way and at the end, in two steps at the end."""
@@ -113,7 +115,13 @@ def best() -> Iterator[Line]:
     runs = of("mnist10k_tcm", estimator="score-identity")
     yield Line(name, "`mnist10k-best`: ECT, then TCM with the score identity", BEST, runs, ect)
     runs = of("mnist10k_family", recipe="meanflow", estimator="score-identity", rate=PLAIN)
-    yield Line(name, "MeanFlow with the score identity", BEST, runs, ect)
+    yield Line(name, MEAN_FLOW, BEST, runs, ect)
+    ect = of("emoji64_latents", run="ect", norm="c 0")
+    runs = of("emoji64_family", run="meanflow", estimator="score-identity")
+    yield Line("emoji in latents, 35,000 images", MEAN_FLOW, BEST, runs, ect)
+    ect = of("cifar10_jpeg", run="ect", norm="c 0", rate=PLAIN, law=PLAIN)
+    runs = of("cifar10_jpeg_family", run="meanflow", estimator="score-identity")
+    yield Line("CIFAR-10 as JPEG, 64,000 images", MEAN_FLOW, BEST, runs, ect)
 
 
 def table(lines: Iterable[Line], half: bool) -> str:
