@@ -84,6 +84,25 @@ if how == "fails": raise SystemExit("the card fell off")
 """
 
 
+def given(out: Path, **others) -> argparse.Namespace:
+    """The options of a rehearsal of all stages."""
+    words = {
+        "rehearse": True,
+        "pretend": False,
+        "minutes": 1.0,
+        "carried": None,
+        "only": None,
+        "earlier": None,
+    }
+    return argparse.Namespace(**words | others, out=out)
+
+
+def start_child(kit, name, setting=None):
+    """In place of `Kit._start`: CHILD, which does what the stage's name says."""
+    command = [sys.executable, "-c", CHILD, str(kit.work / f"{name}.json"), name]
+    return subprocess.Popen(command, start_new_session=True)
+
+
 def test_a_stage_that_hangs_or_fails_loses_nothing_and_the_next_one_runs(monkeypatch, tmp_path) -> None:
     import card
 
@@ -98,11 +117,8 @@ def test_a_stage_that_hangs_or_fails_loses_nothing_and_the_next_one_runs(monkeyp
         return subprocess.Popen(command, stdout=log, stderr=log, text=True, start_new_session=True)
 
     monkeypatch.setattr(card.Kit, "_start", start)
-    given = argparse.Namespace(
-        rehearse=True, pretend=False, out=tmp_path, minutes=1.0, carried=None, only=None, earlier=None
-    )
     began = time.monotonic()
-    kit = card.Kit(given)
+    kit = card.Kit(given(tmp_path))
     kit.run()
     assert time.monotonic() - began < 30
     stages = json.loads((tmp_path / "card.json").read_text())["stages"]
@@ -132,13 +148,12 @@ def test_a_second_run_does_what_the_record_lacks_and_stages_go_on_beside_others(
         return subprocess.Popen([sys.executable, "-c", CHILD, str(self.work / f"{name}.json"), "works"])
 
     monkeypatch.setattr(card.Kit, "_start", start)
-    words = {"rehearse": True, "pretend": False, "minutes": 1.0, "carried": None}
-    card.Kit(argparse.Namespace(**words, out=tmp_path, only=["ceilings", "first"], earlier=None)).run()
+    card.Kit(given(tmp_path, only=["ceilings", "first"])).run()
     assert started == ["ceilings", "first"]
     record = tmp_path / "card.json"
     assert set(json.loads(record.read_text())["stages"]) == {"ceilings", "first"}
     started.clear()
-    kit = card.Kit(argparse.Namespace(**words, out=tmp_path, only=None, earlier=record))
+    kit = card.Kit(given(tmp_path, earlier=record))
     kit.run()
     assert started == ["beside", "second"]
     assert kit.complete
@@ -146,7 +161,7 @@ def test_a_second_run_does_what_the_record_lacks_and_stages_go_on_beside_others(
     assert {name: stage["status"] for name, stage in found.items()} == dict.fromkeys(
         ("ceilings", "first", "beside", "second"), "done"
     )
-    again = card.Kit(argparse.Namespace(**words, out=tmp_path, only=["second"], earlier=record))
+    again = card.Kit(given(tmp_path, only=["second"], earlier=record))
     assert [stage.name for stage in again.stages] == ["beside", "second"]
 
 
@@ -170,14 +185,10 @@ def test_a_second_run_loses_nothing_that_the_first_has_measured(monkeypatch, tmp
 
     def start(self, name, setting):
         started.append(name)
-        command = [sys.executable, "-c", CHILD, str(self.work / f"{name}.json"), name]
-        return subprocess.Popen(command, start_new_session=True)
+        return start_child(self, name)
 
     monkeypatch.setattr(card.Kit, "_start", start)
-    given = argparse.Namespace(
-        rehearse=True, pretend=False, out=tmp_path, minutes=1.0, carried=None, only=None, earlier=record
-    )
-    card.Kit(given).run()
+    card.Kit(given(tmp_path, earlier=record)).run()
     assert started == ["less", "fails"]
     found = json.loads(record.read_text())["stages"]
     assert found["less"]["parts"] == {**before, "first": {"of": "less"}}
@@ -194,22 +205,15 @@ def test_a_stage_beside_others_has_its_own_seconds_and_parts_when_the_program_en
     stages = (card.Stage("quick", 30.0), card.Stage("hangs", 30.0), card.Stage("beside", 30.0, beside=True))
     monkeypatch.setattr(card, "STAGES", stages)
 
-    def start(self, name, setting):
-        command = [sys.executable, "-c", CHILD, str(self.work / f"{name}.json"), name]
-        return subprocess.Popen(command, start_new_session=True)
-
     def interrupted(self, name, facts, collect=card.Kit._collect):
         collect(self, name, facts)
         if name == "hangs" and self.started["beside"].ended:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(card.Kit, "_start", start)
+    monkeypatch.setattr(card.Kit, "_start", start_child)
     monkeypatch.setattr(card.Kit, "_collect", interrupted)
-    given = argparse.Namespace(
-        rehearse=True, pretend=False, out=tmp_path, minutes=1.0, carried=None, only=None, earlier=None
-    )
     with pytest.raises(KeyboardInterrupt):
-        card.Kit(given).run()
+        card.Kit(given(tmp_path)).run()
     found = json.loads((tmp_path / "card.json").read_text())["stages"]
     assert found["beside"]["parts"] == {"first": {"of": "beside"}}
     assert found["beside"]["status"] == "done"
@@ -248,10 +252,7 @@ def test_what_a_command_said_is_kept_where_its_stage_ran_out_of_time(monkeypatch
         return process
 
     monkeypatch.setattr(card.Kit, "_start", start)
-    given = argparse.Namespace(
-        rehearse=True, pretend=False, out=tmp_path, minutes=0.04, carried=None, only=None, earlier=None
-    )
-    card.Kit(given).run()
+    card.Kit(given(tmp_path, minutes=0.04)).run()
     stage = json.loads((tmp_path / "card.json").read_text())["stages"]["hangs"]
     assert stage["status"] == "out of time"
     assert stage["error"] == "consistune evaluate MODEL\nthe last line"
@@ -265,8 +266,7 @@ def test_a_stage_ends_with_the_program(monkeypatch, tmp_path) -> None:
     started = []
 
     def start(self, name, setting):
-        command = [sys.executable, "-c", CHILD, str(self.work / f"{name}.json"), name]
-        started.append(subprocess.Popen(command, text=True, start_new_session=True))
+        started.append(start_child(self, name))
         return started[0]
 
     def interrupted(self, name, facts, collect=card.Kit._collect):
@@ -276,11 +276,8 @@ def test_a_stage_ends_with_the_program(monkeypatch, tmp_path) -> None:
 
     monkeypatch.setattr(card.Kit, "_start", start)
     monkeypatch.setattr(card.Kit, "_collect", interrupted)
-    given = argparse.Namespace(
-        rehearse=True, pretend=False, out=tmp_path, minutes=1.0, carried=None, only=None, earlier=None
-    )
     with pytest.raises(KeyboardInterrupt):
-        card.Kit(given).run()
+        card.Kit(given(tmp_path)).run()
     assert started[0].returncode == -signal.SIGKILL
     stages = json.loads((tmp_path / "card.json").read_text())["stages"]
     assert stages["hangs"]["parts"] == {"first": {"of": "hangs"}}

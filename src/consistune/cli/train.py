@@ -77,10 +77,7 @@ def _check_place(recipe: "Recipe", folder: Path, continued: bool, until: int | N
     from consistune.training import checkpoint
     from consistune.training import folder as runs
 
-    if not continued:
-        runs.check_new(folder)
-        return
-    runs.check_continuation(folder, to_yaml(recipe), extend=until is not None)
+    runs.check_place(folder, to_yaml(recipe), resume=continued, extend=until is not None)
     stored = checkpoint.paths(folder / "checkpoints")
     if until is not None and stored:
         runs.check_end(checkpoint.step_of(stored[-1]) * recipe.train.batch, until)

@@ -17,7 +17,7 @@ from consistune.evaluation.anchors import anchors
 from consistune.evaluation.page import write_page
 from consistune.evaluation.record import facts, summarise
 from consistune.evaluation.request import Request
-from consistune.evaluation.search import search_setting, start_search
+from consistune.evaluation.search import Search, search_setting, start_search
 from consistune.evaluation.setup import build_suite, check_destinations, images_in, read_data
 from consistune.evaluation.sources import (
     DecodedSource,
@@ -58,6 +58,7 @@ class Job:
         self.data = None if given is None else given.to_look_at
         self.floor: DecodedSource | None = None
         self.drawn: list[ModelSource] = []
+        self.search: Search | None = None
         self.source: ModelSource | FileSource
         if is_samples(request.model):
             self.source = file_source(request, screen)
@@ -69,7 +70,7 @@ class Job:
                 check_labels(self.source, len(train.class_names))
             self.floor = decoded_source(self.source.model, given)
             if request.search is not None:
-                start_search(request, self.source)
+                self.search = start_search(request.search, request, self.source)
             else:
                 self.drawn = [self.source.in_steps(steps, request) for steps in request.steps]
         self.suite = build_suite(request, self.data, self.source.image_shape, self.source.labelled, screen)
@@ -93,8 +94,8 @@ class Job:
         if isinstance(source, FileSource):
             rows = [self.row("samples", source, {"file": str(request.model)})]
         else:
-            if request.search is not None:
-                search, sources = search_setting(request, source, self.suite, self.screen)
+            if self.search is not None:
+                search, sources = search_setting(request, self.search, source, self.suite, self.screen)
             else:
                 sources = {counted(varied.evaluations, "evaluation"): varied for varied in self.drawn}
             rows = [self.row(name, varied, varied.settings) for name, varied in sources.items()]

@@ -134,14 +134,15 @@ def golden_section(
     return min(curve, key=lambda point: point[1])[0], curve
 
 
-def start_search(request: Request, model: ModelSource) -> tuple[SamplerSetting, ModelSource]:
-    """The setting that `request.search` names, and the samples to which its values are applied.
+Search = tuple[str, SamplerSetting, ModelSource]
+"""What `start_search` returns."""
+
+
+def start_search(name: str, request: Request, model: ModelSource) -> Search:
+    """The name of a setting, the setting, and the samples to which its values are applied.
 
     Raises UserError where the model does not have it, and beside options that it varies or that do not fit.
     """
-    name = request.search
-    if name is None:
-        raise ValueError("no setting is searched")
     setting = all_settings()[name]
     if setting.check is not None:
         setting.check(model)
@@ -156,19 +157,17 @@ def start_search(request: Request, model: ModelSource) -> tuple[SamplerSetting, 
     if steps_vary or len(request.steps) > 1:
         what = f"--search {name} {'takes its own number' if steps_vary else 'takes one number'} of steps"
         raise UserError(what, "--steps", "leave it out" if steps_vary else "give one number")
-    return setting, model.in_steps(setting.steps or request.steps[0], request)
+    return name, setting, model.in_steps(setting.steps or request.steps[0], request)
 
 
 def search_setting(
-    request: Request, model: ModelSource, suite: Suite, screen: Screen
+    request: Request, search: Search, model: ModelSource, suite: Suite, screen: Screen
 ) -> tuple[dict[str, Any], dict[str, ModelSource]]:
-    """The curve of `request.search` for results.json, and the sources to be measured on all samples.
+    """The curve of a search for results.json, and the sources to be measured on all samples.
 
-    These are the samples with the model's own value, where it has one, and with the best value. Raises
-    UserError as `start_search` does.
+    These are the samples with the model's own value, where it has one, and with the best value.
     """
-    name = str(request.search)
-    setting, base = start_search(request, model)
+    name, setting, base = search
     quick = Suite(replace(suite.setup, extrapolate=False), ("fd",), suite.batch)
     metric = suite.setup.extractor.name
     seeds = range(request.first_seed, request.first_seed + request.search_samples)

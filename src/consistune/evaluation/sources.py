@@ -229,9 +229,8 @@ def is_samples(path: Path) -> bool:
     return path.suffix.lower() == ".npz" or (bool(images) and not hides)
 
 
-def check_folder_of_samples(folder: Path) -> list[str]:
+def check_folder_of_samples(folder: Path, listing: Listing) -> list[str]:
     """Notes on what `read_pngs` passes over. Raises UserError where it would pass over images."""
-    listing = Listing.of(folder, links=True)
     others = sorted({*listing.images, *(name for name, _ in listing.skipped)}.difference(_pngs(listing)))
     if others:
         what = f"has other images than PNG files in the folder itself ({len(others)}): {brief(others, 4)}"
@@ -244,14 +243,16 @@ def _pngs(listing: Listing) -> list[str]:
     return [name for name in listing.images if "/" not in name and name.lower().endswith(".png")]
 
 
-def read_pngs(folder: Path) -> tuple[Tensor, str]:
+def read_pngs(folder: Path, listing: Listing | None = None) -> tuple[Tensor, str]:
     """The PNG files of a folder in the order of their names, uint8 [n, C, H, W], and the SHA-256 of all.
 
+    listing: of the folder, where it is known already.
     Raises UserError where there are none, and where one cannot be read, or has another size or mode than the
     first.
     """
+    listing = listing or Listing.of(folder, links=True)
     sha, images = hashlib.sha256(), list[Tensor]()
-    for path in (folder / name for name in _pngs(Listing.of(folder, links=True))):
+    for path in (folder / name for name in _pngs(listing)):
         data = path.read_bytes()
         sha.update(data)
         try:
@@ -282,9 +283,10 @@ def file_source(request: Request, screen: Screen) -> FileSource:
     path = request.model
     labels: Tensor | None = None
     if path.is_dir():
-        for note in check_folder_of_samples(path):
+        listing = Listing.of(path, links=True)
+        for note in check_folder_of_samples(path, listing):
             screen.say(f"{path}: {note}")
-        images, digest = read_pngs(path)
+        images, digest = read_pngs(path, listing)
     elif path.is_file():
         images, labels = read_samples(path)
         note_unread(path, screen, images=True, moments=False)

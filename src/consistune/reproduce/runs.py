@@ -16,7 +16,7 @@ from consistune.recipe.plan import make_plan
 from consistune.system.files import check_writable
 from consistune.system.progress import Screen
 from consistune.training.check import fingerprint_of
-from consistune.training.folder import RECIPE, check_continuation, check_new
+from consistune.training.folder import RECIPE, check_place
 from consistune.training.metrics_file import EVALUATION, MetricsFile
 from consistune.training.run import RunFolder
 
@@ -113,10 +113,7 @@ def train_run(
 def check_run(folder: Path, recipe: Recipe) -> None:
     """Raises UserError where no run of the recipe could be begun or continued in a folder."""
     check_writable(folder, "--out", folder=True)
-    if (folder / RECIPE).exists():
-        check_continuation(folder, to_yaml(recipe))
-    else:
-        check_new(folder)
+    check_place(folder, to_yaml(recipe), resume=(folder / RECIPE).exists())
 
 
 def with_points(recipe: Recipe, points: int) -> Recipe:

@@ -102,6 +102,14 @@ def check_continuation(folder: Path, recipe_text: str, extend: bool = False) -> 
         )
 
 
+def check_place(folder: Path, recipe_text: str, *, resume: bool, extend: bool = False) -> None:
+    """Raises UserError as a run would that begins in a folder, or with `resume` goes on; writes nothing."""
+    if resume:
+        check_continuation(folder, recipe_text, extend)
+    else:
+        check_new(folder)
+
+
 def check_end(seen: int, end: int) -> None:
     """Raises UserError where a run that has seen so many images cannot be continued to `end` of them."""
     if seen >= end:
