@@ -118,10 +118,10 @@ def best() -> Iterator[Line]:
     yield Line(name, MEAN_FLOW, BEST, runs, ect)
     ect = of("emoji64_latents", run="ect", norm="c 0")
     runs = of("emoji64_family", run="meanflow", estimator="score-identity")
-    yield Line("emoji in latents, 35,000 images", MEAN_FLOW, BEST, runs, ect)
+    yield Line("emoji in latents, 35,000 images", f"`emoji64-latent-best`: {MEAN_FLOW}", BEST, runs, ect)
     ect = of("cifar10_jpeg", run="ect", norm="c 0", rate=PLAIN, law=PLAIN)
     runs = of("cifar10_jpeg_family", run="meanflow", estimator="score-identity")
-    yield Line("CIFAR-10 as JPEG, 64,000 images", MEAN_FLOW, BEST, runs, ect)
+    yield Line("CIFAR-10 as JPEG, 64,000 images", f"`cifar10-jpeg-best`: {MEAN_FLOW}", BEST, runs, ect)
 
 
 def table(lines: Iterable[Line], half: bool) -> str:

@@ -1,11 +1,9 @@
 """`consistune`: the program, and how its errors are reported. Each command's options are in its own file."""
 
 import errno
-import os
 import signal
 import sys
 from collections.abc import Callable
-from types import FrameType
 from typing import Annotated, NoReturn
 
 import typer
@@ -29,6 +27,7 @@ from consistune.cli import (
 )
 from consistune.cli.numbers import check_all_numbers
 from consistune.cli.options import pick_device
+from consistune.cli.signals import alone, release_signals, take_signals
 from consistune.cli.streams import lasting
 from consistune.errors import RunFailed, UserError, printable
 
@@ -101,7 +100,6 @@ def main() -> NoReturn:
     line on standard error; with --debug, a traceback. Words after "--" are arguments: a --debug there is one
     too.
     """
-    stopped_by = take_signals()
     sys.stdout, sys.stderr = lasting(sys.stdout), lasting(sys.stderr)
     words = sys.argv[1:]
     end = words.index("--") if "--" in words else len(words)
@@ -109,6 +107,7 @@ def main() -> NoReturn:
     command = typer.main.get_command(app)
     check_all_numbers(command)
     line = ""
+    stopped_by = take_signals()
     try:
         given = [w for w in words[:end] if w != DEBUG] + words[end:]
         status = command(given, prog_name=NAME, standalone_mode=False)
@@ -125,37 +124,12 @@ def main() -> NoReturn:
             raise
         else:
             status, line = explain(error)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # nothing is left to stop
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    release_signals()
     if status == INTERRUPTED and signal.SIGTERM in stopped_by:
         status = 128 + signal.SIGTERM
     if line:
         print(f"consistune: {line}", file=sys.stderr)
     sys.exit(status if isinstance(status, int) else 0)
-
-
-def take_signals() -> list[int]:
-    """Let SIGINT, and SIGTERM where there is one process, raise KeyboardInterrupt; the list names which came.
-
-    One process of several dies of SIGTERM at once: it may be waiting for the others in code that no handler
-    interrupts.
-    """
-    came: list[int] = []
-
-    def stop(number: int, frame: FrameType | None) -> None:
-        del frame
-        came.append(number)
-        raise KeyboardInterrupt
-
-    signal.signal(signal.SIGINT, stop)
-    if _alone():
-        signal.signal(signal.SIGTERM, stop)
-    return came
-
-
-def _alone() -> bool:
-    """Whether no launcher started several processes; without PyTorch, which `system.processes` imports."""
-    return os.environ.get("WORLD_SIZE", "1") in ("", "1")
 
 
 def interrupted(error: BaseException) -> bool:
@@ -175,7 +149,7 @@ def explain(error: Exception) -> tuple[int, str]:
         program = NAME if context is None else context.command_path
         message = " ".join(error.format_message().split()).rstrip(".") or "no command given"
         return 2, printable(f"{message}{' ' if message.endswith('?') else '; '}see {program} --help")
-    if not _alone():  # only then, as torch is imported for it
+    if not alone():  # only then, as torch is imported for it
         from consistune.system.processes import lost_process
 
         if lost_process(error):
