@@ -26,7 +26,7 @@ def reproduce(
     listed: Annotated[bool, Option("--list", help="List the experiments, and exit.")] = False,
     data: Annotated[str, Option(help="digits, or a prepared folder.")] = DATA,
     scale: Annotated[
-        str, Option(help="smoke (minutes), cpu (up to hours), gpu (one card), paper (as published).")
+        str, Option(help="smoke (minutes), cpu (up to hours), gpu (one GPU), paper (as published).")
     ] = SCALE,
     out: Annotated[Path, Option(help="The folder for all results.")] = Path("runs/reproduce"),
     seeds: Annotated[int | None, Option(help="Number of seeds; default: the scale's.")] = None,

@@ -15,8 +15,8 @@ from consistune.recipe.words import Recipe, Section
 RUN_WHOLE = {
     *(f"digits-{method}" for method in ("edm", "ect", "sct", "sct-phased", "cd", "cm", "ict")),
     *(f"digits-{method}" for method in ("cmt", "cmt-ect", "best", "tcm", "sct-continuous", "scd")),
-    *(f"emoji64-latent-{method}" for method in ("edm", "ect", "sct")),
-    *(f"cifar10-jpeg-{method}" for method in ("edm", "ect", "sct")),
+    *(f"emoji64-latent-{method}" for method in ("edm", "ect", "sct", "meanflow", "best", "tcm")),
+    *(f"cifar10-jpeg-{method}" for method in ("edm", "ect", "sct", "meanflow", "best", "tcm")),
 }
 """The recipes that were run to their end (docs/recipes.md says where)."""
 RUN_SHORT = {
