@@ -57,11 +57,11 @@ def long_ect() -> list[Row]:
     return of("digits_levers", budget="long", estimator="one-sample", lever="none")
 
 
-def family(study: str, norms: Iterable[str], name: str, goal: Goal, rate: str) -> Iterator[Line]:
-    """SCT with each norm, of a study of the family."""
-    ect = of(study, recipe="ect", estimator="one-sample", norm=PLAIN, rate=rate)
+def family(study: str, norms: Iterable[str], name: str, goal: Goal, **words: str) -> Iterator[Line]:
+    """SCT with each norm, of a study of the family; `words` of its other factors."""
+    ect = of(study, recipe="ect", estimator="one-sample", norm=PLAIN, **words)
     for norm in norms:
-        runs = of(study, recipe="ect", estimator="score-identity", norm=norm, rate=rate)
+        runs = of(study, recipe="ect", estimator="score-identity", norm=norm, **words)
         yield Line(name, NORMS[norm], goal, runs, ect)
 
 
@@ -86,17 +86,18 @@ def sct() -> Iterator[Line]:
     ect = of("adaptive_norm_unlabelled", estimator="one-sample", norm="c 0")
     yield from adaptive("adaptive_norm_unlabelled", name, UNLABELLED, ect)
     name = "digits without labels, 192,000 images"
-    yield from family("family_unlabelled", both, name, UNLABELLED, "as with labels")
+    yield from family("family_unlabelled", both, name, UNLABELLED, rate="as with labels")
     name, runs = (
         "digits with labels, 384,000 images",
         of("digits_levers", budget="long", estimator="class", lever="none"),
     )
     yield Line(name, NORMS[PLAIN], LABELLED, runs, long_ect())
     yield from adaptive("adaptive_norm_labelled", name, LABELLED, long_ect())
-    yield from family("family", both, "digits with labels, 192,000 images", LABELLED, "5e-4")
+    yield from family("family", both, "digits with labels, 192,000 images", LABELLED, rate="5e-4")
     name, runs = "mnist10k without labels, 180,000 images", read_curves("mnist10k-unconditional")
     yield Line(name, NORMS[PLAIN], UNLABELLED, runs["SCT"], runs["ECT"])
-    yield from family("mnist10k_family", both, "mnist10k with labels, 120,000 images", LABELLED, PLAIN)
+    yield from family("mnist10k_unlabelled", both, "mnist10k without labels, 120,000 images", UNLABELLED)
+    yield from family("mnist10k_family", both, "mnist10k with labels, 120,000 images", LABELLED, rate=PLAIN)
     yield from pictures("emoji64_latents", "emoji in latents, 35,000 images", LABELLED)
     yield from pictures("cifar10_jpeg", "CIFAR-10 as JPEG, 64,000 images", PICTURES, rate=PLAIN, law=PLAIN)
 

@@ -373,6 +373,7 @@ TABLES: dict[str, dict[str, Callable[[], str]]] = {
     "results/mnist10k.md": {
         "mnist10k": mnist10k,
         "family": lambda: of_study("mnist10k_family"),
+        "unlabelled": lambda: of_study("mnist10k_unlabelled"),
         "tcm": lambda: of_study("mnist10k_tcm"),
     },
     "results/time-law.md": {"law": lambda: of_study("time_law")},

@@ -13,6 +13,9 @@ import typer
 import typer.testing
 from hypothesis import settings
 
+from consistune.cli.main import app
+from consistune.cli.numbers import check_all_numbers
+
 # Timing says nothing on a shared machine; the same examples every time make a failure repeatable.
 settings.register_profile("consistune", deadline=None, derandomize=True, max_examples=40)
 settings.load_profile("consistune")
@@ -72,7 +75,8 @@ def generator() -> torch.Generator:
 def one_cache_and_parser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """What every command would make anew, made once: the classifier of the digits, and typer's parser.
 
-    The cache is the tests' own, shared by all that run together: the user's is neither read nor written.
+    The cache is the tests' own, shared by all that run together: the user's is neither read nor written. The
+    parser checks numbers, as that of the program does, for commands that do not go through `main` too.
     """
     folder = tmp_path_factory.getbasetemp()
     parser = cache(typer.main.get_command)
@@ -81,6 +85,7 @@ def one_cache_and_parser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[N
         patch.setenv("CONSISTUNE_CACHE", str((folder.parent if together else folder) / "cache"))
         patch.setattr(typer.main, "get_command", parser)
         patch.setattr(typer.testing, "_get_command", parser)
+        check_all_numbers(parser(app))
         yield
 
 

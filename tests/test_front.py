@@ -2,12 +2,16 @@
 
 import inspect
 import math
+import os
 import re
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -20,12 +24,13 @@ from consistune.core.times import LogNormalPairs, SigmoidGap
 from consistune.data.images import DataSplit, ImageSet, digits
 from consistune.data.inputs import as_split
 from consistune.errors import UserError
-from consistune.front import evaluate, method_recipe, methods, steps, train, tune
+from consistune.front import State, _leave_all, evaluate, method_recipe, methods, steps, train, tune
 from consistune.models import load, sample
 from consistune.nn.precond import Preconditioned
 from consistune.recipe import read_recipe
 from consistune.recipe.plan import make_plan
 from consistune.training.loop import TrainingDiverged
+from consistune.training.run import Interrupted
 
 SMALL = {"kind": "mlp", "width": 16, "blocks": 1, "expansion": 1, "embedding": 16}
 OWN = Consistency(EDM(), LogNormalPairs(SigmoidGap()), OneSample())
@@ -461,3 +466,212 @@ def test_an_error_in_a_callback_gives_the_runs_folder_free(tmp_path: Path) -> No
         kept = error
     train("mlp", "digits", images=256, batch=64, out=tmp_path / "run")
     assert kept is not None
+
+
+class Two(nn.Module):
+    """Two convolutions, with labels or without."""
+
+    def __init__(self, classes: int = 0) -> None:
+        super().__init__()
+        self.a, self.b = nn.Conv2d(1 + classes, 4, 3, padding=1), nn.Conv2d(4, 1, 3, padding=1)
+
+    def forward(self, x: Tensor, c_noise: Tensor, labels: Tensor | None = None) -> Tensor:
+        maps = [] if labels is None else [labels[:, :, None, None].expand(-1, -1, *x.shape[2:])]
+        return self.b(torch.relu(self.a(torch.cat([x, *maps], 1)) + c_noise[:, None, None, None]))
+
+
+PLAIN = digits().train.images[:200]
+THREE = as_split(PLAIN, torch.arange(200) % 3)
+LONG = {"images": 640, "batch": 64}
+
+
+@pytest.mark.parametrize("kind", ["adam", "adamw", "radam"])
+def test_frozen_weights_stay_as_they_are(kind: str, tmp_path: Path) -> None:
+    """Through a training, a tuning that is stopped and continued, and with weight decay."""
+    network = Two()
+    network.b.requires_grad_(False)
+    options = {**LONG, "settings": {"optimizer.kind": kind, "optimizer.weight_decay": 0.1}}
+    first = train(network, PLAIN, **options)
+    second = tune(first, PLAIN, **options, out=tmp_path / "run", on_step=lambda state: state.step == 3)
+    third = tune(first, PLAIN, **options, out=tmp_path / "run")
+    for model in (first, second, third):
+        assert torch.equal(weights(model.network.module.b), weights(network.b))
+    parts = [weights(part.a) for part in (network, *(m.network.module for m in (first, second, third)))]
+    assert not any(torch.equal(before, after) for before, after in pairwise(parts))
+
+
+def stop(state: State) -> bool:
+    return state.step == 3
+
+
+def fail(state: State) -> None:
+    if state.step == 3:
+        raise ZeroDivisionError
+
+
+def train_and_stop(network: nn.Module, out: Path) -> None:
+    train(network, PLAIN, **LONG, out=out, on_step=stop)
+
+
+def train_and_fail(network: nn.Module, out: Path) -> None:
+    with pytest.raises(ZeroDivisionError):
+        train(network, PLAIN, **LONG, out=out, on_step=fail)
+
+
+def break_off(network: nn.Module, out: Path) -> None:
+    for state in steps(network, PLAIN, method="edm", **LONG, out=out):
+        if state.step == 3:
+            break
+
+
+def end_the_program(network: nn.Module, out: Path) -> None:
+    states = steps(network, PLAIN, method="edm", **LONG, out=out)
+    for _ in range(3):
+        next(states)
+    _leave_all()
+
+
+@pytest.mark.parametrize("end", [train_and_stop, train_and_fail, break_off, end_the_program])
+def test_a_training_that_is_left_goes_on_where_it_was(
+    end: Callable[[nn.Module, Path], None], tmp_path: Path
+) -> None:
+    network, seen = Two(), []
+    end(network, tmp_path / "run")
+    assert "stopped at 192 images" in (tmp_path / "run" / "log.txt").read_text()
+    again = train(network, PLAIN, **LONG, out=tmp_path / "run", on_step=lambda s: seen.append(s.step))
+    assert seen == list(range(4, 11))
+    assert torch.equal(weights(again), weights(train(network, PLAIN, **LONG)))
+
+
+def test_a_callback_may_end_a_training_in_its_last_step(tmp_path: Path) -> None:
+    train(Two(), PLAIN, images=128, batch=64, out=tmp_path / "run", on_step=lambda state: state.step == 2)
+    assert (tmp_path / "run" / "model").is_dir()
+
+
+def test_a_state_that_is_not_sound_is_not_saved(tmp_path: Path) -> None:
+    def spoil(state: State) -> bool:
+        next(state.trainer.model.parameters()).data.fill_(math.nan)
+        return True
+
+    train(Two(), PLAIN, **LONG, out=tmp_path / "run", on_step=spoil)
+    assert "64 images is not saved: weights are not finite" in (tmp_path / "run" / "log.txt").read_text()
+    assert len(list((tmp_path / "run" / "checkpoints").iterdir())) == 1
+
+
+def test_a_run_is_not_continued_with_another_teacher(tmp_path: Path) -> None:
+    first, other = (train(Two(), PLAIN, images=64, batch=64) for _ in range(2))
+    options = {**LONG, "method": "cd", "out": tmp_path / "run"}
+    tune(first, PLAIN, **options, on_step=stop)
+    with pytest.raises(UserError, match="the folder's run began from other weights; take another out"):
+        tune(other, PLAIN, **options)
+    tune(first, PLAIN, **options, on_step=lambda state: state.step == 5)
+    (tmp_path / "run" / "weights.txt").unlink()  # as an older version left it
+    tune(other, PLAIN, **options)
+
+
+def test_a_run_goes_on_with_its_own_weights_where_a_fresh_network_is_given(tmp_path: Path) -> None:
+    train(Two(), PLAIN, **LONG, out=tmp_path / "run", on_step=stop)
+    train(Two(), PLAIN, **LONG, out=tmp_path / "run")
+    said = "warning: the network has other weights than the run began with, which goes on with its own"
+    assert said in (tmp_path / "run" / "log.txt").read_text()
+
+
+def test_the_random_numbers_of_the_caller_are_the_callers() -> None:
+    torch.manual_seed(5)
+    expected = torch.rand(11)
+    torch.manual_seed(5)
+    drawn = [torch.rand(()) for _ in steps("mlp", PLAIN, method="edm", **LONG)] + [torch.rand(())]
+    assert torch.equal(torch.stack(drawn), expected)
+
+
+def test_a_signal_in_a_callback_names_the_folder_and_the_way_on(tmp_path: Path) -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    said = f"stopped at 256 images, saved in {tmp_path / 'run'}; the same call continues"
+    with pytest.raises(Interrupted, match=re.escape(said)):
+        train(
+            Two(),
+            PLAIN,
+            **LONG,
+            out=tmp_path / "run",
+            on_step=lambda state: state.step == 3 and os.kill(os.getpid(), signal.SIGTERM),
+        )
+    assert signal.getsignal(signal.SIGTERM) == before
+
+
+def test_signals_between_two_steps_are_the_callers(tmp_path: Path) -> None:
+    before = signal.getsignal(signal.SIGINT)
+    states = steps(Two(), PLAIN, method="edm", **LONG, out=tmp_path / "run")
+    next(states)
+    assert signal.getsignal(signal.SIGINT) == before
+    with pytest.raises(KeyboardInterrupt):
+        os.kill(os.getpid(), signal.SIGINT)
+    with pytest.raises(UserError, match=r"\(or a generator of this program that is still open\)"):
+        next(steps(Two(), PLAIN, method="edm", **LONG, out=tmp_path / "run"))
+    own = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    next(states)
+    states.close()
+    assert signal.signal(signal.SIGINT, own) == signal.SIG_IGN
+
+
+@pytest.mark.parametrize(
+    ("data", "conditional", "said"),
+    [
+        (THREE, False, "wrapped with 3 classes, and the run has no classes"),
+        (as_split(PLAIN, torch.arange(200) % 2), None, "wrapped with 3 classes, and the run has 2 classes"),
+    ],
+)
+def test_a_network_of_ones_own_keeps_its_classes(
+    data: DataSplit, conditional: bool | None, said: str
+) -> None:
+    known = train(Two(3), THREE, images=64, batch=64)
+    with pytest.raises(UserError, match=said):
+        tune(known, data, images=64, batch=64, conditional=conditional)
+
+
+def test_a_network_that_can_do_without_its_labels_may() -> None:
+    class Free(Two):
+        def forward(self, x: Tensor, c_noise: Tensor, labels: Tensor | None = None) -> Tensor:
+            return super().forward(x, c_noise) + (0 if labels is None else labels.sum() * 0)
+
+    known = train(Free(), THREE, images=64, batch=64)
+    assert tune(known, THREE, images=64, batch=64, conditional=False).num_classes == 0
+
+
+def test_settings_are_sections_and_numbers_of_numpy_too() -> None:
+    settings = {
+        "train": {"ema": np.array([0.5]), "microbatch": np.int64(16)},
+        "optimizer": {"kind": "adamw", "eps": np.float32(0.5), "weight_decay": torch.tensor(0.25)},
+    }
+    options = {"images": np.int64(64), "batch": np.int64(32), "seed": np.int64(3), "lr": np.float32(0.5)}
+    trainer = next(steps(Two(), PLAIN, method="edm", **options, settings=settings)).trainer
+    assert (trainer.options.images, trainer.options.batch, trainer.options.seed) == (64, 32, 3)
+    assert (trainer.options.microbatch, trainer.averages[0].average.beta) == (16, 0.5)
+    optimizer = trainer.optimizer_options
+    assert (optimizer.kind, optimizer.lr, optimizer.eps, optimizer.weight_decay) == ("adamw", 0.5, 0.5, 0.25)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"out": ""}, "out: is empty"),
+        ({"method": Consistency}, r"method: Consistency is a class; give Consistency\(…\)"),
+        ({"images": None}, "images: None is not a number of images"),
+        ({"settings": {"train.ema": object()}}, r"settings\['train.ema'\]: object is no value of a recipe"),
+        ({"settings": {"optimizer": {"lr": 0.1}}, "lr": 0.1}, "is the argument lr"),
+    ],
+)
+def test_arguments_of_another_kind_are_one_line(change: dict, said: str, teacher: Preconditioned) -> None:
+    with pytest.raises(UserError, match=said):
+        next(steps(teacher, "digits", **({"images": 64, "batch": 64} | change)))
+
+
+def test_a_folder_may_lie_at_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    train("mlp", PLAIN, images=64, batch=64, out="~/run")
+    assert (tmp_path / "run" / "model").is_dir()
+
+
+def test_metrics_are_any_list_and_a_number_of_samples_may_be_numpys(teacher: Preconditioned) -> None:
+    assert evaluate(teacher, "digits", samples=np.int64(64), steps=3, metrics=["accuracy"]).keys() == {
+        "accuracy"
+    }

@@ -260,3 +260,20 @@ def test_a_folder_without_a_model_does_not_hide_the_built_in_one(
     assert find("emoji64") == BOX / "emoji64"
     (tmp_path / "emoji64" / "model").mkdir()
     assert find("emoji64") == Path("emoji64")
+
+
+def test_every_part_of_a_model_keeps_its_mode(model: EDMPrecond) -> None:
+    model.train()
+    model.network.blocks[0].eval()
+    modes = [module.training for module in model.modules()]
+    sample(model, [0])
+    assert [module.training for module in model.modules()] == modes
+    assert len(set(modes)) == 2
+
+
+def test_labels_may_be_a_list_and_a_sampler_is_no_class(model: EDMPrecond) -> None:
+    assert torch.equal(
+        sample(model, [0, 1], condition=[3, 4]), sample(model, [0, 1], condition=torch.tensor([3, 4]))
+    )
+    with pytest.raises(UserError, match=r"sampler: Multistep is a class; give Multistep\(…\)"):
+        sample(model, [0], sampler=Multistep)

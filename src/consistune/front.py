@@ -9,14 +9,19 @@ A method is a recipe of the package, `digits-METHOD`: its sections, with duratio
 here. What is not a name may be a torch object of `core`.
 """
 
+import atexit
 import copy
+import inspect
+import os
 import re
 import warnings
-from collections.abc import Callable, Generator, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
+from weakref import WeakSet
 
 import torch
 from torch import nn
@@ -36,9 +41,10 @@ from consistune.nn.precond import Preconditioned
 from consistune.recipe import Recipe, shipped_recipes, to_yaml
 from consistune.recipe.plan import Given, Plan, make_plan
 from consistune.recipe.scaled import scaled_recipe
-from consistune.system.files import check_writable, write_atomically
+from consistune.recipe.settings import names_frozen, plain, with_arguments
+from consistune.system.files import check_writable
 from consistune.system.host import pick_device
-from consistune.training.folder import RECIPE
+from consistune.training.folder import RECIPE, noted, weights_digest
 from consistune.training.loop import StepReport, Trainer, sound_steps
 from consistune.training.run import RunFolder
 
@@ -124,14 +130,22 @@ def tune(
     return _last(steps(teacher, data, images=images, method=method, **options), on_step)
 
 
+_WHOLE = ContextVar("whole", default=False)
+"""Whether all of a training is one call: a signal in its callback stops it too, when the state is saved."""
+
+
 def _last(states: Iterator[State], on_step: OnStep | None) -> Preconditioned:
     if not (on_step is None or callable(on_step)):
         raise UserError(f"{on_step!r:.60} is no function", "on_step", "give f(state)")
-    state = None
-    with closing(cast(Generator[State], states)):  # else a traceback that a notebook keeps holds the lock
-        for state in states:
-            if on_step is not None and on_step(state) is True:
-                break
+    state, before = None, _WHOLE.set(True)
+    try:
+        with closing(cast(Generator[State], states)):  # else a traceback that a notebook keeps holds the lock
+            for state in states:
+                ended = on_step is not None and on_step(state) is True
+                if ended and state.images < state.trainer.options.images:
+                    break
+    finally:
+        _WHOLE.reset(before)
     if state is None:
         raise UserError("the training is finished already", "out", "consistune.load reads its model")
     return state.model.eval()
@@ -159,114 +173,136 @@ def steps(
         batch: images a step. lr: the learning rate; None: the method's.
         conditional: use the labels; None: if the teacher does, or, for a new network, if there are classes.
         settings: other keys of the recipe, {"loss.distance.c": 0.03, "train.ema": [0.999]}.
-        out: a run's folder: log, checkpoints, model. A run that was stopped there is continued, unless its
-            objective was another. `train.evaluate_images` in `settings` has the model measured there.
+        out: a run's folder: log, checkpoints, model. A run that was stopped there, or left before its end, is
+            continued by the same call, unless it began with another objective or teacher. Without a folder
+            a training that is stopped is lost. `train.evaluate_images` in `settings` has the model measured
+            there.
         device: "auto": CUDA if there is a device, else the CPU.
 
     What the training changes of the teacher, or will leave out, stands in the run's log; without a folder,
-    what changes its meaning is a warning.
+    what changes its meaning is a warning. Torch's generators are the caller's between two steps and after.
 
-    Raises UserError for arguments that do not fit; training.loop.TrainingDiverged as a run does.
+    Raises UserError for arguments that do not fit; training.loop.TrainingDiverged as a run does; with `out`,
+    training.run.Interrupted after Ctrl-C or SIGTERM in a step, when the state is saved.
     """
     split = as_split(data)
     place = pick_device(str(device), "device")
+    _check_method(method)
+    folder = _folder(out)
+    with _users_generators(place):
+        check_classes(split.train, _conditional(conditional, model, split), getattr(model, "num_classes", 0))
+        own, network = _first(model, split, method, conditional)
+        chosen = {"conditional": _conditional(conditional, own, split), "network": network}
+        arguments = {"images": images, "batch": batch, "seed": seed} | ({} if lr is None else {"lr": lr})
+        objective = None if isinstance(method, str) else method
+        chosen |= with_arguments(settings, arguments, objective, folder)
+        recipe = method_recipe(method, split.train.name, chosen)
+        teacher = model if isinstance(model, Preconditioned) and not names_frozen(chosen) else None
+        plan = make_plan(recipe, place, Given(split, own, teacher, objective))
+        trainer = plan.trainer(place)
+        run = None if folder is None else _opened(folder, recipe, plan, trainer, model, objective)
+    if run is None:
+        for note in plan.warnings:
+            warnings.warn(note, stacklevel=2)
+    states = _states(trainer, run)
+    _OPEN.add(states)
+    yield from states
+
+
+def _check_method(method: Any) -> None:
+    """Raises UserError for what is neither a name nor an objective."""
+    if isinstance(method, type):
+        raise UserError(f"{method.__name__} is a class", "method", f"give {method.__name__}(…)")
     if not isinstance(method, str) and not hasattr(method, "learns"):
         what = f"{type(method).__name__} is no method"
         raise UserError(what, "method", "give a name, or an objective of consistune.core")
-    if out is not None:
-        check_writable(Path(out), "out", folder=True)
-    check_classes(split.train, _conditional(conditional, model, split), getattr(model, "num_classes", 0))
-    own, network = _first(model, split, method, conditional)
-    chosen: dict[str, Any] = {"train.images": images, "train.batch": batch, "train.seed": seed}
-    chosen |= {} if lr is None else {"optimizer.lr": lr}
-    chosen |= {"conditional": _conditional(conditional, own, split), "network": network}
-    _check_settings(settings, method, lr, out)
-    recipe = method_recipe(method, split.train.name, chosen | dict(settings or {}))
-    teacher = model if isinstance(model, Preconditioned) and not _names_frozen(settings or {}) else None
-    objective = None if isinstance(method, str) else method
-    plan = make_plan(recipe, place, Given(split, own, teacher, objective))
-    trainer = plan.trainer(place)
-    if out is None:
-        for note in plan.warnings:
-            warnings.warn(note, stacklevel=2)
-        yield from (State(report, trainer) for report in sound_steps(trainer))
-        return
-    with _same_objective(Path(out), objective):
-        run = _opened(Path(out), recipe, plan, trainer)
-    yield from (State(report, trainer) for report in run.steps(trainer))
 
 
-def _opened(folder: Path, recipe: Recipe, plan: Plan, trainer: Trainer) -> RunFolder:
-    """The run in a folder; one that begins notes in its log what the plan has to say."""
-    measured, begun = plan.options.evaluate_images is not None, (folder / RECIPE).exists()
-    evaluate = training_evaluation(plan.data.to_look_at, device=trainer.device) if measured else None
-    run = RunFolder.opened(folder, to_yaml(recipe), trainer, evaluate=evaluate)
-    for note in () if begun else plan.notes:
-        run.say(note)
-    return run
+def _folder(out: str | Path | None) -> Path | None:
+    """The folder that is given. Raises UserError where none can be written there."""
+    if out == "":
+        raise UserError("is empty", "out", 'give a path; "." is the current folder')
+    folder = None if out is None else Path(os.path.expanduser(out))
+    if folder is not None:
+        check_writable(folder, "out", folder=True)
+    return folder
 
 
-NOT_OBJECTIVES = ("pairs", "estimator", "loss", "schedule")
-"""Keys of which an objective from Python has its own."""
-OBJECTIVE = "objective.txt"
+_OPEN: WeakSet[Generator[State]] = WeakSet()
+"""The trainings that are not at their end."""
 
 
-def _check_settings(
-    settings: Mapping[str, Any] | None, method: str | Objective, lr: float | None, out: str | Path | None
-) -> None:
-    """Raises UserError for settings that are no keys, that an argument has, or that would have no effect."""
-    if settings is None:
-        return
-    if not isinstance(settings, Mapping) or not all(isinstance(key, str) for key in settings):
-        raise UserError(f"{settings!r:.60} is no mapping of keys", "settings", 'give {"train.ema": [0.999]}')
-    train = settings.get("train")
-    inside = [f"train.{key}" for key in train] if isinstance(train, Mapping) else []
-    arguments = {"train.images": "images", "train.batch": "batch", "train.seed": "seed"}
-    for key in (*settings, *inside):
-        if key in arguments or (key == "optimizer.lr" and lr is not None):
-            name = arguments.get(key, "lr")
-            raise UserError(f"is the argument {name}", f"settings[{key!r}]", f"give {name} alone")
-        if not isinstance(method, str) and key.split(".")[0] in NOT_OBJECTIVES:
-            raise UserError("has no effect: the objective has its own", f"settings[{key!r}]", "leave it out")
-        if not isinstance(method, str) and key.split(".")[0] == "target" and not method.uses_target:
-            what = "has no effect: the objective asks no target network"
-            raise UserError(what, f"settings[{key!r}]", "leave it out")
-        if key == "train.evaluate_images" and out is None:
-            raise UserError("has no effect without a folder", f"settings[{key!r}]", "give out")
+@atexit.register
+def _leave_all() -> None:
+    """Leave what is still open where the program ends, by an error in the caller's loop for example."""
+    for states in list(_OPEN):
+        if inspect.getgeneratorstate(states) != inspect.GEN_RUNNING:  # in another thread
+            states.close()
+
+
+def _states(trainer: Trainer, run: RunFolder | None) -> Generator[State]:
+    """The states after the steps; that of a run is saved where the caller leaves before the last."""
+    reports = cast(Generator[StepReport], sound_steps(trainer) if run is None else run.steps(trainer))
+    with closing(reports):
+        while True:
+            with _users_generators(trainer.device):
+                report = next(reports, None)
+            if report is None:
+                return
+            try:
+                yield State(report, trainer)
+            except GeneratorExit:
+                if run is not None:
+                    run.leave(trainer)
+                raise
 
 
 @contextmanager
-def _same_objective(folder: Path, objective: Objective | None) -> Iterator[None]:
-    """Note a run's objective in its folder, which the block opens. Raises UserError where it was another.
+def _users_generators(device: torch.device) -> Iterator[None]:
+    """Torch's generators of the CPU and of CUDA are after the block as they were before."""
+    cuda = device.type == "cuda" or torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
+    with torch.random.fork_rng(range(torch.cuda.device_count()) if cuda else ()):
+        yield
 
-    It is noted before the run begins: a run without a note has the objective of a method.
+
+OBJECTIVE, GIVEN = "objective.txt", "weights.txt"
+
+
+def _opened(
+    folder: Path,
+    recipe: Recipe,
+    plan: Plan,
+    trainer: Trainer,
+    given: Any,
+    objective: Objective | None,
+) -> RunFolder:
+    """The run in a folder; one that begins notes in its log what the plan has to say.
+
+    Raises UserError for a run that began with another objective, or with other weights where these are
+    trained: a fresh network's are others at each call.
     """
     own = "" if objective is None else re.sub(r" at 0x[0-9a-f]+", "", repr(objective)) + "\n"
-    path, begun = folder / OBJECTIVE, (folder / RECIPE).exists()
-    before = path.read_text(encoding="utf-8") if begun and path.exists() else ""
-    if begun and before != own:
-        what = "the run there has another objective"
-        raise UserError(what, f"out={str(folder)!r}", "give another folder, or the objective it began with")
-    if own and not begun:
-        write_atomically(path, own)
-    try:
-        yield
-    finally:
-        if own and not (folder / RECIPE).exists():  # no run has begun
-            path.unlink(missing_ok=True)
-
-
-def _names_frozen(settings: Mapping[str, Any]) -> bool:
-    """Whether the settings name a frozen model, in whose place the given one would stand otherwise."""
-    parts = {key: value for key, value in settings.items() if key.split(".")[0] in ("estimator", "below")}
-    return any(_is_frozen(key, value) for key, value in parts.items())
-
-
-def _is_frozen(key: str, value: Any) -> bool:
-    """Whether a key, perhaps dotted, or one inside its value names a frozen model."""
-    if isinstance(value, Mapping):
-        return any(_is_frozen(name, inner) for name, inner in value.items())
-    return key.rpartition(".")[2] in ("model", "below")
+    digest = weights_digest(given) if isinstance(given, nn.Module) else ""
+    trained = isinstance(given, Preconditioned) and given.card.objective is not None
+    where, others = f"out={str(folder)!r}", False
+    measured, begun = plan.options.evaluate_images is not None, (folder / RECIPE).exists()
+    evaluate = training_evaluation(plan.data.to_look_at, device=trainer.device) if measured else None
+    with noted(folder / OBJECTIVE, own) as first, noted(folder / GIVEN, digest) as weights:
+        if first != own:
+            what = "the run there has another objective"
+            raise UserError(what, where, "give another folder, or the objective it began with")
+        others = weights not in ("", digest)
+        if others and trained:
+            what = "the folder's run began from other weights"
+            raise UserError(what, where, "take another out, or give the weights it began with")
+        run = RunFolder.opened(
+            folder, to_yaml(recipe), trainer, evaluate=evaluate, between_steps=_WHOLE.get()
+        )
+    if others:
+        run.warn("the network has other weights than the run began with, which goes on with its own")
+    for note in () if begun else plan.notes:
+        run.say(note)
+    return run
 
 
 def _first(
@@ -317,7 +353,7 @@ def evaluate(
     *,
     samples: int = 2_000,
     steps: int | None = None,
-    metrics: tuple[str, ...] | None = None,
+    metrics: Sequence[str] | None = None,
     features: str | None = None,
 ) -> dict[str, float]:
     """Measure samples of a model against images: {metric: number}.
@@ -337,6 +373,7 @@ def evaluate(
     if not isinstance(model, Preconditioned):
         what = f"{type(model).__name__} is no model"
         raise UserError(what, "model", "give one of consistune.load, train or tune")
+    samples = plain(samples, "samples")
     if not isinstance(samples, int) or samples < 2:
         raise UserError(f"{samples!r} samples cannot be measured", "samples", "give 2 or more, better 2,000")
     if picture_shape(model) != split.to_look_at.train.image_shape:
@@ -347,7 +384,7 @@ def evaluate(
         raise UserError(f"{metrics!r} is one name", "metrics", f"give [{metrics!r}]")
     suite = score_suite(data, features, next(model.parameters()).device)
     if metrics is not None:
-        suite = Suite(suite.setup, metrics)
+        suite = Suite(suite.setup, tuple(metrics))
     try:
         known = len(data.train.class_names) == model.num_classes
         rule: LabelRule = "data" if known else "balanced"

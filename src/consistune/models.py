@@ -4,7 +4,7 @@ The image of a seed does not depend on the other seeds that are drawn with it.
 """
 
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -120,7 +120,7 @@ def sample(
     model: Preconditioned,
     seeds: Iterable[int | Between],
     steps: int | None = None,
-    condition: Tensor | int | None = None,
+    condition: Tensor | int | Sequence[int] | None = None,
     *,
     sampler: Sampler | None = None,
     guidance: float = 1.0,
@@ -168,7 +168,7 @@ def sample(
     finish = _finishing(model, latents)
     denoiser = Guided(model, worse, guidance, *guidance_interval) if guidance != 1.0 else model
     images = []
-    with _evaluating(model), _evaluating(worse):
+    with evaluating(model), evaluating(worse):
         for start in range(0, len(seeds), batch):
             part = slice(start, start + batch)
             own = None if labels is None else labels[part]
@@ -179,17 +179,18 @@ def sample(
 
 
 @contextmanager
-def _evaluating(model: Denoiser | None) -> Iterator[None]:
+def evaluating(model: Denoiser | None) -> Iterator[None]:
     """The model, if it is a module, in evaluation mode, in the block."""
     if not isinstance(model, nn.Module):
         yield
         return
-    training = model.training
+    modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:
         yield
     finally:
-        model.train(training)
+        for module, training in modes:
+            module.training = training
 
 
 def _finishing(model: Preconditioned, latents: bool) -> Callable[[Tensor], Tensor]:
@@ -252,7 +253,7 @@ def draw_sheet(model: Preconditioned, path: Path) -> None:
 def _labels(
     model: Preconditioned,
     seeds: list[int | Between],
-    condition: Tensor | int | None,
+    condition: Tensor | int | Sequence[int] | None,
     device: torch.device,
 ) -> Tensor | None:
     if condition is None:

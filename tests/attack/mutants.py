@@ -6,8 +6,9 @@ Each file is a genuine checkpoint (the parity fixtures, and a torch archive) or 
 four mutations: flipped bytes, truncation, opcodes and hostile fragments inserted, pieces cut, doubled or
 taken from another file, lengths made enormous. Half of the positions are those of opcodes, where they hurt
 most. Mutation i depends on i and the seed alone. The worker reads each file in full (`load_checkpoint`, to
-the built network) with an audit hook that records whatever is executed, imported or written, a clock of 5 s,
-and 1 GB of memory for data. Hook and limit cannot be taken back, so the worker has a process of its own.
+the built network) with an audit hook that records whatever is executed, imported or written, 5 s of the
+processor, and 1 GB of memory for data. Hook and limit cannot be taken back, so the worker has a process of
+its own.
 """
 
 import io
@@ -115,7 +116,7 @@ def mutated(index: int, seed: int, files: list[bytes], opcodes: list[list[int]])
 
 
 class TooSlow(BaseException):
-    """Five seconds are over."""
+    """Five seconds of the processor are over."""
 
 
 def work(shared: Path, seed: int, start: int, count: int) -> None:
@@ -139,7 +140,7 @@ def work(shared: Path, seed: int, start: int, count: int) -> None:
         del number, frame
         raise TooSlow
 
-    signal.signal(signal.SIGALRM, alarm)
+    signal.signal(signal.SIGPROF, alarm)
     load_checkpoint(next(iter(sorted((shared / "parity" / "networks").glob("*.pkl")))))
     sys.addaudithook(hook)
     resource.setrlimit(resource.RLIMIT_DATA, (BYTES, BYTES))
@@ -148,8 +149,8 @@ def work(shared: Path, seed: int, start: int, count: int) -> None:
         for index in range(start, start + count):
             path.write_bytes(mutated(index, seed, files, opcodes))
             seen.clear()
-            signal.setitimer(signal.ITIMER_REAL, SECONDS)
-            began, watching = time.perf_counter(), True
+            signal.setitimer(signal.ITIMER_PROF, SECONDS)
+            began, watching = time.process_time(), True
             try:
                 load_checkpoint(path)
                 outcome = "loaded"
@@ -160,8 +161,8 @@ def work(shared: Path, seed: int, start: int, count: int) -> None:
             except BaseException as error:
                 outcome = f"{type(error).__name__}: {str(error)[:100]}"
             watching = False
-            signal.setitimer(signal.ITIMER_REAL, 0)
-            result = {"index": index, "outcome": outcome, "seconds": time.perf_counter() - began}
+            signal.setitimer(signal.ITIMER_PROF, 0)
+            result = {"index": index, "outcome": outcome, "seconds": time.process_time() - began}
             print(json.dumps(result | {"peak_mib": peak_mib(), "seen": list(seen)}), flush=True)
 
 

@@ -23,12 +23,13 @@ from consistune.nn import store
 from consistune.nn.card import ModelCard
 from consistune.nn.precond import EDMPrecond
 from consistune.nn.small import ResidualMLP
+from tests.support.command import STOPS
 
 pytestmark = pytest.mark.attack
 
 SHORT, LONG = 200, 1000
 SECONDS = 60
-"""The longest that one command may take."""
+"""Of the processor, the most that one command may take."""
 NETWORK = "network={kind: mlp, width: 8, blocks: 1}"
 VALID = [
     "sample model --seeds 0-3 --steps 2 --out s.npz",
@@ -161,8 +162,9 @@ def commands(seed: int, count: int) -> Iterator[list[str]]:
 
 def run(words: list[str], monkeypatch: pytest.MonkeyPatch) -> int:
     monkeypatch.setattr(sys, "argv", ["consistune", *words])
-    previous = signal.signal(signal.SIGALRM, lambda *_: (_ for _ in ()).throw(TimeoutError("too slow")))
-    signal.alarm(SECONDS)
+    handlers = {number: signal.getsignal(number) for number in (*STOPS, signal.SIGPROF)}
+    signal.signal(signal.SIGPROF, lambda *_: (_ for _ in ()).throw(TimeoutError("too slow")))
+    signal.setitimer(signal.ITIMER_PROF, SECONDS)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -170,8 +172,9 @@ def run(words: list[str], monkeypatch: pytest.MonkeyPatch) -> int:
     except SystemExit as left:
         return int(left.code or 0)
     finally:
-        signal.alarm(0)
-        signal.signal(signal.SIGALRM, previous)
+        signal.setitimer(signal.ITIMER_PROF, 0)
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
 
 
 def test_mistyped_commands_end_in_a_line(

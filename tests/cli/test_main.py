@@ -2,10 +2,13 @@
 
 import errno
 import io
+import signal
 from pathlib import Path
 
 import pytest
 
+from consistune.cli import main as module
+from consistune.cli.signals import release_signals
 from consistune.cli.streams import Lasting
 from consistune.training.interrupt import Interrupted
 from consistune.training.run import RunFolder
@@ -83,3 +86,14 @@ def test_what_continues_a_run_of_a_name_with_a_dash_can_be_typed(
     monkeypatch.setattr(RunFolder, "steps", steps)
     done = run_main("train", "digits-edm", *TINY, "--out=-a b", "--device", "cpu", cwd=tmp_path)
     assert "continue with: consistune train './-a b' --resume" in done.stderr
+
+
+def test_a_second_ctrl_c_while_the_first_one_is_answered_is_the_same_line(monkeypatch) -> None:
+    def again() -> None:
+        signal.raise_signal(signal.SIGINT)
+        release_signals()
+
+    monkeypatch.setattr(module, "pick_device", lambda _: signal.raise_signal(signal.SIGINT))
+    monkeypatch.setattr(module, "release_signals", again)
+    done = run_main("--version")
+    assert (done.returncode, done.stderr.strip()) == (130, "consistune: stopped")

@@ -15,7 +15,7 @@ from consistune.core.objectives import AdaptivePower, Draws, ImprovedMeanVelocit
 from consistune.core.rng import SharedDropout
 from consistune.core.sampling import PhasedSteps
 from consistune.core.types import Batch, Condition, Times, expand
-from tests.support.toy import ToyVelocity, close, compare, gradients, of_variant, settings
+from tests.support.toy import ToyVelocity, close, compare, entries, gradients, of_variant, settings
 
 FLOW = RectifiedFlow()
 
@@ -88,7 +88,7 @@ class Step:
         self.draws = self.objective.bound(self.batch, self.times, arrays["noise"], None)
 
 
-@pytest.mark.parametrize("variant", ["default", "beta2", "nodrop"])
+@pytest.mark.parametrize("variant", entries("imf/imf", r"(\w+)\.settings"))
 def test_the_published_step(parity, variant) -> None:
     arrays = parity("imf/imf")
     step = Step(arrays, variant)
@@ -135,16 +135,16 @@ def test_the_published_step(parity, variant) -> None:
     compare(stored, found)
 
 
-@pytest.mark.parametrize("steps", [1, 2])
-def test_the_published_samples(parity, steps) -> None:
-    arrays = parity("imf/imf")
+@pytest.mark.parametrize("name", entries("imf/imf", r"(sample_\d+)"))
+def test_the_published_samples(parity, name) -> None:
+    arrays, steps = parity("imf/imf"), int(name.removeprefix("sample_"))
     net = Heads(arrays, null=len(arrays["net_Wl"]) - 1)
     net.extra = torch.tensor([[1 - 1 / 3.5, 0.2, 0.8]], dtype=torch.float64).expand(len(arrays["noise"]), 3)
     edges = tuple(k / steps for k in range(1, steps))
     found = PhasedSteps(edges, t_max=1.0)(
         net, FLOW, lambda *shape: arrays["noise"], arrays["noise"].shape[1:], arrays["label"]
     )
-    close(found, arrays[f"sample_{steps}"])
+    close(found, arrays[name])
 
 
 # What the published numbers cannot show: `Published` has an `along` of its own ----------------------------

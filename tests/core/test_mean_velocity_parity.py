@@ -19,9 +19,20 @@ from consistune.core.rng import SharedDropout
 from consistune.core.sampling import PhasedSteps
 from consistune.core.types import Batch, Times
 from tests.support.noise import Stored
-from tests.support.toy import ToyVelocity, close, compare, gradients, in_float32, of_variant, settings
+from tests.support.toy import (
+    ToyVelocity,
+    close,
+    compare,
+    entries,
+    gradients,
+    in_float32,
+    named,
+    of_variant,
+    settings,
+)
 
 FLOW = RectifiedFlow()
+VARIANT = r"(\w+)\.loss"
 NO_LIMIT = 1 - 1e-15
 OFF = {"scale": 1.0, "mixture_ratio": 0.0}
 """FastGen's guidance scales that do nothing."""
@@ -30,7 +41,7 @@ FLOAT32 = 1e-6
 
 
 def single(value: float) -> float:
-    """In float32, as JAX and FastGen keep guidance scales."""
+    """In float32, as FastGen keeps guidance scales."""
     return float(np.float32(value))
 
 
@@ -121,27 +132,25 @@ class Step:
         compare(stored, found, max(relative, 1e-15 / nearest), given)
 
 
-@pytest.mark.parametrize("variant", ["cifar", "p1", "p0"])
+@pytest.mark.parametrize("variant", entries("meanflow/py_meanflow", VARIANT))
 def test_py_meanflow(parity, variant) -> None:
     arrays = parity("meanflow/py_meanflow")
     p, c = (float(arrays[f"{variant}.{name}"]) for name in ("norm_p", "norm_eps"))
     step = Step(arrays, AdaptivePower(p, c), labelled=False)
     weight = 1 / (step.parts()["squared_error"] + c) ** p
     step.compare(variant, {"weight": weight}, given=["norm_p", "norm_eps"])
-    start = Stored(arrays["noise"])
-    if variant == "cifar":
-        close(PhasedSteps(t_max=1.0)(step.net, FLOW, start, arrays["noise"].shape[1:]), arrays["one_step"])
     step = Step(in_float32(arrays), AdaptivePower(p, c), labelled=False)
     loss = step.loss()
-    found = {"loss": loss, "grad_W2": gradients(step.net, loss.mean())["grad_W2"]}
-    for name, value in found.items():
-        close(value, arrays[f"{variant}.{name}_f32"], FLOAT32, name)
+    compare(of_variant(arrays, variant, "_f32"), {"loss": loss, **gradients(step.net, loss.mean())}, FLOAT32)
 
 
-ZHUYU = ("uncond", "uncond_p05", "uncond_uniform", "cfg", "cond")
+def test_py_meanflows_sample(parity) -> None:
+    arrays = parity("meanflow/py_meanflow")
+    net, noise = ToyVelocity(arrays), arrays["noise"]
+    close(PhasedSteps(t_max=1.0)(net, FLOW, Stored(noise), noise.shape[1:]), arrays["one_step"])
 
 
-@pytest.mark.parametrize("variant", ZHUYU)
+@pytest.mark.parametrize("variant", entries("meanflow/zhuyu", VARIANT))
 def test_zhuyu(parity, variant) -> None:
     arrays = parity("meanflow/zhuyu")
     given, labelled = settings(arrays, variant), not variant.startswith("uncond")
@@ -166,18 +175,20 @@ def test_zhuyu(parity, variant) -> None:
     step.compare(variant, also, given=["dropped", "guided_index", *without_effect])
 
 
-@pytest.mark.parametrize("steps", [1, 2, 4])
-@pytest.mark.parametrize("omega", [1.0, 2.5])
-def test_zhuyus_samples(parity, steps, omega) -> None:
+@pytest.mark.parametrize("name", entries("meanflow/zhuyu", r"(sample_\d+(?:_cfg.+)?)"))
+def test_zhuyus_samples(parity, name) -> None:
     arrays = parity("meanflow/zhuyu")
     net = ToyVelocity(arrays, null=len(arrays["net_Wl"]) - 1)
-    edges = tuple(k / steps for k in range(1, steps))
-    name = f"sample_{steps}" + ("_cfg2.5" if omega > 1 else "")
+    steps, _, omega = name.removeprefix("sample_").partition("_cfg")
     noise = arrays["noise"]
-    found = PhasedSteps(edges, t_max=1.0)(
-        Guided(net, None, omega), FLOW, Stored(noise), noise.shape[1:], arrays["label"]
+    found = evenly(int(steps))(
+        Guided(net, None, float(omega or 1)), FLOW, Stored(noise), noise.shape[1:], arrays["label"]
     )
     close(found, arrays[name])
+
+
+def evenly(steps: int) -> PhasedSteps:
+    return PhasedSteps(tuple(k / steps for k in range(1, steps)), t_max=1.0)
 
 
 def first_dropped(arrays: dict[str, Any], share: float) -> Tensor:
@@ -186,10 +197,7 @@ def first_dropped(arrays: dict[str, Any], share: float) -> Tensor:
     return torch.arange(len(uniform)) < int((uniform < share).sum())
 
 
-JAX = ("cfg_kappa0", "cfg_kappa", "cfg_b", "none")
-
-
-@pytest.mark.parametrize("variant", JAX)
+@pytest.mark.parametrize("variant", entries("meanflow/jax_original", VARIANT))
 def test_the_jax_original(parity, variant) -> None:
     arrays = parity("meanflow/jax_original")
     given = settings(arrays, variant)
@@ -206,13 +214,9 @@ def test_the_jax_original(parity, variant) -> None:
 def test_the_jax_originals_samples(parity) -> None:
     arrays = parity("meanflow/jax_original")
     net, noise = ToyVelocity(arrays), arrays["noise"]
-    for steps in (1, 2):
-        edges = tuple(k / steps for k in range(1, steps))
-        found = PhasedSteps(edges, t_max=1.0)(net, FLOW, Stored(noise), noise.shape[1:], arrays["label"])
-        close(found, arrays[f"sample_{steps}"])
-
-
-FASTGEN = ("cifar", "opt_grad", "opt_grad_warm", "cfg", "distill_cfg")
+    for match in named(arrays, r"sample_(\d+)"):
+        found = evenly(int(match[1]))(net, FLOW, Stored(noise), noise.shape[1:], arrays["label"])
+        close(found, arrays[match[0]])
 
 
 class Warming(MeanVelocity):
@@ -224,7 +228,7 @@ class Warming(MeanVelocity):
         return self.warmed * super().change(model, x_t, times, condition, along, u, again)
 
 
-@pytest.mark.parametrize("variant", FASTGEN)
+@pytest.mark.parametrize("variant", entries("meanflow/fastgen", VARIANT))
 def test_fastgen(parity, variant) -> None:
     arrays = parity("meanflow/fastgen")
     given = settings(arrays, variant)
@@ -275,11 +279,12 @@ def test_fastgens_samples(parity) -> None:
 def test_the_laws_of_the_times(parity) -> None:
     arrays = parity("meanflow/py_meanflow")
     draws = [arrays[f"law.{name}"] for name in ("normal_t", "normal_r", "uniform")]
-    for version, order in (("law_v0", "swap"), ("law_v1", "clamp")):
-        mean, std, r_mean, r_std, ratio = arrays[f"{version}.settings"].tolist()
+    for match in named(arrays, r"(law_v\d+)\.settings"):
+        mean, std, r_mean, r_std, ratio = arrays[match[0]].tolist()
+        order = "clamp" if match[1] == "law_v1" else "swap"
         law = LogitNormal(mean, std, r_mean, r_std, 1 - ratio, order, highest=NO_LIMIT)
         for found, name in zip(law.times(*draws), "tr", strict=True):
-            close(found, arrays[f"{version}.{name}"])
+            close(found, arrays[f"{match[1]}.{name}"])
     arrays = parity("meanflow/zhuyu")
     mean, std, ratio = arrays["law.settings"].tolist()
     law = LogitNormal(mean, std, mean, std, 1 - ratio, "swap", highest=NO_LIMIT)

@@ -1,6 +1,8 @@
 """What training minimises: distances and weights by their formulas, the consistency loss by its laws."""
 
 import math
+import re
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -84,7 +86,9 @@ def test_huber_is_its_formula_in_float64(c: float, per: float, dtype: torch.dtyp
     torch.testing.assert_close(Huber(c, per)(a, b).double(), expected, rtol=1e-5, atol=0)
 
 
-@pytest.mark.parametrize("distance", [Huber(), Huber(0.06), Huber(per_root_dim=0.00054), SquaredL2(), L1()])
+@pytest.mark.parametrize(
+    "distance", [Huber(), Huber(0.06), Huber(1e-30), Huber(per_root_dim=0.00054), SquaredL2(), L1()]
+)
 def test_distances_of_equal_images_are_zero_with_a_finite_gradient(distance) -> None:
     a = images(3).requires_grad_()
     d = distance(a, a.detach())
@@ -432,3 +436,49 @@ def test_a_reference_on_another_device_is_refused_by_name() -> None:
     reference = Reference.ungrouped(torch.zeros(3, 1, 4, 4, device="meta", dtype=torch.uint8))
     with pytest.raises(ValueError, match="the reference on meta"):
         at(estimator=ScoreIdentity(EDM(), reference))
+
+
+class Odd(OneSample):
+    """An estimate of one image for all."""
+
+    def clean(self, x_t: Tensor, t: Tensor, batch: Batch) -> Tensor:
+        return super().clean(x_t, t, batch).mean(0, keepdim=True)
+
+
+class Wider(Odd):
+    local = False
+
+
+class Reduced(Denoising):
+    """Losses that are averaged already."""
+
+    def losses(self, model, target, draws) -> Tensor:
+        return super().losses(model, target, draws).mean()[None]
+
+
+PART_SHAPES = [
+    (lambda: Consistency(EDM(), PAIRS, OneSample(), lambda a, b: (a - b).square().mean()), "distances []"),
+    (lambda: Consistency(EDM(), PAIRS, OneSample(), lambda a, b: L1()(a, b)[:, None]), "distances [4, 1]"),
+    (lambda: Consistency(EDM(), PAIRS, Odd()), "Odd gives images [1, 1, 4, 4], expected [4, 1, 4, 4]"),
+    (lambda: MeanVelocity(EDM(), Odd()), "Odd gives images"),
+    (lambda: ContinuousConsistency(EDM(), Odd()), "Odd gives images"),
+    (lambda: Trajectory(EDM(), Wider(), steps=1, order=1), "Wider gives images"),
+    (lambda: Trajectory(EDM(), REFERENCE, lambda a, b: (a - b).sum()), "Trajectory gives losses []"),
+    (lambda: Reduced(EDM()), "Reduced gives losses [1], expected [4]"),
+    (lambda: Denoising(EDM(), log_variance=lambda t: t[:, None]), "Denoising gives losses [4, 4]"),
+]
+
+
+@pytest.mark.parametrize(("build", "message"), PART_SHAPES)
+def test_a_part_that_would_be_broadcast_is_refused(build, message) -> None:
+    model = Net()
+    with pytest.raises(ValueError, match=re.escape(message)):
+        build()(model, model, Batch(images(4)), 0, torch.Generator().manual_seed(0))
+
+
+@pytest.mark.parametrize("lower", [2.0, -0.5])
+def test_a_gap_that_leaves_its_bounds_is_refused(lower: float) -> None:
+    gap = SimpleNamespace(lower=lambda t, _: lower * t)
+    objective = Consistency(EDM(), LogNormalPairs(gap), OneSample())
+    with pytest.raises(ValueError, match="t > r"):
+        objective.draw(Batch(images(4)), 0, torch.Generator().manual_seed(0))

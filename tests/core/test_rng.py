@@ -1,11 +1,13 @@
 """Randomness that can be named: seeds, one generator an image, one dropout mask a pair of passes."""
 
+import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch.nn.functional import dropout
 
 from consistune.core.rng import Between, ImageNoise, SharedDropout, mix_seed
+from tests.support.toy import fixtures, named
 
 
 @given(st.lists(st.integers(0, 2**31), min_size=1, max_size=12, unique=True), st.integers(1, 3))
@@ -27,9 +29,12 @@ def test_between_two_seeds_noise_turns_from_one_to_the_other_and_stays_standard_
             assert abs(float((middle * own).mean()) - 0.5**0.5) < 0.02
 
 
-def test_per_image_seeding_is_edms(parity) -> None:
-    expected = parity("sampler/edm_sampler_edm-ddpmpp-uncond")["stacked_seeds_0_7"]
-    assert torch.equal(ImageNoise(range(8))(*expected.shape[1:]), expected)
+@pytest.mark.parametrize("fixture", fixtures("sampler/*"))
+def test_per_image_seeding_is_edms(parity, fixture) -> None:
+    arrays = parity(fixture)
+    for match in named(arrays, r"stacked_seeds_(\d+)_(\d+)"):
+        expected, (first, last) = arrays[match[0]], map(int, match.groups())
+        assert torch.equal(ImageNoise(range(first, last + 1))(*expected.shape[1:]), expected)
 
 
 def test_two_passes_share_the_mask_and_leave_the_generator_as_one_pass_would() -> None:

@@ -19,27 +19,28 @@ from consistune.core.times import (
     SigmoidGap,
     karras_edges,
     karras_grid,
+    ordered,
 )
 from tests.support.gaussian import SCHEDULES
+from tests.support.toy import fixtures, named
 
 STAGE = 3_200_000
 shrink_rates = st.sampled_from([1.0, 2.0, 3.0, 8.0, math.inf])
 progresses = st.integers(0, 10 * STAGE)
 
 
-@pytest.mark.parametrize(("gap", "name"), [(SigmoidGap(), "r_q2_sigmoid"), (ConstGap(), "r_q2_const")])
-def test_one_stage_a_halving_is_ects_map(parity, gap, name) -> None:
-    fixture = parity("ect/ect_cifar_loss_edm-ddpmpp-uncond")
-    for stage, expected in enumerate(fixture[name]):
-        for progress in (stage * STAGE, (stage + 1) * STAGE - 1):
-            torch.testing.assert_close(gap.lower(fixture["t"], progress), expected, rtol=1e-6, atol=1e-12)
+GAPS = {"sigmoid": SigmoidGap, "const": ConstGap}
 
 
-def test_q4_is_ects_imagenet_map(parity) -> None:
-    fixture = parity("ect/ect_imagenet_maps")
-    for stage, expected in enumerate(fixture["r_q4_sigmoid"]):
-        r = SigmoidGap(q=4.0).lower(fixture["t"], stage * STAGE)
-        torch.testing.assert_close(r, expected, rtol=1e-6, atol=1e-12)
+@pytest.mark.parametrize("path", [*fixtures("ect/ect_cifar_loss_*"), *fixtures("ect/ect_*_maps")])
+def test_one_stage_a_division_by_q_is_ects_map(parity, path) -> None:
+    fixture = parity(path)
+    for match in named(fixture, r"r_q([\d.]+)_(sigmoid|const)"):
+        gap = GAPS[match[2]](q=float(match[1]))
+        for stage, expected in enumerate(fixture[match[0]]):
+            for progress in (stage * STAGE, (stage + 1) * STAGE - 1):
+                r = gap.lower(fixture["t"], progress)
+                torch.testing.assert_close(r, expected, rtol=1e-6, atol=1e-12)
 
 
 @given(st.integers(0, 12), shrink_rates, st.sampled_from([2.0, 4.0, 1.3]))
@@ -86,6 +87,17 @@ def test_pairs_are_ordered_in_every_schedule_and_name_the_same_ratios(schedule, 
     torch.testing.assert_close(schedule.noise_to_signal(times.t.double()), same.t.double(), rtol=1e-4, atol=0)
 
 
+@pytest.mark.parametrize("schedule", SCHEDULES, ids=lambda s: type(s).__name__)
+def test_only_rounding_is_clipped(schedule) -> None:
+    t = torch.tensor([0.01, 1.0, 50.0])
+    rounded = ordered(schedule, t, t * (1 + 1e-6))
+    assert bool((rounded.r < rounded.t).all())
+    beyond = ordered(schedule, t, t * 1.5)
+    assert bool((beyond.r > beyond.t).all())
+    with pytest.raises(ValueError, match=r"r \[3, 1\], expected \[3\]"):
+        ordered(schedule, t, t[:, None] / 2)
+
+
 def test_lognormal_has_the_published_mean_and_deviation(generator) -> None:
     logs = LogNormal().sample(200_000, generator).double().log()
     assert float(logs.mean()) == pytest.approx(-1.1, abs=0.015)
@@ -108,9 +120,9 @@ def test_truncation_is_the_conditional_law(generator) -> None:
 
 def test_karras_grids_are_cms(parity) -> None:
     fixture = parity("openai_cm/openai_cm")
-    for n in (11, 40):
-        expected = fixture[f"karras_{n}"].double()
-        grid = karras_grid(n).flip(0)
+    for match in named(fixture, r"karras_(\d+)"):
+        expected = fixture[match[0]].double()
+        grid = karras_grid(int(match[1])).flip(0)
         torch.testing.assert_close(torch.cat([grid, torch.zeros(1)]), expected, rtol=2e-5, atol=0)
 
 

@@ -5,7 +5,6 @@ import json
 import struct
 import tarfile
 import time
-import tracemalloc
 import zipfile
 import zlib
 from collections.abc import Callable
@@ -20,19 +19,16 @@ from consistune.data.sources.base import SourceOptions
 from consistune.errors import UserError
 from tests.support.hostile import CALLS
 from tests.support.makers import cifar_files, class_folders, edm_zip, encoded, pixels, tar
+from tests.support.memory import at_most
 
 
 def refused(source: Path, options: PrepareOptions = PrepareOptions()) -> str:
-    """The line; within two seconds and 100 MB; nothing is left beside what was there."""
+    """The line; within 10 s of the processor and 100 MiB; nothing is left beside what was there."""
     before = set(source.parent.parent.rglob("*"))
     began = time.process_time()
-    tracemalloc.start()
-    with pytest.raises(UserError) as caught:
+    with at_most(100), pytest.raises(UserError) as caught:
         prepare(source, source.parent / "dest", options)
-    peak = tracemalloc.get_traced_memory()[1]
-    tracemalloc.stop()
-    assert time.process_time() - began < 2
-    assert peak < 100 << 20
+    assert time.process_time() - began < 10
     assert set(source.parent.parent.rglob("*")) == before
     assert str(caught.value).isprintable()
     return str(caught.value)
@@ -124,11 +120,8 @@ def test_members_of_another_size_than_announced_are_listed(tmp_path: Path) -> No
     struct.pack_into("<I", data, entries[2] + 42, 7)  # begins elsewhere
     struct.pack_into("<I", data, entries[4] + 24, 1000)  # a bomb that says it is small
     source.write_bytes(data)
-    tracemalloc.start()
-    meta = prepare(source, tmp_path / "dest", PrepareOptions())
-    peak = tracemalloc.get_traced_memory()[1]
-    tracemalloc.stop()
-    assert peak < 20 << 20
+    with at_most(20):
+        meta = prepare(source, tmp_path / "dest", PrepareOptions())
     assert meta.parts["train"].images == 1
     reasons = {entry["image"][-5]: entry["reason"] for entry in meta.bad}
     assert "more than" in reasons["0"]
@@ -231,7 +224,7 @@ def test_a_bomb_among_images_is_listed(tmp_path: Path) -> None:
     source = class_folders(tmp_path / "set", [*pixels(3, 8, 8, 3), giant()], ["a"] * 4)
     began = time.process_time()
     meta = prepare(source, tmp_path / "dest", PrepareOptions(SourceOptions(), ImageOptions(size=8)))
-    assert time.process_time() - began < 5
+    assert time.process_time() - began < 25
     assert ["decompression bomb" in entry["reason"] for entry in meta.bad] == [True]
 
 
@@ -240,9 +233,6 @@ def test_a_look_at_large_images_holds_one_at_a_time(tmp_path: Path) -> None:
         for number, image in enumerate(pixels(12, 600, 600, 3)):
             archive.writestr(f"{number}.png", encoded(image))
     assert (tmp_path / "set.zip").stat().st_size > 10 << 20
-    tracemalloc.start()
-    seen = survey(tmp_path / "set.zip")
-    peak = tracemalloc.get_traced_memory()[1]
-    tracemalloc.stop()
+    with at_most(4):
+        seen = survey(tmp_path / "set.zip")
     assert (seen.channels, seen.side) == (3, 600)
-    assert peak < 4 << 20

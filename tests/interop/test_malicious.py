@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import resource
 import subprocess
 import sys
@@ -9,19 +10,37 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import REPOSITORY
+from tests.conftest import PARITY, REPOSITORY
 from tests.support.hostile import HOSTILE
 
-LOADED = {"embedded_source.pkl"}
-"""It is a valid snapshot; the source code embedded in it is never read."""
-ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
+LOADED = "embedded_source"
+"""How the name of a valid snapshot begins; the source code embedded in it is never read."""
+GLOBAL = r"global '[\w.]+' is not allowed at byte \d+"
+REFUSED = {
+    "reduce_": GLOBAL,
+    "torch_save": GLOBAL,
+    "nested_storage": "not a plain torch storage",
+    "giant_length": r"\d+ bytes announced",
+    "truncated": "cut off",
+}
+"""How the names of the others begin, and why each is refused."""
+
+
+def malicious() -> list[str]:
+    """The files that are refused; a name that no file has where there is none, and then the test fails."""
+    names = sorted(path.name for path in (PARITY / "malicious").glob("*"))
+    return [name for name in names if not name.startswith(LOADED)] or ["none"]
+
+
+def environment(**more: str) -> dict[str, str]:
+    return {**os.environ, "OMP_NUM_THREADS": "1", **more}
 
 
 def watched(genuine: list[Path], files: list[Path]) -> list[dict[str, object]]:
     command = [sys.executable, "-m", "tests.support.watched", *map(str, genuine), "--", *map(str, files)]
-    environment = {**ENVIRONMENT, "PYTHONPATH": f"{REPOSITORY / 'src'}{os.pathsep}{REPOSITORY}"}
+    env = environment(PYTHONPATH=f"{REPOSITORY / 'src'}{os.pathsep}{REPOSITORY}")
     done = subprocess.run(
-        command, capture_output=True, text=True, env=environment, cwd=REPOSITORY, check=False, timeout=100
+        command, capture_output=True, text=True, env=env, cwd=REPOSITORY, check=False, timeout=600
     )
     assert done.returncode == 0, done.stderr
     return [json.loads(line) for line in done.stdout.splitlines()]
@@ -32,7 +51,8 @@ def traces() -> set[Path]:
 
 
 def test_reading_has_no_side_effect(parity_folder: Path, tmp_path: Path) -> None:
-    genuine = [parity_folder / "networks" / f"{name}.pkl" for name in ("edm-ddpmpp-uncond", "edm2-a")]
+    genuine = sorted((parity_folder / "networks").glob("*.pkl"))
+    assert genuine
     files = sorted((parity_folder / "malicious").iterdir())
     for index, data in enumerate(HOSTILE.values()):
         files.append(tmp_path / f"{index}.pkl")
@@ -44,8 +64,8 @@ def test_reading_has_no_side_effect(parity_folder: Path, tmp_path: Path) -> None
         outcome = str(result["outcome"])
         assert not result["seen"], (file.name, result["seen"])
         assert not outcome.startswith("!"), (file.name, outcome)
-        assert (outcome == "loaded") == (file.name in LOADED), (file.name, outcome)
-        assert result["seconds"] < 2, (file.name, result)  # type: ignore[operator]
+        assert (outcome == "loaded") == file.name.startswith(LOADED), (file.name, outcome)
+        assert result["seconds"] < 10, (file.name, result)  # type: ignore[operator]
         assert result["mib"] < 200, (file.name, result)  # type: ignore[operator]
     assert traces() == before
 
@@ -64,46 +84,37 @@ def test_the_audit_hook_sees_side_effects(tmp_path: Path) -> None:
         "w.watching = False\n"
         "print(w.seen)\n"
     )
-    environment = {**ENVIRONMENT, "PYTHONPATH": str(REPOSITORY)}
-    command = [sys.executable, "-c", code]
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=True)
+    command, env = [sys.executable, "-c", code], environment(PYTHONPATH=str(REPOSITORY))
+    done = subprocess.run(command, capture_output=True, text=True, env=env, check=True)
     for words in ("os.system", "pickle.find_class", "open for writing", "import this", "exec"):
         assert words in done.stdout
 
 
-@pytest.mark.parametrize(
-    ("name", "words"),
-    [
-        ("reduce_system.pkl", "global 'posix.system' is not allowed at byte 36"),
-        ("reduce_exec.pkl", "global 'builtins.exec' is not allowed at byte 37"),
-        ("torch_save.pt", "global 'posix.system' is not allowed at byte 13"),
-        ("nested_storage.pkl", "not a plain torch storage"),
-        ("giant_length.pkl", "1099511627776 bytes announced"),
-        ("truncated.pkl", "cut off"),
-    ],
-)
-def test_the_command_refuses_in_one_line(name: str, words: str, parity_folder: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", malicious())
+def test_the_command_refuses_in_one_line(name: str, parity_folder: Path, tmp_path: Path) -> None:
+    path = parity_folder / "malicious" / name
+    assert path.is_file()
+    words = next((words for start, words in REFUSED.items() if name.startswith(start)), "")
     before = traces()
     command = [
         sys.executable,
         "-m",
         "consistune",
         "import",
-        str(parity_folder / "malicious" / name),
+        str(path),
         "out",
     ]
-    done = subprocess.run(
-        command, capture_output=True, text=True, cwd=tmp_path, env=ENVIRONMENT, check=False, preexec_fn=limit
-    )
+    told = {"capture_output": True, "text": True, "env": environment()}
+    done = subprocess.run(command, cwd=tmp_path, check=False, preexec_fn=limit, **told)
     assert done.returncode == 2
     assert done.stdout == ""
     (line,) = done.stderr.splitlines()
     assert line.startswith("consistune: ")
-    assert words in line
+    assert re.search(words, line)
     assert list(tmp_path.iterdir()) == []
     assert traces() == before
 
 
 def limit() -> None:
     resource.setrlimit(resource.RLIMIT_AS, (200 << 20, 200 << 20))
-    resource.setrlimit(resource.RLIMIT_CPU, (2, 2))
+    resource.setrlimit(resource.RLIMIT_CPU, (10, 10))

@@ -1,5 +1,6 @@
 """Folders of diffusers: what they become is what diffusers itself computes."""
 
+import itertools
 import json
 import math
 import shutil
@@ -15,6 +16,7 @@ from torch import Tensor
 from consistune.bench.workload import redraw_weights
 from consistune.core.noise import EDM
 from consistune.core.sampling import ODE, Multistep
+from consistune.core.times import karras_grid
 from consistune.errors import UserError
 from consistune.interop.export import export_model
 from consistune.interop.onnx import metadata
@@ -24,6 +26,7 @@ from consistune.nn.baselines import DDPMPrecond
 from consistune.nn.module import wrap
 from consistune.nn.precond import Preconditioned
 from tests.support.noise import Stored
+from tests.support.toy import entries, named
 
 diffusers = pytest.importorskip("diffusers", reason="the extra diffusers is not installed")
 
@@ -79,43 +82,90 @@ def test_a_ddpm_pipeline_denoises_as_its_scheduler_does(parity_folder: Path, par
         close(denoised.clamp(-1, 1), given["denoised_clipped"][i], 2e-5 * size)
 
 
+@pytest.mark.parametrize("key", entries("diffusers/ddpm_pipeline", r"(ddim\d+_clip(?:True|False))"))
+@torch.no_grad()
+def test_a_ddpm_pipeline_samples_as_ddim_does(parity_folder: Path, parity: Any, key: str) -> None:
+    """Every state with clipping, where ε stays that of the unclipped x̂_0; without, the last alone."""
+    model, given = load(parity_folder / "diffusers/ddpm_pipeline"), parity("diffusers/ddpm_pipeline")
+    steps, _, clipping = key.partition("_clip")
+    times = given[f"{steps}_timesteps"]
+    signal = torch.cat([given["alphas_cumprod"].double()[times], torch.ones(1, dtype=torch.float64)]).sqrt()
+    levels = (1 - signal.square()).sqrt() / signal
+    x, states = given["x"].double() / signal[0], []
+    for t, s in itertools.pairwise(levels.unsqueeze(1).expand(-1, len(x))):
+        x0_hat = model(x, t).double()
+        x = EDM().step(x, x0_hat, t, s)
+        if clipping == "True":
+            x = x + x0_hat.clamp(-1, 1) - x0_hat
+        states.append(x * signal[len(states) + 1])
+    expected = given[key].double()
+    close(torch.stack(states[-len(expected) :]), expected, 1e-4 if clipping == "True" else 1e-5)
+
+
 @pytest.mark.parametrize("name", ["ddpm_pipeline", "consistency_pipeline"])
 @torch.no_grad()
 def test_the_network_of_a_pipeline_is_diffusers_own(parity_folder: Path, parity: Any, name: str) -> None:
     given = parity(f"diffusers/{name.replace('ddpm_pipeline', 'unet_ddpm')}")
     network = load(parity_folder / "diffusers" / name).network.module
     labels = {"class_labels": given["class_labels"]} if "class_labels" in given else {}
-    for i, t in enumerate(given["timesteps"]):
-        close(network(given["x"], t, **labels).sample, given[f"out_{i}"])
+    outputs = [given[match[0]] for match in named(given, r"out_\d+")]
+    for t, expected in zip(given["timesteps"], outputs, strict=True):
+        close(network(given["x"], t, **labels).sample, expected)
     close(network(given["x"], given["per_sample_t"], **labels).sample, given["out_per_sample_t"])
 
 
 @torch.no_grad()
 def test_an_edm_pipeline_denoises_as_its_scheduler_does(parity_folder: Path, parity: Any) -> None:
-    model, given = load(parity_folder / "diffusers/edm_pipeline"), parity("diffusers/edm_pipeline")
-    for sigma, expected in zip(given["sigma"], given["denoised"], strict=True):
-        close(model(given["x"] * float(sigma), sigma), expected)
-    sigmas, steps = given["sigma"].double(), len(given["euler8_timesteps"])
-    close(model.scalings(sigmas).c_noise, given["c_noise"].double(), 1e-6)
-    start = Stored(given["x"] * given["euler8_init_sigma"] / given["euler8_sigmas"][0])
-    sampled = ODE(steps, order=1)(model, EDM(), start, model.image_shape)
-    close(sampled, given["euler8_states"][-1].double(), 1e-5)
+    folder = parity_folder / "diffusers/edm_pipeline"
+    model, given = load(folder), parity("diffusers/edm_pipeline")
+    sigmas = given["sigma"].double()
+    scalings = model.scalings(sigmas)
+    close(scalings.c_noise, given["c_noise"].double(), 1e-6)
+    for i, sigma in enumerate(sigmas):
+        noisy, c_noise = given["x"] * sigma, scalings.c_noise[i].float()
+        raw = model.network.module((noisy * scalings.c_in[i]).float(), c_noise).sample
+        close(raw, given["F"][i])
+        close(model(noisy, sigma), given["denoised"][i])
+    grid = ranged(folder)
+    for match in named(given, r"euler(\d+)_states"):
+        of = lambda name, method=f"euler{match[1]}": given[f"{method}_{name}"]
+        start = Stored(given["x"] * of("init_sigma") / of("sigmas")[0])
+        sampled = ODE(int(match[1]), order=1, **grid)(model, EDM(), start, model.image_shape)
+        close(sampled, of("states")[-1].double(), 1e-5)
+
+
+def ranged(folder: Path) -> dict[str, float]:
+    """The grid that a folder's scheduler says, as keywords of ours."""
+    says = json.loads((folder / "scheduler/scheduler_config.json").read_text())
+    names = {"low": "sigma_min", "high": "sigma_max", "rho": "rho"}
+    return {ours: says[theirs] for ours, theirs in names.items() if theirs in says}
+
+
+@torch.no_grad()
+def test_a_consistency_pipelines_grid_is_diffusers_own(parity_folder: Path, parity: Any) -> None:
+    folder = parity_folder / "diffusers/consistency_pipeline"
+    model, given = load(folder), parity("diffusers/consistency_pipeline")
+    for match in named(given, r"scheduler_sigmas_(\d+)"):
+        sigmas = karras_grid(int(match[1]), **ranged(folder)).flip(0)
+        close(sigmas, given[match[0]], 1e-6)
+        close(model.scalings(sigmas).c_noise, given[f"scheduler_timesteps_{match[1]}"], 1e-6)
 
 
 @torch.no_grad()
 def test_a_consistency_pipeline_samples_as_diffusers_does(parity_folder: Path, parity: Any) -> None:
     folder = parity_folder / "diffusers/consistency_pipeline"
     model, given = load(folder), parity("diffusers/consistency_pipeline")
-    classes = json.loads((folder / "unet/config.json").read_text())["num_class_embeds"]
+    classes = json.loads((folder / "unet/config.json").read_text())["num_class_embeds"] or 0
+    labels = given.get("class_labels")
     assert (model.num_classes, model.card.is_diffusion) == (classes, False)
     for sigma, expected in zip(given["consistency_sigma"], given["consistency_f"], strict=True):
-        close(model(given["x"] * float(sigma), sigma, given["class_labels"]), expected)
+        close(model(given["x"] * float(sigma), sigma, labels), expected)
     clipped = lambda x, t, condition=None: model(x, t, condition).clamp(-1, 1)  # as the scheduler does
-    for name in ("one", "two_default", "two_22_0", "four"):
-        mid = tuple(given[f"pipeline_{name}_sigmas"][1:-1].tolist())
-        sampler = Multistep(mid, boundary=0.002 if mid else 0.0)
+    for match in named(given, "pipeline_(.+)_sigmas"):
+        name, (top, *mid, lowest) = match[1], given[match[0]].tolist()
+        sampler = Multistep(tuple(mid), t_max=top, boundary=lowest if mid else 0.0)
         noise = Stored(given["x"], *given.get(f"pipeline_{name}_noise", []))
-        images = sampler(clipped, EDM(), noise, model.image_shape, given["class_labels"])
+        images = sampler(clipped, EDM(), noise, model.image_shape, labels)
         close((images + 1) / 2, given[f"pipeline_{name}"].double())
 
 

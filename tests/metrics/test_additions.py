@@ -54,6 +54,16 @@ def test_a_registered_metric_is_measured_beside_the_others(setup: Setup) -> None
         table.register("fd", Brightness)
 
 
+@pytest.mark.usefixtures("setup")
+def test_a_metric_that_is_defined_again_replaces_itself() -> None:
+    table.register("brightness", Brightness)
+    again = type("Brightness", (Brightness,), {"__module__": __name__})
+    table.register("brightness", again)
+    assert table.metric_class("brightness") is again
+    with pytest.raises(ValueError, match="already"):
+        table.register("brightness", FrechetDistance)
+
+
 def test_a_metric_refuses_its_setup_before_anything_is_drawn(setup: Setup) -> None:
     table.register("brightness", f"{__name__}:Brightness")
     with pytest.raises(UserError, match="no biased convention"):

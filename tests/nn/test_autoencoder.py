@@ -20,6 +20,7 @@ from consistune.nn.autoencoder.record import Latents
 from consistune.nn.autoencoder.space import LatentSpace, open_space, psnr
 from consistune.nn.autoencoder.table import open_autoencoder
 from tests.support.autoencoders import tiny
+from tests.support.toy import named
 
 
 @pytest.fixture(scope="module")
@@ -30,13 +31,27 @@ def taef2():
 def test_taef2_gives_the_published_latents_and_reconstructions(parity, taef2) -> None:
     known = parity("autoencoder/taef2")
     with torch.no_grad():
-        for name in ("64", "big"):
+        for match in named(known, "reconstruction_(.+)"):
+            name = match[1]
             latents = taef2.encode(known[f"image_{name}"].float() / 127.5 - 1)
             torch.testing.assert_close(latents, known[f"latent_{name}"], atol=1e-5, rtol=0)
             decoded = taef2.decode(known[f"latent_{name}"]) / 2 + 0.5
             torch.testing.assert_close(decoded, known[f"reconstruction_{name}"], atol=1e-5, rtol=0)
         decoded = taef2.decode(known["random_latent"]) / 2 + 0.5
         torch.testing.assert_close(decoded, known["random_decoded"], atol=1e-5, rtol=0)
+
+
+def test_the_published_bytes_are_latents_up_to_3(parity, taef2) -> None:
+    """They stand for −3 … 3; float32 may fall on either side of a step."""
+    known = parity("autoencoder/taef2")
+    for match in named(known, r"(latent_.+)_as_uint8_first(\d+)"):
+        latents, expected = known[match[1]][: int(match[2])], known[match[0]]
+        mean, deviation = (0.0,) * taef2.channels, (1.0,) * taef2.channels
+        picture = (3, *(side * taef2.factor for side in latents.shape[2:]))
+        record = Latents("taef2", taef2.identity, taef2.factor, picture, mean, deviation, 1.0, limit=3.0)
+        found = LatentSpace(record, taef2).stored(latents)
+        torch.testing.assert_close(found, expected, rtol=0, atol=1)
+        assert float((found != expected).double().mean()) < 1e-3
 
 
 def test_taef2_says_its_shapes(taef2) -> None:

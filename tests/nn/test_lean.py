@@ -206,9 +206,10 @@ def test_dropout_at_its_ends_and_in_evaluation_draws_nothing() -> None:
 
 
 @pytest.mark.parametrize("groups", [1, 4, 8])
-def test_a_group_norm_in_its_format_has_torchs_value_and_gradient(groups: int) -> None:
-    x = (3 * torch.randn(3, 8, 5, 6, dtype=torch.float64) + 1).to(memory_format=torch.channels_last)
-    dy, weight, bias = torch.randn_like(x), torch.randn(8, dtype=torch.float64), torch.randn(8).double()
+def test_a_group_norm_in_its_format_has_torchs_value_and_gradient(groups: int, generator) -> None:
+    drawn = [torch.randn(2, 8, 3, 2, generator=generator).double() for _ in range(2)]
+    x, dy = (value.to(memory_format=torch.channels_last) for value in (3 * drawn[0] + 1, drawn[1]))
+    weight, bias = torch.randn(2, 8, generator=generator).double()
     inputs = tuple(value.requires_grad_() for value in (x, weight, bias))
     found = NormInFormat.apply(*inputs, groups, 1e-5)
     wanted = group_norm(x.contiguous(), groups, weight, bias, 1e-5)

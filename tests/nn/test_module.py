@@ -1,5 +1,6 @@
 """Networks that are not ours: preconditioning around them, labels, storing, and what is refused."""
 
+import copy
 import json
 import math
 import sys
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 
 from consistune.errors import UserError
 from consistune.nn import store
+from consistune.nn.adapt import adapt
 from consistune.nn.module import class_indices, wrap
 
 SHAPE = (1, 4, 4)
@@ -88,6 +90,72 @@ def test_a_stored_network_is_made_again_from_its_class(tmp_path: Path) -> None:
     assert torch.equal(again(x, 1.0, torch.tensor([0, 1])), model(x, 1.0, torch.tensor([0, 1])))
 
 
+class Pair(nn.Module):
+    """Two parameters, of which the first may come without a gradient."""
+
+    def __init__(self, fixed: bool = False) -> None:
+        super().__init__()
+        self.config = {"fixed": fixed}
+        self.first, self.second = (nn.Parameter(torch.ones(1)) for _ in range(2))
+        self.first.requires_grad_(not fixed)
+
+    def forward(self, x: Tensor, c: Tensor) -> Tensor:
+        del c
+        return self.first * x + self.second
+
+
+@pytest.mark.parametrize("by_its_class", [True, False])
+def test_parameters_without_gradient_stay_known(by_its_class: bool, tmp_path: Path) -> None:
+    """Through a copy, without any gradient as trained models are, in another form, and stored."""
+    module = Pair(fixed=by_its_class)
+    module.first.requires_grad_(False)
+    model = wrap(module, SHAPE)
+    assert model.frozen == {"model.module.first"} <= dict(model.named_parameters()).keys()
+    trained = copy.deepcopy(model).requires_grad_(False)
+    store.save(trained, tmp_path / "model")
+    again = store.load(tmp_path / "model")
+    for other in (trained, adapt(trained, {"kind": "cm"}).model, again, copy.deepcopy(again)):
+        assert other.frozen == model.frozen
+    assert wrap(Pair(), SHAPE).frozen == frozenset()
+
+
+class Values(Pair):
+    """Its constructor reads values, as the usual rates of dropped paths do."""
+
+    def __init__(self, fixed: bool = False, depth: int = 2) -> None:
+        super().__init__(fixed)
+        self.config |= {"depth": depth}
+        self.rates = [rate.item() for rate in torch.linspace(0, 0.1, depth)]
+        self.rest = torch.linspace(0, 0.1, depth).numpy().tolist()
+        if depth > 2:
+            raise RuntimeError(f"{depth} is too deep")
+
+
+def test_a_constructor_may_read_values(tmp_path: Path) -> None:
+    store.save(wrap(Values(), SHAPE), tmp_path / "model")
+    assert store.load(tmp_path / "model").network.module.rates == pytest.approx([0, 0.1])
+    path = tmp_path / "model" / "config.json"
+    path.write_text(path.read_text().replace('"depth": 2', '"depth": 3'))
+    with pytest.raises(UserError, match=r"from its arguments \(RuntimeError: 3 is too deep\)"):
+        store.load(tmp_path / "model")
+
+
+def test_a_compiled_network_is_stored_as_the_network(tmp_path: Path) -> None:
+    def compiled() -> nn.Module:
+        return torch.compile(Scale(3.0), backend="eager")
+
+    with pytest.warns(UserWarning, match="without its torch.compile"):
+        whole = wrap(compiled(), SHAPE)
+    inside = wrap(Scale(3.0), SHAPE)
+    inside.network.module = compiled()
+    assert "model.module.gain" in whole.state_dict()
+    for number, model in enumerate((whole, inside)):
+        store.save(model, tmp_path / str(number))
+        for factory in (None, compiled):
+            again = store.load(tmp_path / str(number), network=factory)
+            assert torch.equal(again(torch.ones(2, *SHAPE), 1.0), model(torch.ones(2, *SHAPE), 1.0))
+
+
 @pytest.mark.parametrize(
     ("target", "config", "said"),
     [
@@ -125,11 +193,45 @@ def test_a_factory_is_refused_where_the_network_is_ours(tmp_path: Path) -> None:
         (Scale(), 3, r"Scale\(x, c_noise, labels\) fails"),
         (nn.Identity(), 0, "no parameters"),
         (wrap(Scale(), SHAPE), 0, "has a preconditioning already"),
+        (torch.compile(wrap(Scale(), SHAPE), backend="eager"), 0, "has a preconditioning already"),
     ],
 )
 def test_a_network_that_does_not_fit_is_refused(module: nn.Module, classes: int, said: str) -> None:
     with pytest.raises(UserError, match=said):
         wrap(module, SHAPE, classes)
+
+
+class Tupled(Scale):
+    def forward(self, x: Tensor, c: Tensor, *labels: Tensor) -> Any:
+        return super().forward(x, c, *labels).sample, c
+
+
+class Needy(Pair):
+    def forward(self, x: Tensor, c: Tensor, labels: Tensor) -> Tensor:
+        return super().forward(x, c) + nn.functional.embedding(labels, self.second[:, None])
+
+
+@pytest.mark.parametrize(
+    ("module", "classes", "remedy"),
+    [
+        (Pair(), 3, "give it a third argument for labels, or conditional=False"),
+        (Needy(), 3, r"labels are one-hot floats \[N, K\]"),
+        (Needy(), 0, "give its further arguments defaults"),
+        (nn.Conv2d(1, 1, 1), 0, "give it x and c_noise"),
+        *((nn.Conv2d(1, 1, 1).to(dtype), 0, "fp32 weights") for dtype in (torch.bfloat16, torch.float16)),
+        (Tupled(), 0, "Tupled gives tuple, .*; return the tensor alone"),
+    ],
+)
+def test_a_refusal_says_what_to_change(module: nn.Module, classes: int, remedy: str) -> None:
+    with pytest.raises(UserError, match=remedy):
+        wrap(module, SHAPE, classes)
+
+
+def test_each_part_keeps_its_mode() -> None:
+    module = nn.ModuleList([Pair(), Pair().eval()])
+    module.forward = lambda x, c: module[1](module[0](x, c), c)  # type: ignore[method-assign]
+    wrap(module, SHAPE)
+    assert [part.training for part in module.modules()] == [True, True, False]
 
 
 def test_a_result_of_another_shape_is_refused() -> None:

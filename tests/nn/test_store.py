@@ -196,3 +196,9 @@ def test_a_number_of_another_type_is_refused(value: object) -> None:
         config[part][name] = value
         with pytest.raises(UserError, match=f"{name} is"):
             store.build(config)
+
+
+def test_a_model_of_a_class_that_was_defined_again_is_described(monkeypatch: pytest.MonkeyPatch) -> None:
+    again = type("ResidualMLP", (ResidualMLP,), {"__module__": ResidualMLP.__module__})
+    monkeypatch.setitem(store.NETWORKS, "mlp", again)
+    assert store.describe(make())["network"]["kind"] == "mlp"

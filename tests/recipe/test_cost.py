@@ -89,8 +89,8 @@ def test_the_command_says_it_and_writes_nothing(
     said = capsys.readouterr().out
     for word in ("parameters", "1,830,464", "images/s", "runs/digits-edm/", "8 files", "25%, 50%, 75%"):
         assert word in said
-    assert re.search(r"time, about +[\d.]+ (min|h|days) on one cpu", said)
-    assert re.search(r"disk, at the end +[\d.]+ MiB of [\d.]+ GiB free *\n", said)
+    assert re.search(r"time, about +[\d.]+ (s|min|h|days) on one cpu", said)
+    assert re.search(r"disk, at the end +[\d.]+ MiB of [\d.,]+ GiB free *\n", said)
     assert not list(tmp_path.iterdir())
 
 

@@ -45,7 +45,7 @@ def test_a_hostile_file_is_one_line_with_its_place(name: str, tmp_path: Path) ->
     began = time.process_time()
     with pytest.raises(UserError, match=words) as error:
         read_recipe(str(path))
-    assert time.process_time() - began < 1
+    assert time.process_time() - began < 5
     line = str(error.value)
     assert line.startswith(str(path))
     assert line.isprintable()

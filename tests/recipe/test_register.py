@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.metadata import EntryPoint
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import pytest
 from torch import Generator, Tensor
@@ -133,3 +133,43 @@ def test_a_model_without_the_key_learns_is_known_by_its_objective() -> None:
     assert learned({"objective": "diffusion"}) == "denoiser"
     assert learned({"objective": "consistency"}) == learned({}) == "flow-map"
     assert learned({"objective": "anything", "learns": "denoiser"}) == "denoiser"
+
+
+class Unhinted:
+    def __init__(self, share=0.5) -> None: ...
+
+
+class Unreadable:
+    def __init__(self, share: Tensor) -> None: ...
+
+
+class Kinded:
+    def __init__(self, kind: str = "own") -> None: ...
+
+
+@pytest.mark.parametrize(
+    ("part", "make", "said"),
+    [
+        ("gap", Unhinted, "gap: Unhinted cannot .*'share' has no type hint"),
+        ("objective", Unhinted, "'share' has no type hint"),
+        ("gap", Unreadable, "Unreadable cannot .*'share'.*Tensor"),
+        ("gap", Kinded, "Kinded cannot .*kind"),
+        ("objective", FixedGap, "FixedGap cannot .*uses_target"),
+        ("gap", FixedGap(), r"FixedGap\(share=0.25\) cannot"),
+        ("gap", 5, "5 cannot"),
+    ],
+)
+def test_what_no_recipe_could_be_read_with_is_not_registered(part: str, make: Any, said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        register(part, "odd", make)
+    read_recipe("digits-ect", TINY)
+    register(part, "odd", {"gap": FixedGap, "objective": Regression}[part])
+
+
+def test_a_class_that_is_defined_again_replaces_itself() -> None:
+    register("gap", "fixed", FixedGap)
+    again = type("FixedGap", (FixedGap,), {"__module__": __name__})
+    register("gap", "fixed", again)
+    assert words.PARTS[words.NAMES["gap"]]["fixed"] is again
+    with pytest.raises(ValueError, match="'fixed' is already FixedGap"):
+        register("gap", "fixed", type("Other", (FixedGap,), {"__module__": __name__}))

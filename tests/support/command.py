@@ -10,7 +10,8 @@ from unittest.mock import patch
 
 from consistune.cli.main import main
 
-STOPS = (signal.SIGINT, signal.SIGTERM)
+STOPS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGALRM") if hasattr(signal, name)]
+"""Signals that `main` handles; Windows has no SIGALRM."""
 
 
 def run_main(*words: object, cwd: Path = Path()) -> CompletedProcess[str]:

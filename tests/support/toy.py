@@ -1,12 +1,53 @@
-"""The small network of the parity fixtures, in float64: parity/README.md, "The toy network"."""
+"""What the parity fixtures hold, by name, and their small network in float64: parity/README.md."""
 
-from collections.abc import Collection, Mapping
+import re
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from consistune.core.types import Condition
+from tests.conftest import PARITY
+
+LEAST_SIZE = 1e-3
+"""Numbers below it are compared as if they were this large: what is 0 but for rounding is 0."""
+
+
+def fixtures(pattern: str) -> list[str]:
+    """The fixtures of such paths, for parametrize: "ect/ect_generator_*" → ["ect/ect_generator_…"].
+
+    The pattern itself where there is none, as in `entries`.
+    """
+    found = sorted(str(path.relative_to(PARITY).with_suffix("")) for path in PARITY.glob(f"{pattern}.npz"))
+    return found or [pattern]
+
+
+def keys(fixture: str) -> list[str]:
+    """The names of a fixture's arrays; none where it is not there."""
+    path = PARITY / f"{fixture}.npz"
+    if not path.is_file():
+        return []
+    with np.load(path) as archive:
+        return list(archive.files)
+
+
+def entries(fixture: str, pattern: str) -> list[str]:
+    """What a pattern's first group is in a fixture's keys, each once, for parametrize.
+
+    The pattern itself where no key matches: a test of that name is skipped without the folder of fixtures,
+    and fails with it.
+    """
+    found = (re.fullmatch(pattern, key) for key in keys(fixture))
+    return list(dict.fromkeys(match[1] for match in found if match)) or [pattern]
+
+
+def named(arrays: Iterable[str], pattern: str) -> list[re.Match[str]]:
+    """The names that match a pattern, with their groups. There must be one."""
+    found = [match for name in arrays if (match := re.fullmatch(pattern, name))]
+    assert found, f"no entry is named {pattern}"
+    return found
 
 
 class Toy(nn.Module):
@@ -86,14 +127,15 @@ def gradients(network: nn.Module, loss: Tensor) -> dict[str, Tensor]:
 
 
 def close(found: Tensor, expected: Tensor, relative: float = 1e-12, name: str = "") -> None:
-    """Equal to `relative` of the array's largest value."""
+    """Equal to `relative` of the array's largest value, or of `LEAST_SIZE`; an array may be empty."""
     assert found.shape == expected.shape, name
     expected = expected.double()
+    size = float(expected.abs().max()) if expected.numel() else 0.0
     torch.testing.assert_close(
         found.detach().double(),
         expected,
         rtol=0,
-        atol=relative * float(expected.abs().max()),
+        atol=relative * max(size, LEAST_SIZE),
         msg=lambda text: f"{name}: {text}",
     )
 
@@ -112,10 +154,12 @@ def number(word: str) -> float | str:
         return word
 
 
-def of_variant(arrays: Mapping[str, Any], variant: str) -> dict[str, Tensor]:
-    """A variant's arrays in float64, by their short names; without its settings."""
+def of_variant(arrays: Mapping[str, Any], variant: str, kind: str = "") -> dict[str, Tensor]:
+    """A variant's arrays in float64, or of the kind `_f32`, by their short names; without its settings."""
     arrays = {k.removeprefix(f"{variant}."): v for k, v in arrays.items() if k.startswith(f"{variant}.")}
-    return {k: v for k, v in arrays.items() if k != "settings" and not k.endswith("_f32")}
+    assert arrays, f"there is no variant {variant}"
+    arrays = {k: v for k, v in arrays.items() if k != "settings" and k.endswith("_f32") == bool(kind)}
+    return {k.removesuffix(kind): v for k, v in arrays.items()}
 
 
 def in_float32(arrays: Mapping[str, Any]) -> dict[str, Any]:

@@ -109,8 +109,11 @@ def main() -> NoReturn:
     line = ""
     stopped_by = take_signals()
     try:
-        given = [w for w in words[:end] if w != DEBUG] + words[end:]
-        status = command(given, prog_name=NAME, standalone_mode=False)
+        try:
+            given = [w for w in words[:end] if w != DEBUG] + words[end:]
+            status = command(given, prog_name=NAME, standalone_mode=False)
+        finally:  # a second Ctrl-C from here on finds nothing left to stop
+            release_signals()
         if status == INTERRUPTED:  # the parser caught Ctrl-C
             line = "stopped"
     except KeyboardInterrupt:
@@ -124,7 +127,6 @@ def main() -> NoReturn:
             raise
         else:
             status, line = explain(error)
-    release_signals()
     if status == INTERRUPTED and signal.SIGTERM in stopped_by:
         status = 128 + signal.SIGTERM
     if line:

@@ -83,7 +83,8 @@ NORMAL = 1e6
 
 @dataclass(frozen=True)
 class LogStudent:
-    """(ln(σ/α) − mean)/std follows Student's t with `df` degrees of freedom, cut to [low, high] exactly.
+    """(ln(σ/α) − mean)/std follows Student's t with `df` degrees of freedom, cut to [low, high] exactly
+    (but for tails so thin that fp64 has no mass there).
 
     A small df puts much mass into both ends of the range: at the defaults (TCM, 2410.14895, stage 2) the
     quantiles 0.1, 0.5, 0.9 are 1.01, 1.22, 10.4.

@@ -162,7 +162,7 @@ class PhasedSteps(Sampler):
 
     @property
     def etas(self) -> tuple[float, ...]:
-        return self.eta if isinstance(self.eta, tuple) else (self.eta,) * len(self.edges)
+        return tuple(self.eta) if isinstance(self.eta, Sequence) else (self.eta,) * len(self.edges)
 
     @property
     def evaluations(self) -> int:

@@ -16,6 +16,9 @@ from consistune.core.laws import LogNormal, LogStudent, TimeLaw
 from consistune.core.noise import EDM, NoiseSchedule
 from consistune.core.types import Progress, Times, moved, widest
 
+ROUNDING = 1e-5
+"""An fp32 gap's r may lie above t by so much of it."""
+
 
 class TimePairs(Protocol):
     """The law of the transitions (t, r, s) at a point of training."""
@@ -290,6 +293,14 @@ def karras_edges(phases: int, schedule: NoiseSchedule = EDM(), rho: float = 7.0)
 
 
 def ordered(schedule: NoiseSchedule, t: Tensor, r: Tensor) -> Times:
-    """Times of the ratios t and r; where rounding made r equal t, r becomes the number just below it."""
+    """Times of the ratios t and r; where rounding made r equal t, r becomes the number just below it.
+
+    An r that lies above t by more than rounding stays there: an objective refuses it, as it does r < 0.
+    Raises ValueError where r has another shape than t.
+    """
+    if r.shape != t.shape:
+        raise ValueError(f"a gap gives r {list(r.shape)}, expected {list(t.shape)}")
+    above = r > t * (1 + ROUNDING)
     t, r = schedule.time_at(t), schedule.time_at(r)
-    return Times(t, torch.minimum(r, torch.nextafter(t, torch.zeros_like(t))), torch.zeros_like(t))
+    below = torch.minimum(r, torch.nextafter(t, torch.zeros_like(t)))
+    return Times(t, torch.where(above, r, below), torch.zeros_like(t))

@@ -166,7 +166,14 @@ def _pixels(images: Tensor, value_range: Any) -> Tensor:
 
 
 def _tensor(values: Any, needed: str, where: str) -> Tensor:
-    """Raises UserError for what is no array of numbers, such as words."""
+    """Raises UserError for what is no array of numbers, such as words.
+
+    Arrays that torch does not take as they are (mirrored, of another byte order, read-only) are copied.
+    """
+    if isinstance(values, np.ndarray):
+        mirrored = min(values.strides, default=0) < 0
+        if mirrored or not (values.dtype.isnative and values.flags.writeable):
+            values = np.array(values, dtype=values.dtype.newbyteorder("="))
     try:
         return torch.as_tensor(values)
     except (TypeError, ValueError, RuntimeError) as error:

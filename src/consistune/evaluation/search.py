@@ -13,6 +13,7 @@ from consistune.evaluation.sources import ModelSource
 from consistune.metrics.suite import Suite
 from consistune.models import default_sampler
 from consistune.nn.sampler import lowest_time
+from consistune.system.again import is_again
 from consistune.system.progress import Screen
 
 GOLDEN = (math.sqrt(5) - 1) / 2
@@ -83,9 +84,13 @@ SETTINGS: dict[str, SamplerSetting] = {
 
 
 def register_setting(name: str, setting: SamplerSetting) -> None:
-    """Let `--search` name a setting. Raises ValueError where the name is taken."""
-    if SETTINGS.setdefault(name, setting) is not setting:
+    """Let `--search` name a setting. One whose `apply` is defined again replaces itself.
+
+    Raises ValueError where the name is another's.
+    """
+    if not is_again(setting.apply, SETTINGS.get(name, setting).apply):
         raise ValueError(f"there is a sampler setting {name!r} already")
+    SETTINGS[name] = setting
 
 
 def all_settings() -> dict[str, SamplerSetting]:

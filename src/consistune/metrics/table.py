@@ -4,6 +4,7 @@ from importlib.metadata import EntryPoint, entry_points
 from typing import TYPE_CHECKING
 
 from consistune.errors import UserError, load_entry_point
+from consistune.system.again import is_again
 
 if TYPE_CHECKING:
     from consistune.metrics.metric import Metric
@@ -24,8 +25,11 @@ METRICS: dict[str, "str | type[Metric]"] = {
 
 
 def register(name: str, metric: "str | type[Metric]") -> None:
-    """Add a metric: its class, or "package.module:Class". Raises ValueError where the name is taken."""
-    if name in all_metrics():
+    """Add a metric: its class, or "package.module:Class". A class that is defined again replaces itself.
+
+    Raises ValueError where the name is another's.
+    """
+    if not is_again(metric, all_metrics().get(name, metric)):
         raise ValueError(f"there is a metric {name!r} already")
     METRICS[name] = metric
 

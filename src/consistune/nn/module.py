@@ -7,6 +7,7 @@ imported, or made by a factory that the caller gives.
 import inspect
 import json
 import sys
+import warnings
 from collections.abc import Callable, Mapping
 from importlib import import_module
 from typing import Any, Literal, get_args
@@ -36,6 +37,8 @@ class ModuleNetwork(nn.Module):
         target: "package.module:Class" of the module.
         config: the arguments of that class, as JSON has them; None: only a factory can make it again.
         module: the module itself; None: made from target and config.
+        frozen: the names of the module's parameters that training leaves as they are; none: those without a
+            gradient, where others have one.
 
     Raises UserError where the class is not at hand.
     """
@@ -48,9 +51,11 @@ class ModuleNetwork(nn.Module):
         num_classes: int = 0,
         labels: Labels = "one-hot",
         module: nn.Module | None = None,
+        frozen: tuple[str, ...] = (),
     ) -> None:
         super().__init__()
         self.module = make_module(target, config) if module is None else module
+        self.frozen = frozenset(frozen) or _without_gradient(self.module)
         self.image_shape, self.num_classes, self.labels = tuple(image_shape), num_classes, labels
         self.options: dict[str, Any] = {
             "target": target,
@@ -59,6 +64,8 @@ class ModuleNetwork(nn.Module):
             "num_classes": num_classes,
             "labels": labels,
         }
+        if self.frozen:
+            self.options["frozen"] = sorted(self.frozen)
 
     def forward(self, x: Tensor, c_noise: Tensor, one_hot: Tensor | None) -> Tensor:
         given: tuple[Tensor, ...] = (x, c_noise)
@@ -89,6 +96,18 @@ class DenoiserPrecond(EDMPrecond):
     def scalings(self, sigma: Tensor) -> Scalings:
         zero, one = torch.zeros_like(sigma), torch.ones_like(sigma)
         return Scalings(zero, one, one, sigma)
+
+
+def _without_gradient(module: nn.Module) -> frozenset[str]:
+    """The parameters without a gradient; none of a module in which none has one, as trained models are."""
+    wanted = {name: parameter.requires_grad for name, parameter in module.named_parameters()}
+    return frozenset(name for name in wanted if not wanted[name]) if any(wanted.values()) else frozenset()
+
+
+def note_frozen(model: Any) -> None:
+    """Give a Preconditioned model `frozen`: the names of its parameters that training leaves as they are."""
+    names = model.network.frozen if isinstance(model.network, ModuleNetwork) else ()
+    model.frozen = frozenset(f"{model.network_name}.module.{name}" for name in names)
 
 
 def class_indices(one_hot: Tensor) -> Tensor:
@@ -131,6 +150,8 @@ def wrap(
         num_classes: 0: the module is called without labels.
         config: the arguments of its class, for storing; None: its attribute `config`, where it has one.
 
+    Parameters without a gradient stay as they are in training, and after loading: the model's `frozen`.
+
     Raises UserError where one call with two images does not give images of the same shape, and for a form
     that is not known.
     """
@@ -139,6 +160,9 @@ def wrap(
         raise UserError(f"{form!r} is not known", "form", remedy)
     if not isinstance(module, nn.Module):
         raise UserError(f"{type(module).__name__} is no network", "network", "give an nn.Module")
+    compiled, module = module, getattr(module, "_orig_mod", module)
+    if compiled is not module:
+        warnings.warn("the network is taken without its torch.compile: train.compile has that", stacklevel=2)
     if isinstance(module, Preconditioned):
         raise UserError("the model has a preconditioning already", type(module).__name__, "give it as it is")
     own = getattr(module, "config", None) if config is None else config
@@ -157,6 +181,7 @@ def wrap(
         if form == "denoiser"
         else EDMPrecond(network, sigma_data, noise_scale=noise_scale)
     )
+    note_frozen(model)
     _try(model, image_shape, num_classes)
     return model
 
@@ -177,11 +202,12 @@ def _try(model: Preconditioned, image_shape: tuple[int, int, int], num_classes: 
     parameter = next(model.parameters(), None)
     if parameter is None:
         raise UserError("the network has no parameters", "network")
-    training = model.training
+    modes = [(part, part.training) for part in model.modules()]
     model.eval()
     x = torch.zeros(2, *image_shape, device=parameter.device, dtype=model.dtype)
     labels = torch.zeros(2, dtype=torch.long, device=parameter.device) if num_classes else None
-    name = type(model.network.module).__name__
+    module: Any = model.network.module
+    name = type(module).__name__
     try:
         raw = model.network(x, x.new_ones(2), model.one_hot(labels, 2, x))
     except Exception as error:
@@ -191,17 +217,34 @@ def _try(model: Preconditioned, image_shape: tuple[int, int, int], num_classes: 
             f"{name}{takes} fails on images [2, {', '.join(map(str, image_shape))}]: "
             f"{type(error).__name__}: {line}",
             "network",
+            _remedy(line, module, num_classes),
         ) from error
     finally:
-        model.train(training)
+        for part, training in modes:
+            part.training = training
     if not isinstance(raw, Tensor) or raw.shape != x.shape:
         seen = list(raw.shape) if isinstance(raw, Tensor) else type(raw).__name__
-        raise UserError(f"{name} gives {seen}, expected images {list(x.shape)}", "network")
+        remedy = "" if isinstance(raw, Tensor) else "return the tensor alone"
+        raise UserError(f"{name} gives {seen}, expected images {list(x.shape)}", "network", remedy)
     if not raw.is_floating_point() or not raw.requires_grad:
         what = f"{name} gives {raw.dtype} without a gradient: nothing can be trained"
         raise UserError(what, "network", "let its result depend on parameters that require a gradient")
     if not bool(raw.isfinite().all()):
         raise UserError(f"{name} gives values that are not finite", "network", "look at its weights")
+
+
+def _remedy(error: str, module: nn.Module, num_classes: int) -> str:
+    """What to change in a module that fails with an error; "" where nothing is known."""
+    if any(parameter.dtype in (torch.bfloat16, torch.float16) for parameter in module.parameters()):
+        return "give it fp32 weights, as .float() does: train.precision sets the arithmetic"
+    if num_classes and "Long" in error:
+        return "labels are one-hot floats [N, K]: take labels.argmax(1), or call the layer class_embedding"
+    if f"{type(module).__name__}.forward() missing" in error:
+        return "give its further arguments defaults"
+    if f"{type(module).__name__}.forward() takes" not in error:
+        return ""
+    without = "conditional=False, in wrap num_classes=0"
+    return f"give it a third argument for labels, or {without}" if num_classes else "give it x and c_noise"
 
 
 Factory = Callable[[], nn.Module]

@@ -133,7 +133,9 @@ def _kind(model: Preconditioned) -> str | None:
 
 
 def check_options(sampler: Sampler | None, default: bool, eta: float, batch: int) -> None:
-    """Raises UserError for a sampler beside what makes the default one, and for numbers that are none."""
+    """Raises UserError for a sampler beside the default one's settings, a class, and odd numbers."""
+    if isinstance(sampler, type):
+        raise UserError(f"{sampler.__name__} is a class", "sampler", f"give {sampler.__name__}(…)")
     if sampler is not None and not default:
         what = "steps, mid_t and eta belong to the default sampler: give them or a sampler"
         raise UserError(what, "sampler")

@@ -13,6 +13,7 @@ import re
 import shlex
 import shutil
 from collections.abc import Mapping
+from contextlib import nullcontext, suppress
 from importlib.metadata import entry_points
 from pathlib import Path
 from types import NoneType
@@ -28,7 +29,7 @@ from consistune.nn.adm import ADMUNet
 from consistune.nn.baselines import DDPMPrecond, IDDPMPrecond, VEPrecond, VPPrecond
 from consistune.nn.card import ModelCard
 from consistune.nn.edm2 import EDM2Precond, EDM2UNet
-from consistune.nn.module import DenoiserPrecond, Factory, ModuleNetwork
+from consistune.nn.module import UNET, DenoiserPrecond, Factory, ModuleNetwork, note_frozen
 from consistune.nn.precond import CMPrecond, ECTPrecond, EDMPrecond, Preconditioned
 from consistune.nn.small import PatchUNet, ResidualMLP
 from consistune.nn.song import SongUNet
@@ -42,6 +43,8 @@ DIGEST = "weights_sha256"
 ENTRY_POINTS = "consistune.parts"
 """The group of entry points by which other packages add parts: "part:kind" = "module:class"."""
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
+COMPILED = "_orig_mod."
+"""What torch.compile puts before the names of a network's weights."""
 Network = nn.Module
 """A raw network, as `Preconditioned` describes it."""
 NETWORKS: dict[str, type[Network]] = {
@@ -84,6 +87,7 @@ def build(
         part = {**part, "module": network()}
     made = _make(NETWORKS, part, f"{where}: network")
     model = _make(PRECONDITIONERS, config.get("precond"), f"{where}: precond", made)
+    note_frozen(model)
     try:
         model.card = ModelCard.from_json(config.get("meta", {}))
     except ValueError as error:
@@ -132,27 +136,40 @@ def shapes(
 ) -> dict[str, tuple[int, ...]]:
     """Names and shapes of the parameters and buffers of a configuration's model, without allocating them.
 
-    They are compared with the weights in a file before the model is built. Raises UserError where no model
-    can be built.
+    They are compared with the weights in a file before the model is built. A network that is not ours is
+    built for real where its constructor asks for values, which those tensors do not have: the program itself
+    has imported its class. Raises UserError where no model can be built.
     """
+    part = config.get("network")
+    own = isinstance(part, dict) and part.get("kind") == "module" and part.get("target") != UNET
     try:
-        with torch.device("meta"):
-            weights = build(config, where, network).state_dict()
-            return {name: tuple(value.shape) for name, value in weights.items()}
+        with suppress(Exception) if own else nullcontext():
+            return _shapes(config, where, network, "meta")
+        return _shapes(config, where, network, "cpu")
     except UserError:
         raise
     except Exception as error:  # a constructor may raise anything for absurd arguments
-        raise UserError(
-            f"no network can be built from its arguments ({type(error).__name__})", where
-        ) from error
+        reason = f"{type(error).__name__}: {str(error)[:200]}"
+        raise UserError(f"no network can be built from its arguments ({reason})", where) from error
+
+
+def _shapes(
+    config: dict[str, Any], where: str, network: Factory | None, device: str
+) -> dict[str, tuple[int, ...]]:
+    with torch.device(device):
+        weights = build(config, where, network).state_dict()
+    return {name: tuple(value.shape) for name, value in weights.items()}
 
 
 def describe(model: Preconditioned) -> dict[str, Any]:
     """The configuration from which `build` makes the same model again."""
-    kinds = {cls: kind for kind, cls in NETWORKS.items()}
+    # By name: where a class was defined again, older models are of its old self.
+    kinds = {(cls.__module__, cls.__qualname__): kind for kind, cls in NETWORKS.items()}
+    network: Any = model.network
+    own = type(network)
     return {
         "format": FORMAT,
-        "network": {"kind": kinds[type(model.network)], **model.network.options},  # type: ignore[dict-item]
+        "network": {"kind": kinds[own.__module__, own.__qualname__], **network.options},
         "precond": {"kind": model.kind, **model.options},
         "meta": model.card.to_json(),
     }
@@ -281,14 +298,21 @@ def load(
             "copy or download the folder again; verify=False loads them as they are",
         )
     expected = shapes(config, str(folder / CONFIG), network)
+    own = {name.replace(COMPILED, ""): name for name in expected}
+
+    def named(name: str) -> str:
+        """The model's name for a stored weight, whether or not either was compiled."""
+        return own.get(name.replace(COMPILED, ""), name)
+
     try:
         with safe_open(path, framework="pt") as file:
-            stored = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+            stored = {named(key): tuple(file.get_slice(key).get_shape()) for key in file.keys()}  # noqa: SIM118
         if stored != expected:
             odd = min(name for name in stored | expected if stored.get(name) != expected.get(name))
             raise UserError(f"the weights do not fit {CONFIG}, beginning with {odd!a}", str(path))
         model = build(config, str(folder / CONFIG), network)
-        model.load_state_dict(load_file(path), strict=True)
+        weights = {named(key): value for key, value in load_file(path).items()}
+        model.load_state_dict(weights, strict=True)
     except (SafetensorError, RuntimeError, OSError) as error:
         raise UserError(f"the weights cannot be read: {error}", str(path)) from error
     return model.eval().to(device)

@@ -2,14 +2,14 @@
 
 import shlex
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 
 from consistune.data.images import DataSplit
 from consistune.data.sources.labels import brief
 from consistune.errors import UserError
-from consistune.models import find, load
+from consistune.models import evaluating, find, load
 from consistune.nn import store
 from consistune.nn.adapt import adapt
 from consistune.nn.autoencoder.space import from_model
@@ -60,9 +60,7 @@ def first_model(
         shapes = list(teacher.image_shape), list(data.train.image_shape)
         raise UserError(f"the model makes images {shapes[0]}, the data are {shapes[1]}", "start_from")
     check_class_order(teacher, data, classes, "start_from")
-    if isinstance(teacher.network, ModuleNetwork) and classes and not teacher.num_classes:
-        what = f"the network was wrapped without labels, and the run has {classes} classes"
-        raise UserError(what, "conditional", f"wrap it with num_classes={classes}, or use conditional=False")
+    _check_own_classes(teacher, classes)
     # Without augmentation in training, an embedding of its labels would be weights that nothing uses.
     options |= {"num_classes": classes, "augment_dim": LABELS if getattr(recipe, "augment", 0) else 0}
     if two_times and not teacher.two_times:
@@ -87,6 +85,31 @@ def check_class_order(model: Preconditioned, data: DataSplit, classes: int, key:
     if classes and known != own and sorted(known) == sorted(own):
         what = f"the model's classes are {brief(known)}, the data's {brief(own)}"
         raise UserError(what, key, "prepare the data with the classes in the model's order")
+
+
+def _check_own_classes(teacher: Preconditioned, classes: int) -> None:
+    """Raises UserError where a network that is not ours cannot have the run's classes; 0: none."""
+    known, network = teacher.num_classes, teacher.network
+    if not isinstance(network, ModuleNetwork) or classes == known:
+        return
+    if not known:
+        what = f"the network was wrapped without labels, and the run has {classes} classes"
+        raise UserError(what, "conditional", f"wrap it with num_classes={classes}, or use conditional=False")
+    if classes or not _runs_without_labels(teacher):
+        what = f"the network was wrapped with {known} classes, and the run has {classes or 'no'} classes"
+        raise UserError(what, "conditional", f"give labels of {known} classes, or train another network")
+
+
+def _runs_without_labels(model: Preconditioned) -> bool:
+    """Whether a network that is not ours, trained with labels, can be called without."""
+    weight, network = next(model.parameters()), cast(ModuleNetwork, model.network)
+    x = torch.zeros(2, *model.image_shape, device=weight.device, dtype=model.dtype)
+    with evaluating(model), torch.no_grad():
+        try:
+            network.module(x, x.new_ones(2))
+        except Exception:  # whatever a module fails for that misses its labels
+            return False
+    return True
 
 
 def _fresh(recipe: Recipe, image_shape: tuple[int, int, int], classes: int) -> Preconditioned:

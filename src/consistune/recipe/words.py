@@ -31,6 +31,7 @@ from consistune.errors import UserError, load_entry_point
 from consistune.nn import store
 from consistune.nn.precond import Preconditioned
 from consistune.recipe import objectives as built_objectives
+from consistune.system.again import is_again
 from consistune.training import ema, optim
 from consistune.training.options import TrainOptions
 from consistune.training.precision import UntilRatio
@@ -156,16 +157,45 @@ def register(part: str, kind: str, make: Callable[..., Any]) -> None:
     part: one of NAMES. make: a class or, for an objective, also a function that is annotated to return one.
     A network also needs the attributes that `nn.precond.Preconditioned` names, so that it can be stored.
     The same is done for every entry point of the group `consistune.parts` whose name is "part:kind".
-    Raises ValueError for an unknown part, and for a kind that is another class already.
+    A class that is defined again, in a notebook's cell for example, takes the place of its old self.
+    Raises ValueError for an unknown part, for a kind that is another class already, and for a class whose
+    arguments no recipe could give.
     """
     if part not in NAMES:
         raise ValueError(f"unknown part {part!r}: known are {', '.join(NAMES)}")
     table = PARTS[NAMES[part]]
-    if table.get(kind, make) is not make:
+    before = table.copy()
+    if not is_again(make, before.get(kind, make)):
         raise ValueError(f"{part}: {kind!r} is already {table[kind].__name__}")
     table[kind] = make
+    _forget()
+    try:
+        _check_readable(part, kind)
+    except Exception as error:  # whatever the hints of a class, or what is no class, may raise
+        table.clear()
+        table.update(before)
+        _forget()
+        name, reason = getattr(make, "__name__", repr(make)), str(error).split("\n")[0]
+        raise ValueError(f"{part}: {name} cannot be read from a recipe: {reason}") from error
+
+
+def _forget() -> None:
+    """Build anew what depends on the table of parts."""
     for built in (section, one_of, recipe_section, recipe_reader):
         built.cache_clear()
+
+
+def _check_readable(part: str, kind: str) -> None:
+    """Raises what the reading of every recipe would raise for a kind of the table."""
+    for name, field in _keys(PARTS[NAMES[part]][kind]).items():
+        try:
+            create_model(name, __base__=Section, **{name: field})
+        except Exception as error:
+            raise TypeError(f"its argument {name!r}: {error}") from error
+    if part == "objective":
+        recipe_section(kind)
+    else:
+        TypeAdapter(one_of(NAMES[part]))
 
 
 @cache
@@ -267,6 +297,8 @@ def _keys(make: Any) -> dict[str, Any]:
         if (make, name) in WORDS:
             fields[name] = WORDS[make, name]
         elif name not in WIRED | PYTHON_ONLY:
+            if name not in hints:
+                raise TypeError(f"its argument {name!r} has no type hint")
             default = ... if parameter.default is parameter.empty else _default(parameter.default)
             fields[name] = (_in_sections(hints[name], inside=make), default)
     return fields | {

@@ -6,21 +6,27 @@ checkpoints/       the newest `keep`              tensorboard/    the same scala
 snapshots/         averaged models at shares of training, for guidance
 ema/               snapshots of power-function averages, for averages of other lengths (posthoc)
 best/              the averaged model that measured best
+objective.txt      the objective and, in weights.txt, the weights that were given where Python began the run
 samples/           images from the same noise, as training goes on
 .lock              held by the program that trains here
 model/             the averaged model, when the run is done
 """
 
+import hashlib
 import json
 import math
 import re
 import shlex
 import shutil
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
+from torch import Tensor, nn
 
 from consistune.errors import UserError
 from consistune.nn import store
@@ -68,6 +74,35 @@ def create(folder: Path, recipe_text: str) -> None:
     }
     write_atomically(folder / ENVIRONMENT, json.dumps(environment, indent=2) + "\n")
     write_atomically(folder / RECIPE, recipe_text)
+
+
+@contextmanager
+def noted(path: Path, own: str) -> Iterator[str]:
+    """Note in a file of a run's folder, which the block opens, what it begins with; "": nothing.
+
+    The block gets what the run began with: `own` where it begins. It is noted before, and no note is left
+    where no run has begun.
+    """
+    recipe, before = path.with_name(RECIPE), own
+    if recipe.exists():
+        before = path.read_text(encoding="utf-8") if path.exists() else ""
+    elif own:
+        write_atomically(path, own)
+    try:
+        yield before
+    finally:
+        if own and not recipe.exists():
+            path.unlink(missing_ok=True)
+
+
+def weights_digest(model: nn.Module) -> str:
+    """SHA-256 of a model's tensors and their names, and a line's end."""
+    sha = hashlib.sha256()
+    for name, value in model.state_dict().items():
+        if isinstance(value, Tensor):
+            sha.update(f"{name} {value.dtype} {list(value.shape)}".encode())
+            sha.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return sha.hexdigest() + "\n"
 
 
 def read_recipe_of(run: Path) -> dict[str, Any]:
@@ -172,7 +207,7 @@ def _method(recipe: dict[str, Any], free: tuple[str, ...]) -> dict[str, Any]:
     return {**recipe, "train": train}
 
 
-FILES = r"recipe\.yaml|(environment|config)\.json|metrics\.jsonl|(log|objective)\.txt"
+FILES = r"recipe\.yaml|(environment|config)\.json|metrics\.jsonl|(log|objective|weights)\.txt"
 WRITTEN = rf"{FILES}|model|best|[\d.e-]+%|\d{{12}}(\.png|-[\d.]+)|\.step-\d{{8,}}"
 """The names that a run gives its files and folders."""
 PARTIAL = re.compile(rf"\.({WRITTEN})\.\d+\.partial|\.step-\d{{8,}}")

@@ -15,13 +15,19 @@ class Interrupted(Exception):
         status: the exit status that shells expect, 128 + the signal's number: 130 or 143.
     """
 
-    def __init__(self, number: int | None) -> None:
+    def __init__(self, number: int | None, what: str = "stopped") -> None:
         # A process without a signal of its own stops because another process had one: the launcher's SIGTERM.
         self.status = 128 + (signal.SIGTERM if number is None else number)
-        super().__init__("stopped")
+        super().__init__(what)
 
 
 STEP = "this step"
+
+
+def _signals() -> set[int]:
+    """Those that stop a run; no thread but the first may take any."""
+    main = threading.current_thread() is threading.main_thread()
+    return {signal.SIGINT, signal.SIGTERM} if main else set()
 
 
 class StopSignal:
@@ -29,19 +35,18 @@ class StopSignal:
 
     Args:
         say: takes a line at once, since what must be finished first can take longer than a user waits.
+        between_steps: also in a block of `resting`; else signals act there as they did before.
 
     Attributes:
         number: the signal's number; None before there was one.
         doing: what is finished first.
     """
 
-    def __init__(self, say: Callable[[str], None]) -> None:
-        self.say = say
+    def __init__(self, say: Callable[[str], None], between_steps: bool = True) -> None:
+        self.say, self.between_steps = say, between_steps
         self.number: int | None = None
         self.doing = STEP
-        main = threading.current_thread() is threading.main_thread()  # no other may take signals
-        numbers = (signal.SIGINT, signal.SIGTERM) if main else ()
-        self._old: dict[int, Any] = {number: signal.getsignal(number) for number in numbers}
+        self._old: dict[int, Any] = {}
 
     def received(self) -> bool:
         return self.number is not None
@@ -55,10 +60,33 @@ class StopSignal:
         finally:
             self.doing = STEP
 
+    @contextmanager
+    def resting(self) -> Iterator[None]:
+        """While the block runs, another's code may run, for as long as it likes."""
+        if self.between_steps:
+            yield
+            return
+        self._give_back()
+        try:
+            yield
+        finally:
+            if not self.received():  # else a second signal acts as usual
+                self._take()
+
     def __enter__(self) -> "StopSignal":
+        self._take()
+        return self
+
+    def _take(self) -> None:
+        self._old = {number: signal.getsignal(number) for number in _signals()}
         for number in self._old:
             signal.signal(number, self._handle)
-        return self
+
+    def _give_back(self) -> None:
+        """Put the handlers back that were there before, unless another has taken the place of ours."""
+        for number in self._old.keys() & _signals():
+            if signal.getsignal(number) == self._handle:
+                signal.signal(number, self._old[number])
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         del frame
@@ -70,5 +98,4 @@ class StopSignal:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        for number, handler in self._old.items():
-            signal.signal(number, handler)
+        self._give_back()

@@ -19,7 +19,8 @@ class Busy(UserError):
     """Another program trains in the folder."""
 
     def __init__(self, folder: Path) -> None:
-        super().__init__("another program trains in this folder", str(folder), "wait for it, or stop it")
+        what = "another program trains in this folder (or a generator of this program that is still open)"
+        super().__init__(what, str(folder), "wait for it, or stop it")
         self.folder = folder
 
     def wait(self) -> None:

@@ -28,7 +28,7 @@ from consistune.system.processes import Processes, pending
 from consistune.training import sharding
 from consistune.training.ema import EMA, Online, Target
 from consistune.training.loss_by_time import NAMES, loss_by_time
-from consistune.training.optim import Optimizer
+from consistune.training.optim import Optimizer, require_gradients
 from consistune.training.options import TrainOptions
 from consistune.training.order import EpochOrder, Stream, TrainingData
 from consistune.training.precision import Precision, UntilRatio, Word
@@ -112,7 +112,8 @@ class Trainer:
         origin = model.card.start_from
         where = "start_from" if origin is None else origin.path
         check_finite(model, where, "start from a model whose training did not diverge")
-        self.model = model.to(self.device).train().requires_grad_(True)
+        self.model = model.to(self.device).train()
+        require_gradients(self.model)
         self.sharded = options.shard
         if options.channels_last and not self.sharded:  # FSDP2 takes no such weights
             self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]

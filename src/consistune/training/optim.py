@@ -114,3 +114,16 @@ class Optimizer:
         """The learning rate of the step before which `images` of `total` images have been seen."""
         warmup = min(images / self.warmup_images, 1.0) if self.warmup_images else 1.0
         return self.lr * warmup * self.lr_schedule.factor(images, total)
+
+
+def require_gradients(model: nn.Module) -> None:
+    """Let the parameters that are trained require gradients, and no others.
+
+    Not trained are those that the model names in `frozen` (`nn.module.wrap`), and those that come without a
+    gradient where others come with one.
+    """
+    named = dict(model.named_parameters())
+    asked = {name for name, parameter in named.items() if parameter.requires_grad} or named.keys()
+    trained = asked - getattr(model, "frozen", frozenset())
+    for name, parameter in named.items():
+        parameter.requires_grad_(name in trained)

@@ -49,6 +49,7 @@ class RunFolder:
         draw: Callable[[Preconditioned, Path], None] | None = None,
         evaluate: Measure | None = None,
         main: bool = True,
+        between_steps: bool = True,
     ) -> None:
         """Create the folder, or reopen it with `resume`.
 
@@ -59,11 +60,13 @@ class RunFolder:
             evaluate: measures the averaged model every `evaluate_images`: numbers by name for the log. The
                 model for which the first of them is smallest is kept in best/.
             main: False for all but the first of several processes; these only read.
+            between_steps: as for `StopSignal`.
 
         Raises UserError where a run is there already, or with `resume` none, or one of another recipe; Busy
         where another program trains in the folder.
         """
         self.path, self.draw, self.evaluate, self.main = path, draw, evaluate, main
+        self.between_steps = between_steps
         self.checkpoints = path / "checkpoints"
         self.metrics = MetricsFile(path)
         self._held: ExitStack | None = None
@@ -157,7 +160,7 @@ class RunFolder:
         with (
             held or nullcontext(),
             log.opened_trackers(trainer.options, self.path, trainer.images, self.main, self.warn) as trackers,
-            StopSignal(self.warn) as stop,
+            StopSignal(self.warn, self.between_steps) as stop,
         ):
             self._begin_watch(trainer)
             if trainer.step == 0:
@@ -243,12 +246,27 @@ class RunFolder:
                     self._save_checkpoint(trainer, picture=True)
                     self._save_samples(trainer)
                     checkpoint_due = False
-            yield report
+            with stop.resting():
+                yield report
             if report.stopping and not finished:
                 require_sound(self.soundness, report)
-                self._save_checkpoint(trainer, picture=False)
-                self.say(f"stopped at {report.images:,} images")
-                raise Interrupted(stop.number)
+                where = self._save_stopped(trainer)
+                raise Interrupted(stop.number, f"{where}, saved in {self.path}; the same call continues")
+
+    def leave(self, trainer: Trainer) -> None:
+        """Save the state between two steps, where nobody asks for the next; one that is not sound is not."""
+        fault = self.soundness.fault()
+        if fault is None:
+            self._save_stopped(trainer)
+        else:
+            self.warn(f"the state at {trainer.images:,} images is not saved: {fault}")
+
+    def _save_stopped(self, trainer: Trainer) -> str:
+        """Save the state; returns the log's line."""
+        self._save_checkpoint(trainer, picture=False)
+        line = f"stopped at {trainer.images:,} images"
+        self.say(line)
+        return line
 
     def _roll_back(self, trainer: Trainer, error: TrainingDiverged) -> None:
         """Return to the last good checkpoint, to go on from there with other noise."""

@@ -15,14 +15,14 @@ from tests.support.exact import posterior_exact
 @pytest.mark.parametrize("mirrored", [False, True])
 @pytest.mark.parametrize("ratio", [0.002, 0.1, 3.0, 80.0])
 def test_the_mean_over_own_rows_is_the_mean_over_those_images(
-    ratio: float, mirrored: bool, kind: str, monkeypatch: pytest.MonkeyPatch
+    ratio: float, mirrored: bool, kind: str, generator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(own_rows, "GATHERED", 1 << 12)  # a query at a time
     images = pixels(60, shape=(3, 20, 20))  # more values than one exact sum of products may have
     images = images if kind == "uint8" else dequantise(images)
     x_t, t = noisy(images, ratio, n=5)
-    rows = torch.stack([torch.randperm(60)[:9] for _ in x_t])
-    counted = torch.rand(5, 9) < 0.7
+    rows = torch.stack([torch.randperm(60, generator=generator)[:9] for _ in x_t])
+    counted = torch.rand(5, 9, generator=generator) < 0.7
     counted[:, 0] = True
     found = posterior(x_t, t, EDM(), Reference.ungrouped(images), own=(rows, counted), mirrored=mirrored).mean
     for i in range(5):

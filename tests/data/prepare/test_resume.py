@@ -11,14 +11,12 @@ import signal
 import subprocess
 import sys
 import tarfile
-import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
 
 from consistune.data.images import load_data
 from consistune.data.prepare import run as module
@@ -141,38 +139,34 @@ def test_two_processes_write_what_one_writes(tmp_path: Path) -> None:
     assert contents(tmp_path / "one") == contents(tmp_path / "two")
 
 
+KILLED = """
+import os, signal
+from consistune.__main__ import main
+from consistune.data.prepare import run
+
+def killed(*given, commit=run._commit):
+    commit(*given)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+run._commit, run.SYNC_SECONDS = killed, 0.0
+main()
+"""
+
+
 def test_a_killed_command_goes_on(tmp_path: Path) -> None:
-    """SIGKILL of the whole command while its workers decode; then the command again."""
-    source = tmp_path / "set"
-    picture = encoded(Image.fromarray(pixels(1, 16, 16, 3)[0]).resize((320, 320), 0))
-    class_folders(source, [picture] * 1024, [f"c{k % 3}" for k in range(1024)])
-    command = [
-        sys.executable,
-        "-m",
-        "consistune",
-        "data",
-        "prepare",
-        str(source),
-        str(tmp_path / "dest"),
-        "--size",
-        "8",
-    ]
-    command += ["--workers", "1"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
-    journal = tmp_path / "dest.part" / "work" / "journal"
-    deadline = time.monotonic() + 60
-    while not (journal.exists() and b'{"piece"' in journal.read_bytes()) and time.monotonic() < deadline:
-        assert process.poll() is None, "it ended before it could be killed"
-        time.sleep(0.01)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    assert not (tmp_path / "dest").exists()
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    assert "continuing after" in done.stderr
+    """SIGKILL of the whole command when its first piece is done; then the command again."""
+    source, count = tmp_path / "set", Source.piece + 44
+    class_folders(source, [*pixels(count, 8, 8, 3)], [f"c{k % 3}" for k in range(count)])
+    words = ["data", "prepare", str(source), str(tmp_path / "dest"), "--size", "8", "--workers", "1"]
+    first, second = (
+        subprocess.run([sys.executable, *start, *words], capture_output=True, text=True, check=False)
+        for start in (("-c", KILLED), ("-m", "consistune"))
+    )
+    assert first.returncode == -signal.SIGKILL, first.stderr
+    assert second.returncode == 0, second.stderr
+    assert f"continuing after {Source.piece} images" in second.stderr
     meta = prepare(source, tmp_path / "whole", PrepareOptions(images=ImageOptions(size=8)))
-    assert meta.parts["train"].images == 1024
+    assert meta.parts["train"].images == count
     assert contents(tmp_path / "dest") == contents(tmp_path / "whole")
 
 

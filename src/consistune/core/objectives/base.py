@@ -4,8 +4,10 @@ x_t = α_t·x_0 + σ_t·ε and t ≥ r ≥ s as in METHOD §0 and §4. Losses ar
 reduces them once.
 """
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal, Protocol, TypeAlias
+from functools import wraps
+from typing import Any, ClassVar, Literal, Protocol, TypeAlias
 
 import torch
 from torch import Generator, Tensor
@@ -93,6 +95,12 @@ class Objective(Protocol):
         """The size of the reference images that a step reads beside its batch."""
         return 0
 
+    def __init_subclass__(cls, **options: object) -> None:
+        """Every objective's losses are checked: those of another shape would train something else."""
+        super().__init_subclass__(**options)
+        if "losses" in cls.__dict__:
+            cls.losses = _checked(cls.losses)  # type: ignore[method-assign, assignment]
+
     def draw(self, batch: Batch, progress: Progress, generator: Generator) -> Draws: ...
 
     def losses(self, model: Denoiser, target: Denoiser, draws: Draws) -> Tensor: ...
@@ -101,6 +109,35 @@ class Objective(Protocol):
         self, model: Denoiser, target: Denoiser, batch: Batch, progress: Progress, generator: Generator
     ) -> Tensor:
         return self.losses(model, target, self.draw(batch, progress, generator))
+
+
+Losses: TypeAlias = Callable[[Any, Denoiser, Denoiser, Draws], Tensor]
+"""`Objective.losses` with the objective as its first argument."""
+
+
+def _checked(losses: Losses) -> Losses:
+    """The losses, with ValueError where they are not [B]."""
+
+    @wraps(losses)
+    def checked(self: Objective, model: Denoiser, target: Denoiser, draws: Draws) -> Tensor:
+        return check_shape(losses(self, model, target, draws), (len(draws.batch),), self, "losses")
+
+    return checked
+
+
+def check_images(x0_hat: Tensor, x_t: Tensor, estimator: NoiseEstimator) -> Tensor:
+    """The estimate, with ValueError where it is not of the shape of x_t."""
+    return check_shape(x0_hat, x_t.shape, estimator, "images")
+
+
+def check_shape(value: Tensor, shape: Sequence[int], part: object, what: str) -> Tensor:
+    """The value that a part gives. Raises ValueError for another shape, which would be broadcast."""
+    given = getattr(value, "shape", None)
+    if given != tuple(shape):
+        seen = type(value).__name__ if given is None else list(given)
+        name = getattr(part, "__name__", type(part).__name__)
+        raise ValueError(f"{name} gives {what} {seen}, expected {list(shape)}")
+    return value
 
 
 def check_schedule(schedule: NoiseSchedule, *parts: object) -> None:

@@ -8,7 +8,15 @@ from torch import Generator, Tensor
 from consistune.core.estimators import NoiseEstimator, OneSample
 from consistune.core.flow import Steps
 from consistune.core.noise import NoiseSchedule
-from consistune.core.objectives.base import Draws, Objective, check_draws, check_schedule, gaussian_like
+from consistune.core.objectives.base import (
+    Draws,
+    Objective,
+    check_draws,
+    check_images,
+    check_schedule,
+    check_shape,
+    gaussian_like,
+)
 from consistune.core.objectives.distances import AdaptiveHuber, Distance, Huber, length
 from consistune.core.objectives.weights import InverseGap, Weight
 from consistune.core.rng import SharedDropout
@@ -85,6 +93,7 @@ class Consistency(Objective):
         x_t = self.schedule.diffuse(batch.x_0, draws.noise, t)
         with torch.no_grad():
             x0_hat, scatter = self._estimate(x_t, draws)
+            check_images(x0_hat, x_t, draws.estimator)
             x_r = solve(self.schedule, draws.estimator, x_t, t, r, batch, self.steps, self.method, x0_hat)
         mask = SharedDropout(x_t.device)
         f_t = self.jump(model, x_t, t, s, batch.network_condition)
@@ -93,7 +102,7 @@ class Consistency(Objective):
         f_t, f_r = f_t.to(wide), f_r.to(wide)
         weight, distance = self.weight(times, self.schedule), self.distance
         if not isinstance(distance, AdaptiveHuber):
-            return weight * distance(f_t, f_r)
+            return weight * check_shape(distance(f_t, f_r), t.shape, distance, "distances")
         if scatter is None:
             f_own = self._end(target, self.schedule.step(x_t, batch.x_0, t, r), draws, mask)
             radius = distance.scale * length(f_own.to(wide) - f_r)

@@ -12,7 +12,14 @@ from consistune.core.derivative import derivative, exactly
 from consistune.core.estimators import NoiseEstimator
 from consistune.core.laws import LogNormal
 from consistune.core.noise import NoiseSchedule, TrigFlow
-from consistune.core.objectives.base import Draws, Objective, check_draws, check_schedule, gaussian_like
+from consistune.core.objectives.base import (
+    Draws,
+    Objective,
+    check_draws,
+    check_images,
+    check_schedule,
+    gaussian_like,
+)
 from consistune.core.objectives.weights import InverseGap, Weight
 from consistune.core.rng import SharedDropout
 from consistune.core.types import Batch, Conditioning, Denoiser, Progress, Times, expand, predict
@@ -113,7 +120,7 @@ class ContinuousConsistency(Objective):
         raw = self.raw(model, x, angle, condition)
         with torch.no_grad():
             x_t = self.schedule.diffuse(batch.x_0, draws.noise, t)
-            x0_hat = draws.estimator.clean(x_t, t, batch)
+            x0_hat = check_images(draws.estimator.clean(x_t, t, batch), x_t, draws.estimator)
             velocity = trig.estimated_velocity(batch.x_0, draws.noise, x0_hat, angle)
             slope = self._slope(model, x, x0_hat, velocity, angle, condition, mask.again)
             warmed = self.schedule.noise_to_signal(draws.times.r) / ratio

@@ -10,6 +10,8 @@ from torch import Tensor
 from consistune.core.noise import NoiseSchedule
 from consistune.core.types import Times
 
+SMALLEST = 1e-18
+"""A smaller c is 0: its square is no number of fp32, and the gradient at equal images would be NaN."""
 SMALLEST_RADIUS = 1e-8
 """At radius 0 the gradient of δ²/(√(δ² + c²) + c) would be NaN where δ = 0."""
 
@@ -40,8 +42,8 @@ class Huber:
     def __call__(self, a: Tensor, b: Tensor) -> Tensor:
         norm = length(a - b)
         c = self.c + self.per_root_dim * math.sqrt(a[0].numel())
-        # hypot(n, c) − c = n²/(hypot(n, c) + c), which does not cancel for n ≪ c.
-        return norm.square() / (torch.sqrt(norm.square() + c * c) + c) if c > 0 else norm
+        # √(n² + c²) − c = n²/(√(n² + c²) + c), which does not cancel for n ≪ c.
+        return norm.square() / (torch.sqrt(norm.square() + c * c) + c) if c > SMALLEST else norm
 
 
 @dataclass(frozen=True)

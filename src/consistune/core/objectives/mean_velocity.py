@@ -19,6 +19,7 @@ from consistune.core.objectives.base import (
     Learns,
     Objective,
     check_draws,
+    check_images,
     check_schedule,
     gaussian_like,
 )
@@ -203,7 +204,7 @@ class MeanVelocity(Objective):
         def of(clean: Tensor) -> Tensor:
             return self.schedule.estimated_velocity(batch.x_0, draws.noise, clean, t)
 
-        x0_hat = draws.estimator.clean(x_t, t, batch)
+        x0_hat = check_images(draws.estimator.clean(x_t, t, batch), x_t, draws.estimator)
         mixed, share = self.guidance(ask, t, batch, x0_hat)
         return of(mixed), lambda: of(mixed + share * (batch.x_0 - x0_hat))
 

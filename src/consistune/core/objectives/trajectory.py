@@ -1,7 +1,6 @@
 """Consistency mid-training (CMT, 2509.24526): a teacher's trajectories, each regressed onto its end."""
 
 from dataclasses import dataclass
-from functools import partial
 from typing import ClassVar, Literal
 
 import torch
@@ -9,7 +8,7 @@ from torch import Generator, Tensor
 
 from consistune.core.estimators import NoiseEstimator, ScoreIdentity
 from consistune.core.noise import NoiseSchedule
-from consistune.core.objectives.base import Draws, Objective, check_schedule, gaussian_like
+from consistune.core.objectives.base import Draws, Objective, check_images, check_schedule, gaussian_like
 from consistune.core.objectives.distances import AdaptiveHuber, Distance, Huber
 from consistune.core.solve import dpm_solver
 from consistune.core.types import Batch, Denoiser, Progress, Times, moved, predict
@@ -101,5 +100,8 @@ class Trajectory(Objective):
         """Every point of the trajectories from these images and noises [m, ...]: [k + 1, m, ...]."""
         highest = moved(self.grid[0].to(noise.dtype), noise.device)
         start = self.schedule.diffuse(batch.x_0, noise, highest.expand(len(noise)))
-        clean = partial(estimator.clean, batch=batch)
+
+        def clean(x: Tensor, t: Tensor) -> Tensor:
+            return check_images(estimator.clean(x, t, batch), x, estimator)
+
         return dpm_solver(self.schedule, clean, start, self.grid, self.order)
