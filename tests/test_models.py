@@ -264,7 +264,7 @@ def test_a_folder_without_a_model_does_not_hide_the_built_in_one(
 
 def test_every_part_of_a_model_keeps_its_mode(model: EDMPrecond) -> None:
     model.train()
-    model.network.blocks[0].eval()
+    model.network.leave.eval()
     modes = [module.training for module in model.modules()]
     sample(model, [0])
     assert [module.training for module in model.modules()] == modes
