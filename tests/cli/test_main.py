@@ -1,8 +1,10 @@
 """What the program says of a mistake in its words, and what it does when nobody can read it."""
 
+import contextlib
 import errno
 import io
 import signal
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -88,11 +90,43 @@ def test_what_continues_a_run_of_a_name_with_a_dash_can_be_typed(
     assert "continue with: consistune train './-a b' --resume" in done.stderr
 
 
+def fail(*_: object) -> None:
+    raise ValueError("cannot build the literal validator: KeyboardInterrupt")
+
+
+def stop_and_fail(*_: object) -> None:
+    """As Pydantic does: its error has no context."""
+    with contextlib.suppress(KeyboardInterrupt):
+        signal.raise_signal(signal.SIGINT)
+    fail()
+
+
+def stop_and_fail_to_close(*_: object) -> None:
+    try:
+        signal.raise_signal(signal.SIGINT)
+    finally:
+        raise RuntimeError("unexpected pos 316672")
+
+
+@pytest.mark.parametrize(
+    ("command", "status", "said"),
+    [(fail, 1, "failed"), (stop_and_fail, 130, "stopped"), (stop_and_fail_to_close, 130, "stopped")],
+)
+def test_an_error_that_ctrl_c_made_is_no_failure(
+    command: Callable[..., None], status: int, said: str, monkeypatch
+) -> None:
+    monkeypatch.setattr(module, "pick_device", command)
+    done = run_main("--version")
+    assert done.returncode == status
+    assert done.stderr.startswith(f"consistune: {said}")
+
+
 def test_a_second_ctrl_c_while_the_first_one_is_answered_is_the_same_line(monkeypatch) -> None:
     def again() -> None:
         signal.raise_signal(signal.SIGINT)
         release_signals()
 
+    monkeypatch.setattr("consistune.cli.signals.BURST", 0)
     monkeypatch.setattr(module, "pick_device", lambda _: signal.raise_signal(signal.SIGINT))
     monkeypatch.setattr(module, "release_signals", again)
     done = run_main("--version")

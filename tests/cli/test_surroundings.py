@@ -12,7 +12,6 @@ import pytest
 import torch
 from PIL import Image
 
-from consistune.cli.main import interrupted
 from consistune.data.images import load_data
 from consistune.metrics.statistics import build_reference
 from consistune.nn import store
@@ -36,8 +35,8 @@ def test_ctrl_c_during_start_up_is_a_clean_line(imported: str, tmp_path: Path) -
     for line in process.stderr:  # type: ignore[union-attr]
         if line.decode().rpartition("|")[2].strip() == imported:
             break
-    process.send_signal(signal.SIGINT)
-    process.send_signal(signal.SIGINT)
+    for _ in range(20):
+        process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=60)
     said = [line for line in err.splitlines() if not line.startswith(b"import time:")]
     assert (process.returncode, said) == (130, [b"consistune: stopped"])
@@ -106,19 +105,6 @@ def test_a_cache_is_never_necessary(tmp_path: Path, monkeypatch, capsys) -> None
     assert "no cache" in capsys.readouterr().err
     kept = build_reference("digits", images.images, extractor, cache=tmp_path / "cache")
     assert torch.equal(found.covariance, kept.covariance)
-
-
-def test_an_error_on_the_way_out_of_ctrl_c_is_no_failure() -> None:
-    def closed() -> None:
-        try:
-            raise KeyboardInterrupt
-        finally:
-            raise RuntimeError("unexpected pos 316672")
-
-    with pytest.raises(RuntimeError) as caught:
-        closed()
-    assert interrupted(caught.value)
-    assert not interrupted(RuntimeError("unexpected pos 316672"))
 
 
 @pytest.mark.parametrize("close", ["stdout", "stderr"])

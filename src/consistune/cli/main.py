@@ -121,7 +121,7 @@ def main() -> NoReturn:
     except SystemExit as left:
         status = left.code
     except Exception as error:
-        if interrupted(error):
+        if stopped_by:  # a library made another error of KeyboardInterrupt, or a file could not be closed
             status, line = INTERRUPTED, "stopped"
         elif debug:
             raise
@@ -132,12 +132,6 @@ def main() -> NoReturn:
     if line:
         print(f"consistune: {line}", file=sys.stderr)
     sys.exit(status if isinstance(status, int) else 0)
-
-
-def interrupted(error: BaseException) -> bool:
-    """Whether the error came while Ctrl-C was handled: a file half-written, say, that could not be closed."""
-    context = error.__context__
-    return context is not None and (isinstance(context, KeyboardInterrupt) or interrupted(context))
 
 
 def explain(error: Exception) -> tuple[int, str]:

@@ -1,11 +1,15 @@
 """Ctrl-C and SIGTERM raise KeyboardInterrupt in the program, but never in the middle of an import."""
 
+import math
 import os
 import signal
+import time
 from types import FrameType
 
 RETRY = 0.02
 """Seconds after which a signal that came during an import is looked at again."""
+BURST = 0.2
+"""Seconds in which signals are one: terminal and launcher both send it."""
 TIMER = hasattr(signal, "setitimer")
 """Whether the system has the timer for it: all but Windows."""
 
@@ -36,12 +40,17 @@ def take_signals() -> list[int]:
     interrupts.
     """
     came: list[int] = []
+    raised = -math.inf
 
     def stop(number: int, frame: FrameType | None) -> None:
+        nonlocal raised
         came.append(number)
         if TIMER and importing(frame):
             signal.setitimer(signal.ITIMER_REAL, RETRY)
             return
+        if time.monotonic() - raised < BURST:
+            return
+        raised = time.monotonic()
         raise KeyboardInterrupt
 
     signal.signal(signal.SIGINT, stop)
