@@ -1,6 +1,7 @@
 """What several rooms' tests share: the reference data, and settings under which a failure repeats."""
 
 import os
+import signal
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -19,6 +20,9 @@ from consistune.cli.numbers import check_all_numbers
 # Timing says nothing on a shared machine; the same examples every time make a failure repeatable.
 settings.register_profile("consistune", deadline=None, derandomize=True, max_examples=40)
 settings.load_profile("consistune")
+
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # as a shell starts what runs in the background
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 

@@ -4,12 +4,11 @@ The image of a seed does not depend on the other seeds that are drawn with it.
 """
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from consistune.core.guidance import Guided
 from consistune.core.noise import EDM, NoiseSchedule, rescheduled
@@ -22,7 +21,7 @@ from consistune.interop.pipelines import is_pipeline
 from consistune.nn import hub, store
 from consistune.nn.autoencoder.space import from_model, open_space
 from consistune.nn.module import Factory
-from consistune.nn.precond import Preconditioned
+from consistune.nn.precond import Preconditioned, evaluating
 from consistune.nn.sampler import DIFFUSION_STEPS as DIFFUSION_STEPS
 from consistune.nn.sampler import StepsDoNotFit as StepsDoNotFit
 from consistune.nn.sampler import check_guidance as check_guidance
@@ -176,21 +175,6 @@ def sample(
             if progress is not None:
                 progress(len(seeds[part]))
     return torch.cat(images) if images else finish(torch.empty(0, *model.image_shape))
-
-
-@contextmanager
-def evaluating(model: Denoiser | None) -> Iterator[None]:
-    """The model, if it is a module, in evaluation mode, in the block."""
-    if not isinstance(model, nn.Module):
-        yield
-        return
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, training in modes:
-            module.training = training
 
 
 def _finishing(model: Preconditioned, latents: bool) -> Callable[[Tensor], Tensor]:

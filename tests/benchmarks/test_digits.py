@@ -225,7 +225,7 @@ def test_guidance_is_measured_by_the_runs_own_snapshots_and_those_of_its_start(
 ) -> None:
     scale = ScaleSettings(seeds=1, samples=100, points=1)
     study = script.read_study("digits_guided")
-    line = study.runs[0].model_copy(update={"omegas": (1.0, 3.0), "snapshots": ("25%",)})
+    line = study.runs[0].model_copy(update={"omegas": (1.0, 300.0), "snapshots": ("25%",)})
     study = study.model_copy(update={"scale": scale, "runs": (line,)})
     harness = Study(tmp_path, "digits", "cpu", Screen(quiet=True), settings=scale, overrides=TINY)
     harness.judge.suite = suite()
@@ -235,10 +235,11 @@ def test_guidance_is_measured_by_the_runs_own_snapshots_and_those_of_its_start(
     rows = {(row["worse"], row["omega"], row["steps"]): row["frechet_train"] for row in run["guided"]}
     for worse, steps in itertools.product(("25%", "start's 25%", "start's 50%"), (1, 2)):
         assert rows[worse, 1.0, steps] == run["curve"][-1][f"steps_{steps}"]["frechet_train"]
-    assert len({rows[worse, 3.0, 1] for worse in ("25%", "start's 25%", "start's 50%")}) == 3
+    # The models hardly differ: so strong a guidance shows it on every machine.
+    assert len({rows[worse, 300.0, 1] for worse in ("25%", "start's 25%", "start's 50%")}) == 3
     text = script.table_of(study, {"runs": [run]})
     for worse in ("25%", "start's 25%"):
-        best = min((rows[worse, omega, 2], omega) for omega in (1.0, 3.0))
+        best = min((rows[worse, omega, 2], omega) for omega in (1.0, 300.0))
         assert f"| {best[0]:.2f} ({best[0]:.2f}) at {best[1]:g} |" in text
 
 

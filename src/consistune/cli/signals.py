@@ -35,9 +35,8 @@ def importing(frame: FrameType | None) -> bool:
 def take_signals() -> list[int]:
     """Let SIGINT, and SIGTERM where there is one process, raise KeyboardInterrupt; the list names which came.
 
-    During an import, the end of the import is awaited (not on Windows). One
-    process of several dies of SIGTERM at once: it may be waiting for the others in code that no handler
-    interrupts.
+    During an import, its end is awaited (not on Windows); signals in a burst are one. One process of several
+    dies of SIGTERM at once: it may be waiting for the others in code that no handler interrupts.
     """
     came: list[int] = []
     raised = -math.inf

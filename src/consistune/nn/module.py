@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from consistune.errors import UserError, nearest
-from consistune.nn.precond import EDMPrecond, Preconditioned, Scalings
+from consistune.nn.precond import EDMPrecond, Preconditioned, Scalings, evaluating
 from consistune.nn.pretrained import need_diffusers
 
 Labels = Literal["one-hot", "index"]
@@ -202,14 +202,13 @@ def _try(model: Preconditioned, image_shape: tuple[int, int, int], num_classes: 
     parameter = next(model.parameters(), None)
     if parameter is None:
         raise UserError("the network has no parameters", "network")
-    modes = [(part, part.training) for part in model.modules()]
-    model.eval()
     x = torch.zeros(2, *image_shape, device=parameter.device, dtype=model.dtype)
     labels = torch.zeros(2, dtype=torch.long, device=parameter.device) if num_classes else None
     module: Any = model.network.module
     name = type(module).__name__
     try:
-        raw = model.network(x, x.new_ones(2), model.one_hot(labels, 2, x))
+        with evaluating(model):
+            raw = model.network(x, x.new_ones(2), model.one_hot(labels, 2, x))
     except Exception as error:
         line = " ".join(str(error).split())[:200]
         takes = "(x, c_noise, labels)" if num_classes else "(x, c_noise)"
@@ -219,9 +218,6 @@ def _try(model: Preconditioned, image_shape: tuple[int, int, int], num_classes: 
             "network",
             _remedy(line, module, num_classes),
         ) from error
-    finally:
-        for part, training in modes:
-            part.training = training
     if not isinstance(raw, Tensor) or raw.shape != x.shape:
         seen = list(raw.shape) if isinstance(raw, Tensor) else type(raw).__name__
         remedy = "" if isinstance(raw, Tensor) else "return the tensor alone"

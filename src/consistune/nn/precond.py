@@ -5,6 +5,8 @@ D(x; σ) = c_skip·x + c_out·F(c_in·x; c_noise)
 
 import inspect
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
 from typing import Any, ClassVar, Literal, NamedTuple
@@ -329,3 +331,18 @@ class ECTPrecond(EDMPrecond):
     @property
     def boundary(self) -> float:
         return 0.0 if self.training else self.sigma_min
+
+
+@contextmanager
+def evaluating(model: object) -> Iterator[None]:
+    """The model, if it is a module, in evaluation mode, in the block; then each part in its own mode."""
+    if not isinstance(model, nn.Module):
+        yield
+        return
+    modes = [(part, part.training) for part in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for part, training in modes:
+            part.training = training

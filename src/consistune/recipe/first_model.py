@@ -9,13 +9,13 @@ import torch
 from consistune.data.images import DataSplit
 from consistune.data.sources.labels import brief
 from consistune.errors import UserError
-from consistune.models import evaluating, find, load
+from consistune.models import find, load
 from consistune.nn import store
 from consistune.nn.adapt import adapt
 from consistune.nn.autoencoder.space import from_model
 from consistune.nn.card import ModelCard, Origin
 from consistune.nn.module import ModuleNetwork
-from consistune.nn.precond import EDMPrecond, Preconditioned
+from consistune.nn.precond import EDMPrecond, Preconditioned, evaluating
 from consistune.recipe import Recipe, build
 from consistune.recipe.ranges import check_memory, weight_bytes
 from consistune.recipe.reading import shipped_recipes
