@@ -3,7 +3,6 @@
 import os
 import random
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -16,6 +15,7 @@ from torch.distributed import DistBackendError, DistNetworkError
 
 from consistune.cli.main import LOST, explain
 from consistune.training import checkpoint
+from tests.support.ports import free_port
 
 LONGEST = 60
 """Seconds in which the other process must have ended."""
@@ -29,9 +29,7 @@ KEYS = (
 
 def begin(folder: Path) -> list[subprocess.Popen[str]]:
     """Two processes that train together, without a launcher that would end one with the other."""
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        port = str(s.getsockname()[1])
+    port = free_port()
     command = [sys.executable, "-m", "consistune", "train", "digits-edm", *KEYS]
     shared = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
     environment = {**os.environ, **shared, "OMP_NUM_THREADS": "1"}

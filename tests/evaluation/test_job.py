@@ -3,7 +3,6 @@
 import json
 import math
 import os
-import socket
 import subprocess
 import sys
 from contextlib import contextmanager
@@ -41,6 +40,7 @@ from consistune.pages.evaluation import FORCED, REAL, TEACHER, verdict
 from tests.support.command import run_main
 from tests.support.inception import write_inception
 from tests.support.makers import edm_zip, pixels
+from tests.support.ports import free_port
 
 
 class Quiet:
@@ -257,10 +257,7 @@ def test_the_curve_in_training_is_repeatable_and_named(model_folder: Path) -> No
 
 def run_both(arguments: list[str], environment: dict[str, str]) -> None:
     """`consistune evaluate …` on two processes."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    common = {**environment, "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    common = {**environment, "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port()}
     started = [
         subprocess.Popen(
             [sys.executable, "-m", "consistune", "evaluate", *arguments],

@@ -3,7 +3,6 @@
 import copy
 import os
 import signal
-import socket
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ from consistune.system.processes import Processes
 from consistune.training import sharding
 from consistune.training.loop import Trainer
 from consistune.training.run import Interrupted, RunFolder
+from tests.support.ports import free_port
 
 Words = tuple[str, ...]
 
@@ -135,8 +135,5 @@ def worker(rank: int, count: int, port: str, jobs: dict[str, Words], start: Any,
 
 def together(count: int, jobs: dict[str, Words], start: Any, out: Path) -> list[dict[str, Any]]:
     """The jobs on `count` processes over gloo → what each process found."""
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        port = str(s.getsockname()[1])
-    torch.multiprocessing.spawn(worker, (count, port, jobs, start, out), nprocs=count)
+    torch.multiprocessing.spawn(worker, (count, free_port(), jobs, start, out), nprocs=count)
     return [torch.load(out / f"{rank}.pt", weights_only=True) for rank in range(count)]
