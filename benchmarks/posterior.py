@@ -137,7 +137,7 @@ def mean(given, part: str) -> Record:
         n, times = n // 50, times[:2]
     rows = [mean_row(n, classes, t, given.rounds) for t in times]
     about = {"queries": QUERIES, "shape": [3, 32, 32], "threads": torch.get_num_threads()}
-    about |= {"repeats": given.rounds, "byte_products": torch.cpu._is_vnni_supported()}
+    about |= {"repeats": given.rounds, "byte_products": integers.fast_bytes(torch.device("cpu"))}
     return {**about, "machine": machine(), "rows": {part: rows}}
 
 

@@ -1,6 +1,9 @@
 """The posterior mean: the streaming form against the formula written out in float64."""
 
 import math
+import os
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -275,8 +278,11 @@ def test_many_small_weights_are_not_lost(ratio: float) -> None:
     assert relative(found.mean, posterior_exact(x_t, t, EDM(), images)) < 2e-6
 
 
-def test_many_equal_images_far_away_count_together() -> None:
+@pytest.mark.parametrize("bytes_are_slow", [False, True])
+def test_many_equal_images_far_away_count_together(bytes_are_slow: bool, request) -> None:
     """20,000 of them, each with e⁻¹⁴ of the nearest image's weight."""
+    if bytes_are_slow:
+        request.getfixturevalue("slow_bytes")
     near = torch.full((1, 1, 8, 8), 100, dtype=torch.uint8)
     far = near.clone()
     far[..., :4, :] = 140
@@ -285,7 +291,7 @@ def test_many_equal_images_far_away_count_together() -> None:
     weight = 20_000 * math.exp(-14) / (1 + 20_000 * math.exp(-14))
     reference = Reference.ungrouped(torch.cat([near, far.expand(20_000, -1, -1, -1)]))
     found = posterior(x, t, EDM(), reference).mean
-    torch.testing.assert_close(found.double(), x + weight * (z - x), rtol=0, atol=1e-5)
+    torch.testing.assert_close(found.double(), x + weight * (z - x), rtol=0, atol=3e-6)
 
 
 @pytest.mark.skipif(not whole_numbers.fast_bytes(torch.device("cpu")), reason="bytes multiply slowly here")
@@ -306,6 +312,17 @@ def test_products_of_bytes_are_whole_numbers(b: int, k: int, m: int, seed: int) 
     g = torch.Generator().manual_seed(seed)
     q, x = (torch.randint(-128, 128, size, generator=g).to(torch.int8) for size in ((b, k), (m, k)))
     assert torch.equal(whole_numbers.exact_products(q, x.T).long(), q.long() @ x.T.long())
+
+
+def test_products_of_bytes_are_exact_where_onednn_may_not_use_vnni() -> None:
+    program = (
+        "import torch; from consistune.core.posterior.integers import exact_products;"
+        "q, x = torch.full((2, 64), 127).to(torch.int8), torch.full((64, 3), -128).to(torch.int8);"
+        "print(exact_products(q, x).long().unique().tolist())"
+    )
+    environment = os.environ | {"ONEDNN_MAX_CPU_ISA": "AVX2"}
+    said = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, check=True)
+    assert said.stdout.decode().strip() == f"[{-127 * 128 * 64}]"
 
 
 @pytest.mark.parametrize("k", [2**17, 2**17 + 1])

@@ -1,5 +1,7 @@
 """Exact products of integer matrices: of bytes where those are fast, else in short sums in fp32."""
 
+from functools import cache
+
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
@@ -20,7 +22,24 @@ def fast_bytes(device: torch.device) -> bool:
     """Whether signed bytes multiply faster than floats: x86 with VNNI, CUDA from capability 8.0."""
     if device.type == "cuda":
         return torch.cuda.get_device_capability(device) >= (8, 0)
-    return device.type == "cpu" and hasattr(torch, "_int_mm") and torch.cpu._is_vnni_supported()
+    return device.type == "cpu" and _fast_on_cpu()
+
+
+@cache
+def _fast_on_cpu() -> bool:
+    """Whether the CPU has VNNI and its byte product is exact.
+
+    Without VNNI oneDNN adds two products in 16 bits, which overflow. It does so on a processor with VNNI too
+    where ONEDNN_MAX_CPU_ISA forbids that: so products of the largest bytes are tried.
+    """
+    if not (hasattr(torch, "_int_mm") and torch.cpu._is_vnni_supported()):
+        return False
+    for rows, inner, columns in ((1, 32, 1), (32, 64, 48)):
+        q = torch.full((rows, inner), 127, dtype=torch.int8, device="cpu")
+        x = torch.full((inner, columns), -128, dtype=torch.int8, device="cpu")
+        if not (torch._int_mm(q, x) == -127 * 128 * inner).all():
+            return False
+    return True
 
 
 def exact_products(q: Tensor, x: Tensor) -> Tensor:

@@ -41,6 +41,8 @@ from consistune.core.posterior.integers import (
 )
 
 DIGITS, WEIGHT_DIGITS = 3, 4
+SHORT = 256
+"""So many terms at a time: a longer sum in fp32 of one sign may lose 1e-5 of itself."""
 NEGLIGIBLE = 50.0
 """Weights below e⁻⁵⁰ = 2·10⁻²² of the largest are left out: 10⁹ of them would not show in fp32."""
 SPARSE_SHARE = 1 / 16
@@ -116,8 +118,14 @@ def weighted_sums(weights: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
     Bytes are summed as integers where that is faster: the result then depends neither on the order nor on
     images in the block that have weight 0.
     """
-    if values.dtype != torch.int8 or not fast_bytes(values.device):
+    if values.dtype != torch.int8:
         return weights.sum(1), weights @ values.to(weights.dtype)
+    if not fast_bytes(values.device):
+        total = weights.new_zeros(len(weights), values.shape[1], dtype=torch.float64)
+        for start in range(0, len(values), SHORT):
+            part = slice(start, start + SHORT)
+            total += weights[:, part] @ values[part].to(weights.dtype)
+        return weights.sum(1), total.to(weights.dtype)
     digits = signed_digits(weights.mul_(127), WEIGHT_DIGITS).flatten(0, 1)
     ones = values.new_ones(len(values), 8)
     sums = [
