@@ -109,6 +109,9 @@ def best() -> Iterator[Line]:
     yield Line(name, "`digits-unlabelled-best`: CMT, then SCT", BEST, runs, ect)
     runs = of("combination_long", rate="2e-4", estimator="score-identity")
     yield Line("digits with labels, 384,000 images", "`digits-best`: CMT, then SCT", BEST, runs, long_ect())
+    name, study = "mnist10k without labels, 120,000 images", "mnist10k_unlabelled"
+    ect = of(study, recipe="ect", estimator="one-sample")
+    yield Line(name, NORMS["own"], BEST, of(study, recipe="ect", norm="own"), ect)
     name, ect = (
         "mnist10k with labels, 120,000 images",
         of("mnist10k_family", recipe="ect", estimator="one-sample", norm=PLAIN, rate=PLAIN),
