@@ -50,9 +50,14 @@ def exact_products(q: Tensor, x: Tensor) -> Tensor:
     # Rows of one byte come out wrong from the CPU's byte product.
     if q.ndim == 2 and fast_bytes(q.device) and 32 <= q.shape[1] <= INT32_TERMS:
         return _byte_products(q, x)
+    return short_sums(q, x, EXACT_TERMS)
+
+
+def short_sums(q: Tensor, x: Tensor, terms: int) -> Tensor:
+    """q @ x [..., b, m] in float64, of products that are summed in fp32, so many terms at a time."""
     sums = torch.zeros(*q.shape[:-1], x.shape[-1], dtype=torch.float64, device=q.device)
-    for start in range(0, q.shape[-1], EXACT_TERMS):
-        part = slice(start, start + EXACT_TERMS)
+    for start in range(0, q.shape[-1], terms):
+        part = slice(start, start + terms)
         sums += q[..., part].float() @ x[..., part, :].float()
     return sums
 

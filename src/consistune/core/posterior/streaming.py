@@ -36,6 +36,7 @@ from consistune.core.posterior.integers import (
     HALF_RANGE,
     exact_products,
     fast_bytes,
+    short_sums,
     signed_digits,
     signed_pixels,
 )
@@ -121,11 +122,7 @@ def weighted_sums(weights: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
     if values.dtype != torch.int8:
         return weights.sum(1), weights @ values.to(weights.dtype)
     if not fast_bytes(values.device):
-        total = weights.new_zeros(len(weights), values.shape[1], dtype=torch.float64)
-        for start in range(0, len(values), SHORT):
-            part = slice(start, start + SHORT)
-            total += weights[:, part] @ values[part].to(weights.dtype)
-        return weights.sum(1), total.to(weights.dtype)
+        return weights.sum(1), short_sums(weights, values, SHORT).to(weights.dtype)
     digits = signed_digits(weights.mul_(127), WEIGHT_DIGITS).flatten(0, 1)
     ones = values.new_ones(len(values), 8)
     sums = [
