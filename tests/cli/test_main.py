@@ -101,6 +101,13 @@ def stop_and_fail(*_: object) -> None:
     fail()
 
 
+def stop_and_fail_later(*_: object) -> None:
+    """A library took Ctrl-C, and the program went on."""
+    with contextlib.suppress(KeyboardInterrupt):
+        signal.raise_signal(signal.SIGINT)
+    raise ValueError("of its own")
+
+
 def stop_and_fail_to_close(*_: object) -> None:
     try:
         signal.raise_signal(signal.SIGINT)
@@ -110,7 +117,12 @@ def stop_and_fail_to_close(*_: object) -> None:
 
 @pytest.mark.parametrize(
     ("command", "status", "said"),
-    [(fail, 1, "failed"), (stop_and_fail, 130, "stopped"), (stop_and_fail_to_close, 130, "stopped")],
+    [
+        (fail, 1, "failed"),
+        (stop_and_fail, 130, "stopped"),
+        (stop_and_fail_later, 1, "failed"),
+        (stop_and_fail_to_close, 130, "stopped"),
+    ],
 )
 def test_an_error_that_ctrl_c_made_is_no_failure(
     command: Callable[..., None], status: int, said: str, monkeypatch

@@ -12,6 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
+from consistune.cli.main import interrupted
 from consistune.data.images import load_data
 from consistune.metrics.statistics import build_reference
 from consistune.nn import store
@@ -105,6 +106,19 @@ def test_a_cache_is_never_necessary(tmp_path: Path, monkeypatch, capsys) -> None
     assert "no cache" in capsys.readouterr().err
     kept = build_reference("digits", images.images, extractor, cache=tmp_path / "cache")
     assert torch.equal(found.covariance, kept.covariance)
+
+
+def test_an_error_on_the_way_out_of_ctrl_c_is_no_failure() -> None:
+    def closed() -> None:
+        try:
+            raise KeyboardInterrupt
+        finally:
+            raise RuntimeError("unexpected pos 316672")
+
+    with pytest.raises(RuntimeError) as caught:
+        closed()
+    assert interrupted(caught.value)
+    assert not interrupted(RuntimeError("unexpected pos 316672"))
 
 
 @pytest.mark.parametrize("close", ["stdout", "stderr"])

@@ -121,7 +121,7 @@ def main() -> NoReturn:
     except SystemExit as left:
         status = left.code
     except Exception as error:
-        if stopped_by:  # a library made another error of KeyboardInterrupt, or a file could not be closed
+        if stopped_by and interrupted(error):
             status, line = INTERRUPTED, "stopped"
         elif debug:
             raise
@@ -132,6 +132,16 @@ def main() -> NoReturn:
     if line:
         print(f"consistune: {line}", file=sys.stderr)
     sys.exit(status if isinstance(status, int) else 0)
+
+
+def interrupted(error: BaseException) -> bool:
+    """Whether Ctrl-C made the error: it came while that was handled, or it is a library's that quotes it.
+
+    A file half-written that could not be closed, say; and Pydantic's errors, which have no context.
+    """
+    if isinstance(error, KeyboardInterrupt) or KeyboardInterrupt.__name__ in str(error):
+        return True
+    return error.__context__ is not None and interrupted(error.__context__)
 
 
 def explain(error: Exception) -> tuple[int, str]:
